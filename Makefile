@@ -1,0 +1,124 @@
+# `make` alone lists what there is. Environments go to .venv, tools and caches to .build; nothing else is touched.
+
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+TOOLS := .build/tools/uv-$(UV_VERSION)
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-airflow test-prefect test-floor test-airflow-floor test-prefect-floor \
+	check check-style check-types check-arrows format requirements clean
+
+# What another environment, an orchestrator's settings or a developer's own key would change stays outside.
+unexport $(filter AIRFLOW_% PREFECT_% NOUKAI_% PIP_TARGET PIP_PREFIX PIP_REQUIRE_VIRTUALENV,$(.VARIABLES))
+unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE PYTHONSTARTUP PYTHONWARNINGS VIRTUAL_ENV CONDA_PREFIX
+
+# The servers of a test are on this machine, whatever proxy leads out of it.
+export no_proxy := 127.0.0.1,localhost,$(no_proxy),$(NO_PROXY)
+export NO_PROXY := $(no_proxy)
+
+# Whatever a tool would keep in the home folder is kept here.
+BUILD := $(CURDIR)/.build
+export AIRFLOW_HOME := $(BUILD)/airflow
+export PREFECT_HOME := $(BUILD)/prefect
+export XDG_CACHE_HOME := $(BUILD)/cache
+export PIP_CACHE_DIR := $(BUILD)/pip-cache
+export NPM_CONFIG_CACHE := $(BUILD)/npm
+export PYTEST_DEBUG_TEMPROOT := $(BUILD)/pytest
+export PIP_USER := 0
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+export DO_NOT_TRACK := 1
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export AIRFLOW__USAGE_DATA_COLLECTION__ENABLED := False
+
+define say
+@printf '\n== %s\n' "$(1)"
+endef
+
+# $(call suites,environment,test folders): each folder is a run of its own, as the orchestrators are set up once in a
+# process. The suites that mostly wait for a local Noukai run in four processes.
+define suites
+@mkdir -p .build/pytest
+@set -e; for suite in $(2); do \
+	printf '\n== tests/%s in .venv/%s\n' $$suite $(1); \
+	case $$suite in core|emulator) processes="-n 4";; *) processes="";; esac; \
+	.venv/$(1)/bin/python -m pytest -q $$processes tests/$$suite; \
+done
+endef
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name what; do printf '%-22s %s\n' "$$name" "$$what"; done
+
+demo: .venv/airflow/ready .venv/prefect/ready ## watch Noukai jobs run in Airflow and in Prefect, on a local Noukai
+	@PYTHONPATH=. AIRFLOW_BIN="$(CURDIR)/.venv/airflow/bin" PREFECT_BIN="$(CURDIR)/.venv/prefect/bin" .venv/prefect/bin/python -m demo
+
+test: test-airflow test-prefect ## run every test, with the newest Airflow and the newest Prefect
+
+test-airflow: .venv/airflow/ready
+	$(call suites,airflow,architecture packaging typing core emulator airflow e2e_airflow)
+
+test-prefect: .venv/prefect/ready
+	$(call suites,prefect,typing core emulator prefect e2e_prefect)
+
+test-floor: test-airflow-floor test-prefect-floor ## run the orchestrators' tests with the oldest supported versions
+
+test-airflow-floor: .venv/airflow-floor/ready
+	$(call suites,airflow-floor,airflow e2e_airflow)
+
+test-prefect-floor: .venv/prefect-floor/ready
+	$(call suites,prefect-floor,prefect e2e_prefect)
+
+check: check-style check-types check-arrows ## lint, format, types, and who may import whom
+
+check-style: .venv/airflow/ready
+	$(call say,style)
+	.venv/airflow/bin/ruff check
+	.venv/airflow/bin/ruff format --check
+
+check-types: .venv/airflow/ready .venv/prefect/ready
+	$(call say,types beside Airflow)
+	.venv/airflow/bin/mypy --cache-dir .build/mypy-airflow core/noukai_core noukai_airflow
+	.venv/airflow/bin/pyright --pythonpath .venv/airflow/bin/python core/noukai_core noukai_airflow
+	$(call say,types beside Prefect)
+	.venv/prefect/bin/mypy --cache-dir .build/mypy-prefect core/noukai_core noukai_prefect
+	.venv/prefect/bin/pyright --pythonpath .venv/prefect/bin/python core/noukai_core noukai_prefect
+
+check-arrows: .venv/airflow/ready
+	$(call suites,airflow,architecture)
+
+format: .venv/airflow/ready ## put the code into its format
+	.venv/airflow/bin/ruff check --fix
+	.venv/airflow/bin/ruff format
+
+compile = .ci/uv pip compile -q --universal --python-version 3.11 --no-emit-index-url --no-header --no-annotate \
+	--extra emulator --group test pyproject.toml
+
+requirements: $(TOOLS) ## compile the pinned requirements again; UPGRADE=1 takes the newest of everything
+	$(compile) $(if $(UPGRADE),--upgrade) --extra airflow -o requirements/airflow.txt
+	$(compile) $(if $(UPGRADE),--upgrade) --extra airflow requirements/airflow-floor.in -o requirements/airflow-floor.txt
+	$(compile) $(if $(UPGRADE),--upgrade) --extra prefect requirements/prefect.in -o requirements/prefect.txt
+	$(compile) $(if $(UPGRADE),--upgrade) --extra prefect requirements/prefect-floor.in -o requirements/prefect-floor.txt
+	$(compile) $(if $(UPGRADE),--upgrade) --extra prefect requirements/prefect-peers.in -o requirements/prefect-peers.txt
+
+clean: ## remove every environment, cache and build
+	rm -rf .venv .build dist
+
+.venv/%/ready: requirements/%.txt pyproject.toml | $(TOOLS)
+	$(call say,building .venv/$*)
+	@.ci/uv venv -q --clear --python .build/tools/bin/python .venv/$*
+	@.ci/uv pip install -q --no-deps --compile-bytecode --python .venv/$*/bin/python -r $<
+	@.ci/uv pip install -q --no-deps --no-build-isolation --python .venv/$*/bin/python -e .
+	@touch $@
+
+# Some Debian Pythons come without ensurepip; their pip can fill the environment from outside.
+$(TOOLS):
+	$(call say,fetching uv $(UV_VERSION))
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'Python 3.11 or newer is needed. Name one: make PYTHON=/path/to/python3.11'; exit 1; }
+	@$(PYTHON) -m venv --clear .build/tools || \
+		{ $(PYTHON) -m venv --clear --without-pip .build/tools && $(PYTHON) -m pip --python .build/tools/bin/python install -q pip; }
+	@.build/tools/bin/python -m pip install -q uv==$(UV_VERSION)
+	@touch $@

@@ -1,0 +1,66 @@
+"""The pinned requirement files: what CI and `make` install, from whichever index the machine uses."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+FOLDER = Path(__file__).parents[2] / "requirements"
+PINNED = sorted(path.name for path in FOLDER.glob("*.txt"))
+FLOORS = {"airflow-floor": "apache-airflow==3.1.8", "prefect-floor": "prefect==3.6.29"}
+
+
+def pins(name: str) -> list[Requirement]:
+    return [Requirement(line) for line in (FOLDER / name).read_text("utf-8").splitlines()]
+
+
+def test_there_is_a_file_for_each_environment() -> None:
+    """The newest and oldest version of each orchestrator have their pins, and so have a benchmark's peers."""
+    names = ["airflow-floor.txt", "airflow.txt", "prefect-floor.txt", "prefect-peers.txt", "prefect.txt"]
+    assert names == PINNED
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_a_line_is_a_pin_and_nothing_else(name: str) -> None:
+    """No file names an index, a URL or a path: each line is one exact version, perhaps for some platforms."""
+    odd = [
+        line
+        for line in (FOLDER / name).read_text("utf-8").splitlines()
+        if not re.fullmatch(r"[a-z0-9-]+==[0-9a-z.+]+( ; [^/@]+)?", line)
+    ]
+
+    assert odd == []
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_the_pins_are_inside_the_ranges(name: str, pyproject: dict[str, Any]) -> None:
+    """Everything that pyproject asks for is pinned, at a version that pyproject allows."""
+    project = pyproject["project"]
+    extras = project["optional-dependencies"]
+    asked = [
+        *project["dependencies"],
+        *extras[name.split("-")[0].removesuffix(".txt")],
+        *extras["emulator"],
+        *pyproject["dependency-groups"]["test"],
+    ]
+    pinned = {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in pins(name)}
+
+    outside = [
+        line
+        for line in asked
+        if not (each := Requirement(line)).specifier.contains(pinned.get(canonicalize_name(each.name), "0"))
+    ]
+
+    assert outside == []
+
+
+@pytest.mark.parametrize("name", FLOORS)
+def test_the_floors_are_the_oldest_that_install(name: str) -> None:
+    """The floor environments hold the last patch of the oldest supported minor version, to the digit."""
+    assert FLOORS[name] in (FOLDER / f"{name}.in").read_text("utf-8").splitlines()
+    assert FLOORS[name] in [str(pin) for pin in pins(f"{name}.txt")]
