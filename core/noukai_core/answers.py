@@ -1,0 +1,238 @@
+"""What an HTTP answer means: its JSON, or the error that it stands for. No I/O."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+
+from .errors import (
+    AccessDenied,
+    APIError,
+    AuthenticationFailed,
+    BadRequest,
+    CreditsExhausted,
+    FlowNotFound,
+    JobNotFound,
+    MalformedAnswer,
+    ModelKeyRejected,
+    RateLimited,
+    Redirected,
+    Refused,
+    Unavailable,
+)
+from .inputs import is_list, is_mapping, without_keys
+
+E = TypeVar("E", bound=APIError)
+
+_PASSING = (408, 425, 429)
+_SAID_LENGTH = 500
+_SHOWN_ID = 100
+
+_ADVICE: dict[type[APIError], str] = {
+    BadRequest: "Correct the request; the same one will be refused again.",
+    AuthenticationFailed: "Check the API key: it is missing, wrong or revoked.",
+    CreditsExhausted: "Add credits to the Noukai organisation, then run this again.",
+    AccessDenied: "The API key may not do this: a key belongs to one project.",
+    FlowNotFound: "Check the org, project and slug of the flow, and that this version is published.",
+    ModelKeyRejected: "Renew the model provider's key in the settings of the Noukai project.",
+    JobNotFound: "Check that the job id belongs to this flow; a job may also be too old to be kept.",
+    Redirected: "Redirects are not followed, so that the key stays where it belongs: check base_url.",
+    MalformedAnswer: "Check base_url, and whether a proxy answers in the server's place.",
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An HTTP answer; ``headers`` has lower-case names."""
+
+    status_code: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def ok(self) -> bool:
+        """Whether the status says success."""
+        return 200 <= self.status_code < 300
+
+    @property
+    def request_id(self) -> str | None:
+        """What the server calls this request."""
+        return one_line(self.headers.get("x-request-id", ""))[:_SHOWN_ID] or None
+
+
+def object_of(
+    answer: Answer, what: str, job_id: str | None = None, *, missing: type[APIError] = Refused
+) -> Mapping[str, Any]:
+    """Return the JSON object of a good answer, or raise what the answer stands for.
+
+    Args:
+        answer: The answer.
+        what: What was asked for, as the beginning of an error's message.
+        job_id: The job that the request was about.
+        missing: What a 404 stands for, unless the server's code says that the flow is missing.
+    """
+    if not answer.ok:
+        raise error_of(answer, what, job_id, missing=missing)
+    value = _json(answer.body)
+    if not is_mapping(value):
+        raise malformed(answer, what, "is not a JSON object", job_id)
+    return value
+
+
+def malformed(answer: Answer, what: str, fault: str, job_id: str | None = None) -> MalformedAnswer:
+    """Return the error for an answer whose content makes no sense."""
+    excerpt = one_line(answer.body[:200].decode("utf-8", "replace"))
+    return _error(MalformedAnswer, answer, f"{what}: the answer {fault}: {excerpt!r}", job_id=job_id)
+
+
+def error_of(
+    answer: Answer, what: str, job_id: str | None = None, *, missing: type[APIError] = Refused
+) -> APIError:
+    """Return the error that an answer without success stands for."""
+    code, said = _server_words(answer.body)
+    kind = _kind(answer.status_code, code, missing)
+    words = f": {said}" if said else ""
+    headline = f"{what}: HTTP {answer.status_code}{f' {code}' if code else ''}{words}"
+    return _error(kind, answer, headline, job_id=job_id, code=code)
+
+
+def _kind(status: int, code: str | None, missing: type[APIError]) -> type[APIError]:
+    if code == "BYOK_KEY_REJECTED":
+        return ModelKeyRejected
+    if 300 <= status < 400:
+        return Redirected
+    match status:
+        case 400 | 413 | 422:
+            return BadRequest
+        case 401:
+            return AuthenticationFailed
+        case 402:
+            return CreditsExhausted
+        case 403:
+            return AccessDenied
+        case 404:
+            return FlowNotFound if code == "FLOW_NOT_FOUND" else missing
+        case 429:
+            return RateLimited
+        case _ if status in _PASSING or status >= 500:
+            return Unavailable
+        case _ if 400 <= status < 500:
+            return Refused
+        case _:
+            return MalformedAnswer
+
+
+def _error(kind: type[E], answer: Answer, headline: str, *, job_id: str | None, code: str | None = None) -> E:
+    quoted = f" (request id {answer.request_id})" if answer.request_id else ""
+    advice = f" {_ADVICE[kind]}" if kind in _ADVICE else ""
+    pause = retry_after(answer.headers.get("retry-after"))
+    return kind(
+        f"{headline}{quoted}.{advice}",
+        status_code=answer.status_code,
+        code=code,
+        request_id=answer.request_id,
+        job_id=job_id,
+        retry_after=pause,
+        never_processed=answer.status_code in (425, 429) or (answer.status_code == 503 and pause is not None),
+    )
+
+
+def retry_after(value: str | None, now: datetime | None = None) -> float | None:
+    """Return the seconds that a ``Retry-After`` header asks for, given as seconds or as an HTTP date."""
+    if value is None:
+        return None
+    if re.fullmatch(r"\d{1,9}(\.\d{1,6})?", value.strip(), re.ASCII):
+        return float(value)
+    try:
+        date = parsedate_to_datetime(value)
+    except (ValueError, OverflowError):
+        return None
+    if date.tzinfo is None:
+        date = date.replace(tzinfo=UTC)
+    return max(0.0, (date - (now or datetime.now(UTC))).total_seconds())
+
+
+def knows_sessions(answer: Answer) -> bool:
+    """Tell whether a 404 is the service's own, and not that of a proxy or of a server without the route.
+
+    A router without the route answers ``{"detail": "Not Found"}`` and nothing else. To believe that no job
+    exists because such a server says 404 would be to submit a second one.
+    """
+    body = _json(answer.body)
+    return is_mapping(body) and body.get("detail") != "Not Found"
+
+
+def mapping_of(value: object) -> Mapping[str, Any]:
+    """Return a JSON object as it is, and anything else as an empty one."""
+    return value if is_mapping(value) else {}
+
+
+def list_of(value: object) -> Sequence[Any]:
+    """Return a JSON list as it is, and anything else as an empty one."""
+    return value if is_list(value) else ()
+
+
+def _json(body: bytes) -> object:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _server_words(body: bytes) -> tuple[str | None, str | None]:
+    """Return the server's code and message, in whichever of its forms they came."""
+    answer = _json(body)
+    if not is_mapping(answer):
+        return None, one_line(body[: 4 * _SAID_LENGTH].decode("utf-8", "replace")) or None
+    detail: object = answer.get("detail") or answer.get("error") or answer
+    if isinstance(detail, str):
+        detail = {"code": answer.get("code"), "message": detail}
+    faults = "; ".join(_validation_fault(fault) for fault in list_of(detail)[:5])
+    fields = mapping_of(detail)
+    said = faults or fields.get("message")
+    return _code(fields.get("code")), one_line(said if isinstance(said, str) else _as_text(detail)) or None
+
+
+def _validation_fault(fault: object) -> str:
+    """Show one entry of FastAPI's list of validation faults."""
+    fields = mapping_of(fault)
+    if not fields:
+        return str(fault)
+    where = ".".join(str(part) for part in list_of(fields.get("loc")))
+    return f"{where}: {fields.get('msg')}" if where else str(fields.get("msg"))
+
+
+def _code(code: object) -> str | None:
+    return one_line(code).upper()[:100] or None if isinstance(code, str) else None
+
+
+def _as_text(value: object) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return "something that cannot be shown"
+
+
+def job_error(value: object) -> str | None:
+    """Return why a job failed, whether it came as text or as an object."""
+    if value is None or value == "":
+        return None
+    if isinstance(value, str):
+        return without_keys(value)
+    fields = mapping_of(value)
+    code, said = _code(fields.get("code")), fields.get("message")
+    if not isinstance(said, str):
+        return without_keys(_as_text(value))
+    return without_keys(f"{code}: {said}" if code else said)
+
+
+def one_line(text: str) -> str:
+    """Make a server's words fit for one line of a log, without anything that looks like a key."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    line = without_keys(line)
+    return line if len(line) <= _SAID_LENGTH else line[:_SAID_LENGTH] + "…"

@@ -1,0 +1,61 @@
+"""The budget of looks that all jobs of one process share, so that a crowd waits politely."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from functools import cache
+
+BURST = 1.0
+"""Seconds' worth of looks that may come at once after a quiet time."""
+
+SLOWEST = 1.0
+"""Looks a second that are left however often the server complains."""
+
+HALVING_INTERVAL = 10.0
+"""Seconds in which many complaints count as one: they are about the same crowd."""
+
+RECOVERY = 60.0
+"""Seconds without a complaint after which the budget is whole again."""
+
+
+class LookBudget:
+    """Spreads looks evenly at a rate (the generic cell rate algorithm): a place in the queue, no queue.
+
+    Args:
+        per_second: Looks a second, over all jobs that share this budget.
+    """
+
+    def __init__(self, per_second: float) -> None:
+        self.per_second = per_second
+        self._rate = per_second
+        self._next = float("-inf")
+        self._complained = float("-inf")
+        self._lock = threading.Lock()
+
+    def reserve(self, now: float) -> float:
+        """Take the next free place, and return the seconds until it comes."""
+        with self._lock:
+            if now - self._complained >= RECOVERY:
+                self._rate = self.per_second
+            spacing = 1.0 / self._rate
+            place = max(self._next, now - max(BURST - spacing, 0.0))
+            self._next = place + spacing
+            return max(0.0, place - now)
+
+    def slow_down(self, now: float) -> None:
+        """Halve the rate for a while: the server complained about too many requests."""
+        with self._lock:
+            if now - self._complained >= HALVING_INTERVAL:
+                self._rate = max(self._rate / 2, min(SLOWEST, self.per_second))
+                self._complained = now
+
+
+def shared_budget(base_url: str, api_key: str, per_second: float) -> LookBudget:
+    """Return the budget that every client of this process shares which has the same server, key and rate."""
+    return _budget(base_url, hashlib.sha256(api_key.encode()).hexdigest(), per_second)
+
+
+@cache
+def _budget(base_url: str, key_digest: str, per_second: float) -> LookBudget:
+    return LookBudget(per_second)

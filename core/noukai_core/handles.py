@@ -1,0 +1,160 @@
+"""What the handles of both shells know, without I/O: a flow, a job, and the steps of what they do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Generic, TypeVar
+
+from . import calls, inputs
+from .budget import shared_budget
+from .errors import JobNotFound
+from .inputs import FlowPath, Version
+from .models import JobAccepted, JobState, JobStatus, RunTrace
+from .settings import Settings
+from .steps import Steps, send_patiently
+from .submission import Submission, Submitted, find, submit_once
+from .watch import Watch
+
+MILLISECONDS = 1000.0
+
+R = TypeVar("R")
+
+
+class FlowHandle(Generic[R]):
+    """A flow that jobs can be submitted to."""
+
+    def __init__(self, runner: R, path: FlowPath, settings: Settings) -> None:
+        self._runner = runner
+        self._path = path
+        self._settings = settings
+
+    @property
+    def path(self) -> str:
+        """The flow as ``org/project/slug``."""
+        return str(self._path)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.path!r})"
+
+    def _submitting(
+        self,
+        message: str | None,
+        parameters: Mapping[str, Any] | None,
+        block_overrides: Mapping[str, Mapping[str, Any]] | None,
+        trace: bool,
+        version: Version,
+        session_id: str | None,
+        callback_url: str | None,
+        callback_events: Sequence[str] | None,
+        submission: Submission,
+    ) -> Steps[Submitted]:
+        """Check everything, and return the steps that submit a job once."""
+        body = inputs.job_body(
+            message=message,
+            parameters=parameters,
+            block_overrides=block_overrides,
+            trace=trace,
+            callback_url=callback_url,
+            callback_events=callback_events,
+        )
+        session = None if session_id is None else inputs.session_id(session_id)
+        call = calls.submit(self._path, inputs.version_number(version), body, submission.headers(session))
+        return submit_once(
+            call,
+            submission,
+            self._path,
+            time.monotonic,
+            # A session of the user's own may group many jobs, so it cannot tell which one this was.
+            recovery_timeout=self._settings.recovery_timeout if session is None else 0.0,
+            patience=self._settings.fault_patience,
+        )
+
+    def _finding(self, submission: Submission) -> Steps[JobAccepted | None]:
+        return find(submission, self._path, time.monotonic)
+
+
+class JobHandle(Generic[R]):
+    """A job that exists."""
+
+    def __init__(
+        self,
+        runner: R,
+        job_id: str,
+        path: FlowPath,
+        settings: Settings,
+        *,
+        submitted_at: datetime | None = None,
+        accepted: JobAccepted | None = None,
+    ) -> None:
+        self._runner = runner
+        self._id = inputs.job_id(job_id)
+        self._path = path
+        self._settings = settings
+        self._submitted_at = None if submitted_at is None else inputs.moment(submitted_at, "submitted_at")
+        self._accepted = accepted
+        self._born = _on_monotonic_clock(self._submitted_at)
+
+    @property
+    def id(self) -> str:
+        """The job's id, such as ``job_abc123``."""
+        return self._id
+
+    @property
+    def flow(self) -> str:
+        """The job's flow as ``org/project/slug``."""
+        return str(self._path)
+
+    @property
+    def submitted_at(self) -> datetime | None:
+        """When the job was submitted, if this handle knows."""
+        return self._submitted_at
+
+    @property
+    def accepted(self) -> JobAccepted | None:
+        """The answer to the submission, if this handle made it."""
+        return self._accepted
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.id!r}, flow={self.flow!r})"
+
+    def _in_race_until(self) -> float:
+        """Until when a 404 may only mean that no worker has written the job down yet."""
+        return float("-inf") if self._born is None else self._born + self._settings.not_found_grace
+
+    def _looking(self) -> Steps[JobStatus]:
+        call = calls.status(self._path, self._id)
+        try:
+            return (yield from send_patiently(call, time.monotonic))
+        except JobNotFound:
+            if time.monotonic() >= self._in_race_until():
+                raise
+        return JobStatus(id=self._id, state=JobState.PENDING)
+
+    def _watching(self, timeout_ms: float | None, poll_interval: float | None) -> Steps[JobStatus]:
+        watch = Watch(
+            self._path,
+            self._id,
+            self._settings,
+            shared_budget(self._settings.base_url, self._settings.api_key, self._settings.looks_per_second),
+            time.monotonic,
+            born=self._born,
+            timeout=None if timeout_ms is None else inputs.seconds(timeout_ms, "timeout_ms") / MILLISECONDS,
+            interval=None if poll_interval is None else inputs.seconds(poll_interval, "poll_interval"),
+        )
+        return watch.steps()
+
+    def _cancelling(self) -> Steps[None]:
+        call = calls.cancel(self._path, self._id)
+        return send_patiently(call, time.monotonic, missing_until=self._in_race_until())
+
+    def _tracing(self) -> Steps[RunTrace]:
+        return send_patiently(calls.trace(self._path, self._id), time.monotonic)
+
+
+def _on_monotonic_clock(moment: datetime | None) -> float | None:
+    """Convert a point in time once, so that a clock that is set later moves no deadline."""
+    if moment is None:
+        return None
+    return time.monotonic() - max(0.0, (datetime.now(UTC) - moment).total_seconds())

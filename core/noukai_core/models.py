@@ -1,0 +1,140 @@
+"""What the server says about jobs, as frozen models."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+from .errors import InvalidInput, JobCancelled, JobFailed
+
+
+class JobState(StrEnum):
+    """The five states of a job."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the job will never leave this state."""
+        return self in (JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED)
+
+
+_SHOWN_REASON = 2000
+
+_STATES = {state.value: state for state in JobState}
+
+
+def _known_state(state: str) -> str:
+    return _STATES.get(state, state)
+
+
+class _Model(BaseModel, frozen=True):
+    model_config = ConfigDict(extra="forbid")
+
+
+class JobAccepted(_Model, frozen=True):
+    """The answer to a submission."""
+
+    id: str
+    state: Annotated[str, AfterValidator(_known_state)] = JobState.PENDING
+
+
+class ExecuteResult(_Model, frozen=True):
+    """The result of a completed job; ``output`` is what the flow returned."""
+
+    output: Any = None
+
+
+class JobStatus(_Model, frozen=True):
+    """What one look at a job showed.
+
+    Attributes:
+        id: The job.
+        state: A ``JobState``, or the server's own word in lower case when it is none of the five.
+        result: The result of a completed job.
+        error: Why a failed job failed, in the server's words.
+        created_at: ISO 8601, like the two that follow; each only when the server tells.
+        started_at: When a worker took the job.
+        completed_at: When the job ended.
+        progress: What the flow reports of its progress; its form is the flow's own.
+    """
+
+    id: str
+    state: Annotated[str, AfterValidator(_known_state)]
+    result: ExecuteResult | None = None
+    error: str | None = None
+    created_at: str | None = None
+    started_at: str | None = None
+    completed_at: str | None = None
+    progress: dict[str, Any] | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the job has ended. A state that is not one of the five counts as not ended."""
+        return isinstance(self.state, JobState) and self.state.finished
+
+    def outcome(self) -> ExecuteResult:
+        """Return the result of a completed job.
+
+        Raises:
+            JobFailed: It failed.
+            JobCancelled: It was cancelled.
+            InvalidInput: It has not ended yet.
+        """
+        if self.state == JobState.COMPLETED:
+            return self.result or ExecuteResult()
+        if self.state == JobState.FAILED:
+            reason = (self.error or "the server gave no reason")[:_SHOWN_REASON]
+            raise JobFailed(f"Noukai job {self.id} failed: {reason}", job_id=self.id, status=self)
+        if self.state == JobState.CANCELLED:
+            raise JobCancelled(
+                f"Noukai job {self.id} was cancelled on the Noukai side", job_id=self.id, status=self
+            )
+        raise InvalidInput(f"Noukai job {self.id} has no outcome yet: it is {self.state}")
+
+
+class KeyInfo(_Model, frozen=True):
+    """What a key gives access to, as far as the server tells."""
+
+    org: str | None = None
+    project: str | None = None
+    environment: str | None = None
+
+
+class TraceStep(_Model, frozen=True):
+    """One step of a run."""
+
+    id: str | None = None
+    status: str | None = None
+    attempt: int | None = None
+    duration_ms: float | None = None
+    model: str | None = None
+    tokens: int | None = None
+    cost_usd: Decimal | None = None
+
+
+class RunTrace(_Model, frozen=True):
+    """How a run went, step by step."""
+
+    status: str | None = None
+    duration_ms: float | None = None
+    steps: tuple[TraceStep, ...] = ()
+
+    @property
+    def total_tokens(self) -> int | None:
+        """The tokens of all steps that report them; ``None`` when none does."""
+        counts = [step.tokens for step in self.steps if step.tokens is not None]
+        return sum(counts) if counts else None
+
+    @property
+    def cost_usd(self) -> Decimal | None:
+        """The cost of all steps that report one, in US dollars; ``None`` when none does."""
+        costs = [step.cost_usd for step in self.steps if step.cost_usd is not None]
+        return sum(costs, Decimal(0)) if costs else None

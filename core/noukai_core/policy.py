@@ -1,0 +1,76 @@
+"""The two decisions over time: when a job is looked at next, and when a failed request is sent again.
+
+Pure functions; durations are in seconds.
+"""
+
+from __future__ import annotations
+
+import random
+
+AGE_SHARE = 0.10
+SHORTEST_PAUSE = 1.0
+LONGEST_PAUSE = 60.0
+JITTER = 0.10
+
+SHORTEST_LOOK = 1.0
+"""How long the last look before a deadline may take at least: less would only make sure that it fails."""
+
+QUICK_PATIENCE = 5.0
+"""How long a single look, a cancel or a key check goes on against passing faults."""
+
+
+def pause_before_look(age: float, interval: float | None = None, luck: float | None = None) -> float:
+    """Return the pause before the next look at a job.
+
+    It grows with the age of the job, so that the end is seen within about a tenth of the job's own run time
+    for a number of looks that grows with the logarithm of it.
+
+    Args:
+        age: Since the job was submitted.
+        interval: A fixed pause that the user chose instead.
+        luck: Where in the jitter this pause lies, from 0 to 1; random by default.
+    """
+    if interval is not None:
+        return interval
+    pause = min(max(age * AGE_SHARE, SHORTEST_PAUSE), LONGEST_PAUSE)
+    return jittered(pause, luck)
+
+
+def pause_after_fault(
+    faults: int,
+    pause: float,
+    retry_after: float | None = None,
+    *,
+    limited: bool = False,
+    luck: float | None = None,
+) -> float:
+    """Return the pause before a job is looked at again after a passing fault.
+
+    A fault makes the next look come no later than it would have, and sooner for a job that is looked at
+    rarely: 1 s after the first fault, then 2 s, 4 s and so on.
+
+    Args:
+        faults: How many faults came in a row.
+        pause: What the pause would be without the fault.
+        retry_after: What the server asked for; it wins when it is longer.
+        limited: Whether the server complained about too many requests: then no look comes sooner.
+        luck: Where in the jitter this pause lies, from 0 to 1; random by default.
+    """
+    wanted = pause if limited else min(pause, backoff(faults, luck))
+    return max(wanted, retry_after or 0.0)
+
+
+def backoff(faults: int, luck: float | None = None) -> float:
+    """Return the pause after so many faults in a row: doubling from 1 s to 60 s, jittered."""
+    return jittered(min(SHORTEST_PAUSE * 2.0 ** min(faults - 1, 10), LONGEST_PAUSE), luck)
+
+
+def jittered(pause: float, luck: float | None = None) -> float:
+    """Spread a pause over ±10 %, so that many jobs that began together do not stay together."""
+    place = random.random() if luck is None else luck
+    return pause * (1 - JITTER + 2 * JITTER * place)
+
+
+def look_timeout(timeout: float, left: float) -> float:
+    """Return how long one look may take when so much time is left before the deadline."""
+    return min(timeout, max(left, SHORTEST_LOOK))

@@ -1,0 +1,95 @@
+"""What a client is made with, checked once."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from . import inputs
+from .errors import InvalidInput
+from .inputs import FlowPath
+
+PRODUCTION_URL = "https://api.noukai.dev/api/v1"
+DEVELOPMENT_URL = "http://localhost:8080/api/v1"
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The checked settings of a client; the durations are in seconds."""
+
+    api_key: str = field(repr=False)
+    base_url: str
+    org: str | None
+    project: str | None
+    timeout: float
+    poll_interval: float | None
+    fault_patience: float
+    not_found_grace: float
+    recovery_timeout: float
+    looks_per_second: float
+    submissions_in_flight: int
+    max_answer_bytes: int
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        api_key: str | None,
+        base_url: str | None,
+        org: str | None,
+        project: str | None,
+        timeout: float,
+        poll_interval: float | None,
+        fault_patience: float,
+        not_found_grace: float,
+        recovery_timeout: float,
+        looks_per_second: float,
+        submissions_in_flight: int,
+        max_answer_bytes: int,
+    ) -> Settings:
+        """Check the arguments of a client, and fill in what the environment has."""
+        checked_org, checked_project = inputs.org_and_project(org, project)
+        return cls(
+            api_key=inputs.api_key(os.environ.get("NOUKAI_API_KEY") if api_key is None else api_key),
+            base_url=_base_url(base_url),
+            org=checked_org,
+            project=checked_project,
+            timeout=inputs.seconds(timeout, "timeout"),
+            poll_interval=None if poll_interval is None else inputs.seconds(poll_interval, "poll_interval"),
+            fault_patience=inputs.seconds(fault_patience, "fault_patience", zero=True),
+            not_found_grace=inputs.seconds(not_found_grace, "not_found_grace", zero=True),
+            recovery_timeout=inputs.seconds(recovery_timeout, "recovery_timeout", zero=True),
+            looks_per_second=inputs.seconds(looks_per_second, "looks_per_second"),
+            submissions_in_flight=inputs.count(submissions_in_flight, "submissions_in_flight"),
+            max_answer_bytes=inputs.count(max_answer_bytes, "max_answer_bytes"),
+        )
+
+    def flow_path(self, flow: str) -> FlowPath:
+        """Resolve a flow's name inside this client's org and project."""
+        return inputs.flow_path(flow, self.org, self.project)
+
+
+def _base_url(given: str | None) -> str:
+    url = inputs.base_url(os.environ.get("NOUKAI_BASE_URL") or _default_url() if given is None else given)
+    parts = urlsplit(url)
+    if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
+        warnings.warn(
+            f"base_url {url} is not https: the API key and the data of jobs travel unencrypted",
+            UserWarning,
+            stacklevel=4,
+        )
+    return url
+
+
+def _default_url() -> str:
+    match os.environ.get("NOUKAI_ENV", "").strip().lower():
+        case "dev" | "development" | "local":
+            return DEVELOPMENT_URL
+        case "" | "prod" | "production":
+            return PRODUCTION_URL
+        case other:
+            raise InvalidInput(f"NOUKAI_ENV is {other!r}, but must be 'dev' or 'prod'")

@@ -1,0 +1,88 @@
+"""Both shells through one look, over a scripted wire or over the emulator.
+
+`make_client` is the driver: every test that takes it, or a fixture made of it, runs once over `Noukai`
+and once over `AsyncNoukai`, whose coroutines run on a loop of the fixture's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import pytest
+
+from noukai_core import AsyncNoukai, Noukai, policy
+from tests.core.shells import Blocking
+from tests.core.wire import Wire
+
+if TYPE_CHECKING:
+    from noukai_core.emulator import Emulator
+
+MakeClient = Callable[..., Any]
+
+
+@pytest.fixture
+def wire() -> Wire:
+    """A wire that takes every submission as job-1; the rest is for the test to script."""
+    return Wire()
+
+
+@pytest.fixture(params=["sync", "async"])
+def shell(request: pytest.FixtureRequest) -> str:
+    """Which of the two shells this run of the test drives."""
+    return str(request.param)
+
+
+@pytest.fixture
+def key() -> str:
+    """A key of the test's own, because all clients of one key share their budget of looks."""
+    return f"nk_test_12345678_{uuid4().hex}"
+
+
+@pytest.fixture
+def make_client(shell: str, key: str) -> Iterator[MakeClient]:
+    """Makes clients of either shell, all with the blocking look, and closes them."""
+    made: list[Any] = []
+    with asyncio.Runner() as runner:
+
+        def make(**options: Any) -> Any:
+            options.setdefault("api_key", key)
+            options.setdefault("base_url", "https://noukai.test/api/v1")
+            client: Any = Noukai(**options) if shell == "sync" else Blocking(runner, AsyncNoukai(**options))
+            made.append(client)
+            return client
+
+        yield make
+        for client in made:
+            client.close()
+
+
+@pytest.fixture
+def scripted(make_client: MakeClient, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> MakeClient:
+    """Makes a client of the scripted wire, with pauses so short that no test waits for a real one."""
+    monkeypatch.setattr(policy, "SHORTEST_PAUSE", 0.005)
+    monkeypatch.setattr(policy, "QUICK_PATIENCE", 0.15)
+
+    def make(**options: Any) -> Any:
+        return make_client(**{"transport": wire.transport, "poll_interval": 0.005, **options})
+
+    return make
+
+
+@pytest.fixture
+def patient(scripted: MakeClient, monkeypatch: pytest.MonkeyPatch) -> MakeClient:
+    """As `scripted`, for faults that pass: a core that is busy with something else is no fault."""
+    monkeypatch.setattr(policy, "QUICK_PATIENCE", 30.0)
+    return scripted
+
+
+@pytest.fixture
+def local(make_client: MakeClient, emulator: Emulator) -> MakeClient:
+    """Makes a client of the emulator, over real HTTP, that looks often."""
+
+    def make(**options: Any) -> Any:
+        return make_client(**{"base_url": emulator.base_url, "poll_interval": 0.05, **options})
+
+    return make

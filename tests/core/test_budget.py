@@ -1,0 +1,156 @@
+"""A crowd waits politely: the looks of all jobs of one process and key share one budget."""
+
+from __future__ import annotations
+
+import heapq
+import random
+import time
+from bisect import bisect_left
+from typing import TYPE_CHECKING
+
+import pytest
+
+from noukai_core import JobState, JobStatus, Noukai
+from noukai_core.budget import LookBudget, shared_budget
+from tests.core.test_policy import Answer, Waiter, finishing
+from tests.core.wire import FLOW, Wire, refusal, state
+
+if TYPE_CHECKING:
+    from tests.core.conftest import MakeClient
+
+
+def crowd(size: int, budget: LookBudget, answer: Answer, until: float) -> list[Waiter]:
+    """Lets so many jobs that began together wait at the same time, on one clock, until then."""
+    waiters = [Waiter(answer, budget=budget) for _ in range(size)]
+    turns = [(0.0, number) for number in range(size)]
+    while turns:
+        now, number = heapq.heappop(turns)
+        waiter = waiters[number]
+        waiter.now = now
+        if waiter.advance() is None and waiter.now < until:
+            heapq.heappush(turns, (waiter.now, number))
+    return waiters
+
+
+def looks_of(waiters: list[Waiter]) -> list[float]:
+    return sorted(look for waiter in waiters for look in waiter.looks)
+
+
+def most_within(looks: list[float], seconds: float) -> int:
+    """The most looks in any stretch of time so long."""
+    return max(bisect_left(looks, look + seconds) - index for index, look in enumerate(looks))
+
+
+def test_a_thousand_young_jobs_stay_within_the_budget() -> None:
+    """A thousand jobs that would look a thousand times a second look 50 times, after one burst."""
+    random.seed(2)
+    waiters = crowd(1_000, LookBudget(50.0), finishing(60), until=90)
+    looks = looks_of(waiters)
+    assert most_within(looks, 1.0) <= 50 + 51
+    assert most_within([look for look in looks if look > 2], 1.0) <= 51
+    assert len(looks) >= 0.9 * 50 * 60
+    assert all(waiter.looks[-1] >= 60 for waiter in waiters)
+
+
+def test_the_pauses_stretch_evenly() -> None:
+    """No job of a crowd starves: each gets about the same number of looks."""
+    random.seed(3)
+    waiters = crowd(500, LookBudget(50.0), finishing(1_000), until=120)
+    counts = [len(waiter.looks) for waiter in waiters]
+    assert max(counts) - min(counts) <= 3
+
+
+def test_one_job_alone_never_notices() -> None:
+    """A single job, however impatient its interval, is looked at as if there were no budget."""
+    budget = LookBudget(50.0)
+    waits = [budget.reserve(now / 50) for now in range(1_000)]
+    assert set(waits) == {0.0}
+
+
+def test_the_looks_of_a_crowd_are_spread_and_not_bunched() -> None:
+    """Beyond the burst each place is one fiftieth of a second after the one before."""
+    budget = LookBudget(50.0)
+    waits = [budget.reserve(100.0) for _ in range(250)]
+    assert waits[:50] == pytest.approx([0.0] * 50, abs=1e-9)
+    assert waits[50:] == pytest.approx([number / 50 for number in range(1, 201)])
+
+
+def places(budget: LookBudget, now: float) -> float:
+    """The looks a second that the budget gives at this time, when it is asked for many."""
+    budget.reserve(now)
+    waits = [budget.reserve(now) for _ in range(200)]
+    return 100 / (waits[199] - waits[99])
+
+
+def test_a_complaint_halves_the_budget_for_a_minute() -> None:
+    """After a 429 half of the looks are left, and all of them again after 60 s without another."""
+    budget = LookBudget(50.0)
+    assert places(budget, 0.0) == pytest.approx(50)
+    budget.slow_down(100.0)
+    assert places(budget, 101.0) == pytest.approx(25)
+    assert places(budget, 159.0) == pytest.approx(25)
+    assert places(budget, 160.1) == pytest.approx(50)
+
+
+def test_many_complaints_at_once_are_one() -> None:
+    """The 429s of one crowd halve the budget once in ten seconds, not once each."""
+    budget = LookBudget(64.0)
+    for complaint in range(100):
+        budget.slow_down(1.0 + complaint / 100)
+    assert places(budget, 3.0) == pytest.approx(32)
+    budget.slow_down(10.9)
+    assert places(budget, 10.9) == pytest.approx(32)
+    budget.slow_down(11.1)
+    assert places(budget, 11.1) == pytest.approx(16)
+
+
+@pytest.mark.parametrize("whole, floor", [(50.0, 1.0), (1.0, 1.0), (0.2, 0.2)])
+def test_the_budget_never_dries_up(whole: float, floor: float) -> None:
+    """However often the server complains, one look a second is left, or the user's choice if that is less."""
+    budget = LookBudget(whole)
+    for minute in range(50):
+        budget.slow_down(minute * 11.0)
+    assert places(budget, 550.0) == pytest.approx(floor)
+
+
+def test_a_crowd_backs_off_when_the_server_complains(scripted: MakeClient, wire: Wire, key: str) -> None:
+    """A 429 to one look slows down every look of that key, and of no other."""
+    wire.on("poll", refusal(429), state("completed", result="x"))
+    client = scripted(looks_per_second=40.0)
+    client.flow(FLOW).attach("job-1").wait(timeout_ms=20_000)
+    mine = shared_budget("https://noukai.test/api/v1", key, 40.0)
+    others = shared_budget("https://noukai.test/api/v1", key + "x", 40.0)
+    assert mine is shared_budget("https://noukai.test/api/v1", key, 40.0)
+    assert places(others, time.monotonic()) == pytest.approx(40)
+    assert mine is not others
+    assert places(mine, time.monotonic()) == pytest.approx(20)
+
+
+def test_the_budget_is_shared_by_every_client_of_the_key(wire: Wire, key: str) -> None:
+    """A second client is no way round the budget: two of them together look no more often than one."""
+    wire.on("poll", state("running"))
+    options = {
+        "api_key": key,
+        "base_url": "https://noukai.test/api/v1",
+        "looks_per_second": 10.0,
+        "poll_interval": 0.001,
+    }
+    with (
+        Noukai(transport=wire.transport, **options) as one,
+        Noukai(transport=wire.transport, **options) as two,
+    ):
+        begin = time.monotonic()
+        watches = [client.flow(FLOW).attach("job-1") for client in (one, two)]
+        for job in watches:
+            with pytest.raises(TimeoutError):
+                job.wait(timeout_ms=700)
+        elapsed = time.monotonic() - begin
+    assert len(wire.made("poll")) <= 10 + 10 * elapsed + 3
+
+
+def test_finished_jobs_leave_the_crowd() -> None:
+    """A job that has ended takes no more places."""
+    random.seed(4)
+    ended = JobStatus(id="job-1", state=JobState.FAILED)
+    waiters = crowd(100, LookBudget(50.0), lambda now: ended, until=10)
+    assert [len(waiter.looks) for waiter in waiters] == [1] * 100

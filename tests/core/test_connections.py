@@ -1,0 +1,127 @@
+"""Connections over a pause, through a proxy, and to a server that hangs up."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from noukai_core import policy
+from tests.core.wire import FLOW
+
+if TYPE_CHECKING:
+    from tests.core.conftest import MakeClient
+
+
+class Counter(ThreadingHTTPServer):
+    """A server that keeps idle connections and counts those that were opened."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Running)
+        self.opened = 0
+        self.hung_up = threading.Event()
+
+    def shutdown_request(self, request: Any) -> None:
+        super().shutdown_request(request)
+        self.hung_up.set()
+
+    def get_request(self) -> Any:
+        self.opened += 1
+        return super().get_request()
+
+
+class Running(BaseHTTPRequestHandler):
+    """Answers every request with a running job."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        body = b'{"executionId": "job-1", "status": "running"}'
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *parts: object) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture
+def counter() -> Iterator[Counter]:
+    """A counting server on a free port."""
+    with Counter() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_an_idle_connection_outlives_the_longest_pause(
+    make_client: MakeClient, counter: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two looks with the longest pause between them use one connection."""
+    client = make_client(base_url=f"http://127.0.0.1:{counter.server_address[1]}/api/v1")
+    job = client.flow(FLOW).attach("job-1")
+    job.status()
+    clock, pause = time.monotonic, policy.LONGEST_PAUSE * (1 + policy.JITTER)
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + pause)
+    job.status()
+    client.close()
+    assert counter.opened == 1
+
+
+def test_a_connection_that_the_server_closed_meanwhile_is_replaced(
+    make_client: MakeClient, counter: Counter
+) -> None:
+    """A look over a connection that died in the pause is made over a fresh one, unnoticed."""
+    client = make_client(base_url=f"http://127.0.0.1:{counter.server_address[1]}/api/v1")
+    job = client.flow(FLOW).attach("job-1")
+    Running.timeout = 0.05
+    try:
+        job.status()
+        assert counter.hung_up.wait(10)
+        assert job.status().state == "running"
+    finally:
+        Running.timeout = None
+    client.close()
+    assert counter.opened == 2
+
+
+@pytest.fixture
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No proxy of this machine is in the way."""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.usefixtures("no_proxies")
+@pytest.mark.parametrize("scheme", ["http://", ""])
+def test_a_proxy_of_the_environment_is_used(
+    make_client: MakeClient, counter: Counter, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    """A company's proxy is honoured as every other program honours it."""
+    monkeypatch.setenv("http_proxy", f"{scheme}127.0.0.1:{counter.server_address[1]}")
+    with pytest.warns(UserWarning, match="not https"):
+        client = make_client(base_url="http://noukai.invalid/api/v1")
+    assert client.flow(FLOW).attach("job-1").status().state == "running"
+    assert counter.opened == 1
+
+
+@pytest.mark.usefixtures("no_proxies")
+def test_a_server_that_needs_no_proxy_is_asked_directly(
+    make_client: MakeClient, counter: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NO_PROXY names the servers that are reached without it."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    client = make_client(base_url=f"http://127.0.0.1:{counter.server_address[1]}/api/v1")
+    assert client.flow(FLOW).attach("job-1").status().state == "running"
+    assert counter.opened == 1

@@ -1,0 +1,144 @@
+"""The errors as values: their tree, and what survives a trip to another process."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+import noukai_core
+from noukai_core import (
+    APIError,
+    ExecuteResult,
+    InvalidInput,
+    JobError,
+    JobState,
+    JobStatus,
+    NoukaiError,
+    Submission,
+    SubmissionUnknown,
+    errors,
+)
+
+TREE = {
+    "NoukaiError": "Exception",
+    "InvalidInput": "NoukaiError",
+    "APIError": "NoukaiError",
+    "Refused": "APIError",
+    "BadRequest": "Refused",
+    "AuthenticationFailed": "Refused",
+    "CreditsExhausted": "Refused",
+    "AccessDenied": "Refused",
+    "FlowNotFound": "Refused",
+    "ModelKeyRejected": "Refused",
+    "CancelUnsupported": "Refused",
+    "JobNotFound": "APIError",
+    "Unavailable": "APIError",
+    "RateLimited": "Unavailable",
+    "MalformedAnswer": "APIError",
+    "Redirected": "MalformedAnswer",
+    "AnswerTooLarge": "MalformedAnswer",
+    "SubmissionUnknown": "NoukaiError",
+    "JobError": "NoukaiError",
+    "JobFailed": "JobError",
+    "JobCancelled": "JobError",
+    "JobWaitTimeout": "JobError",
+}
+PASSING = {"Unavailable", "RateLimited", "MalformedAnswer", "Redirected"}
+KINDS = [kind for kind in vars(errors).values() if inspect.isclass(kind) and issubclass(kind, NoukaiError)]
+
+
+def example(kind: type[NoukaiError]) -> NoukaiError:
+    """An error of this kind with every attribute set."""
+    if issubclass(kind, APIError):
+        return kind(
+            "Looking at job j-1: HTTP 503",
+            status_code=503,
+            code="OVERLOADED",
+            request_id="req-1",
+            job_id="j-1",
+            retry_after=7.5,
+        )
+    if issubclass(kind, JobError):
+        status = JobStatus(
+            id="j-1", state=JobState.FAILED, error="why", result=ExecuteResult(output={"a": [1, None]})
+        )
+        return kind("Noukai job j-1 failed: why", job_id="j-1", status=status)
+    if issubclass(kind, SubmissionUnknown):
+        return kind("unknown", submission=Submission(Submission.new().id, sent_at=datetime.now(UTC)))
+    return kind("timeout is 0, but must be a number above 0")
+
+
+def test_the_tree_is_the_documented_one() -> None:
+    """Every error of the package stands where the documentation puts it, and none is missing there."""
+    assert {kind.__name__: kind.__bases__[0].__name__ for kind in KINDS} == TREE
+    assert all(name in (errors.__doc__ or "") for name in TREE)
+    assert all(getattr(noukai_core, name) is getattr(errors, name) for name in TREE)
+
+
+def test_errors_are_also_what_python_calls_them() -> None:
+    """Bad input is a ValueError and a wait that ran out a TimeoutError, for callers who catch those."""
+    assert issubclass(noukai_core.InvalidInput, ValueError)
+    assert issubclass(noukai_core.JobWaitTimeout, TimeoutError)
+    assert not issubclass(noukai_core.Unavailable, TimeoutError)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if issubclass(kind, APIError)])
+def test_an_error_knows_whether_it_passes(kind: type[APIError]) -> None:
+    """Faults that waiting may cure are told from those that it cannot."""
+    assert kind.passing is (kind.__name__ in PASSING)
+
+
+def trips(error: NoukaiError) -> list[tuple[str, NoukaiError]]:
+    pickled = [(f"pickle {number}", pickle.loads(pickle.dumps(error, number))) for number in range(2, 6)]
+    return [*pickled, ("copy", copy.copy(error)), ("deep copy", copy.deepcopy(error))]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_survives_the_trip_to_another_process(kind: type[NoukaiError]) -> None:
+    """A pickled or copied error has its type, its message, its arguments and every attribute."""
+    error = example(kind)
+    for way, again in trips(error):
+        assert type(again) is kind, way
+        assert (str(again), again.args) == (str(error), error.args), way
+        assert vars(again) == vars(error), way
+        assert vars(again) or kind in {NoukaiError, InvalidInput}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_notes_of_an_error_travel_too(kind: type[NoukaiError]) -> None:
+    """A note that an orchestrator added is not lost on the way."""
+    error = example(kind)
+    error.add_note("on worker 3")
+    for way, again in trips(error):
+        assert again.__notes__ == ["on worker 3"], way
+
+
+def test_a_status_survives_the_trip_to_another_process() -> None:
+    """Statuses are values: equal after the trip, frozen, and an unknown state stays the word that it was."""
+    for state in ("completed", "paused"):
+        status = JobStatus(id="j-1", state=state, result=ExecuteResult(output=[1]), progress={"done": 1})
+        again = pickle.loads(pickle.dumps(status))
+        assert again == status
+        assert type(again.state) is type(status.state)
+    with pytest.raises(ValueError, match="frozen"):
+        status.state = JobState.FAILED  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("state", JobState, ids=str)
+def test_the_outcome_of_a_status(state: JobState) -> None:
+    """A completed status gives its result, the bad ends raise and carry the status, the others have none."""
+    status = JobStatus(
+        id="j-1", state=state, result=ExecuteResult(output=5) if state == "completed" else None
+    )
+    kinds: dict[str, Any] = {"failed": noukai_core.JobFailed, "cancelled": noukai_core.JobCancelled}
+    if state is JobState.COMPLETED:
+        assert status.outcome().output == 5
+    else:
+        with pytest.raises(kinds.get(state, InvalidInput)) as caught:
+            status.outcome()
+        assert getattr(caught.value, "status", status) is status

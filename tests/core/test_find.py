@@ -1,0 +1,61 @@
+"""Look for the job of a submission without submitting."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from noukai_core import Submission, SubmissionUnknown
+from tests.core.wire import FLOW, Answer, Wire, reply
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from noukai_core.emulator import Emulator
+
+
+def test_the_job_of_a_submission_is_found(local: Callable[..., Any], emulator: Emulator) -> None:
+    """A submission's identity leads to its job, and nothing is submitted for it."""
+    submission = Submission.new()
+    client = local()
+    made = client.flow(FLOW).job("hello", submission=submission)
+
+    found = client.flow(FLOW).find(submission)
+
+    assert found.id == made.id
+    assert emulator.control.counts()["submit"] == 1
+
+
+def test_a_submission_that_was_never_made_is_not_found(local: Callable[..., Any], emulator: Emulator) -> None:
+    """An identity that the server does not know leads to no job, after one question."""
+    assert local().flow(FLOW).find(Submission.new()) is None
+    assert emulator.control.counts()["session"] == 1
+    assert emulator.control.counts()["submit"] == 0
+
+
+def test_a_job_of_another_flow_is_not_taken_for_it(local: Callable[..., Any]) -> None:
+    """The jobs of other flows under the same identity do not count."""
+    submission = Submission.new()
+    client = local()
+    client.flow("acme/spelling/other").job("hello", submission=submission)
+
+    assert client.flow(FLOW).find(submission) is None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [reply(404, json={"detail": "Not Found"}), reply(404, text="<html>no such page</html>")],
+    ids=["no-route", "proxy"],
+)
+def test_a_404_that_is_not_the_services_own_settles_nothing(
+    scripted: Callable[..., Any], wire: Wire, answer: Answer
+) -> None:
+    """A server without the session call, or a proxy, is never believed to say that there is no job."""
+    wire.on("submit", httpx.ReadTimeout("")).on("session", answer)
+
+    with pytest.raises(SubmissionUnknown):
+        scripted(recovery_timeout=0.2).flow(FLOW).job("hello")
+
+    assert len(wire.made("submit")) == 1

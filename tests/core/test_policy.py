@@ -1,0 +1,304 @@
+"""The decisions over time, with a clock that the test turns: no request is made and nobody sleeps."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from itertools import pairwise
+
+import pytest
+
+from noukai_core import (
+    JobNotFound,
+    JobState,
+    JobStatus,
+    JobWaitTimeout,
+    RateLimited,
+    Unavailable,
+    answers,
+    policy,
+)
+from noukai_core.budget import LookBudget
+from noukai_core.errors import APIError
+from noukai_core.inputs import FlowPath
+from noukai_core.settings import Settings
+from noukai_core.steps import Pause, Request
+from noukai_core.watch import Watch
+
+RUNNING = JobStatus(id="job-1", state=JobState.RUNNING)
+DONE = JobStatus(id="job-1", state=JobState.COMPLETED)
+FLOW = FlowPath("acme", "spelling", "grade-3")
+Answer = Callable[[float], JobStatus | APIError]
+
+
+def settings(**changes: float | None) -> Settings:
+    defaults = {
+        "timeout": 30.0,
+        "poll_interval": None,
+        "fault_patience": 300.0,
+        "not_found_grace": 60.0,
+        "recovery_timeout": 60.0,
+        "looks_per_second": 50.0,
+    }
+    return Settings.of(
+        api_key="nk_test",
+        base_url="https://noukai.test",
+        org=None,
+        project=None,
+        submissions_in_flight=16,
+        max_answer_bytes=1000,
+        **{**defaults, **changes},  # type: ignore[arg-type]
+    )
+
+
+class Waiter:
+    """One wait for one job, with a clock of its own; `looks` are the times of its looks."""
+
+    def __init__(
+        self,
+        answer: Answer,
+        *,
+        timeout: float | None = None,
+        born: float | None = 0.0,
+        budget: LookBudget | None = None,
+        **changes: float | None,
+    ) -> None:
+        self.now = 0.0
+        self.looks: list[float] = []
+        self.allowed: list[float | None] = []
+        self._answer = answer
+        self._steps = Watch(
+            FLOW,
+            "job-1",
+            settings(**changes),
+            budget or LookBudget(50.0),
+            lambda: self.now,
+            born=born,
+            timeout=timeout,
+        ).steps()
+
+    def run(self) -> JobStatus:
+        """Turns the clock from step to step until the wait has ended."""
+        while True:
+            ended = self.advance()
+            if ended is not None:
+                return ended
+
+    def advance(self) -> JobStatus | None:
+        """Goes on to the next pause or to the end."""
+        reply: JobStatus | APIError | None = None
+        while True:
+            try:
+                step = self._steps.send(reply)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            reply = None
+            if isinstance(step, Pause):
+                assert step.seconds >= 0
+                self.now += step.seconds
+                return None
+            if isinstance(step, Request):
+                self.looks.append(self.now)
+                self.allowed.append(step.timeout)
+                reply = self._answer(self.now)
+
+
+def finishing(after: float) -> Answer:
+    return lambda now: DONE if now >= after else RUNNING
+
+
+def down(now: float) -> APIError:
+    return Unavailable("HTTP 503", status_code=503)
+
+
+@pytest.mark.parametrize("luck", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(
+    "age, pause", [(0, 1), (5, 1), (10, 1), (11, 1.1), (60, 6), (300, 30), (600, 60), (601, 60), (86_400, 60)]
+)
+def test_the_pause_is_a_tenth_of_the_age(age: float, pause: float, luck: float) -> None:
+    """10 % of the age, never under 1 s or over 60 s, moved by the jitter of ±10 % and by nothing else."""
+    assert policy.pause_before_look(age, luck=luck) == pytest.approx(pause * (0.9 + 0.2 * luck))
+
+
+def test_the_jitter_spreads_over_its_whole_range() -> None:
+    """Jobs that began together do not stay together."""
+    pauses = [policy.pause_before_look(100) for _ in range(2_000)]
+    assert 9.0 <= min(pauses) < 9.2 and 10.8 < max(pauses) <= 11.0
+
+
+def test_a_fixed_interval_is_fixed() -> None:
+    """What the user chose has neither growth nor jitter."""
+    assert {policy.pause_before_look(age, interval=7.5) for age in (0, 60, 90_000)} == {7.5}
+
+
+@pytest.mark.parametrize("run_time", [0.5, 3, 10, 30, 100, 300, 600, 3_600, 86_400])
+def test_the_end_is_seen_within_a_tenth_of_the_run_time(run_time: float) -> None:
+    """The lag is at most 11 % of the job's run time, within the shortest and the longest pause."""
+    for seed in range(20):
+        random.seed(seed)
+        waiter = Waiter(finishing(run_time))
+        waiter.run()
+        lag = waiter.looks[-1] - run_time
+        assert 0 <= lag <= min(max(0.11 * run_time, 1.1), 66.0) + 1e-6
+
+
+def test_the_first_look_comes_at_once() -> None:
+    """A job that has ended already is seen without a pause."""
+    waiter = Waiter(finishing(0))
+    waiter.run()
+    assert waiter.looks == [0.0]
+
+
+def test_the_number_of_looks_grows_with_the_logarithm_of_the_run_time() -> None:
+    """Six times the run time costs the same few looks more, up to 10 minutes; then there is one a minute."""
+    random.seed(1)
+    looks = {}
+    for run_time in (10, 60, 360, 600, 4_200):
+        waiter = Waiter(finishing(run_time))
+        waiter.run()
+        looks[run_time] = len(waiter.looks)
+    assert looks[10] <= 13
+    sixfold = math.log(6) / math.log(1.09) + 2
+    assert looks[60] - looks[10] <= sixfold
+    assert looks[360] - looks[60] <= sixfold
+    assert looks[4_200] - looks[600] <= 3_600 / 54 + 1
+
+
+def test_the_age_counts_from_the_submission_and_not_from_the_wait() -> None:
+    """A job that another process submitted an hour ago is looked at as the hour-old job that it is."""
+    waiter = Waiter(finishing(200), born=-3_600.0)
+    waiter.run()
+    assert all(later - sooner >= 54 for sooner, later in pairwise(waiter.looks))
+
+
+@pytest.mark.parametrize("timeout", [0.3, 5.0, 47.0, 1_000.0])
+@pytest.mark.parametrize("interval", [None, 600.0])
+def test_the_last_pause_is_cut_to_the_deadline(timeout: float, interval: float | None) -> None:
+    """The wait ends at its deadline to the moment, with a last look there."""
+    waiter = Waiter(finishing(math.inf), timeout=timeout, poll_interval=interval)
+    with pytest.raises(JobWaitTimeout) as caught:
+        waiter.run()
+    assert waiter.now == pytest.approx(timeout)
+    assert waiter.looks[-1] == pytest.approx(timeout)
+    assert caught.value.status == RUNNING
+
+
+def test_a_job_that_ends_at_the_deadline_is_not_timed_out() -> None:
+    """What the last look sees counts."""
+    waiter = Waiter(finishing(99.9), timeout=100.0, poll_interval=1_000.0)
+    assert waiter.run() == DONE
+
+
+def test_a_look_near_the_deadline_is_given_little_time() -> None:
+    """The request's own timeout shrinks with what is left, down to a second."""
+    waiter = Waiter(finishing(math.inf), timeout=100.0, poll_interval=45.0)
+    with pytest.raises(JobWaitTimeout):
+        waiter.run()
+    assert waiter.allowed == [30.0, 30.0, pytest.approx(10.0), 1.0]
+
+
+def test_faults_are_waited_out_by_time() -> None:
+    """Five minutes without one good answer is the end: not a look sooner, and not much later."""
+    waiter = Waiter(down)
+    with pytest.raises(Unavailable):
+        waiter.run()
+    assert waiter.now == pytest.approx(300.0)
+
+
+def test_one_good_answer_renews_the_patience() -> None:
+    """Faults of hours with a good answer every four minutes do not end a wait."""
+    waiter = Waiter(lambda now: DONE if now > 7_200 else RUNNING if now % 240 < 66 else down(now))
+    assert waiter.run() == DONE
+
+
+def test_after_a_fault_an_old_job_is_looked_at_sooner() -> None:
+    """A fault makes nobody wait a minute to learn that the server is back, and no storm either."""
+    waiter = Waiter(lambda now: down(now) if 3_600 < now < 3_600 + 200 else finishing(4_000)(now))
+    waiter.run()
+    faulty = [look for look in waiter.looks if 3_600 < look < 3_800]
+    assert 6 <= len(faulty) <= 12
+    assert all(later - sooner >= 0.9 for sooner, later in pairwise(faulty))
+
+
+@pytest.mark.parametrize("asked", [5.0, 90.0])
+def test_retry_after_wins_when_it_is_longer(asked: float) -> None:
+    """No look comes before the server wants one; a shorter wish than the usual pause makes no look sooner."""
+    told = [True]
+
+    def limited(now: float) -> JobStatus | APIError:
+        if now >= 1_000 and told:
+            told.clear()
+            return RateLimited("HTTP 429", status_code=429, retry_after=asked)
+        return finishing(2_000)(now)
+
+    waiter = Waiter(limited)
+    waiter.run()
+    first = next(index for index, look in enumerate(waiter.looks) if look >= 1_000)
+    assert waiter.looks[first + 1] - waiter.looks[first] >= max(asked, 54)
+
+
+def test_the_race_counts_from_the_submission() -> None:
+    """404 is waited out until 60 s after the submit, is no fault meanwhile, and then it is the end."""
+
+    def missing(now: float) -> APIError:
+        return JobNotFound("HTTP 404", status_code=404)
+
+    waiter = Waiter(missing, born=-50.0, fault_patience=1.0)
+    with pytest.raises(JobNotFound):
+        waiter.run()
+    assert waiter.now == pytest.approx(10.0)
+    assert len(waiter.looks) < 10
+    attached = Waiter(missing, born=None)
+    with pytest.raises(JobNotFound):
+        attached.run()
+    assert attached.looks == [0.0]
+
+
+def test_the_race_uses_up_no_patience() -> None:
+    """A server that does not know the job yet has answered: faults after that count from there."""
+
+    def answer(now: float) -> JobStatus | APIError:
+        if now < 30:
+            return JobNotFound("HTTP 404", status_code=404)
+        return down(now) if now < 34 else DONE
+
+    waiter = Waiter(answer, fault_patience=8.0)
+    assert waiter.run() == DONE
+
+
+NOW = datetime(2026, 7, 1, 12, 0, 0, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    "header, seconds",
+    [
+        ("0", 0.0),
+        ("7", 7.0),
+        (" 7 ", 7.0),
+        ("1.5", 1.5),
+        (format_datetime(NOW + timedelta(seconds=90), usegmt=True), 90.0),
+        (format_datetime(NOW - timedelta(seconds=90), usegmt=True), 0.0),
+        ("Wed, 01 Jul 2026 12:00:30 GMT", 30.0),
+        ("Wednesday, 01-Jul-26 12:00:30 GMT", 30.0),
+        ("Wed Jul  1 12:00:30 2026", 30.0),
+        (None, None),
+        ("", None),
+        ("soon", None),
+        ("-5", None),
+        ("nan", None),
+        ("inf", None),
+        ("1e3", None),
+        ("٣", None),
+        ("Mon, 99 Foo 2026", None),
+        ("Wed, 01 Jul 99999 12:00:00 GMT", None),
+        ("Wed, 01 Jul 2026 12:00:00 +99999999999", None),
+        ("9" * 400, None),
+    ],
+    ids=ascii,
+)
+def test_a_retry_after_is_read_in_every_legal_form(header: str | None, seconds: float | None) -> None:
+    """Seconds or any of HTTP's three dates; what is neither is passed over."""
+    assert answers.retry_after(header, NOW) == seconds

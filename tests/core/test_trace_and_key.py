@@ -1,0 +1,91 @@
+"""What is read of a trace and of a key, whose fields nobody has documented."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from noukai_core import (
+    AccessDenied,
+    APIError,
+    AuthenticationFailed,
+    JobNotFound,
+    Refused,
+)
+from tests.core.wire import FLOW, Wire, refusal, reply
+
+if TYPE_CHECKING:
+    from tests.core.conftest import MakeClient
+
+
+def test_a_trace_adds_up(scripted: MakeClient, wire: Wire) -> None:
+    """Tokens and cost of all steps are summed, to the last digit; steps that tell neither are no trouble."""
+    steps = [
+        {"stepId": "draft", "attempt": 1, "status": "completed", "durationMs": 812, "modelUsed": "m-1"},
+        {"stepId": "check", "tokens": {"prompt": 10, "completion": 5, "total": 15}, "costUsd": "0.1"},
+        {"step_id": "polish", "tokens": {"prompt": 1, "completion": 1, "total": 2}, "cost_usd": "0.2"},
+        {"stepId": "odd", "tokens": "many", "costUsd": "cheap", "durationMs": "long"},
+        "no step at all",
+    ]
+    wire.on(
+        "trace",
+        reply(json={"flowRun": {"id": "r", "status": "COMPLETED", "durationMs": 1_000}, "steps": steps}),
+    )
+    trace = scripted().flow(FLOW).attach("job-1").trace()
+    assert (trace.status, trace.duration_ms, trace.total_tokens) == ("completed", 1_000, 17)
+    assert trace.cost_usd == Decimal("0.3")
+    assert [step.id for step in trace.steps][:4] == ["draft", "check", "polish", "odd"]
+    assert (trace.steps[0].duration_ms, trace.steps[0].model, trace.steps[0].attempt) == (812, "m-1", 1)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [[], None, {}, [{"durationMs": 10**400}], [{"costUsd": "NaN"}]],
+    ids=lambda value: repr(value)[:20],
+)
+def test_a_trace_that_tells_nothing_adds_up_to_nothing(scripted: MakeClient, wire: Wire, steps: Any) -> None:
+    """Without numbers the sums are unknown, which is not the same as zero."""
+    wire.on("trace", reply(json={"flowRun": {"status": "running"}, "steps": steps}))
+    trace = scripted().flow(FLOW).attach("job-1").trace()
+    assert (trace.total_tokens, trace.cost_usd) == (None, None)
+
+
+@pytest.mark.parametrize("status, kind", [(404, JobNotFound), (403, AccessDenied), (405, Refused)])
+def test_a_trace_that_cannot_be_read(
+    scripted: MakeClient, wire: Wire, status: int, kind: type[APIError]
+) -> None:
+    """Servers need not show traces to API keys: that is an error at once, which names the job."""
+    wire.on("trace", refusal(status))
+    with pytest.raises(kind) as caught:
+        scripted().flow(FLOW).attach("job-1").trace()
+    assert caught.value.job_id == "job-1"
+    assert len(wire.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "answer, expected",
+    [
+        ({"org": "acme", "project": "spelling", "environment": "test"}, ("acme", "spelling", "test")),
+        ({"organization": {"slug": "acme"}, "project": {"slug": "spelling"}}, ("acme", "spelling", None)),
+        ({"orgSlug": "acme", "projectSlug": "spelling", "env": "live"}, ("acme", "spelling", "live")),
+        ({}, (None, None, None)),
+    ],
+    ids=["bare", "objects", "slugs", "nothing"],
+)
+def test_the_keys_home_is_read_tolerantly(
+    scripted: MakeClient, wire: Wire, answer: dict[str, Any], expected: tuple[str | None, ...]
+) -> None:
+    """The fields have no documented names: what can be recognised is told, and a good key is a good key."""
+    wire.on("verify", reply(json=answer))
+    info = scripted().verify_key()
+    assert (info.org, info.project, info.environment) == expected
+
+
+def test_a_wrong_key_is_told_at_once(scripted: MakeClient, wire: Wire) -> None:
+    """verify_key() on a revoked key raises after one request."""
+    wire.on("verify", refusal(401, "INVALID_KEY"))
+    with pytest.raises(AuthenticationFailed):
+        scripted().verify_key()
+    assert len(wire.requests) == 1
