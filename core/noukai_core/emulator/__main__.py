@@ -1,0 +1,69 @@
+"""The emulator as a program: `python -m noukai_core.emulator`."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+_END = {signal.SIGINT, signal.SIGTERM}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until SIGINT or SIGTERM, and return the exit code."""
+    wanted = _parser().parse_args(arguments)
+    # Blocked before any thread begins: so a signal ends the wait below, and never breaks into the server.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _END)
+    try:
+        from . import Emulator
+
+        emulator = Emulator(
+            wanted.script,
+            book=wanted.book,
+            host=wanted.host,
+            port=wanted.port,
+            tls_cert=wanted.tls_cert,
+            tls_key=wanted.tls_key,
+            honour_idempotency_key=wanted.honour_idempotency_key,
+        )
+        with emulator:
+            print(f"Noukai emulator: {emulator.base_url}", flush=True)
+            signal.sigwait(_END)
+    except (ImportError, OSError, ValueError) as error:
+        print(f"noukai_core.emulator: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m noukai_core.emulator",
+        description="A local Noukai over real HTTP. Every flow exists; a job completes after about a second.",
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="where to listen (default: only this machine)")
+    parser.add_argument(
+        "--port", type=_port, default=8080, help="the port; 0 picks a free one (default: 8080)"
+    )
+    parser.add_argument("--script", type=Path, metavar="FILE", help="JSON: how the jobs behave, by flow slug")
+    parser.add_argument("--book", type=Path, metavar="FILE", help="keeps the jobs over a restart")
+    parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="a certificate (PEM), to serve HTTPS")
+    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="the certificate's key (PEM)")
+    parser.add_argument(
+        "--honour-idempotency-key",
+        action="store_true",
+        help="give the first job again for a second submission with the same Idempotency-Key",
+    )
+    return parser
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise ValueError(text)
+    return port
+
+
+if __name__ == "__main__":
+    sys.exit(main())
