@@ -1,1 +1,1 @@
-"""."""
+"""Airflow provider for Noukai: hook, operator, sensor, trigger, task decorator and retry policy."""

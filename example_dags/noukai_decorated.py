@@ -1,0 +1,23 @@
+"""`@task.noukai`: the function says what to submit, the task returns what the flow answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.sdk import dag, task
+
+
+@dag(schedule=None, tags=["noukai"])
+def noukai_decorated() -> None:
+    @task
+    def customer() -> dict[str, str]:
+        return {"name": "Ada", "tone": "friendly"}
+
+    @task.noukai(flow="acme/mail/greeting", deferrable=True)
+    def greeting(person: dict[str, str]) -> dict[str, Any]:
+        return {"message": f"Greet {person['name']}", "parameters": {"tone": person["tone"]}}
+
+    greeting(customer())
+
+
+noukai_decorated()

@@ -1,0 +1,91 @@
+"""`@task.noukai`: a function that returns the inputs of a job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from airflow.providers.common.compat.sdk import (
+    DecoratedOperator,
+    TaskDecorator,
+    context_merge,
+    determine_kwargs,
+    task_decorator_factory,  # pyright: ignore[reportUnknownVariableType]
+)
+
+from noukai_airflow.exceptions import NoukaiRefusedException
+from noukai_airflow.operators.noukai import NoukaiRunJobOperator
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from noukai_airflow.task_job import JobInputs
+
+_INPUTS = ("message", "parameters", "block_overrides", "version", "session_id")
+
+
+class NoukaiDecoratedOperator(DecoratedOperator, NoukaiRunJobOperator):
+    """Calls a function for the inputs of a job, and runs the job."""
+
+    custom_operator_name: str = "@task.noukai"
+    overwrite_rtif_after_execution: bool = True
+    template_fields: Sequence[str] = (
+        *DecoratedOperator.template_fields,
+        *NoukaiRunJobOperator.template_fields,
+    )
+    template_fields_renderers: ClassVar[dict[str, str]] = {
+        **DecoratedOperator.template_fields_renderers,
+        **NoukaiRunJobOperator.template_fields_renderers,
+    }
+
+    def execute(self, context: Context) -> Any:
+        """Call the function, and run the job with what it returns."""
+        return NoukaiRunJobOperator.execute(self, context)
+
+    def _inputs(self, context: Context) -> JobInputs:
+        context_merge(context, self.op_kwargs)
+        function: Callable[..., Any] = self.python_callable  # pyright: ignore
+        kwargs = determine_kwargs(function, self.op_args, context)
+        self._take(function(*self.op_args, **kwargs))
+        return super()._inputs(context)
+
+    def _take(self, returned: object) -> None:
+        """Take over what the function returned."""
+        if isinstance(returned, str):
+            self.message = returned
+            return
+        if not isinstance(returned, Mapping):
+            raise NoukaiRefusedException(
+                f"The function of task {self.task_id!r} returned {type(returned).__name__}, but must return "
+                f"the message as a string, or a dict with some of {', '.join(_INPUTS)}"
+            )
+        inputs = cast("Mapping[str, Any]", returned)
+        if unknown := sorted(str(name) for name in inputs if name not in _INPUTS):
+            raise NoukaiRefusedException(
+                f"The function of task {self.task_id!r} returned {', '.join(unknown)}, but a job's inputs "
+                f"are {', '.join(_INPUTS)}; inputs of the flow belong in 'parameters'"
+            )
+        for name, value in inputs.items():
+            setattr(self, name, value)
+
+
+def noukai_task(
+    python_callable: Callable[..., Any] | None = None, *, multiple_outputs: bool = False, **kwargs: Any
+) -> TaskDecorator:
+    """Make a task that runs a Noukai job with the inputs that the decorated function returns.
+
+    The function returns the message as a string, or a dict with some of `message`, `parameters`,
+    `block_overrides`, `version` and `session_id`. It runs on the worker, just before the submission.
+
+    Args:
+        python_callable: The function.
+        multiple_outputs: Whether each key of the flow's output becomes an XCom of its own. What the function
+            returns, or says that it returns, has no part in this.
+        **kwargs: What `NoukaiRunJobOperator` takes.
+    """
+    return task_decorator_factory(
+        python_callable=python_callable,
+        multiple_outputs=multiple_outputs,
+        decorated_operator_class=NoukaiDecoratedOperator,
+        **kwargs,
+    )

@@ -1,0 +1,61 @@
+"""Whether a person wanted a task to end, or only its process does. Only a person's act cancels a job."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any
+
+# A task whose worker is shut down, evicted or taken for dead is in one of these; it lives on, here or in its
+# next try.
+_ALIVE_ON_WORKER = frozenset(
+    {"running", "up_for_retry", "up_for_reschedule", "scheduled", "queued", "deferred"}
+)
+
+# A trigger that loses its place to another triggerer finds its task in one of these. After a clear the task
+# may be in them too, but then it has another job.
+_ALIVE_IN_TRIGGERER = frozenset({"deferred", "running", "up_for_retry"})
+
+
+class Verdict(Enum):
+    """What to do with the job of a task that is ended."""
+
+    CANCEL = "cancel"
+    KEEP = "keep"
+
+
+def on_worker(state: str | None, *, known: bool) -> Verdict:
+    """Judge a SIGTERM on a worker by the state that the task then has in the database.
+
+    Args:
+        state: The state.
+        known: Whether the state could be asked for.
+    """
+    if not known or state in _ALIVE_ON_WORKER:
+        return Verdict.KEEP
+    return Verdict.CANCEL
+
+
+def in_triggerer(state: str | None, job_of_task: str | None, job_id: str) -> Verdict:
+    """Judge a call of a trigger's `on_kill`.
+
+    Airflow 3.3.0 to 3.3.2 also calls it when a trigger moves to another triggerer (apache/airflow#73454):
+    then the task still waits, for the same job.
+
+    Args:
+        state: The state of the task in the database.
+        job_of_task: The job that the task now has, by its XCom, if there is one.
+        job_id: The trigger's job.
+    """
+    if state == "deferred" and job_of_task is None:
+        return Verdict.KEEP
+    if state in _ALIVE_IN_TRIGGERER and job_of_task == job_id:
+        return Verdict.KEEP
+    return Verdict.CANCEL
+
+
+def state_of(task_states: dict[str, Any], run_id: str, task_id: str, map_index: int) -> str | None:
+    """Find one task in what Airflow answers to a question for task states."""
+    states: dict[str, Any] = task_states.get(run_id) or {}
+    key = task_id if map_index < 0 else f"{task_id}_{map_index}"
+    state = states.get(key)
+    return None if state is None else str(getattr(state, "value", state))

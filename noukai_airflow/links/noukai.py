@@ -1,0 +1,32 @@
+"""The link from a task to its job's page."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import attrs
+from airflow.sdk import BaseOperatorLink
+
+from noukai_airflow.xcoms import JOB_URL
+
+if TYPE_CHECKING:
+    from airflow.sdk import BaseOperator
+    from airflow.sdk.types import TaskInstanceKey
+
+
+@attrs.define()
+class NoukaiJobLink(BaseOperatorLink):
+    """Opens the job's page. Shown when the connection has a run page URL, from the submission on."""
+
+    name = "Noukai job"  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]
+
+    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
+        """Return the URL that the task has pushed.
+
+        Airflow asks for it at the end of each segment of a task, also in a process that has not submitted
+        anything.
+        """
+        from airflow.providers.common.compat.sdk import XCom
+
+        url: Any = XCom.get_value(key=JOB_URL, ti_key=cast("Any", ti_key))
+        return url or ""

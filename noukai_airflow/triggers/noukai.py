@@ -1,0 +1,186 @@
+"""The trigger that waits for a job while its task is deferred."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from noukai_airflow import kills
+from noukai_airflow.events import JobEvent, Reason
+
+if TYPE_CHECKING:
+    from noukai_core import AsyncNoukai, JobStatus
+
+_KILL_SECONDS = 30.0
+
+
+class NoukaiJobTrigger(BaseTrigger):
+    """Waits for the end of a job, and tells the task that it ended. The task fetches the result itself.
+
+    Args:
+        job_id: The job.
+        flow: Its flow as `org/project/slug`.
+        noukai_conn_id: The Airflow connection. The key itself is no argument, since arguments are stored.
+        submitted_at: When the job was submitted, in ISO 8601. Just after it, the server may not know the job
+            yet.
+        deadline: When to give up waiting, in seconds since the epoch.
+        poll_interval: A fixed pause between looks, in seconds; by default it grows with the age of the job.
+        cancel_on_kill: Whether the job is cancelled when a user ends the task.
+    """
+
+    def __init__(
+        self,
+        job_id: str,
+        flow: str,
+        noukai_conn_id: str = "noukai_default",
+        submitted_at: str | None = None,
+        deadline: float | None = None,
+        poll_interval: float | None = None,
+        cancel_on_kill: bool = False,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # pyright: ignore[reportUnknownMemberType]
+        self.job_id = job_id
+        self.flow = flow
+        self.noukai_conn_id = noukai_conn_id
+        self.submitted_at = submitted_at
+        self.deadline = deadline
+        self.poll_interval = poll_interval
+        self.cancel_on_kill = cancel_on_kill
+        self._kill: asyncio.Task[None] | None = None
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return what Airflow stores to make this trigger again."""
+        return (
+            "noukai_airflow.triggers.noukai.NoukaiJobTrigger",
+            {
+                "job_id": self.job_id,
+                "flow": self.flow,
+                "noukai_conn_id": self.noukai_conn_id,
+                "submitted_at": self.submitted_at,
+                "deadline": self.deadline,
+                "poll_interval": self.poll_interval,
+                "cancel_on_kill": self.cancel_on_kill,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Wait, and yield one event."""
+        event = await self._wait()
+        yield TriggerEvent(event.payload())  # type: ignore[no-untyped-call]
+
+    async def _wait(self) -> JobEvent:
+        """Wait for the job, and never raise: a trigger that raises tells its task nothing."""
+        import noukai_core as core
+        from noukai_airflow.exceptions import NoukaiRefusedException
+
+        state: str | None = None
+        try:
+            async for status in self._statuses():
+                state = status.state
+            reason = Reason.FINISHED
+        except core.JobWaitTimeout:
+            reason = Reason.DEADLINE
+        except core.JobNotFound:
+            reason = Reason.NOT_FOUND
+        except (core.Refused, core.InvalidInput, core.AnswerTooLarge, NoukaiRefusedException) as error:
+            self.log.warning("Noukai job %s: %s", self.job_id, error)
+            reason = Reason.REFUSED
+        except core.APIError as error:
+            self.log.warning("Noukai job %s: %s", self.job_id, error)
+            reason = Reason.UNAVAILABLE
+        except Exception:
+            self.log.exception("Noukai job %s: the trigger cannot wait for it", self.job_id)
+            reason = Reason.ERROR
+        return JobEvent(self.job_id, reason, state)
+
+    async def _statuses(self) -> AsyncIterator[JobStatus]:
+        from noukai_airflow.hooks.noukai import NoukaiHook
+
+        async with NoukaiHook(self.noukai_conn_id).async_client() as client:
+            job = client.flow(self.flow).attach(self.job_id, submitted_at=_moment(self.submitted_at))
+            async for status in job.watch(timeout_ms=self._left_ms(), poll_interval=self.poll_interval):
+                yield status
+
+    def _left_ms(self) -> float | None:
+        """Return the time until the deadline; never 0, since a past deadline still gets one look."""
+        if self.deadline is None:
+            return None
+        return max((self.deadline - time.time()) * 1000, 1.0)
+
+    async def on_kill(self) -> None:
+        """Cancel the job, if it was a user who ended the task.
+
+        Airflow 3.3.0 to 3.3.2 interrupts this method after about one second, so the work is done in a task of
+        its own, which `cleanup` waits for.
+        """
+        if not self.cancel_on_kill:
+            self.log.info("Noukai job %s goes on: cancel_on_kill is off", self.job_id)
+            return
+        self._kill = asyncio.create_task(self._end_job())
+        await asyncio.shield(self._kill)
+
+    async def cleanup(self) -> None:
+        """Wait for a cancel that is under way; nothing else outlives `run`.
+
+        The cancel takes a bounded time.
+        """
+        while self._kill is not None and not self._kill.done():
+            try:
+                await asyncio.shield(self._kill)
+            except asyncio.CancelledError as interruption:
+                # Airflow repeats what made it call on_kill every second, with a message. Without one, it is
+                # the triggerer that ends.
+                if not interruption.args:
+                    raise
+
+    async def _end_job(self) -> None:
+        try:
+            async with asyncio.timeout(_KILL_SECONDS):
+                if await self._verdict() is kills.Verdict.KEEP:
+                    self.log.info("Noukai job %s goes on: its task still waits for it", self.job_id)
+                    return
+                await self._cancel()
+        except TimeoutError:
+            self.log.warning("Noukai job %s may still run: cancelling it took too long", self.job_id)
+        except Exception as error:
+            self.log.warning("Noukai job %s may still run: cancelling it failed: %s", self.job_id, error)
+
+    async def _verdict(self) -> kills.Verdict:
+        task = self.task_instance
+        if task is None:
+            return kills.Verdict.CANCEL
+        try:
+            from noukai_airflow.task_states import job_of_task, state_of_task
+        except ImportError:  # Airflow's internals have moved on, and with them, one hopes, the fault
+            return kills.Verdict.CANCEL
+        try:
+            state = await state_of_task(task)
+            return kills.in_triggerer(state, await job_of_task(task), self.job_id)
+        except Exception as error:
+            self.log.warning("Airflow does not tell the state of the task: %s", error)
+            return kills.Verdict.KEEP
+
+    async def _cancel(self) -> None:
+        """Cancel over connections of its own: the trigger's cleanup runs at the same time."""
+        from noukai_airflow.hooks.noukai import NoukaiHook
+        from noukai_core import AsyncNoukai
+
+        settings = await NoukaiHook(self.noukai_conn_id).aget_settings()
+        client = AsyncNoukai(**settings.client_arguments())
+        try:
+            await self._job(client).cancel()
+        finally:
+            await client.aclose()
+        self.log.info("Noukai job %s: cancelled, since a user ended its task", self.job_id)
+
+    def _job(self, client: AsyncNoukai) -> Any:
+        return client.flow(self.flow).attach(self.job_id, submitted_at=_moment(self.submitted_at))
+
+
+def _moment(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)

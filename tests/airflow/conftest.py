@@ -1,0 +1,84 @@
+"""The provider without a running Airflow: a configuration of its own, and tasks that are pretended."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+# Airflow reads its configuration, and writes it, when it is first imported.
+_HOME = tempfile.mkdtemp(prefix="noukai-airflow-")
+atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
+os.environ["AIRFLOW_HOME"] = _HOME
+os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
+os.environ["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = f"sqlite:///{_HOME}/airflow.db"
+
+if TYPE_CHECKING:
+    from noukai_airflow.settings import ConnectionSettings
+    from noukai_core.emulator import Emulator
+
+KEY = "nk_test_unitairf_0123456789abcdef0123456789abcdef"
+
+
+class MemoryStore:
+    """A task state store that forgets at the end of the test, and counts what is written."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Any] = {}
+        self.writes: list[Any] = []
+
+    def get(self, key: str) -> Any:
+        return self.kept.get(key)
+
+    def set(self, key: str, value: Any) -> None:
+        self.kept[key] = value
+        self.writes.append(value)
+
+    def delete(self, key: str) -> None:
+        self.kept.pop(key, None)
+
+
+@dataclass
+class PretendedTask:
+    """The parts of a task instance that the provider uses."""
+
+    try_number: int = 1
+    max_tries: int = 0
+    dag_id: str = "dag"
+    run_id: str = "run"
+    task_id: str = "task"
+    map_index: int = -1
+    xcoms: dict[str, Any] = field(default_factory=dict)
+    states: dict[str, Any] = field(default_factory=dict)
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        self.xcoms[key] = value
+
+    def xcom_pull(self, task_ids: str, key: str, map_indexes: int) -> Any:
+        return self.xcoms.get(key) if (task_ids, map_indexes) == (self.task_id, self.map_index) else None
+
+    def get_task_states(self, **_: Any) -> dict[str, Any]:
+        return self.states
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore()
+
+
+@pytest.fixture
+def settings(emulator: Emulator) -> ConnectionSettings:
+    """A connection to the local Noukai."""
+    from noukai_airflow.settings import ConnectionSettings
+
+    return ConnectionSettings.of(
+        "noukai_default",
+        password=KEY,
+        host=emulator.base_url,
+        extra={"recovery_timeout": 2, "not_found_grace": 2, "fault_patience": 2},
+    )

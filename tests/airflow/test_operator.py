@@ -1,0 +1,167 @@
+"""The operator's decisions, with a pretended task and a local Noukai."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from noukai_airflow import clients
+from noukai_airflow.events import JobEvent, Reason
+from noukai_airflow.exceptions import (
+    NoukaiException,
+    NoukaiJobCancelledException,
+    NoukaiJobFailedException,
+    NoukaiJobTimeoutException,
+    NoukaiRefusedException,
+)
+from noukai_airflow.hooks.noukai import NoukaiHook
+from noukai_airflow.operators.noukai import NoukaiRunJobOperator
+from tests.airflow.conftest import MemoryStore, PretendedTask
+
+if TYPE_CHECKING:
+    from noukai_airflow.settings import ConnectionSettings
+    from noukai_core.emulator import Emulator
+
+FLOW = "acme/demo/flow"
+
+
+@pytest.fixture
+def connected(settings: ConnectionSettings, monkeypatch: pytest.MonkeyPatch) -> ConnectionSettings:
+    """The connection is the one to the local Noukai, whatever Airflow knows."""
+    monkeypatch.setattr(NoukaiHook, "settings", settings)
+    return settings
+
+
+@pytest.fixture
+def context(store: MemoryStore) -> Any:
+    """What Airflow hands to a task."""
+    return {"ti": PretendedTask(), "task_state_store": store}
+
+
+def operator(**arguments: Any) -> NoukaiRunJobOperator:
+    return NoukaiRunJobOperator(task_id="task", flow=FLOW, message="Hello", poll_interval=0.05, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"timeout": 0}, "timeout is 0, but must be a timedelta or a number of seconds above 0"),
+        ({"timeout": float("nan")}, "timeout is nan"),
+        ({"timeout": "soon"}, "timeout is 'soon'"),
+        ({"timeout": True}, "timeout is True"),
+        (
+            {"inline_wait": -1},
+            "inline_wait is -1, but must be a timedelta or a number of seconds of 0 or more",
+        ),
+        ({"on_cancelled": "ignore"}, "on_cancelled is 'ignore', but must be 'fail' or 'skip'"),
+    ],
+)
+def test_bad_arguments_fail_when_the_dag_is_read(arguments: dict[str, Any], message: str) -> None:
+    """What is not templated is checked at once, and the message says what is allowed."""
+    with pytest.raises(ValueError, match=message):
+        operator(**arguments)
+
+
+def test_durations() -> None:
+    """A duration is a number of seconds or a timedelta."""
+    made = operator(timeout=timedelta(minutes=1), inline_wait=0)
+    assert (made.timeout, made.inline_wait) == (60.0, 0.0)
+
+
+@pytest.mark.parametrize("flow", ["../x", "a/b", "Upper/case/flow", "acme/demo/" + "x" * 51])
+def test_a_malformed_flow(flow: str, connected: ConnectionSettings, context: Any, emulator: Emulator) -> None:
+    """Bad input is refused for good, and nothing is sent."""
+    task = operator()
+    task.flow = flow
+    with pytest.raises(NoukaiRefusedException):
+        task.execute(context)
+    assert emulator.control.counts().get("submit", 0) == 0
+
+
+def test_completed(connected: ConnectionSettings, context: Any, emulator: Emulator) -> None:
+    """The output of the flow is returned, and the XComs are pushed."""
+    emulator.control.script("flow", result=[1, 2])
+    assert operator().execute(context) == [1, 2]
+    assert set(context["ti"].xcoms) == {"job_id", "job_status"}
+
+
+def test_failed(connected: ConnectionSettings, context: Any, emulator: Emulator) -> None:
+    """A failed job raises with its id and the server's reason."""
+    emulator.control.script("flow", outcome="failed", error="the model gave up")
+    with pytest.raises(NoukaiJobFailedException, match="the model gave up") as caught:
+        operator().execute(context)
+    assert caught.value.job_id == context["ti"].xcoms["job_id"]
+
+
+@pytest.mark.parametrize("event", [None, "success", "failed", {}, {"job_id": 7}, ["job"]])
+def test_an_event_that_makes_no_sense_is_not_believed(
+    event: object, connected: ConnectionSettings, context: Any, emulator: Emulator
+) -> None:
+    """Whatever the event, a task succeeds only when the server says that its job has completed."""
+    emulator.control.script("flow", outcome="never")
+    task = operator(wait_for_completion=False)
+    job_id = task.execute(context)
+    with pytest.raises(NoukaiException, match=job_id):
+        task.execute_complete(context, event)
+    emulator.control.finish(job_id, outcome="failed")
+    with pytest.raises(NoukaiJobFailedException):
+        task.execute_complete(context, event)
+
+
+def test_an_event_without_any_job(connected: ConnectionSettings, context: Any) -> None:
+    """When nothing tells which job it was, the task fails, and says so."""
+    with pytest.raises(NoukaiException, match="names no Noukai job: 'success'"):
+        operator().execute_complete(context, "success")
+
+
+def test_an_event_without_arguments(connected: ConnectionSettings, context: Any, emulator: Emulator) -> None:
+    """The event alone leads to the result, as in `dag.test()`, which drops the arguments of a deferral."""
+    emulator.control.script("flow", result="whole", after_seconds=0)
+    job = clients.shared_client(connected).flow(FLOW).job("Hello")
+    job.wait(timeout_ms=5000)
+    event = JobEvent(job.id, Reason.FINISHED, "completed").payload()
+    assert operator().execute_complete(context, event) == "whole"
+
+
+def test_an_event_about_another_job(connected: ConnectionSettings, context: Any, emulator: Emulator) -> None:
+    """An event of another job's trigger neither ends the task nor fails it: it waits on."""
+    from airflow.providers.common.compat.sdk import TaskDeferred
+
+    emulator.control.script("flow", outcome="never")
+    job = clients.shared_client(connected).flow(FLOW).job("Hello")
+    event = JobEvent("job-of-before", Reason.FINISHED, "completed").payload()
+    with pytest.raises(TaskDeferred) as deferred:
+        operator(deferrable=True).execute_complete(context, event, job_id=job.id, flow=FLOW)
+    assert deferred.value.trigger.job_id == job.id
+
+
+def test_a_deferral(connected: ConnectionSettings, context: Any, emulator: Emulator) -> None:
+    """A deferral stores no key, and Airflow's own limit comes after the job's deadline."""
+    from airflow.providers.common.compat.sdk import TaskDeferred
+
+    emulator.control.script("flow", outcome="never")
+    with pytest.raises(TaskDeferred) as deferred:
+        operator(deferrable=True, inline_wait=0.1, timeout=60).execute(context)
+    assert connected.api_key not in repr(deferred.value.trigger.serialize()) + repr(deferred.value.kwargs)
+    assert timedelta(seconds=60) < deferred.value.timeout < timedelta(seconds=120)
+
+
+def test_a_deadline_cancels(connected: ConnectionSettings, context: Any, emulator: Emulator) -> None:
+    """At the deadline the job is cancelled, and the task may be retried."""
+    emulator.control.script("flow", outcome="never")
+    with pytest.raises(NoukaiJobTimeoutException, match="was cancelled") as caught:
+        operator(timeout=0.3).execute(context)
+    assert emulator.control.jobs()[0]["state"] == "cancelled"
+    assert caught.value.job_id == emulator.control.jobs()[0]["id"]
+
+
+def test_cancelled_is_never_retried(connected: ConnectionSettings, context: Any, emulator: Emulator) -> None:
+    """What somebody stopped on purpose raises what Airflow does not retry."""
+    from airflow.providers.common.compat.sdk import AirflowFailException
+
+    emulator.control.script("flow", outcome="cancelled")
+    with pytest.raises(NoukaiJobCancelledException) as caught:
+        operator().execute(context)
+    assert isinstance(caught.value, AirflowFailException)

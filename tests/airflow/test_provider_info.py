@@ -1,0 +1,56 @@
+"""What Airflow reads about the provider."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from importlib.metadata import distribution, entry_points
+from importlib.resources import files
+
+import jsonschema
+
+from noukai_airflow.provider_info import get_provider_info
+
+
+def test_it_is_valid_against_airflows_schema() -> None:
+    """Airflow refuses to start on a provider that is not."""
+    schema = json.loads(files("airflow").joinpath("provider_info.schema.json").read_text())
+    jsonschema.validate(get_provider_info(), schema)
+
+
+def test_the_package_name_is_that_of_the_distribution() -> None:
+    """Airflow refuses to start when the two differ."""
+    (entry,) = [
+        e for e in entry_points(group="apache_airflow_provider") if e.value.startswith("noukai_airflow")
+    ]
+    assert entry.load()()["package-name"] == distribution("noukai-orchestration").name
+
+
+def test_everything_named_can_be_imported() -> None:
+    """Every module and class that Airflow is told of is there."""
+    info = get_provider_info()
+    for kind in ("hooks", "operators", "sensors", "triggers"):
+        for module in info[kind][0]["python-modules"]:
+            importlib.import_module(module)
+    paths = [
+        *info["extra-links"],
+        *(decorator["class-name"] for decorator in info["task-decorators"]),
+        *(connection["hook-class-name"] for connection in info["connection-types"]),
+    ]
+    for path in paths:
+        module, name = path.rsplit(".", 1)
+        assert hasattr(importlib.import_module(module), name), path
+
+
+def test_it_costs_nothing_to_read() -> None:
+    """Every Airflow process reads it at its start, so it loads neither Airflow nor the client."""
+    program = (
+        "import sys; from noukai_airflow.provider_info import get_provider_info; get_provider_info(); "
+        "print([m for m in ('airflow', 'httpx', 'pydantic', 'noukai_core') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == "[]"

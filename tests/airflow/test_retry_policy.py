@@ -1,0 +1,74 @@
+"""What follows from an error, by the retry policy."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+import noukai_core as core
+from noukai_airflow.exceptions import (
+    NoukaiJobFailedException,
+    NoukaiRefusedException,
+    NoukaiUnavailableException,
+)
+
+policies = pytest.importorskip("noukai_airflow.retry_policy", exc_type=ImportError)
+
+
+def decide(error: BaseException, **arguments: timedelta) -> tuple[str, timedelta | None]:
+    decision = policies.NoukaiRetryPolicy(**arguments).evaluate(error, try_number=1, max_tries=3)
+    return decision.action.value, decision.retry_delay
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NoukaiUnavailableException("too many requests", retry_after=120),
+        core.RateLimited("too many requests", status_code=429, retry_after=120),
+    ],
+)
+def test_a_rate_limit_waits_as_long_as_the_server_says(error: Exception) -> None:
+    """The delay is the server's own, for the operator's errors and for the job client's."""
+    assert decide(error) == ("retry", timedelta(seconds=120))
+
+
+def test_a_server_cannot_ask_for_ever() -> None:
+    """What the server asks for is limited."""
+    error = NoukaiUnavailableException("too many requests", retry_after=86_400)
+    assert decide(error, longest_delay=timedelta(minutes=10)) == ("retry", timedelta(minutes=10))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NoukaiRefusedException("no credits"),
+        core.AuthenticationFailed("wrong key", status_code=401),
+        core.CreditsExhausted("no credits", status_code=402),
+        core.InvalidInput("message is missing"),
+        core.JobCancelled("cancelled", job_id="job-1"),
+    ],
+)
+def test_what_cannot_succeed_is_not_tried_again(error: Exception) -> None:
+    """Refusals, bad input and a cancelled job fail the task at once."""
+    assert decide(error)[0] == "fail"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NoukaiJobFailedException("the model gave up"),
+        core.Unavailable("no answer"),
+        ValueError("something else"),
+        KeyboardInterrupt(),
+    ],
+)
+def test_the_rest_is_airflows(error: BaseException) -> None:
+    """Everything else is retried as the task says."""
+    assert decide(error)[0] == "default"
+
+
+def test_it_can_be_serialised() -> None:
+    """A policy is the same after it was stored."""
+    policy = policies.NoukaiRetryPolicy(longest_delay=timedelta(seconds=90))
+    assert policies.NoukaiRetryPolicy.deserialize(policy.serialize()).longest_delay == timedelta(seconds=90)

@@ -1,0 +1,230 @@
+"""The trigger: what it stores, what it tells, and when it cancels. Against a local Noukai."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from noukai_airflow import clients, kills
+from noukai_airflow.events import JobEvent, Reason
+from noukai_airflow.hooks.noukai import NoukaiHook
+from noukai_airflow.triggers.noukai import NoukaiJobTrigger
+
+if TYPE_CHECKING:
+    from noukai_airflow.settings import ConnectionSettings
+    from noukai_core.emulator import Emulator
+
+FLOW = "acme/demo/flow"
+
+
+@pytest.fixture
+def connected(settings: ConnectionSettings, monkeypatch: pytest.MonkeyPatch) -> ConnectionSettings:
+    """The connection is the one to the local Noukai, whatever Airflow knows."""
+
+    async def look_up(hook: NoukaiHook) -> ConnectionSettings:
+        return settings
+
+    monkeypatch.setattr(NoukaiHook, "_look_up", look_up)
+    return settings
+
+
+def submit(settings: ConnectionSettings) -> str:
+    """Submit a job, and return its id."""
+    return clients.shared_client(settings).flow(FLOW).job("Hello").id
+
+
+def trigger(job_id: str, **arguments: Any) -> NoukaiJobTrigger:
+    return NoukaiJobTrigger(job_id, FLOW, poll_interval=0.05, **arguments)
+
+
+async def event_of(waiting: NoukaiJobTrigger) -> JobEvent:
+    """Run a trigger to its only event."""
+    events = [JobEvent.read(event.payload) async for event in waiting.run()]
+    (event,) = events
+    assert event is not None
+    return event
+
+
+def test_what_is_stored() -> None:
+    """A trigger is made again from what it stores: JSON alone, with a class that can be found, and no key."""
+    made = NoukaiJobTrigger(
+        "job-1", FLOW, "conn", "2026-01-01T00:00:00+00:00", 1_800_000_000.0, 2.0, cancel_on_kill=True
+    )
+    path, arguments = made.serialize()
+    module, name = path.rsplit(".", 1)
+    again = getattr(importlib.import_module(module), name)(**json.loads(json.dumps(arguments)))
+    assert again.serialize() == (path, arguments)
+    assert set(arguments) == {
+        "job_id",
+        "flow",
+        "noukai_conn_id",
+        "submitted_at",
+        "deadline",
+        "poll_interval",
+        "cancel_on_kill",
+    }
+
+
+def test_what_an_older_version_has_stored() -> None:
+    """All but the job and its flow have defaults, so a trigger of before an upgrade can be made again."""
+    assert NoukaiJobTrigger(**{"job_id": "job-1", "flow": FLOW}).job_id == "job-1"
+
+
+@pytest.mark.parametrize("outcome", ["completed", "failed", "cancelled"])
+async def test_the_end_of_a_job(outcome: str, connected: ConnectionSettings, emulator: Emulator) -> None:
+    """Every end of a job is the same reason; its state goes along, its result does not."""
+    emulator.control.script("flow", outcome=outcome, after_seconds=0.1, result_bytes=100_000)
+    job_id = submit(connected)
+    assert await event_of(trigger(job_id)) == JobEvent(job_id, Reason.FINISHED, outcome)
+
+
+async def test_the_deadline(connected: ConnectionSettings, emulator: Emulator) -> None:
+    """At the deadline the trigger gives up, and does not cancel."""
+    emulator.control.script("flow", outcome="never")
+    job_id = submit(connected)
+    event = await event_of(trigger(job_id, deadline=time.time() + 0.3))
+    assert (event.reason, event.job_id) == (Reason.DEADLINE, job_id)
+    assert emulator.control.counts(job_id).get("cancel", 0) == 0
+
+
+async def test_a_deadline_that_has_passed(connected: ConnectionSettings, emulator: Emulator) -> None:
+    """A trigger that is started too late ends at once."""
+    emulator.control.script("flow", outcome="never")
+    event = await event_of(trigger(submit(connected), deadline=time.time() - 60))
+    assert event.reason is Reason.DEADLINE
+
+
+async def test_an_unknown_job(connected: ConnectionSettings) -> None:
+    """A job that the server does not know is told as such."""
+    assert (await event_of(trigger("job-gone"))).reason is Reason.NOT_FOUND
+
+
+async def test_a_job_of_a_moment_ago(connected: ConnectionSettings, emulator: Emulator) -> None:
+    """Just after the submission, a job that the server does not know yet is waited for."""
+    emulator.control.script("flow", visible_after_seconds=0.5, after_seconds=0.1)
+    job_id = submit(connected)
+    waiting = trigger(job_id, submitted_at=datetime.now(UTC).isoformat())
+    assert (await event_of(waiting)).state == "completed"
+
+
+async def test_a_refusal(connected: ConnectionSettings, emulator: Emulator) -> None:
+    """A refusal for good is told as such."""
+    job_id = submit(connected)
+    emulator.control.fault("status", on="poll", times=None, status=403)
+    assert (await event_of(trigger(job_id))).reason is Reason.REFUSED
+
+
+async def test_faults_that_pass(connected: ConnectionSettings, emulator: Emulator) -> None:
+    """Faults that pass in time are no event."""
+    job_id = submit(connected)
+    emulator.control.fault("status", on="poll", times=2, status=503)
+    assert (await event_of(trigger(job_id))).state == "completed"
+
+
+async def test_faults_that_stay(connected: ConnectionSettings, emulator: Emulator) -> None:
+    """Faults that outlast the patience are told as such; nothing is raised."""
+    job_id = submit(connected)
+    emulator.control.fault("status", on="poll", times=None, status=500)
+    assert (await event_of(trigger(job_id))).reason is Reason.UNAVAILABLE
+
+
+async def test_a_connection_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also an error that nobody has thought of ends as an event, and not as an exception."""
+
+    async def fail(hook: NoukaiHook) -> ConnectionSettings:
+        raise RuntimeError("the secrets backend is down")
+
+    monkeypatch.setattr(NoukaiHook, "_look_up", fail)
+    assert (await event_of(trigger("job-1"))).reason is Reason.ERROR
+
+
+async def test_triggers_share_a_client(connected: ConnectionSettings, emulator: Emulator) -> None:
+    """All triggers of one loop and connection use one client, and the last of them closes it."""
+    emulator.control.script("flow", outcome="never")
+    waits = [asyncio.create_task(event_of(trigger(submit(connected)))) for _ in range(5)]
+    leases = clients._leases.setdefault(asyncio.get_running_loop(), {})
+    while connected not in leases or leases[connected].users < 5:
+        await asyncio.sleep(0.01)
+    client = leases[connected].client
+    for wait in waits:
+        wait.cancel()
+    await asyncio.gather(*waits, return_exceptions=True)
+    assert connected not in leases
+    from noukai_core import NoukaiError
+
+    with pytest.raises((NoukaiError, RuntimeError)):
+        await client.verify_key()
+
+
+async def kill(waiting: NoukaiJobTrigger) -> None:
+    """End a trigger as Airflow 3.3.2 does: `on_kill`, interrupted again and again, and `cleanup`."""
+    ending = asyncio.create_task(waiting.on_kill())
+    await asyncio.sleep(0.2)
+    ending.cancel("user-action")
+    await asyncio.gather(ending, return_exceptions=True)
+    cleaning = asyncio.create_task(waiting.cleanup())
+    await asyncio.sleep(0.2)
+    cleaning.cancel("user-action")
+    await cleaning
+
+
+async def test_a_kill_that_is_interrupted(connected: ConnectionSettings, emulator: Emulator) -> None:
+    """A slow cancel call comes to its end, although Airflow interrupts it."""
+    emulator.control.script("flow", outcome="never", cancel_seconds=1)
+    job_id = submit(connected)
+    await kill(trigger(job_id, cancel_on_kill=True))
+    (job,) = emulator.control.jobs()
+    assert (job["state"], emulator.control.counts(job_id)["cancel"]) == ("cancelled", 1)
+
+
+async def test_a_shutdown_is_not_held_up(connected: ConnectionSettings, emulator: Emulator) -> None:
+    """A triggerer that ends, which cancels without a message, does not wait for a cancel call."""
+    emulator.control.script("flow", outcome="never", cancel_seconds=5)
+    waiting = trigger(submit(connected), cancel_on_kill=True)
+    ending = asyncio.create_task(waiting.on_kill())
+    await asyncio.sleep(0.1)
+    ending.cancel("user-action")
+    await asyncio.gather(ending, return_exceptions=True)
+    cleaning = asyncio.create_task(waiting.cleanup())
+    await asyncio.sleep(0.1)
+    cleaning.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(cleaning, 1)
+    if waiting._kill is not None:
+        waiting._kill.cancel()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "verdict"),
+    [({"cancel_on_kill": False}, kills.Verdict.CANCEL), ({"cancel_on_kill": True}, kills.Verdict.KEEP)],
+    ids=["cancel_on_kill off", "still waited for"],
+)
+async def test_a_kill_that_leaves_the_job_alone(
+    arguments: dict[str, bool],
+    verdict: kills.Verdict,
+    connected: ConnectionSettings,
+    emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With `cancel_on_kill` off, or when the task still waits for the job, nothing is cancelled."""
+
+    async def judge(_: NoukaiJobTrigger) -> kills.Verdict:
+        return verdict
+
+    monkeypatch.setattr(NoukaiJobTrigger, "_verdict", judge)
+    job_id = submit(connected)
+    await trigger(job_id, **arguments).on_kill()
+    assert emulator.control.counts(job_id).get("cancel", 0) == 0
+
+
+async def test_cleanup_alone_cancels_nothing(connected: ConnectionSettings, emulator: Emulator) -> None:
+    """The end of a triggerer, which calls `cleanup` alone, leaves the job alone."""
+    job_id = submit(connected)
+    await trigger(job_id, cancel_on_kill=True).cleanup()
+    assert emulator.control.counts(job_id).get("cancel", 0) == 0

@@ -1,0 +1,196 @@
+"""One real Airflow for the whole suite, next to one local Noukai.
+
+Each DAG run has a flow of its own, so runs never meet.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import pytest
+
+from demo.airflow_server import LocalAirflow
+from demo.processes import wait_until
+
+if TYPE_CHECKING:
+    from noukai_core.emulator import Emulator, EmulatorControl
+
+AIRFLOW = tuple(int(part) for part in version("apache-airflow-core").split(".")[:2])
+
+needs_on_kill = pytest.mark.skipif(AIRFLOW < (3, 3), reason="before 3.3, Airflow tells no trigger of a kill")
+needs_task_state = pytest.mark.skipif(
+    AIRFLOW < (3, 3), reason="before 3.3, a task's state is lost by a clear"
+)
+
+ROOT = Path(__file__).parents[2]
+KEY = "nk_test_e2eairfl_0123456789abcdef0123456789abcdef"
+JOB_PAGE = "https://noukai.test/{org}/{project}/{flow}/runs/{job_id}"
+
+# What Airflow does every few seconds by default is done every second here, to save the tests' time.
+PROMPT = {
+    "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
+    "AIRFLOW__SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "1",
+    "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
+    "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
+    "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "1",
+    "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "6",
+}
+
+
+_TRIGGER_RUNS = ") starting"
+
+
+@pytest.fixture(scope="session")
+def airflow(emulator_server: Emulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAirflow]:
+    """A running Airflow that knows the example DAGs and the DAGs of this suite."""
+    extra = {"run_url_template": JOB_PAGE, "fault_patience": 4, "recovery_timeout": 4, "not_found_grace": 4}
+    connection = {"conn_type": "noukai", "password": KEY, "host": emulator_server.base_url, "extra": extra}
+    with LocalAirflow(
+        Path(sys.executable).parent,
+        tmp_path_factory.mktemp("airflow"),
+        [ROOT / "example_dags", Path(__file__).parent / "dags"],
+        environment={"AIRFLOW_CONN_NOUKAI_DEFAULT": json.dumps(connection), **PROMPT},
+        parallelism=8,
+    ) as running:
+        yield running
+
+
+@dataclass
+class Run:
+    """One run of a DAG, whose jobs are all of one flow.
+
+    Attributes:
+        flow: The slug of the flow.
+        task_id: The task that is meant where none is named.
+    """
+
+    airflow: LocalAirflow
+    control: EmulatorControl
+    dag_id: str
+    flow: str
+    task_id: str = "job"
+    run_id: str = field(default="")
+
+    def start(self) -> Run:
+        """Trigger the DAG."""
+        self.run_id = self.airflow.trigger(self.dag_id, {"flow": self.flow})
+        return self
+
+    # Airflow's side
+
+    def wait_for(
+        self, *states: str | None, task_id: str | None = None, map_index: int = -1, timeout: float = 60.0
+    ) -> Any:
+        """Wait until the task is in one of the states; without any, in a final one."""
+        return self.airflow.wait_for(
+            self.dag_id, self.run_id, task_id or self.task_id, *states, map_index=map_index, timeout=timeout
+        )
+
+    def wait_until_watched(self, map_index: int = -1) -> None:
+        """Wait until the task is deferred and its trigger runs.
+
+        Before that, Airflow tells no trigger that a user has ended the task.
+        """
+        self.wait_for("deferred", map_index=map_index)
+        wait_until(lambda: _TRIGGER_RUNS in self.logs(map_index=map_index), "the trigger to start")
+
+    def state(self, task_id: str | None = None, map_index: int = -1) -> str | None:
+        """Return the state of the task."""
+        return self.airflow.task_state(self.dag_id, self.run_id, task_id or self.task_id, map_index)
+
+    def tries(self) -> int:
+        """Return the number of the task's latest try."""
+        return int(self.airflow.task(self.dag_id, self.run_id, self.task_id)["try_number"])
+
+    def xcom(self, key: str = "return_value", task_id: str | None = None, map_index: int = -1) -> Any:
+        """Return an XCom of the task."""
+        return self.airflow.xcom(self.dag_id, self.run_id, task_id or self.task_id, key, map_index)
+
+    def mark(self, state: str, map_index: int = -1) -> None:
+        """Mark the task as a user does."""
+        self.airflow.mark(self.dag_id, self.run_id, self.task_id, state, map_index)
+
+    def clear(self) -> None:
+        """Clear the task as a user does."""
+        self.airflow.clear(self.dag_id, self.run_id, self.task_id)
+
+    def logs(self, task_id: str | None = None, map_index: int = -1) -> str:
+        """Return the task's log."""
+        return self.airflow.logs(self.dag_id, self.run_id, task_id or self.task_id, map_index)
+
+    def said(self, part: str) -> int:
+        """Count the messages of the task's log that contain a text."""
+        lines = self.logs().splitlines()
+        return sum(part in str(json.loads(line).get("event")) for line in lines if line.startswith("{"))
+
+    def wait_until_attached(self) -> None:
+        """Wait until a retry has taken up the job of the try before."""
+        # The first is said where the task remembers its job, the second where the server has to be asked for
+        # it.
+        signs = ("attached to it", "found by its submission")
+        wait_until(lambda: any(map(self.said, signs)), "the retry to attach")
+
+    # Noukai's side
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Return the jobs of this run's flow, oldest first."""
+        return [job for job in self.control.jobs() if str(job["flow"]).rsplit("/", 1)[-1] == self.flow]
+
+    def wait_for_jobs(self, count: int, timeout: float = 60.0) -> list[dict[str, Any]]:
+        """Wait until the flow has so many jobs, and return them."""
+        wait_until(lambda: len(self.jobs()) >= count, f"{count} jobs of {self.flow}", timeout=timeout)
+        return self.jobs()
+
+    def job(self) -> dict[str, Any]:
+        """Return the only job."""
+        (job,) = self.jobs()
+        return job
+
+    def submissions(self) -> int:
+        """Count the requests to submit that the server saw for this flow."""
+        return sum(f"/{self.flow}/" in request["path"] for request in self.control.requests(kind="submit"))
+
+    def cancels(self, job_id: str) -> int:
+        """Count the requests to cancel a job."""
+        return self.control.counts(job_id).get("cancel", 0)
+
+    def wait_for_end(self, job_id: str, state: str, timeout: float = 30.0) -> None:
+        """Wait until a job has ended as the server sees it."""
+
+        def ended() -> bool:
+            return any(job["id"] == job_id and job["state"] == state for job in self.jobs())
+
+        wait_until(ended, f"job {job_id} to be {state}", timeout=timeout)
+
+
+class Runs:
+    """Starts runs, each with a flow and a script of its own."""
+
+    def __init__(self, airflow: LocalAirflow, emulator: Emulator) -> None:
+        self.airflow = airflow
+        self.control = emulator.control
+
+    def start(self, dag_id: str, *, task_id: str = "job", **script: Any) -> Run:
+        """Tell the local Noukai how the jobs go, and run the DAG."""
+        run = self.prepare(dag_id, task_id=task_id, **script)
+        return run.start()
+
+    def prepare(self, dag_id: str, *, task_id: str = "job", **script: Any) -> Run:
+        """The same, without the start."""
+        flow = f"{dag_id.replace('_', '-')[:30]}-{uuid4().hex[:8]}"
+        if script:
+            self.control.script(flow, **script)
+        return Run(self.airflow, self.control, dag_id, flow, task_id)
+
+
+@pytest.fixture(scope="session")
+def runs(airflow: LocalAirflow, emulator_server: Emulator) -> Runs:
+    """Starts DAG runs."""
+    return Runs(airflow, emulator_server)

@@ -1,0 +1,70 @@
+"""DAGs of one task each, in the ways in which a Noukai job can be run.
+
+The run's configuration names the flow.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import DAG
+
+from noukai_airflow.operators.noukai import NoukaiRunJobOperator
+from noukai_airflow.sensors.noukai import NoukaiJobSensor
+
+FLOW = "acme/tests/{{ dag_run.conf['flow'] }}"
+RETRY = {"retries": 1, "retry_delay": timedelta(seconds=1)}
+SOON = {"inline_wait": 0, "poll_interval": 0.5}
+
+TASKS: dict[str, dict[str, Any]] = {
+    "deferred": {"deferrable": True, **SOON},
+    "deferred_retry": {"deferrable": True, **SOON, **RETRY},
+    "deferred_inline": {"deferrable": True, "inline_wait": 30},
+    "deferred_inline_retry": {"deferrable": True, "inline_wait": 60, "poll_interval": 0.5, **RETRY},
+    "deferred_deadline": {"deferrable": True, "timeout": 4, **SOON, **RETRY},
+    "deferred_deadline_keep": {"deferrable": True, "timeout": 4, "cancel_on_timeout": False, **SOON, **RETRY},
+    "deferred_execution_timeout": {"deferrable": True, "execution_timeout": timedelta(seconds=4), **SOON},
+    "deferred_keep": {"deferrable": True, "cancel_on_kill": False, **SOON},
+    "deferred_skip": {"deferrable": True, "on_cancelled": "skip", **SOON},
+    "deferred_silent": {"deferrable": True, "do_xcom_push": False, **SOON},
+    "waiting": {"deferrable": False, "poll_interval": 0.5},
+    "waiting_retry": {"deferrable": False, "poll_interval": 0.5, **RETRY},
+    "waiting_deadline": {"deferrable": False, "timeout": 3, "poll_interval": 0.5},
+    "waiting_execution_timeout": {
+        "deferrable": False,
+        "poll_interval": 0.5,
+        "execution_timeout": timedelta(seconds=3),
+    },
+    "waiting_keep": {"deferrable": False, "cancel_on_kill": False, "poll_interval": 0.5},
+    "waiting_skip": {"deferrable": False, "on_cancelled": "skip", "poll_interval": 0.5},
+    "traced": {"deferrable": False, "trace": True},
+}
+
+for dag_id, arguments in TASKS.items():
+    with DAG(dag_id, schedule=None) as dag:
+        NoukaiRunJobOperator(task_id="job", flow=FLOW, message="Hello", **arguments)
+    globals()[dag_id] = dag
+
+with DAG("mapped", schedule=None) as mapped:
+    NoukaiRunJobOperator.partial(task_id="job", flow=FLOW, deferrable=True, **SOON).expand(
+        message=["a", "b", "c"]
+    )
+
+SENSORS: dict[str, dict[str, Any]] = {
+    "sensor_poke": {"poke_interval": 0.5},
+    # Under about three seconds, Airflow's scheduler may take the end of one look for a crash of the next.
+    "sensor_reschedule": {"mode": "reschedule", "poke_interval": 5},
+    "sensor_deferred": {"deferrable": True, "poke_interval": 0.5},
+}
+
+for dag_id, arguments in SENSORS.items():
+    with DAG(dag_id, schedule=None) as dag:
+        submit = NoukaiRunJobOperator(task_id="submit", flow=FLOW, message="Hello", wait_for_completion=False)
+        for name, more in {
+            "job": {},
+            "soft": {"soft_fail": True},
+            "any": {"allowed_states": ("completed", "failed")},
+        }.items():
+            NoukaiJobSensor(task_id=name, flow=FLOW, job_id=submit.output, timeout=30, **arguments, **more)
+    globals()[dag_id] = dag

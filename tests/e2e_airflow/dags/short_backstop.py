@@ -1,0 +1,21 @@
+"""A deferral that Airflow itself ends soon after the job's deadline, to save the tests' time."""
+
+from __future__ import annotations
+
+from airflow.sdk import DAG
+
+from noukai_airflow import job_wait
+from noukai_airflow.operators.noukai import NoukaiRunJobOperator
+
+job_wait.BACKSTOP_SECONDS = 2.0
+
+with DAG("deferred_short_backstop", schedule=None):
+    NoukaiRunJobOperator(
+        task_id="job",
+        flow="acme/tests/{{ dag_run.conf['flow'] }}",
+        message="Hello",
+        deferrable=True,
+        inline_wait=0,
+        poll_interval=0.5,
+        timeout=4,
+    )

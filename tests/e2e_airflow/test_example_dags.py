@@ -1,0 +1,124 @@
+"""Every example DAG, run on the live processes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from demo.airflow_server import LocalAirflow
+    from noukai_core.emulator import Emulator
+
+EXAMPLES = (
+    "noukai_run_job",
+    "noukai_deferrable",
+    "noukai_sensor",
+    "noukai_mapped",
+    "noukai_decorated",
+    "noukai_templated",
+    "noukai_skip_when_cancelled",
+    "noukai_retry_policy",
+)
+
+
+class Example:
+    """A run of an example DAG, and what the local Noukai saw of it."""
+
+    def __init__(self, airflow: LocalAirflow, dag_id: str) -> None:
+        self.airflow = airflow
+        self.dag_id = dag_id
+        self.run_id = airflow.trigger(dag_id)
+
+    def wait_for(self, task_id: str, map_index: int = -1) -> str | None:
+        return self.airflow.wait_for(self.dag_id, self.run_id, task_id, map_index=map_index, timeout=90)
+
+    def xcom(self, task_id: str, key: str = "return_value", map_index: int = -1) -> Any:
+        return self.airflow.xcom(self.dag_id, self.run_id, task_id, key, map_index)
+
+
+@pytest.fixture(scope="module")
+def examples(airflow: LocalAirflow, emulator_server: Emulator) -> dict[str, Example]:
+    """All examples, started at once."""
+    emulator_server.control.script("summarise", after_seconds=10, result={"summary": "short"})
+    emulator_server.control.script("optional", after_seconds=10, outcome="cancelled")
+    return {dag_id: Example(airflow, dag_id) for dag_id in EXAMPLES}
+
+
+def job(emulator: Emulator, job_id: str) -> dict[str, Any]:
+    """Return what the local Noukai knows of a job."""
+    (found,) = (job for job in emulator.control.jobs() if job["id"] == job_id)
+    return found
+
+
+def test_run_job(examples: dict[str, Example], emulator_server: Emulator) -> None:
+    """A job runs as a task, its output is the return value, and the next task can use it."""
+    example = examples["noukai_run_job"]
+    assert example.wait_for("show") == "success"
+    assert example.xcom("correct")["message"] == "Helo wrld"
+    assert "Helo wrld" in example.xcom("show")
+    job_id = example.xcom("correct", "job_id")
+    assert job(emulator_server, job_id)["state"] == "completed"
+    assert emulator_server.control.counts(job_id).get("cancel", 0) == 0
+
+
+def test_deferrable(examples: dict[str, Example], emulator_server: Emulator) -> None:
+    """A long job is waited for in the triggerer, and its result is fetched when it has ended."""
+    example = examples["noukai_deferrable"]
+    assert example.wait_for("summarise") == "success"
+    assert example.xcom("summarise") == {"summary": "short"}
+    log = example.airflow.logs(example.dag_id, example.run_id, "summarise")
+    assert "waiting for it in the triggerer" in log
+    assert job(emulator_server, example.xcom("summarise", "job_id"))["parameters"] == {
+        "quarter": "2026-Q3",
+        "language": "en",
+    }
+
+
+def test_sensor(examples: dict[str, Example]) -> None:
+    """A task can submit and end, and a sensor return the output of the job."""
+    example = examples["noukai_sensor"]
+    assert example.wait_for("wait") == "success"
+    assert example.xcom("wait")["message"] == "Guten Morgen"
+    assert example.xcom("submit") == example.xcom("submit", "job_id")
+
+
+def test_mapped(examples: dict[str, Example]) -> None:
+    """A mapped task has one job for each of its inputs, and is named by its input."""
+    example = examples["noukai_mapped"]
+    jobs = set()
+    for index, text in enumerate(["Helo", "wrld", "agian"]):
+        assert example.wait_for("correct", index) == "success"
+        assert example.xcom("correct", map_index=index)["message"] == text
+        jobs.add(example.xcom("correct", "job_id", index))
+        task = example.airflow.task(example.dag_id, example.run_id, "correct", index)
+        assert task["rendered_map_index"] == text
+    assert len(jobs) == 3
+
+
+def test_decorated(examples: dict[str, Example], emulator_server: Emulator) -> None:
+    """A decorated function returns the inputs of the job."""
+    example = examples["noukai_decorated"]
+    assert example.wait_for("greeting") == "success"
+    submitted = job(emulator_server, example.xcom("greeting", "job_id"))
+    assert (submitted["message"], submitted["parameters"]) == ("Greet Ada", {"tone": "friendly"})
+
+
+def test_templated(examples: dict[str, Example], emulator_server: Emulator) -> None:
+    """Templates are rendered everywhere, also in nested parameters."""
+    example = examples["noukai_templated"]
+    assert example.wait_for("correct") == "success"
+    submitted = job(emulator_server, example.xcom("correct", "job_id"))
+    assert submitted["message"] == "Helo wrld"
+    assert submitted["parameters"] == {"source": {"dag": "noukai_templated", "run": example.run_id}}
+    assert submitted["flow"].endswith("grade-3")
+
+
+def test_skip_when_cancelled(examples: dict[str, Example]) -> None:
+    """A job that is cancelled on the Noukai side can skip its task."""
+    assert examples["noukai_skip_when_cancelled"].wait_for("optional") == "skipped"
+
+
+def test_retry_policy(examples: dict[str, Example]) -> None:
+    """A task with the retry policy runs like any other."""
+    assert examples["noukai_retry_policy"].wait_for("classify") == "success"

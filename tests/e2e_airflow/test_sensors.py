@@ -1,0 +1,53 @@
+"""The sensor in its three modes: the same outcome and the same return value in each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.e2e_airflow.conftest import Run, Runs
+
+MODES = ("sensor_poke", "sensor_reschedule", "sensor_deferred")
+
+
+@pytest.fixture(scope="module")
+def completed(runs: Runs) -> dict[str, Run]:
+    """A run of each mode whose job completes."""
+    return {mode: runs.start(mode, after_seconds=10, result={"answer": 42}) for mode in MODES}
+
+
+@pytest.fixture(scope="module")
+def failed(runs: Runs) -> dict[str, Run]:
+    """A run of each mode whose job fails."""
+    return {mode: runs.start(mode, after_seconds=10, outcome="failed", error="gave up") for mode in MODES}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_completed(completed: dict[str, Run], mode: str) -> None:
+    """The sensor passes when the job completes, and returns its output. It submits and cancels nothing."""
+    run = completed[mode]
+    assert run.wait_for(timeout=90) == "success"
+    assert run.xcom() == {"answer": 42}
+    assert run.xcom("job_status")["state"] == "completed"
+    assert (run.submissions(), run.cancels(run.job()["id"])) == (1, 0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_failed(failed: dict[str, Run], mode: str) -> None:
+    """The sensor fails when the job fails; with `soft_fail` it is skipped; told otherwise, it passes."""
+    run = failed[mode]
+    assert run.wait_for(timeout=90) == "failed"
+    assert "gave up" in run.logs()
+    assert run.wait_for(task_id="soft", timeout=90) == "skipped"
+    assert run.wait_for(task_id="any", timeout=90) == "success"
+    assert run.xcom("job_status", task_id="any")["state"] == "failed"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_deferrable_sensor_alone_defers(completed: dict[str, Run], mode: str) -> None:
+    """Each mode waits where it says that it does."""
+    run = completed[mode]
+    run.wait_for(timeout=90)
+    assert ("DEFERRED" in run.logs()) == (mode == "sensor_deferred")

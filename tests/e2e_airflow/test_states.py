@@ -1,0 +1,231 @@
+"""What becomes of a task, for every way in which a job can end.
+
+All runs are started at once; each test looks at its own.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from demo.processes import wait_until
+from tests.e2e_airflow.conftest import AIRFLOW
+
+if TYPE_CHECKING:
+    from tests.e2e_airflow.conftest import Run, Runs
+
+# A task that is woken within a few seconds of its deferral may be failed by a busy scheduler, which then
+# takes the end of its first segment for that of its second: "finished with state success, but the task
+# instance's state is queued".
+UNHURRIED = 8.0
+MEGABYTES_3 = 3_000_000
+RESULT = {"answer": 42}
+
+
+def faulty(
+    runs: Runs,
+    dag_id: str,
+    fault: str,
+    *,
+    on: str,
+    times: int | None = None,
+    after_seconds: float = UNHURRIED,
+    **options: Any,
+) -> Run:
+    """Start a run whose requests meet a fault."""
+    run = runs.prepare(dag_id, after_seconds=after_seconds, result=RESULT)
+    run.control.fault(fault, on=on, times=times, flow=run.flow, **options)
+    return run.start()
+
+
+@pytest.fixture(scope="module")
+def started(runs: Runs) -> dict[str, Run]:
+    """A run for each test."""
+    failed: dict[str, Any] = {
+        "outcome": "failed",
+        "after_seconds": UNHURRIED,
+        "error": {"code": "MODEL_ERROR", "message": "the model gave up"},
+    }
+    cancelled = {"outcome": "cancelled", "after_seconds": UNHURRIED}
+    made = {
+        "deferred completed": runs.start("deferred", result=RESULT, after_seconds=UNHURRIED),
+        "waiting completed": runs.start("waiting", result=RESULT, after_seconds=2),
+        "inline": runs.start("deferred_inline", result=RESULT, after_seconds=1),
+        "deferred failed": runs.start("deferred", **failed),
+        "deferred failed twice": runs.start("deferred_retry", **failed),
+        "waiting failed twice": runs.start("waiting_retry", **failed),
+        "deferred cancelled": runs.start("deferred_retry", **cancelled),
+        "waiting cancelled": runs.start("waiting_retry", **cancelled),
+        "deferred skipped": runs.start("deferred_skip", **cancelled),
+        "waiting skipped": runs.start("waiting_skip", **cancelled),
+        "large": runs.start("deferred", result_bytes=MEGABYTES_3, after_seconds=UNHURRIED),
+        "no such flow": runs.start("deferred_retry", missing=True),
+        "silent": runs.start("deferred_silent", result=RESULT, after_seconds=UNHURRIED),
+        "progress": runs.start("deferred", outcome="never"),
+    }
+    steps = [{"stepId": "a", "status": "completed", "tokens": {"total": 30}, "costUsd": "0.002"}]
+    for status in (400, 401, 402, 403):
+        made[f"refused {status}"] = faulty(runs, "deferred_retry", "status", on="submit", status=status)
+    made["unknown job"] = faulty(runs, "deferred_retry", "not_found", on="poll")
+    made["short fault"] = faulty(runs, "deferred", "status", on="poll", status=503, times=3)
+    made["long fault"] = faulty(runs, "deferred_retry", "status", on="poll", status=500, after_seconds=60)
+    thinking = json.dumps({"executionId": "job", "status": "thinking"})
+    made["unknown state"] = faulty(runs, "deferred", "nonsense", on="poll", body=thinking, times=2)
+    made["traced"] = runs.start("traced", result=RESULT, steps=steps)
+    return made
+
+
+@pytest.mark.parametrize("how", ["deferred", "waiting"])
+def test_completed(started: dict[str, Run], how: str) -> None:
+    """A completed job makes a success, with the flow's output, the id, the page and the times in XComs."""
+    run = started[f"{how} completed"]
+    assert run.wait_for() == "success"
+    job_id = run.job()["id"]
+    assert run.xcom() == RESULT
+    assert run.xcom("job_id") == job_id
+    assert run.xcom("job_url") == f"https://noukai.test/acme/tests/{run.flow}/runs/{job_id}"
+    assert run.airflow.links(run.dag_id, run.run_id, "job") == {"Noukai job": run.xcom("job_url")}
+    status = run.xcom("job_status")
+    assert status["state"] == "completed"
+    assert status["completed_at"] >= status["started_at"] >= status["created_at"]
+    assert (run.submissions(), run.cancels(job_id)) == (1, 0)
+
+
+def test_a_short_job_is_not_deferred(started: dict[str, Run]) -> None:
+    """A job that ends within the inline wait never pays for a deferral."""
+    run = started["inline"]
+    assert run.wait_for() == "success"
+    assert run.xcom() == RESULT
+    assert "DEFERRED" not in run.logs()
+
+
+def test_failed_without_retries(started: dict[str, Run]) -> None:
+    """A failed job fails the task, with the server's own words in the log."""
+    run = started["deferred failed"]
+    assert run.wait_for() == "failed"
+    assert "the model gave up" in run.logs()
+    assert run.xcom("job_status")["state"] == "failed"
+    assert run.submissions() == 1
+
+
+@pytest.mark.parametrize("how", ["deferred", "waiting"])
+def test_failed_with_a_retry(started: dict[str, Run], how: str) -> None:
+    """The retry of a task whose job failed submits a new job."""
+    run = started[f"{how} failed twice"]
+    assert run.wait_for("failed") == "failed"
+    assert (run.tries(), run.submissions(), len(run.jobs())) == (2, 2, 2)
+
+
+@pytest.mark.parametrize("how", ["deferred", "waiting"])
+def test_cancelled_on_the_noukai_side(started: dict[str, Run], how: str) -> None:
+    """A job that somebody cancelled on purpose fails the task, without a retry."""
+    run = started[f"{how} cancelled"]
+    assert run.wait_for() == "failed"
+    assert (run.tries(), run.submissions()) == (1, 1)
+    assert "was cancelled on the Noukai side" in run.logs()
+
+
+@pytest.mark.parametrize("how", ["deferred", "waiting"])
+def test_cancelled_and_skipped(started: dict[str, Run], how: str) -> None:
+    """With `on_cancelled="skip"` the task is skipped."""
+    assert started[f"{how} skipped"].wait_for() == "skipped"
+
+
+def test_a_large_result(started: dict[str, Run]) -> None:
+    """A result of 3 MB arrives whole, and is in no event and in no log."""
+    run = started["large"]
+    assert run.wait_for() == "success"
+    assert len(str(run.xcom())) >= MEGABYTES_3
+    assert len(run.logs()) < 50_000
+    assert "Trigger fired event" in run.logs()
+
+
+def test_no_such_flow(started: dict[str, Run]) -> None:
+    """What is refused for good is not tried again."""
+    run = started["no such flow"]
+    assert run.wait_for() == "failed"
+    assert (run.tries(), run.submissions(), run.jobs()) == (1, 1, [])
+    assert "FLOW_NOT_FOUND" in run.logs() or "no such flow" in run.logs().lower()
+
+
+@pytest.mark.parametrize("status", [400, 401, 402, 403])
+def test_refused_for_good(started: dict[str, Run], status: int) -> None:
+    """A refusal fails the task after one request, without a retry, and with the status in the log."""
+    run = started[f"refused {status}"]
+    assert run.wait_for() == "failed"
+    assert (run.tries(), run.submissions(), run.jobs()) == (1, 1, [])
+    assert str(status) in run.logs()
+
+
+def test_a_job_that_the_server_does_not_know(started: dict[str, Run]) -> None:
+    """A job that stays unknown fails the task, and a retry submits a new one."""
+    run = started["unknown job"]
+    assert run.wait_for("failed", timeout=90) == "failed"
+    # Before 3.3 a retry knows of the job only by asking for its submission, and here that answer still names
+    # it.
+    assert (run.tries(), run.submissions()) == (2, 2 if AIRFLOW >= (3, 3) else 1)
+
+
+def test_a_fault_that_passes(started: dict[str, Run]) -> None:
+    """A fault that is shorter than the patience changes nothing."""
+    run = started["short fault"]
+    assert run.wait_for() == "success"
+    assert (run.xcom(), run.submissions()) == (RESULT, 1)
+
+
+def test_a_fault_that_stays(started: dict[str, Run]) -> None:
+    """A fault that outlasts the patience fails the task; the job goes on, and the retry attaches to it."""
+    run = started["long fault"]
+    assert run.wait_for("failed", timeout=90) == "failed"
+    assert (run.tries(), run.submissions(), run.cancels(run.job()["id"])) == (2, 1, 0)
+
+
+def test_an_unknown_state(started: dict[str, Run]) -> None:
+    """A state that nobody knows is waited out."""
+    run = started["unknown state"]
+    assert run.wait_for() == "success"
+    assert run.xcom() == RESULT
+
+
+def test_silent(started: dict[str, Run]) -> None:
+    """With `do_xcom_push=False` nothing is pushed but the link, which Airflow itself stores."""
+    run = started["silent"]
+    assert run.wait_for() == "success"
+    assert run.airflow.xcom_keys(run.dag_id, run.run_id, "job") <= {"_link_NoukaiJobLink"}
+
+
+def test_progress_is_in_the_log(started: dict[str, Run]) -> None:
+    """Changes of state and of progress appear in the task's log once each, also while the triggerer waits."""
+    run = started["progress"]
+    run.wait_until_watched()
+    job_id = run.job()["id"]
+    wait_until(lambda: run.said("running"), "the first look")
+    run.control.progress(job_id, {"step": 2, "of": 3})
+    wait_until(lambda: run.said('progress {"step": 2, "of": 3}'), "the progress in the log")
+    looks = run.control.counts(job_id)["poll"]
+    wait_until(lambda: run.control.counts(job_id)["poll"] > looks + 2, "some more looks")
+    run.control.finish(job_id)
+    assert run.wait_for() == "success"
+    assert run.said('progress {"step": 2, "of": 3}') == 1
+    assert run.said("running → completed") == 1
+
+
+def test_tokens_and_cost(started: dict[str, Run]) -> None:
+    """A traced run tells its tokens and its cost."""
+    run = started["traced"]
+    assert run.wait_for() == "success"
+    status = run.xcom("job_status")
+    assert (status["total_tokens"], status["cost_usd"]) == (30, "0.002")
+
+
+def test_no_key_is_in_any_log(started: dict[str, Run]) -> None:
+    """Neither the tasks' logs nor those of the processes hold the key."""
+    from tests.e2e_airflow.conftest import KEY
+
+    run = started["deferred completed"]
+    run.wait_for()
+    files = [file for file in run.airflow.home.rglob("*.log*") if file.is_file()]
+    assert len(files) > 5
+    assert [file for file in files if KEY in file.read_text(errors="replace")] == []
