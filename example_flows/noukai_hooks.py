@@ -1,0 +1,14 @@
+"""Find the jobs of a run whose process is gone: cancel them with the run, or say which a crash has left."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from noukai_prefect import NoukaiCredentials, cancel_noukai_jobs, keep_noukai_jobs, run_noukai_job
+
+
+@flow(on_cancellation=[cancel_noukai_jobs], on_crashed=[keep_noukai_jobs])
+def noukai_hooks(text: str = "Helo wrld") -> Any:
+    return run_noukai_job(NoukaiCredentials.load("default"), "acme/spelling/grade-3", text)

@@ -1,0 +1,249 @@
+"""Many jobs in one task: one loop, one client, a bound on what is in flight, results in the inputs' order."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+from uuid import UUID
+
+import anyio
+from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
+
+from noukai_core import (
+    AsyncFlow,
+    AsyncJob,
+    InvalidInput,
+    JobCancelled,
+    JobFailed,
+    JobNotFound,
+    JobState,
+    JobStatus,
+    JobWaitTimeout,
+    NoukaiError,
+    Refused,
+)
+
+from . import interruption
+from .arguments import check_count, check_one_of, check_seconds
+from .batch_record import BatchRecord, BatchRow
+from .context import RunContext
+from .events import job_event
+from .interruption import StoppedInThread
+from .running import JobInputs
+
+RaiseOn: TypeAlias = Literal["first", "any", "none"]
+
+PROGRESS_SECONDS = 2.0
+"""The shortest time between two changes of the progress artifact."""
+
+_MILLISECONDS = 1000.0
+_CANCELS_IN_FLIGHT = 32
+
+
+@dataclass(frozen=True)
+class JobOutcome:
+    """What became of one of many inputs.
+
+    Attributes:
+        index: Its place among the inputs.
+        job_id: The job, if there is one.
+        state: How the job ended; or the kind of error, when there is no job or its end was not seen.
+        output: The output of a completed job.
+        error: What went wrong, or `None`.
+        seconds: From its submission, or from the attachment to an earlier job, to its end.
+        tokens: What the job's trace counts, when it was traced and the trace can be read.
+        cost_usd: What the job cost in US dollars, likewise.
+    """
+
+    index: int
+    job_id: str | None
+    state: str
+    output: Any = None
+    error: NoukaiError | None = None
+    seconds: float = 0.0
+    tokens: int | None = None
+    cost_usd: str | None = None
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """How a batch runs; the arguments of `run_noukai_jobs`."""
+
+    timeout: float | None
+    poll_interval: float | None
+    cancel_on_timeout: bool
+    in_flight: int
+    looks_per_second: float
+    raise_on: RaiseOn
+
+    def __post_init__(self) -> None:
+        check_seconds(self.timeout, "timeout")
+        check_seconds(self.poll_interval, "poll_interval")
+        check_count(self.in_flight, "in_flight")
+        check_one_of(self.raise_on, get_args(RaiseOn), "raise_on")
+
+
+class Batch:
+    """One run over many inputs."""
+
+    def __init__(
+        self, flow: AsyncFlow, inputs: Sequence[JobInputs], options: BatchOptions, run: RunContext, place: str
+    ) -> None:
+        self._flow = flow
+        self._inputs = inputs
+        self._options = options
+        self._run = run
+        self._record = BatchRecord(run, place, flow.path, len(inputs))
+        self._waited_for: dict[int, AsyncJob] = {}
+        self._room = asyncio.Semaphore(options.in_flight)
+        self._ended = 0
+        self._first_error: asyncio.Future[NoukaiError] = asyncio.get_running_loop().create_future()
+
+    async def outcomes(self) -> list[JobOutcome]:
+        """Run every job, and return the outcomes in the order of the inputs."""
+        await self._record.open()
+        jobs = [asyncio.ensure_future(self._one(row)) for row in self._record.rows]
+        together = asyncio.gather(*jobs)
+        stop = asyncio.ensure_future(interruption.watch_for_stop(self._run))
+        show = asyncio.ensure_future(self._show())
+        try:
+            await asyncio.wait((together, stop, self._first_error), return_when=asyncio.FIRST_COMPLETED)
+            if self._first_error.done():
+                raise self._first_error.result()
+            if stop.done():
+                stop.result()  # a signal that struck inside of it is raised here
+                raise StoppedInThread
+            return together.result()
+        except BaseException as interrupted:
+            if interruption.interrupts(interrupted):
+                await self._settle(jobs, interrupted)
+            raise
+        finally:
+            with anyio.move_on_after(interruption.CLEANUP_SECONDS, shield=True):
+                await _end([*jobs, together, stop, show])
+                await self._record.write(final=True)
+
+    async def _one(self, row: BatchRow) -> JobOutcome:
+        async with self._room:
+            began = time.monotonic()
+            try:
+                outcome = await self._completed(row, began)
+            except NoukaiError as error:
+                outcome = self._bad(row, error, time.monotonic() - began)
+            # Not when the wait is interrupted: `_settle` decides about such a job.
+            self._waited_for.pop(row.index, None)
+            row.seconds = round(outcome.seconds, 1)
+            self._ended += 1
+            return outcome
+
+    def _bad(self, row: BatchRow, error: NoukaiError, seconds: float) -> JobOutcome:
+        if isinstance(error, JobFailed | JobCancelled):
+            job_event(row.state, self._flow.path, error.job_id)
+        elif not isinstance(error, JobWaitTimeout):
+            row.state = type(error).__name__
+        if self._options.raise_on == "first" and not self._first_error.done():
+            self._first_error.set_result(error)
+        return JobOutcome(row.index, row.job_id, row.state, error=error, seconds=seconds)
+
+    async def _completed(self, row: BatchRow, began: float) -> JobOutcome:
+        """Attach to the job of an earlier attempt, or submit one, and wait for it."""
+        if row.job_id is not None:
+            try:
+                return await self._follow(self._flow.attach(row.job_id), row, began)
+            except JobNotFound:
+                row.renew()
+        return await self._follow(await self._submitted(row), row, began)
+
+    async def _submitted(self, row: BatchRow) -> AsyncJob:
+        row.state, row.sent = "submitting", True
+        inputs = self._inputs[row.index].arguments()
+        try:
+            job = await self._flow.job(**inputs, submission=self._record.submission(row))
+        except (InvalidInput, Refused):
+            row.sent = False
+            raise
+        row.job_id, row.state = job.id, JobState.PENDING.value
+        return job
+
+    async def _follow(self, job: AsyncJob, row: BatchRow, began: float) -> JobOutcome:
+        self._waited_for[row.index] = job
+        limit = None if self._options.timeout is None else self._options.timeout * _MILLISECONDS
+        status: JobStatus | None = None
+        try:
+            async for status in job.watch(timeout_ms=limit, poll_interval=self._options.poll_interval):
+                row.state = str(status.state)
+        except JobWaitTimeout:
+            if self._options.cancel_on_timeout and await interruption.cancel(job, self._run):
+                row.state = JobState.CANCELLED.value
+            raise
+        assert status is not None, "a watch ends with a status or an error"
+        output = status.outcome().output
+        await self._read_trace(job, row)
+        seconds = time.monotonic() - began
+        return JobOutcome(
+            row.index, job.id, row.state, output, seconds=seconds, tokens=row.tokens, cost_usd=row.cost_usd
+        )
+
+    async def _read_trace(self, job: AsyncJob, row: BatchRow) -> None:
+        if self._inputs[row.index].trace:
+            with suppress(NoukaiError):  # a trace is an extra: some servers refuse it to API keys
+                trace = await job.trace()
+                row.tokens = trace.total_tokens
+                row.cost_usd = None if trace.cost_usd is None else str(trace.cost_usd)
+
+    async def _show(self) -> None:
+        """Keep the table and the progress up to date. Prefect's server is no reason to fail the jobs."""
+        if self._run.flow_run_id is None:
+            return
+        try:
+            await self._follow_progress()
+        except Exception as error:
+            self._run.logger().warning("The progress of the Noukai jobs is not shown any more: %s", error)
+
+    async def _follow_progress(self) -> None:
+        artifact: UUID = await acreate_progress_artifact(
+            0.0, key="noukai-progress", description=f"{len(self._inputs)} Noukai jobs of {self._flow.path}"
+        )
+        shown = 0
+        while shown < len(self._inputs):
+            await asyncio.sleep(PROGRESS_SECONDS)
+            await self._record.write(final=False)
+            if self._ended != shown:
+                shown = self._ended
+                await aupdate_progress_artifact(artifact, 100.0 * shown / len(self._inputs))
+
+    async def _settle(self, tasks: Sequence[asyncio.Future[Any]], interrupted: BaseException) -> None:
+        """End the jobs that are waited for, when a person or the timeout of the task wants that."""
+        logger, going_on = self._run.logger(), len(self._waited_for)
+        with anyio.move_on_after(interruption.CLEANUP_SECONDS, shield=True):
+            await _end(tasks)  # or each job that ends makes room for one more
+            if not await interruption.to_be_cancelled(self._run, interrupted):
+                logger.warning("%d Noukai jobs go on; a rerun of this flow run attaches to them", going_on)
+                return
+            room = asyncio.Semaphore(_CANCELS_IN_FLIGHT)
+            await asyncio.gather(*(self._stop(row, room) for row in self._record.rows))
+            return
+        logger.warning("Some of %d Noukai jobs may go on: they could not be cancelled in time", going_on)
+
+    async def _stop(self, row: BatchRow, room: asyncio.Semaphore) -> None:
+        """Cancel the job of a row, also the one that an interrupted submission may have made."""
+        job: AsyncJob | None = self._waited_for.get(row.index)
+        if job is None and not row.unsettled:
+            return
+        async with room:
+            if job is None:
+                job = await interruption.withdraw(self._flow, self._record.submission(row), self._run)
+            elif not await interruption.cancel(job, self._run):
+                job = None
+        if job is not None:
+            row.job_id, row.state = job.id, JobState.CANCELLED.value
+
+
+async def _end(tasks: Sequence[asyncio.Future[Any]]) -> None:
+    for unfinished in tasks:
+        unfinished.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,145 @@
+"""The task for many jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+from uuid import uuid4
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from noukai_core import InvalidInput
+
+from . import records
+from .batch import Batch, BatchOptions, JobOutcome, RaiseOn
+from .bridge import run_blocking
+from .context import RunContext
+from .credentials import NoukaiCredentials
+from .interruption import StoppedInThread, stopped
+from .running import JobInputs
+from .tasks import worth_retrying
+
+
+async def _run_batch(
+    credentials: NoukaiCredentials, flow: str, inputs: Sequence[JobInputs], options: BatchOptions
+) -> Any:
+    run = RunContext.current()
+    async with credentials.get_client("async", looks_per_second=options.looks_per_second) as client:
+        noukai_flow = client.flow(flow)
+        book = records.book_of(run)
+        given = {"server": credentials.base_url, "batch": [one.arguments() for one in inputs]}
+        place = book.place(run, noukai_flow.path, given) if book else str(uuid4())
+        try:
+            outcomes = await Batch(noukai_flow, inputs, options, run, place).outcomes()
+        except StoppedInThread:
+            return stopped(run, f"Noukai jobs of {flow} ran")
+    bad = [outcome.error for outcome in outcomes if outcome.error is not None]
+    run.logger().info("%d Noukai jobs of %s: %d completed", len(outcomes), flow, len(outcomes) - len(bad))
+    if bad and options.raise_on == "any":
+        raise ExceptionGroup(f"{len(bad)} of {len(outcomes)} Noukai jobs of {flow} did not complete", bad)
+    return outcomes
+
+
+def _inputs_of(flow: str, inputs: Sequence[Any], version: str | int, trace: bool) -> list[JobInputs]:
+    """Read each input: a message, or the arguments of one job."""
+    if isinstance(inputs, str | Mapping):
+        raise InvalidInput(
+            f"inputs is a {type(inputs).__name__}, but must be a list with an input for each job"
+        )
+    read: list[JobInputs] = []
+    for index, given in enumerate(inputs):
+        if not isinstance(given, str | Mapping):
+            raise InvalidInput(
+                f"inputs[{index}] is a {type(given).__name__}, but must be a message or a mapping"
+            )
+        arguments = {"message": given} if isinstance(given, str) else cast("Mapping[str, Any]", given)
+        unknown = set(arguments) - {"message", "parameters", "block_overrides"}
+        if unknown:
+            raise InvalidInput(
+                f"inputs[{index}] has {', '.join(sorted(map(str, unknown)))}, but may be a message, or have "
+                "message, parameters and block_overrides"
+            )
+        read.append(JobInputs(flow, **arguments, version=version, trace=trace))
+    return read
+
+
+@task(name="run-noukai-jobs", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=worth_retrying)
+async def arun_noukai_jobs(
+    credentials: NoukaiCredentials,
+    flow: str,
+    inputs: Sequence[str | Mapping[str, Any]],
+    *,
+    version: str | int = "production",
+    trace: bool = False,
+    timeout: float | None = None,
+    poll_interval: float | None = None,
+    cancel_on_timeout: bool = True,
+    in_flight: int = 1000,
+    looks_per_second: float = 50.0,
+    raise_on: RaiseOn = "any",
+) -> list[JobOutcome]:
+    """Run many jobs, for async flows; see `run_noukai_jobs`."""
+    options = BatchOptions(timeout, poll_interval, cancel_on_timeout, in_flight, looks_per_second, raise_on)
+    outcomes: list[JobOutcome] = await _run_batch(
+        credentials, flow, _inputs_of(flow, inputs, version, trace), options
+    )
+    return outcomes
+
+
+@task(name="run-noukai-jobs", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=worth_retrying)
+def run_noukai_jobs(
+    credentials: NoukaiCredentials,
+    flow: str,
+    inputs: Sequence[str | Mapping[str, Any]],
+    *,
+    version: str | int = "production",
+    trace: bool = False,
+    timeout: float | None = None,
+    poll_interval: float | None = None,
+    cancel_on_timeout: bool = True,
+    in_flight: int = 1000,
+    looks_per_second: float = 50.0,
+    raise_on: RaiseOn = "any",
+) -> list[JobOutcome]:
+    """Run many jobs of one Noukai flow in one task run, and return what became of each.
+
+    They share one event loop and one client. A table artifact shows every job, a progress artifact how many
+    have ended. A retry or a rerun of the flow run takes the output of what completed, attaches to what runs,
+    and submits only what is missing.
+
+    Args:
+        credentials: The project's credentials.
+        flow: The Noukai flow, as `org/project/slug`, or a slug alone when the credentials have both.
+        inputs: One for each job: a message, or a mapping with `message`, `parameters` and `block_overrides`.
+        version: `"production"`, `"draft"` or the number of a published version.
+        trace: Whether the runs are traced; the outcomes then have tokens and cost, where they can be read.
+        timeout: Seconds to wait for one job at most.
+        poll_interval: Seconds between two looks at one job; by default the pause grows with its age.
+        cancel_on_timeout: Whether a job that does not end in time is cancelled.
+        in_flight: How many jobs run at the same time.
+        looks_per_second: The most looks a second at all of them.
+        raise_on: `"any"` waits for all jobs, then raises an `ExceptionGroup` when some did not complete;
+            `"first"` raises the first error at once, and leaves the other jobs running for a rerun; `"none"`
+            never raises for a job.
+
+    Returns:
+        The outcomes, in the order of the inputs.
+
+    Raises:
+        InvalidInput: An input is wrong. With `raise_on="none"` that is an outcome as well.
+        ExceptionGroup: Some jobs did not complete.
+
+    Example:
+        ```python
+        from prefect import flow
+        from noukai_prefect import NoukaiCredentials, run_noukai_jobs
+
+        @flow
+        def spelling(texts: list[str]):
+            outcomes = run_noukai_jobs(NoukaiCredentials.load("default"), "acme/spelling/grade-3", texts)
+            return [outcome.output for outcome in outcomes]
+        ```
+    """
+    options = BatchOptions(timeout, poll_interval, cancel_on_timeout, in_flight, looks_per_second, raise_on)
+    return run_blocking(_run_batch(credentials, flow, _inputs_of(flow, inputs, version, trace), options))

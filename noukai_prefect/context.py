@@ -1,0 +1,139 @@
+"""Where the code runs: in which flow run and task run, and whether Prefect wants it to stop."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.exceptions import MissingContextError
+from prefect.logging import get_logger, get_run_logger
+
+if TYPE_CHECKING:
+    LoggerOrAdapter = logging.Logger | logging.LoggerAdapter[logging.Logger]
+
+
+# Prefect's timer begins before the task's code does.
+_TIMER_SLACK = 1.0
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """The runs that the current code belongs to.
+
+    Attributes:
+        flow_run_id: The flow run, if there is one.
+        task_run_id: The task run, if there is one.
+        attempt: How often the flow run has been started; a task outside of a flow has only one.
+        task_attempt: How often the task run has been started.
+        times_out_at: When Prefect's own timeout of the task strikes, on the monotonic clock.
+        cancel_event: Prefect's event for a task that runs in a thread.
+        called_by: The parent's task run that stands for this flow run, if it is a subflow's.
+    """
+
+    flow_run_id: UUID | None
+    task_run_id: UUID | None
+    attempt: int
+    task_attempt: int
+    times_out_at: float | None
+    cancel_event: threading.Event | None
+    called_by: UUID | None = None
+
+    @classmethod
+    def current(cls) -> RunContext:
+        """Return where the calling code runs."""
+        task, flow = TaskRunContext.get(), FlowRunContext.get()
+        task_run = task.task_run if task else None
+        flow_run = flow.flow_run if flow else None
+        seconds = task.task.timeout_seconds if task else None
+        return cls(
+            flow_run_id=flow_run.id if flow_run else task_run.flow_run_id if task_run else None,
+            task_run_id=task_run.id if task_run else None,
+            attempt=flow_run.run_count if flow_run else 1,
+            task_attempt=task_run.run_count if task_run else 1,
+            times_out_at=time.monotonic() + seconds if seconds else None,
+            cancel_event=_cancel_event(flow, task_run.id if task_run else None),
+            called_by=flow_run.parent_task_run_id if flow_run else None,
+        )
+
+    @property
+    def scope(self) -> UUID | None:
+        """What stays the same when the code runs again: a subflow may be given a new flow run by then."""
+        return self.called_by or self.flow_run_id or self.task_run_id
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether Prefect's own timeout of the task has struck."""
+        return self.times_out_at is not None and time.monotonic() >= self.times_out_at - _TIMER_SLACK
+
+    @property
+    def told_to_stop(self) -> bool:
+        """Whether a task that runs in a thread of its own is to stop.
+
+        Nothing interrupts such a task. Prefect has an event for it, which is also set when the flow has
+        simply ended before the task; why the flow is leaving shows in the main thread. And an async flow that
+        blocks its loop with `future.result()` does not come to leave at all when it is interrupted.
+        """
+        if self.timed_out:
+            return True
+        if threading.current_thread() is not threading.main_thread() and _interrupts() > 0:
+            return True
+        if self.cancel_event is None or not self.cancel_event.is_set():
+            return False
+        return _leaves_because_of() is not None
+
+    @property
+    def hears_nothing(self) -> bool:
+        """Whether only Prefect's server can tell that the task is to stop.
+
+        What a task in a thread listens to are Prefect's private parts, which may be gone in its next version.
+        """
+        in_thread = threading.current_thread() is not threading.main_thread()
+        heard_no_reason = self.cancel_event is None or self.cancel_event.is_set()
+        return in_thread and self.flow_run_id is not None and heard_no_reason
+
+    def logger(self) -> LoggerOrAdapter:
+        """Return the logger of the run, or the package's own outside of one."""
+        try:
+            return get_run_logger()
+        except MissingContextError:
+            return get_logger("noukai_prefect")
+
+
+def _cancel_event(flow: FlowRunContext | None, task_run_id: UUID | None) -> threading.Event | None:
+    """Return the event that stops a submitted task. No public name leads to it (PrefectHQ/prefect#15873)."""
+    events: Any = getattr(flow.task_runner, "_cancel_events", None) if flow else None
+    event = events.get(task_run_id) if isinstance(events, dict) else None  # pyright: ignore
+    return event if isinstance(event, threading.Event) else None
+
+
+def interrupted_by_a_person() -> bool:
+    """Whether this process was interrupted from its terminal."""
+    cause = _leaves_because_of()
+    return _interrupts() > 0 or (cause is not None and issubclass(cause, KeyboardInterrupt))
+
+
+def _interrupts() -> int:
+    """Count the interrupts that asyncio has turned into a cancellation (asyncio.Runner, Python 3.11)."""
+    runner = getattr(getattr(signal.getsignal(signal.SIGINT), "func", None), "__self__", None)
+    return int(getattr(runner, "_interrupt_count", 0))
+
+
+def _leaves_because_of() -> type[BaseException] | None:
+    """Return what makes the main thread leave the task runner, where it then waits for the tasks."""
+    main = threading.main_thread().ident
+    frames: dict[int, FrameType] = sys._current_frames()  # pyright: ignore[reportPrivateUsage]
+    frame = frames.get(main) if main is not None else None
+    while frame is not None:
+        if frame.f_code.co_name == "__exit__" and "task_runners" in frame.f_code.co_filename:
+            kind: Any = frame.f_locals.get("exc_type")
+            return kind if isinstance(kind, type) and issubclass(kind, BaseException) else None
+        frame = frame.f_back
+    return None

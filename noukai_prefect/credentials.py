@@ -1,0 +1,101 @@
+"""The block that holds the key."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, overload
+
+from prefect.blocks.abstract import CredentialsBlock
+from pydantic import Field, HttpUrl, SecretStr
+
+from noukai_core import AsyncNoukai, Noukai
+
+DOCUMENTATION_URL = HttpUrl("https://docs.noukai.xyz")
+
+
+class NoukaiCredentials(CredentialsBlock):
+    """The key of a Noukai project, and where its API and its run pages are.
+
+    Example:
+        Load stored credentials, and check the key:
+        ```python
+        from noukai_prefect import NoukaiCredentials
+
+        credentials = NoukaiCredentials.load("BLOCK_NAME")
+        with credentials.get_client() as client:
+            print(client.verify_key())
+        ```
+    """
+
+    _block_type_name = "Noukai Credentials"
+    _block_type_slug = "noukai-credentials"
+    _documentation_url = DOCUMENTATION_URL
+
+    api_key: SecretStr = Field(
+        title="API Key", description="The key of the Noukai project; it begins with nk_."
+    )
+    base_url: str | None = Field(
+        default=None, title="Base URL", description="The address of the API; empty for Noukai's own."
+    )
+    org: str | None = Field(
+        default=None,
+        title="Organisation",
+        description="With a project, lets flows be named by their slug alone.",
+    )
+    project: str | None = Field(
+        default=None, title="Project", description="The project inside the organisation."
+    )
+    run_url_template: str | None = Field(
+        default=None,
+        title="Run Page URL Template",
+        description="The address of a job's page; {org}, {project}, {flow} and {job_id} are filled in. "
+        "Without it, jobs have no link.",
+    )
+
+    @overload
+    def get_client(self, client_type: Literal["sync"] = "sync", **options: Any) -> Noukai: ...
+
+    @overload
+    def get_client(self, client_type: Literal["async"], **options: Any) -> AsyncNoukai: ...
+
+    def get_client(
+        self, client_type: Literal["sync", "async"] = "sync", **options: Any
+    ) -> Noukai | AsyncNoukai:
+        """Make a client. It is a context manager, and a new one each time: none is kept in the block.
+
+        Args:
+            client_type: `"sync"` for a `noukai_core.Noukai`, `"async"` for a `noukai_core.AsyncNoukai`.
+            **options: More arguments of the client, such as `timeout` or `looks_per_second`.
+
+        Returns:
+            The client. An async one belongs to the event loop that first uses it.
+
+        Raises:
+            InvalidInput: A field of the block is wrong.
+        """
+        kind = Noukai if client_type == "sync" else AsyncNoukai
+        return kind(
+            self.api_key.get_secret_value(),
+            base_url=self.base_url or None,
+            org=self.org or None,
+            project=self.project or None,
+            **options,
+        )
+
+    def get_async_client(self, **options: Any) -> AsyncNoukai:
+        """Make an async client; see `get_client`."""
+        return self.get_client("async", **options)
+
+    def page_of(self, flow: str, job_id: str) -> str | None:
+        """Return the address of a job's page, when the block knows how it is made.
+
+        Args:
+            flow: The flow, as `org/project/slug`.
+            job_id: The job.
+        """
+        if not self.run_url_template:
+            return None
+        org, project, slug = flow.split("/")
+        page = self.run_url_template
+        for name, value in (("org", org), ("project", project), ("flow", slug), ("job_id", job_id)):
+            page = page.replace(f"{{{name}}}", value)
+        return page

@@ -1,0 +1,184 @@
+"""A wait is interrupted: is the job to be cancelled, or kept for the rerun that attaches to it?
+
+Only a person's act, or the task's own timeout, cancels a job. A worker that is shut down, moved or evicted
+does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any, TypeVar
+from uuid import UUID
+
+import anyio
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.objects import State
+from prefect.states import Cancelled
+
+from noukai_core import AsyncFlow, AsyncJob, CancelUnsupported, NoukaiError, Submission
+
+from . import records
+from .context import RunContext, interrupted_by_a_person
+
+T = TypeVar("T")
+
+CLEANUP_SECONDS = 10.0
+"""How long all of it may take: Prefect kills a cancelled run after 30 s."""
+
+WATCH_SECONDS = 0.3
+"""How often a task that runs in a thread looks whether it is to stop."""
+
+ASK_SECONDS = 5.0
+"""How often such a task asks Prefect's server, when nothing else can tell it."""
+
+_GENERATIONS = 20
+
+# Noukai may still be busy with a request that was given up.
+_LOOKS_FOR_A_SUBMISSION = 3
+_PAUSE_BETWEEN_LOOKS = 1.0
+
+
+class StoppedInThread(Exception):
+    """A task in a thread of its own has been told to stop."""
+
+
+def interrupts(error: BaseException) -> bool:
+    """Tell an interruption of the task from an error in what it does."""
+    return isinstance(error, StoppedInThread) or not isinstance(error, Exception)
+
+
+async def watch_for_stop(run: RunContext) -> None:
+    """Return when the task is told to stop."""
+    ask_at = time.monotonic() + ASK_SECONDS
+    while not run.told_to_stop:
+        await asyncio.sleep(WATCH_SECONDS)
+        if run.hears_nothing and time.monotonic() >= ask_at:
+            if await to_be_cancelled(run, None):
+                return
+            ask_at = time.monotonic() + ASK_SECONDS
+
+
+async def unless_stopped(doing: Coroutine[Any, Any, T], run: RunContext) -> T:
+    """Do something to its end.
+
+    Raises:
+        StoppedInThread: The task was told to stop before that.
+    """
+    done = asyncio.ensure_future(doing)
+    stopping = asyncio.ensure_future(watch_for_stop(run))
+    try:
+        await asyncio.wait((done, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if done.done():
+            return done.result()
+        stopping.result()  # a signal that struck inside of it is raised here
+        raise StoppedInThread("the task was told to stop")
+    finally:
+        for task in (done, stopping):
+            task.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await task
+
+
+def stopped(run: RunContext, meanwhile: str) -> State[Any]:
+    """Return how a task ends that was told to stop.
+
+    Raises:
+        TimeoutError: It was its own timeout that stopped it; then the task run ends as `TimedOut`.
+    """
+    if run.timed_out:
+        raise TimeoutError(f"The task timed out while {meanwhile}") from None
+    return Cancelled(message=f"The flow run was stopped while {meanwhile}")
+
+
+async def settle(job: AsyncJob, run: RunContext, *, because: BaseException | None = None) -> bool:
+    """Cancel the job when that is what the interruption means, and tell whether it was.
+
+    It is shielded from the interruption itself, and bounded in time.
+
+    Args:
+        job: The job that was waited for.
+        run: Where it was waited for.
+        because: What interrupted the wait.
+    """
+    logger = run.logger()
+    with anyio.move_on_after(CLEANUP_SECONDS, shield=True):
+        if not await to_be_cancelled(run, because):
+            logger.warning(
+                "Noukai job %s of %s goes on; a rerun of this flow run attaches to it", job.id, job.flow
+            )
+            return False
+        return await cancel(job, run)
+    logger.warning("Noukai job %s of %s may go on: it could not be cancelled in time", job.id, job.flow)
+    return False
+
+
+async def withdraw(flow: AsyncFlow, submission: Submission, run: RunContext) -> AsyncJob | None:
+    """Look for the job of a submission whose answer was not seen, and return it when it was cancelled."""
+    for look in range(_LOOKS_FOR_A_SUBMISSION):
+        if look:
+            await asyncio.sleep(_PAUSE_BETWEEN_LOOKS)
+        try:
+            job = await flow.find(submission)
+        except NoukaiError as error:
+            run.logger().warning("The job of submission %s could not be looked up: %s", submission.id, error)
+            continue
+        if job is not None:
+            return job if await cancel(job, run) else None
+    run.logger().warning(
+        "Submission %s to %s was interrupted; if Noukai made a job of it, that goes on",
+        submission.id,
+        flow.path,
+    )
+    return None
+
+
+async def cancel(job: AsyncJob, run: RunContext) -> bool:
+    """Cancel a job, and say so in the run's log; an impossibility is a warning that names the job."""
+    try:
+        await job.cancel()
+    except CancelUnsupported as error:
+        run.logger().warning("%s", error)
+        return False
+    except NoukaiError as error:
+        run.logger().warning("Noukai job %s of %s could not be cancelled: %s", job.id, job.flow, error)
+        return False
+    run.logger().info("Noukai job %s of %s: cancelled", job.id, job.flow)
+    await records.note_end(run, job.id)
+    return True
+
+
+async def to_be_cancelled(run: RunContext, because: BaseException | None) -> bool:
+    """Tell whether an interruption of a wait means that the job is to end."""
+    if run.timed_out:
+        return True
+    if run.flow_run_id is None:
+        return interrupted_by_a_person() or isinstance(because, KeyboardInterrupt)
+    try:
+        async with get_client() as client:
+            return await _cancelled_in_prefect(client, run.flow_run_id, because)
+    except Exception as error:
+        run.logger().warning("Whether a person cancelled this run could not be read from Prefect: %s", error)
+        return False
+
+
+async def _cancelled_in_prefect(
+    client: PrefectClient, flow_run_id: UUID, because: BaseException | None
+) -> bool:
+    """Look whether the flow run, or one that it is a part of, is being cancelled."""
+    for _ in range(_GENERATIONS):
+        flow_run = await client.read_flow_run(flow_run_id)
+        if flow_run.state is not None and (flow_run.state.is_cancelling() or flow_run.state.is_cancelled()):
+            return True
+        if flow_run.parent_task_run_id is None:
+            # Nobody starts a local run again, so the person at the terminal is the one who decides. With a
+            # deployment, an interrupt is how its process is shut down.
+            local = flow_run.deployment_id is None
+            return local and (isinstance(because, KeyboardInterrupt) or interrupted_by_a_person())
+        parent = await client.read_task_run(flow_run.parent_task_run_id)
+        if parent.flow_run_id is None:
+            return False
+        flow_run_id = parent.flow_run_id
+    return False

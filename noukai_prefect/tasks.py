@@ -1,0 +1,278 @@
+"""The tasks: submit a job, wait for one, or both.
+
+Each has a twin for async flows, whose name begins with `a`. The tasks are never cached and persist no result:
+what a rerun needs to find its jobs is kept on the Prefect server (see `records`), and an outcome must not be
+replayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import Task
+
+from noukai_core import InvalidInput, JobCancelled, Refused
+
+from .bridge import run_blocking
+from .context import RunContext
+from .credentials import NoukaiCredentials
+from .interruption import StoppedInThread, stopped
+from .running import JobInputs, OnCancelled, Waiting, submit, submit_and_wait, wait
+
+_IN_VAIN = (Refused, InvalidInput, JobCancelled)
+
+
+def worth_retrying(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
+    """Tell whether a retry can help, for `retry_condition_fn`; it is set on every task of this package.
+
+    A refusal for good and wrong input stay what they are, and a job that somebody cancelled was stopped on
+    purpose. Of many jobs it is enough when a retry can help one.
+    """
+    error: Any = getattr(state.data, "result", state.data)
+    errors: Sequence[Any] = getattr(error, "exceptions", (error,))
+    return not all(isinstance(one, _IN_VAIN) for one in errors)
+
+
+async def _submit(credentials: NoukaiCredentials, inputs: JobInputs) -> Any:
+    run = RunContext.current()
+    async with credentials.get_client("async") as client:
+        try:
+            return (await submit(credentials, client, inputs, run)).id
+        except StoppedInThread:
+            return stopped(run, f"a job of {inputs.flow} was submitted")
+
+
+async def _wait(
+    credentials: NoukaiCredentials, flow: str, job_id: str, submitted_at: datetime | None, waiting: Waiting
+) -> Any:
+    async with credentials.get_client("async") as client:
+        job = client.flow(flow).attach(job_id, submitted_at=submitted_at)
+        return await wait(job, waiting, RunContext.current())
+
+
+async def _run(credentials: NoukaiCredentials, inputs: JobInputs, waiting: Waiting) -> Any:
+    run = RunContext.current()
+    async with credentials.get_client("async") as client:
+        return await submit_and_wait(credentials, client, inputs, waiting, run)
+
+
+@task(
+    name="submit-noukai-job", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=worth_retrying
+)
+async def asubmit_noukai_job(
+    credentials: NoukaiCredentials,
+    flow: str,
+    message: str | None = None,
+    *,
+    parameters: Mapping[str, Any] | None = None,
+    block_overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    version: str | int = "production",
+    trace: bool = False,
+    session_id: str | None = None,
+) -> str:
+    """Submit a job, for async flows; see `submit_noukai_job`."""
+    inputs = JobInputs(flow, message, parameters, block_overrides, version, trace, session_id)
+    job_id: str = await _submit(credentials, inputs)
+    return job_id
+
+
+@task(
+    name="submit-noukai-job", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=worth_retrying
+)
+def submit_noukai_job(
+    credentials: NoukaiCredentials,
+    flow: str,
+    message: str | None = None,
+    *,
+    parameters: Mapping[str, Any] | None = None,
+    block_overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    version: str | int = "production",
+    trace: bool = False,
+    session_id: str | None = None,
+) -> str:
+    """Submit a job, and return its id without waiting for it.
+
+    A retry or a rerun of the flow run that comes to the same place finds the job that is there; only when
+    that one failed or was cancelled is a new one submitted.
+
+    Args:
+        credentials: The project's credentials.
+        flow: The Noukai flow, as `org/project/slug`, or a slug alone when the credentials have org and
+            project.
+        message: The flow's input. It or `parameters` is needed.
+        parameters: Named inputs that JSON can carry.
+        block_overrides: Settings of single steps, by step id.
+        version: `"production"`, `"draft"` or the number of a published version.
+        trace: Whether the run is traced.
+        session_id: A UUID of your own that groups jobs. With one, a submission with an ambiguous end cannot
+            be looked up.
+
+    Returns:
+        The job's id.
+
+    Raises:
+        InvalidInput: An argument is wrong; nothing was sent.
+        Refused: Noukai refused the job for good.
+        SubmissionUnknown: It could not be settled whether there is a job; a retry asks again first.
+
+    Example:
+        ```python
+        from prefect import flow
+        from noukai_prefect import NoukaiCredentials, submit_noukai_job, wait_for_noukai_job
+
+        @flow
+        def spelling(text: str):
+            credentials = NoukaiCredentials.load("default")
+            job_id = submit_noukai_job(credentials, "acme/spelling/grade-3", text)
+            return wait_for_noukai_job(credentials, "acme/spelling/grade-3", job_id)
+        ```
+    """
+    inputs = JobInputs(flow, message, parameters, block_overrides, version, trace, session_id)
+    job_id: str = run_blocking(_submit(credentials, inputs))
+    return job_id
+
+
+@task(
+    name="wait-for-noukai-job", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=worth_retrying
+)
+async def await_for_noukai_job(
+    credentials: NoukaiCredentials,
+    flow: str,
+    job_id: str,
+    *,
+    submitted_at: datetime | None = None,
+    timeout: float | None = None,
+    poll_interval: float | None = None,
+    on_cancelled: OnCancelled = "fail",
+    cancel_on_timeout: bool = True,
+) -> Any:
+    """Wait for a job, for async flows; see `wait_for_noukai_job`."""
+    waiting = Waiting(timeout, poll_interval, on_cancelled, cancel_on_timeout)
+    return await _wait(credentials, flow, job_id, submitted_at, waiting)
+
+
+@task(
+    name="wait-for-noukai-job", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=worth_retrying
+)
+def wait_for_noukai_job(
+    credentials: NoukaiCredentials,
+    flow: str,
+    job_id: str,
+    *,
+    submitted_at: datetime | None = None,
+    timeout: float | None = None,
+    poll_interval: float | None = None,
+    on_cancelled: OnCancelled = "fail",
+    cancel_on_timeout: bool = True,
+) -> Any:
+    """Wait for a job that exists, whoever submitted it, and return its output.
+
+    Args:
+        credentials: The project's credentials.
+        flow: The Noukai flow, as `org/project/slug`, or a slug alone when the credentials have org and
+            project.
+        job_id: The job.
+        submitted_at: When it was submitted, if that was a moment ago: then the server may not know it yet.
+        timeout: Seconds to wait at most; by default there is no end to it.
+        poll_interval: Seconds between two looks; by default the pause grows with the age of the job.
+        on_cancelled: What becomes of a job that somebody cancels on the Noukai side: `"fail"` raises
+            `JobCancelled`, `"cancel"` ends the task run as `Cancelled`. The call then returns that state:
+            return it from the flow, or the flow run goes on.
+        cancel_on_timeout: Whether the job is cancelled when it does not end in time.
+
+    Returns:
+        The output of the completed job.
+
+    Raises:
+        JobFailed: The job failed.
+        JobCancelled: The job was cancelled on the Noukai side.
+        JobWaitTimeout: The time is over; the task run ends as `TimedOut`.
+        JobNotFound: Noukai does not know the job.
+        Unavailable: Noukai gave no good answer for five minutes.
+    """
+    waiting = Waiting(timeout, poll_interval, on_cancelled, cancel_on_timeout)
+    return run_blocking(_wait(credentials, flow, job_id, submitted_at, waiting))
+
+
+@task(name="run-noukai-job", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=worth_retrying)
+async def arun_noukai_job(
+    credentials: NoukaiCredentials,
+    flow: str,
+    message: str | None = None,
+    *,
+    parameters: Mapping[str, Any] | None = None,
+    block_overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    version: str | int = "production",
+    trace: bool = False,
+    session_id: str | None = None,
+    timeout: float | None = None,
+    poll_interval: float | None = None,
+    on_cancelled: OnCancelled = "fail",
+    cancel_on_timeout: bool = True,
+) -> Any:
+    """Run a job, for async flows; see `run_noukai_job`."""
+    inputs = JobInputs(flow, message, parameters, block_overrides, version, trace, session_id)
+    return await _run(credentials, inputs, Waiting(timeout, poll_interval, on_cancelled, cancel_on_timeout))
+
+
+@task(name="run-noukai-job", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=worth_retrying)
+def run_noukai_job(
+    credentials: NoukaiCredentials,
+    flow: str,
+    message: str | None = None,
+    *,
+    parameters: Mapping[str, Any] | None = None,
+    block_overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    version: str | int = "production",
+    trace: bool = False,
+    session_id: str | None = None,
+    timeout: float | None = None,
+    poll_interval: float | None = None,
+    on_cancelled: OnCancelled = "fail",
+    cancel_on_timeout: bool = True,
+) -> Any:
+    """Submit a job, wait for it, and return its output.
+
+    When a person cancels the flow run, or the task times out, the job is cancelled. When the process is shut
+    down or dies, the job is kept, and a rerun of the flow run attaches to it.
+
+    Args:
+        credentials: The project's credentials.
+        flow: The Noukai flow, as `org/project/slug`, or a slug alone when the credentials have org and
+            project.
+        message: The flow's input. It or `parameters` is needed.
+        parameters: Named inputs that JSON can carry.
+        block_overrides: Settings of single steps, by step id.
+        version: `"production"`, `"draft"` or the number of a published version.
+        trace: Whether the run is traced.
+        session_id: A UUID of your own that groups jobs; see `submit_noukai_job`.
+        timeout: Seconds to wait at most; by default there is no end to it.
+        poll_interval: Seconds between two looks; by default the pause grows with the age of the job.
+        on_cancelled: `"fail"` or `"cancel"`; see `wait_for_noukai_job`.
+        cancel_on_timeout: Whether the job is cancelled when it does not end in time.
+
+    Returns:
+        The output of the completed job.
+
+    Raises:
+        NoukaiError: What `submit_noukai_job` and `wait_for_noukai_job` raise.
+
+    Example:
+        ```python
+        from prefect import flow
+        from noukai_prefect import NoukaiCredentials, run_noukai_job
+
+        @flow
+        def spelling(text: str):
+            return run_noukai_job(NoukaiCredentials.load("default"), "acme/spelling/grade-3", text)
+        ```
+    """
+    inputs = JobInputs(flow, message, parameters, block_overrides, version, trace, session_id)
+    return run_blocking(
+        _run(credentials, inputs, Waiting(timeout, poll_interval, on_cancelled, cancel_on_timeout))
+    )

@@ -1,0 +1,64 @@
+"""Many jobs in one task."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from prefect import flow
+
+from noukai_prefect import JobOutcome, NoukaiCredentials, arun_noukai_jobs, run_noukai_jobs
+
+
+def shown(outcomes: list[JobOutcome]) -> list[dict[str, Any]]:
+    return [
+        {"state": outcome.state, "output": outcome.output, "error": str(outcome.error or "")}
+        for outcome in outcomes
+    ]
+
+
+def job(message: str, **script: Any) -> dict[str, Any]:
+    return {"message": message, "parameters": {"_emulator": script}}
+
+
+@flow
+async def batch_of_four(flow: str, raise_on: Literal["first", "any", "none"]) -> list[dict[str, Any]]:
+    """The last input ends first."""
+    inputs = [
+        job("slow", after_seconds=3),
+        job("fails", after_seconds=2, outcome="failed", error="no luck"),
+        job("is cancelled", after_seconds=1, outcome="cancelled"),
+        job("quick", after_seconds=0),
+    ]
+    credentials = await NoukaiCredentials.aload("default")
+    return shown(await arun_noukai_jobs(credentials, flow, inputs, raise_on=raise_on))
+
+
+@flow(retries=1)
+def batch_retried(flow: str) -> list[dict[str, Any]]:
+    credentials = NoukaiCredentials.load("default")
+    return shown(run_noukai_jobs(credentials, flow, ["the same", "the same", "the same", "another"]))
+
+
+@flow
+async def batch_in_flight(flow: str) -> list[dict[str, Any]]:
+    credentials = await NoukaiCredentials.aload("default")
+    return shown(await arun_noukai_jobs(credentials, flow, ["a", "b", "c", "d", "e"], in_flight=2))
+
+
+@flow
+async def batch_too_slow(flow: str) -> list[dict[str, Any]]:
+    inputs = [job("quick", after_seconds=0), job("endless", outcome="never")]
+    credentials = await NoukaiCredentials.aload("default")
+    return shown(await arun_noukai_jobs(credentials, flow, inputs, timeout=2, raise_on="none"))
+
+
+@flow
+async def batch_timed_out(flow: str) -> Any:
+    credentials = await NoukaiCredentials.aload("default")
+    return await arun_noukai_jobs.with_options(timeout_seconds=2)(credentials, flow, ["a", "b", "c"])
+
+
+@flow
+def batch_submitted(flow: str) -> Any:
+    credentials = NoukaiCredentials.load("default")
+    return run_noukai_jobs.submit(credentials, flow, ["a", "b", "c"]).result()

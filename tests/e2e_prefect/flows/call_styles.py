@@ -1,0 +1,126 @@
+"""Jobs that run in each way that a Prefect flow can call for them.
+
+Each flow is given the Noukai flow. As a script, `call_styles.py FLOW NOUKAI_FLOW` runs one of them without a
+deployment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import signal
+import sys
+from typing import Any
+
+from prefect import flow, unmapped
+
+from noukai_prefect import (
+    NoukaiCredentials,
+    NoukaiJob,
+    arun_noukai_job,
+    arun_noukai_jobs,
+    asubmit_noukai_job,
+    await_for_noukai_job,
+    run_noukai_job,
+    run_noukai_jobs,
+    submit_noukai_job,
+    wait_for_noukai_job,
+)
+
+TEXTS = ["a", "b", "c"]
+
+
+def credentials() -> NoukaiCredentials:
+    return NoukaiCredentials.load("default", _sync=True)  # type: ignore[call-arg]
+
+
+@flow
+async def awaited(flow: str) -> Any:
+    return await arun_noukai_job(credentials(), flow, "a")
+
+
+@flow
+async def gathered(flow: str) -> Any:
+    return await asyncio.gather(*(arun_noukai_job(credentials(), flow, text) for text in TEXTS))
+
+
+@flow
+def called(flow: str) -> Any:
+    return run_noukai_job(credentials(), flow, "a")
+
+
+@flow
+async def called_in_async_flow(flow: str) -> Any:
+    return run_noukai_job(credentials(), flow, "a")
+
+
+@flow
+def submitted(flow: str) -> Any:
+    return run_noukai_job.submit(credentials(), flow, "a").result()
+
+
+@flow
+async def async_submitted(flow: str) -> Any:
+    return arun_noukai_job.submit(credentials(), flow, "a").result()
+
+
+@flow
+def mapped(flow: str) -> Any:
+    return run_noukai_job.map(unmapped(credentials()), unmapped(flow), TEXTS).result()
+
+
+@flow
+async def async_mapped(flow: str) -> Any:
+    return arun_noukai_job.map(unmapped(credentials()), unmapped(flow), TEXTS).result()
+
+
+@flow
+def two_steps(flow: str) -> Any:
+    return wait_for_noukai_job(credentials(), flow, submit_noukai_job(credentials(), flow, "a"))
+
+
+@flow
+async def async_two_steps(flow: str) -> Any:
+    return await await_for_noukai_job(credentials(), flow, await asubmit_noukai_job(credentials(), flow, "a"))
+
+
+@flow
+def block(flow: str) -> Any:
+    run = NoukaiJob(credentials=credentials(), flow=flow, message="a").trigger()
+    run.wait_for_completion()
+    return run.fetch_result()
+
+
+@flow
+async def async_block(flow: str) -> Any:
+    run = await NoukaiJob(credentials=credentials(), flow=flow, message="a").atrigger()
+    await run.await_for_completion()
+    return await run.afetch_result()
+
+
+@flow
+def batch(flow: str) -> Any:
+    return [outcome.output for outcome in run_noukai_jobs(credentials(), flow, TEXTS)]
+
+
+@flow
+async def async_batch(flow: str) -> Any:
+    return [outcome.output for outcome in await arun_noukai_jobs(credentials(), flow, TEXTS)]
+
+
+@flow
+def submitted_batch(flow: str) -> Any:
+    return [outcome.output for outcome in run_noukai_jobs.submit(credentials(), flow, TEXTS).result()]
+
+
+@flow
+async def parent(flow: str) -> Any:
+    return await awaited(flow)
+
+
+if __name__ == "__main__":
+    # A shell that starts the tests in the background has interrupts ignored, and children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    outcome = globals()[sys.argv[1]](sys.argv[2])
+    if inspect.isawaitable(outcome):
+        asyncio.run(outcome)  # type: ignore[arg-type]

@@ -1,0 +1,64 @@
+"""Flows whose tasks run more than once, or submit the same more than once."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from prefect import flow, unmapped
+
+from noukai_prefect import NoukaiCredentials, arun_noukai_job, run_noukai_job
+
+
+def credentials() -> NoukaiCredentials:
+    return NoukaiCredentials.load("default", _sync=True)  # type: ignore[call-arg]
+
+
+@flow(retries=1)
+async def flow_retried(flow: str, timeout: float | None = None) -> Any:
+    return await arun_noukai_job(credentials(), flow, "a", timeout=timeout, cancel_on_timeout=False)
+
+
+@flow
+def task_retried(flow: str, timeout: float | None = None) -> Any:
+    task = run_noukai_job.with_options(retries=1)
+    return task(credentials(), flow, "a", timeout=timeout, cancel_on_timeout=False)
+
+
+@flow(retries=1)
+async def both_retried(flow: str, timeout: float | None = None) -> Any:
+    task = arun_noukai_job.with_options(retries=1)
+    return await task(credentials(), flow, "a", timeout=timeout, cancel_on_timeout=False)
+
+
+@flow
+async def child(flow: str, timeout: float) -> Any:
+    return await arun_noukai_job(credentials(), flow, "a", timeout=timeout, cancel_on_timeout=False)
+
+
+@flow(retries=1)
+async def parent_retried(flow: str, timeout: float) -> Any:
+    return await child(flow, timeout)
+
+
+@flow
+async def three_the_same(flow: str) -> Any:
+    return await asyncio.gather(*(arun_noukai_job(credentials(), flow, "the same") for _ in range(3)))
+
+
+@flow
+def three_the_same_mapped(flow: str) -> Any:
+    return run_noukai_job.map(unmapped(credentials()), unmapped(flow), ["the same"] * 3).result()
+
+
+@flow
+def three_the_same_in_turn(flow: str) -> Any:
+    return [run_noukai_job(credentials(), flow, "the same") for _ in range(3)]
+
+
+@flow
+async def two_credentials(flow: str) -> Any:
+    other = await NoukaiCredentials.aload("other")
+    return await asyncio.gather(
+        arun_noukai_job(credentials(), flow, "the same"), arun_noukai_job(other, flow, "the same")
+    )

@@ -1,0 +1,138 @@
+"""`run_noukai_jobs` on a live Prefect server; all runs are started at once, each with a flow of its own."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from demo.processes import wait_until
+
+if TYPE_CHECKING:
+    from demo.prefect_server import LocalPrefect
+    from tests.e2e_prefect.conftest import Run, Runs
+
+ENDLESS = {"outcome": "never"}
+
+
+@pytest.fixture(scope="module")
+def started(runs: Runs) -> dict[str, Run]:
+    """One flow run for each test."""
+    return {
+        "none": runs.start("batch_of_four", raise_on="none"),
+        "any": runs.start("batch_of_four", raise_on="any"),
+        "first": runs.start("batch_of_four", raise_on="first"),
+        "retried": runs.start("batch_retried", script=ENDLESS),
+        "in flight": runs.start("batch_in_flight", script=ENDLESS),
+        "too slow": runs.start("batch_too_slow"),
+        "timed out": runs.start("batch_timed_out", script=ENDLESS),
+        "submitted": runs.start("batch_submitted", script=ENDLESS),
+    }
+
+
+def table(prefect: LocalPrefect, run: Run) -> list[dict[str, Any]]:
+    """Return the rows of the run's only table."""
+    (artifact,) = prefect.artifacts(run.id, "noukai-jobs")
+    rows: list[dict[str, Any]] = json.loads(artifact["data"])
+    return rows
+
+
+def states(run: Run) -> dict[str, str]:
+    """Return the state of the latest job of each message."""
+    return {job["message"]: job["state"] for job in run.jobs()}
+
+
+def test_outcomes(started: dict[str, Run], prefect: LocalPrefect) -> None:
+    """With `raise_on="none"` every input has its outcome, in the order of the inputs."""
+    run = started["none"]
+    assert run.wait_for() == "Completed"
+    outcomes = prefect.result(run.id)
+    assert [outcome["state"] for outcome in outcomes] == ["completed", "failed", "cancelled", "completed"]
+    assert [(outcome["output"] or {}).get("message") for outcome in outcomes] == ["slow", None, None, "quick"]
+    assert "no luck" in outcomes[1]["error"]
+    assert [row["state"] for row in table(prefect, run)] == ["completed", "failed", "cancelled", "completed"]
+    assert run.task_states() == ["Completed"]
+    assert run.submissions() == 4
+
+
+def test_raise_on_any(started: dict[str, Run], prefect: LocalPrefect) -> None:
+    """With `raise_on="any"` the task fails after every job has ended, and says how many did not complete."""
+    run = started["any"]
+    assert run.wait_for() == "Failed"
+    assert "2 of 4 Noukai jobs" in prefect.flow_run(run.id)["state"]["message"]
+    assert states(run) == {
+        "slow": "completed",
+        "fails": "failed",
+        "is cancelled": "cancelled",
+        "quick": "completed",
+    }
+
+
+def test_raise_on_first(started: dict[str, Run], prefect: LocalPrefect) -> None:
+    """With `raise_on="first"` the task fails with the first error, and the other jobs are left to run."""
+    run = started["first"]
+    assert run.wait_for() == "Failed"
+    assert "was cancelled on the Noukai side" in prefect.flow_run(run.id)["state"]["message"]
+    assert sum(run.cancels(job["id"]) for job in run.jobs()) == 0
+
+
+def test_retry_submits_what_is_missing(started: dict[str, Run], prefect: LocalPrefect) -> None:
+    """A retry takes the outputs that are there, and submits only for the input whose job has failed."""
+    run = started["retried"]
+    first = run.wait_for_jobs(4, "running")
+    failing = next(job["id"] for job in run.jobs() if job["message"] == "the same")
+    run.control.finish(failing, "failed", error="no luck")
+    for job_id in set(first) - {failing}:
+        run.control.finish(job_id)
+    (again,) = set(run.wait_for_jobs(5)) - set(first)
+    assert run.control.job(again)["message"] == "the same"
+    run.control.finish(again)
+    assert run.wait_for() == "Completed"
+    outputs = [outcome["output"]["message"] for outcome in prefect.result(run.id)]
+    assert outputs == ["the same", "the same", "the same", "another"]
+    assert run.submissions() == 5
+
+
+def test_in_flight(started: dict[str, Run]) -> None:
+    """No more jobs than `in_flight` exist unfinished at any time."""
+    run = started["in flight"]
+    run.wait_for_jobs(2, "running")
+    for number in range(5):
+        unfinished = [job["id"] for job in run.jobs() if job["state"] in ("pending", "running")]
+        assert len(unfinished) <= 2
+        run.control.finish(unfinished[0])
+        run.wait_for_jobs(min(number + 3, 5))
+    assert run.wait_for() == "Completed"
+    assert run.submissions() == 5
+
+
+def test_timeout_of_one_job(started: dict[str, Run], prefect: LocalPrefect) -> None:
+    """A job that does not end within `timeout` is cancelled, which is its own outcome alone."""
+    run = started["too slow"]
+    assert run.wait_for() == "Completed"
+    quick, endless = prefect.result(run.id)
+    assert quick["state"] == "completed"
+    assert endless["state"] == "cancelled"
+    assert "2" in endless["error"]
+    assert states(run) == {"quick": "completed", "endless": "cancelled"}
+
+
+def test_timeout_of_the_task(started: dict[str, Run], prefect: LocalPrefect) -> None:
+    """When Prefect's timeout of the task strikes, every job is cancelled, and the table shows it."""
+    run = started["timed out"]
+    assert run.wait_for() == "TimedOut"
+    assert run.task_states() == ["TimedOut"]
+    assert states(run) == {"a": "cancelled", "b": "cancelled", "c": "cancelled"}
+    assert [row["state"] for row in table(prefect, run)] == ["cancelled"] * 3
+
+
+def test_cancel(started: dict[str, Run], prefect: LocalPrefect) -> None:
+    """When a person cancels the flow run, every job of a submitted batch is cancelled once, in time."""
+    run = started["submitted"]
+    jobs = run.wait_for_jobs(3, "running")
+    run.cancel()
+    assert run.wait_for("Cancelled", timeout=15) == "Cancelled"
+    assert [run.cancels(job) for job in jobs] == [1, 1, 1]
+    wait_until(lambda: run.task_states() == ["Cancelled"], "the task run to be Cancelled", 20)
+    assert [row["state"] for row in table(prefect, run)] == ["cancelled"] * 3

@@ -1,0 +1,179 @@
+"""Every example flow, run by a served deployment on a live Prefect server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from demo.processes import wait_until
+
+if TYPE_CHECKING:
+    from demo.prefect_server import LocalPrefect
+    from noukai_core.emulator import Emulator, EmulatorControl
+
+EXAMPLES = Path(__file__).parents[2] / "example_flows"
+
+
+class Example:
+    """A run of an example flow, and what the local Noukai saw of it."""
+
+    def __init__(self, prefect: LocalPrefect, control: EmulatorControl, deployment: str) -> None:
+        self.prefect = prefect
+        self.control = control
+        self.id = prefect.run(deployment)
+
+    def end(self) -> str:
+        return self.prefect.wait_for(self.id, timeout=90)
+
+    def result(self) -> Any:
+        return self.prefect.result(self.id)
+
+    def task_states(self) -> list[tuple[str, str]]:
+        return [(task["name"], task["state_name"]) for task in self.prefect.task_runs(self.id)]
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Return the jobs that the run has noted, as the local Noukai knows them."""
+        notes = self.prefect.artifacts(self.id, "noukai-job")
+        return [self.control.job(note["metadata_"]["job_id"]) for note in notes]
+
+    def polls(self) -> int:
+        return sum(self.control.counts(job["id"])["poll"] for job in self.jobs())
+
+
+@pytest.fixture(scope="module")
+def examples(prefect: LocalPrefect, emulator_server: Emulator) -> dict[str, Example]:
+    """All examples, started at once."""
+    control = emulator_server.control
+    control.script("fails", outcome="failed", error="no luck")
+    control.script("is-cancelled", outcome="cancelled")
+    control.script("summarise", after_polls=3)
+    names = [file.stem for file in EXAMPLES.glob("noukai_*.py") if "\n@flow" in file.read_text()]
+    return {name: Example(prefect, control, f"{name.replace('_', '-')}/local") for name in names}
+
+
+def test_run_job(examples: dict[str, Example]) -> None:
+    """A job runs as a task, its output is the result, and the next task can use it."""
+    example = examples["noukai_run_job"]
+    assert example.end() == "Completed"
+    assert example.result() == "The flow says: Helo wrld"
+    assert [job["state"] for job in example.jobs()] == ["completed"]
+
+
+def test_three_endings(examples: dict[str, Example]) -> None:
+    """Each of three jobs decides its own task run, and a failed one fails the flow run."""
+    example = examples["noukai_three_endings"]
+    assert example.end() == "Failed"
+    assert sorted(example.task_states()) == [
+        ("completes", "Completed"),
+        ("fails", "Failed"),
+        ("is-cancelled", "Failed"),
+    ]
+    assert sorted(job["state"] for job in example.jobs()) == ["cancelled", "completed", "failed"]
+    messages = {task["name"]: task["state"]["message"] for task in example.prefect.task_runs(example.id)}
+    assert "no luck" in messages["fails"]
+    assert "was cancelled on the Noukai side" in messages["is-cancelled"]
+
+
+def test_gather(examples: dict[str, Example]) -> None:
+    """Jobs that are gathered in an async flow each run once, and give their outputs in order."""
+    example = examples["noukai_gather"]
+    assert example.end() == "Completed"
+    assert example.result() == ["one", "two", "three"]
+    assert [state for _, state in example.task_states()] == ["Completed"] * 3
+    assert len(example.jobs()) == 3
+
+
+def test_mapped(examples: dict[str, Example]) -> None:
+    """Mapped inputs are a task run each, and give their outputs in order."""
+    example = examples["noukai_mapped"]
+    assert example.end() == "Completed"
+    assert example.result() == ["one", "two", "three"]
+    assert [state for _, state in example.task_states()] == ["Completed"] * 3
+    assert len(example.jobs()) == 3
+
+
+def test_submit_and_wait(examples: dict[str, Example]) -> None:
+    """A job can be submitted by one task and waited for by another, without a task run for each look."""
+    example = examples["noukai_submit_and_wait"]
+    assert example.end() == "Completed"
+    assert example.result() == {"title": "Quarterly report", "summary": {"message": "A long report"}}
+    assert len(example.task_states()) == 3
+    assert example.polls() == 3
+
+
+def test_job_block(examples: dict[str, Example]) -> None:
+    """A saved job block is loaded with its nested credentials, triggered, and gives the output."""
+    example = examples["noukai_job_block"]
+    assert example.end() == "Completed"
+    assert example.result() == {"message": "Helo wrld"}
+    assert [job["state"] for job in example.jobs()] == ["completed"]
+
+
+def test_cancelled(examples: dict[str, Example]) -> None:
+    """With `on_cancelled="cancel"`, a job that is cancelled at Noukai ends its task run and flow run so."""
+    example = examples["noukai_cancelled"]
+    assert example.end() == "Cancelled"
+    assert [state for _, state in example.task_states()] == ["Cancelled"]
+    assert [job["state"] for job in example.jobs()] == ["cancelled"]
+
+
+def test_many(examples: dict[str, Example]) -> None:
+    """Fifty jobs in one task run end in the order of the inputs, and a table shows each."""
+    example = examples["noukai_many"]
+    assert example.end() == "Completed"
+    result = example.result()
+    assert result["outputs"] == [{"message": f"text {number}"} for number in range(50)]
+    assert result["failed"] == []
+    assert len(example.task_states()) == 1
+    (table,) = [artifact for artifact in example.prefect.artifacts(example.id) if artifact["type"] == "table"]
+    rows = json.loads(table["data"])
+    assert [row["state"] for row in rows] == ["completed"] * 50
+    assert all(row["tokens"] > 0 for row in rows)
+
+
+def test_hooks(examples: dict[str, Example]) -> None:
+    """A flow with the hooks for cancellation and crash completes like any other."""
+    example = examples["noukai_hooks"]
+    assert example.end() == "Completed"
+    assert example.result() == {"message": "Helo wrld"}
+
+
+def test_suspend(examples: dict[str, Example]) -> None:
+    """A suspended run has no process, is resumed by one HTTP call, and reads the job it submitted once."""
+    example = examples["noukai_suspend"]
+    assert example.prefect.wait_for(example.id, "Suspended") == "Suspended"
+    (job,) = example.jobs()
+    assert example.control.counts(job["id"])["poll"] == 0
+    wait_until(lambda: example.control.job(job["id"])["state"] == "completed", "the job to end", 30)
+    wait_until(lambda: example.prefect.flow_run_processes(example.id) == [], "the process to end", 30)
+
+    example.prefect.resume(example.id, {"job_id": job["id"]})
+
+    assert example.end() == "Completed"
+    assert example.result() == {"message": "A long book"}
+    assert [job["id"] for job in example.jobs()] == [job["id"]]
+    assert [other["id"] for other in example.control.jobs() if other["slug"] == "translate"] == [job["id"]]
+
+
+def test_deployments(prefect: LocalPrefect, emulator_server: Emulator) -> None:
+    """The flows of the package can be deployed as they are: a typed form, run with a stored block."""
+    deployment = prefect.deployment("noukai-job/form")
+    schema = deployment["parameter_openapi_schema"]
+    assert schema["definitions"]["NoukaiCredentials"]["block_type_slug"] == "noukai-credentials"
+    assert schema["required"] == ["credentials", "noukai_flow"]
+
+    block = {"$ref": {"block_document_id": prefect.block("noukai-credentials", "default")["id"]}}
+    one = prefect.run(
+        "noukai-job/form", {"credentials": block, "noukai_flow": "acme/spelling/grade-3", "message": "Helo"}
+    )
+    many = prefect.run(
+        "noukai-jobs/form",
+        {"credentials": block, "noukai_flow": "acme/spelling/grade-3", "messages": ["a", "b"]},
+    )
+    assert prefect.wait_for(one) == "Completed"
+    assert prefect.result(one) == {"message": "Helo"}
+    assert prefect.wait_for(many) == "Completed"
+    assert prefect.result(many) == [{"message": "a"}, {"message": "b"}]

@@ -1,0 +1,170 @@
+"""What people and automations see of a job: artifacts, events, log lines; and what nobody sees: the key."""
+
+from __future__ import annotations
+
+import os
+import signal
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from demo.processes import wait_until
+from tests.e2e_prefect.conftest import JOB_PAGE, KEY
+
+if TYPE_CHECKING:
+    from demo.prefect_server import LocalPrefect
+    from tests.e2e_prefect.conftest import Run, Runs
+
+# Prefect 3.6 loses the flow before it can run the hooks of a run that it served: a warning in the run's log
+# says "'PrefectClient' object has no attribute 'deployment_id'" (its runner/runner.py).
+hooks_run = pytest.mark.skipif(version("prefect").startswith("3.6."), reason="Prefect 3.6 does not run hooks")
+
+HALVES = [{"completed": number, "total": 4} for number in range(5)]
+
+
+@pytest.fixture(scope="module")
+def started(runs: Runs, prefect: LocalPrefect) -> dict[str, Run]:
+    """One flow run for each test."""
+    block = {"$ref": {"block_document_id": prefect.block("noukai-credentials", "default")["id"]}}
+    return {
+        "progress": runs.start("observed", script={"after_seconds": 8, "progress": HALVES}),
+        "failed": runs.start("observed", script={"outcome": "failed", "error": "no luck"}),
+        "with block": runs.start("observed_with_block", credentials=block),
+        "cancelled": runs.start("hooked", script={"outcome": "never"}),
+        "crashed": runs.start("hooked", script={"outcome": "never"}),
+        "without event": runs.start("without_event", script={"outcome": "never"}),
+    }
+
+
+def events_of(prefect: LocalPrefect, job_id: str) -> list[dict[str, Any]]:
+    """Return the events about a job, the oldest first."""
+    found = [e for e in prefect.events("noukai.job.*") if e["resource"]["prefect.resource.name"] == job_id]
+    return sorted(found, key=lambda event: str(event["occurred"]))
+
+
+def test_link_and_progress(started: dict[str, Run], prefect: LocalPrefect) -> None:
+    """An artifact leads to the job's page, and a bar follows the job's progress to its end."""
+    run = started["progress"]
+    (job_id,) = run.wait_for_jobs(1)
+    wait_until(
+        lambda: [
+            bar["data"] for bar in prefect.artifacts(run.id, "noukai-progress") if 0 < bar["data"] < 100
+        ],
+        "a bar on its way",
+        30,
+    )
+    assert run.wait_for() == "Completed"
+    (link,) = prefect.artifacts(run.id, "noukai-job")
+    page = JOB_PAGE.format(org="acme", project="tests", flow=run.flow, job_id=job_id)
+    assert f"[{job_id}]({page})" in link["data"]
+    (bar,) = prefect.artifacts(run.id, "noukai-progress")
+    assert (bar["type"], bar["data"]) == ("progress", 100)
+
+
+def test_events(started: dict[str, Run], prefect: LocalPrefect) -> None:
+    """A job's submission and its end are events about the job, next to the flow run that they belong to."""
+    run = started["failed"]
+    assert run.wait_for() == "Failed"
+    (job_id,) = run.wait_for_jobs(1)
+    wait_until(lambda: len(events_of(prefect, job_id)) == 2, "two events", 30)
+    submitted, failed = events_of(prefect, job_id)
+    assert [submitted["event"], failed["event"]] == ["noukai.job.submitted", "noukai.job.failed"]
+    assert failed["payload"]["error"] == "no luck"
+    assert failed["resource"]["noukai.flow"] == f"acme/tests/{run.flow}"
+    related = {resource["prefect.resource.id"] for resource in failed["related"]}
+    assert f"prefect.flow-run.{run.id}" in related
+
+
+def test_log(started: dict[str, Run], prefect: LocalPrefect) -> None:
+    """The run's log has a line for the submission and for each change of state, not for each look."""
+    run = started["progress"]
+    run.wait_for()
+    (job_id,) = run.wait_for_jobs(1)
+    assert run.control.counts(job_id)["poll"] > 5
+
+    def lines() -> list[str]:
+        return [line.rsplit(": ", 1)[1] for line in prefect.logs(run.id) if job_id in line]
+
+    wait_until(lambda: lines()[-1:] == ["completed"], "the last line", 30)
+    said = [line.split(",")[0] for line in lines()]
+    assert said[0] == "submitted"
+    assert said[1:] in (["pending", "running", "completed"], ["running", "completed"])
+
+
+@hooks_run
+def test_hook_on_cancellation(started: dict[str, Run], prefect: LocalPrefect) -> None:
+    """The job of a cancelled run is cancelled by the hook when the run's process could not do it any more."""
+    run = started["cancelled"]
+    (job_id,) = run.wait_for_jobs(1, "running")
+    process = prefect.flow_run_process(run.id)
+    os.kill(process, signal.SIGSTOP)
+    run.cancel()
+    # Prefect leaves a run whose process dies before its runner has taken up the cancel as Cancelling.
+    wait_until(lambda: _is_told_to_end(process), "the runner to end the process", 30)
+    os.kill(process, signal.SIGKILL)
+    assert run.wait_for("Cancelled", "Crashed", timeout=60) == "Cancelled"
+    wait_until(lambda: run.control.job(job_id)["state"] == "cancelled", "the hook to cancel the job", 30)
+    wait_until(
+        lambda: any("cancelled with the flow run" in line for line in prefect.logs(run.id)), "its line", 30
+    )
+
+
+@hooks_run
+def test_hook_on_crash(started: dict[str, Run], prefect: LocalPrefect) -> None:
+    """The job of a crashed run is kept, and the run's log names it."""
+    run = started["crashed"]
+    (job_id,) = run.wait_for_jobs(1, "running")
+    os.kill(prefect.flow_run_process(run.id), signal.SIGKILL)
+    assert run.wait_for() == "Crashed"
+
+    def said() -> list[str]:
+        return [line for line in prefect.logs(run.id) if f"Noukai job {job_id}" in line and "is kept" in line]
+
+    wait_until(said, "the line about the job", 30)
+    assert run.cancels(job_id) == 0
+
+
+def test_cancel_without_private_parts(started: dict[str, Run]) -> None:
+    """Where Prefect's private stop event is missing, its server tells a task in a thread to stop, in time."""
+    run = started["without event"]
+    (job_id,) = run.wait_for_jobs(1, "running")
+    run.cancel()
+    assert run.wait_for("Cancelled", timeout=20) == "Cancelled"
+    assert run.cancels(job_id) == 1
+
+
+def test_automation(runs: Runs, prefect: LocalPrefect) -> None:
+    """An automation can react to a failed job."""
+    prefect.create_automation(
+        {
+            "name": "a job failed",
+            "trigger": {
+                "type": "event",
+                "posture": "Reactive",
+                "expect": ["noukai.job.failed"],
+                "threshold": 1,
+                "within": 0,
+            },
+            "actions": [{"type": "do-nothing"}],
+        }
+    )
+    run = runs.start("observed", script={"outcome": "failed", "after_seconds": 0})
+    assert run.wait_for() == "Failed"
+    wait_until(lambda: prefect.events("prefect.automation.action.executed"), "the automation to act", 60)
+
+
+def test_the_key_is_nowhere(started: dict[str, Run], prefect: LocalPrefect) -> None:
+    """Database, results and logs do not hold the key, also when the block was a parameter of the run."""
+    assert started["with block"].wait_for() == "Completed"
+    assert started["failed"].wait_for() == "Failed"
+    files = [file for file in prefect.home.rglob("*") if file.is_file()]
+    assert len(files) > 3
+    assert [str(file) for file in files if KEY.encode() in file.read_bytes()] == []
+
+
+def _is_told_to_end(pid: int) -> bool:
+    """Tell whether a SIGTERM waits for a process that is stopped."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool(int(status["ShdPnd"], 16) >> (signal.SIGTERM - 1) & 1)

@@ -1,0 +1,268 @@
+"""A process is shut down, moved or killed, a wait fails: the run comes back to its job, and has no other."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from demo.processes import wait_until
+
+if TYPE_CHECKING:
+    from demo.prefect_server import LocalPrefect
+    from noukai_core.emulator import Emulator
+
+FLOWS = Path(__file__).parent / "flows"
+KEY = "nk_test_e2eother_0123456789abcdef0123456789abcdef"
+
+# Flows of call_styles.py and reruns.py, with the number of their jobs.
+STYLES = {
+    "awaited": 1,
+    "gathered": 3,
+    "called": 1,
+    "submitted": 1,
+    "async_mapped": 3,
+    "two_steps": 1,
+    "block": 1,
+    "async_batch": 3,
+    "parent": 1,
+    "three_the_same": 3,
+    "three_the_same_mapped": 3,
+}
+IDENTICAL = ["three_the_same", "three_the_same_mapped", "three_the_same_in_turn"]
+RETRIED = ["flow_retried", "task_retried"]
+AFTER_A_WAIT = [*RETRIED, "parent_retried"]
+LOST = {
+    "connection dropped": {"kind": "drop_after"},
+    "502": {"kind": "status", "status": 502, "takes_effect": True},
+}
+ENDLESS = {"outcome": "never"}
+SHORT = {"after_seconds": 0.5}
+AT_THE_SAME_TIME = 3
+
+
+def finish(run: Any, jobs: list[str]) -> None:
+    """Wait until somebody looks at every job again, and complete the jobs."""
+    seen = {job: run.control.counts(job)["poll"] for job in jobs}
+    for job in jobs:
+        run.control.wait_for("poll", seen[job] + 1, job_id=job, timeout=60)
+    for job in jobs:
+        run.control.finish(job)
+
+
+def kill_and_retry(runs: Any, style: str) -> Any:
+    """Kill the process of a flow run while it waits, run it again, and let it end."""
+    run = runs.start(style, script=ENDLESS)
+    jobs = run.wait_for_jobs(STYLES[style], "running")
+    os.kill(runs.prefect.flow_run_process(run.id), signal.SIGKILL)
+    run.wait_for("Crashed")
+    runs.prefect.retry(run.id)
+    run.wait_for("Running", "Retrying")
+    finish(run, jobs)
+    run.wait_for()
+    return run
+
+
+def kill_while_it_submits(runs: Any, style: str) -> Any:
+    """Kill the process of a flow run before its submission is answered, and run it again."""
+    run = runs.start(style, script=ENDLESS, fault={"kind": "slow", "on": "submit", "seconds": 25})
+    jobs = run.wait_for_jobs(1)
+    os.kill(runs.prefect.flow_run_process(run.id), signal.SIGKILL)
+    run.wait_for("Crashed")
+    runs.prefect.retry(run.id)
+    finish(run, jobs)
+    run.wait_for()
+    return run
+
+
+def wait_in_vain_first(runs: Any, style: str) -> Any:
+    """Let the first wait run into its deadline, and the job end in the second."""
+
+    def second_attempt() -> bool:
+        tasks = runs.prefect.task_runs(run.id)
+        return bool(runs.prefect.flow_run(run.id)["run_count"] == 2 or (tasks and tasks[0]["run_count"] == 2))
+
+    run = runs.start(style, script=ENDLESS, timeout=4)
+    jobs = run.wait_for_jobs(1)
+    wait_until(second_attempt, f"a second attempt of {style}")
+    finish(run, jobs)
+    run.wait_for()
+    return run
+
+
+def let_it_end(runs: Any, style: str, **options: Any) -> Any:
+    """Run a flow to its end."""
+    run = runs.start(style, **options)
+    run.wait_for()
+    return run
+
+
+@pytest.fixture(scope="module")
+def side_by_side(
+    runs: Any, prefect: LocalPrefect, emulator_server: Emulator, request: pytest.FixtureRequest
+) -> Iterator[dict[str, Future[Any]]]:
+    """The runs of most tests, by the name of the test; some go on at the same time."""
+    other = {"api_key": KEY, "base_url": emulator_server.base_url.replace("127.0.0.1", "localhost")}
+    prefect.save_blocks({"other": ("NoukaiCredentials", other)})
+    bad = {"outcome": "failed", "error": "no luck", "after_seconds": 0.5}
+    stories: dict[str, tuple[Callable[..., Any], str, dict[str, Any]]] = {
+        **{f"test_process_killed[{style}]": (kill_and_retry, style, {}) for style in STYLES},
+        "test_killed_while_it_submits": (kill_while_it_submits, "awaited", {}),
+        **{
+            f"test_answer_to_the_submission_lost[{how}]": (
+                let_it_end,
+                "awaited",
+                {"script": SHORT, "fault": {"on": "submit", **fault}},
+            )
+            for how, fault in LOST.items()
+        },
+        **{
+            f"test_retry_after_a_wait_that_failed[{style}]": (wait_in_vain_first, style, {})
+            for style in AFTER_A_WAIT
+        },
+        **{
+            f"test_retry_after_a_job_that_failed[{style}]": (let_it_end, style, {"script": bad})
+            for style in [*RETRIED, "both_retried"]
+        },
+        **{
+            f"test_identical_submissions[{style}]": (let_it_end, style, {"script": SHORT})
+            for style in IDENTICAL
+        },
+        "test_two_credentials": (let_it_end, "two_credentials", {"script": SHORT}),
+        "test_no_task_run_for_a_look": (let_it_end, "awaited", {"script": {"after_polls": 4}}),
+    }
+    wanted = {item.name for item in request.session.items if item.path == request.path}
+    with ThreadPoolExecutor(AT_THE_SAME_TIME) as pool:
+        yield {
+            name: pool.submit(story, runs, style, **options)
+            for name, (story, style, options) in stories.items()
+            if name in wanted
+        }
+
+
+@pytest.fixture
+def run(side_by_side: dict[str, Future[Any]], request: pytest.FixtureRequest) -> Any:
+    """The run of this test, when it has ended."""
+    return side_by_side[request.node.name].result()
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_process_killed(run: Any, prefect: LocalPrefect, style: str) -> None:
+    """A flow run of a killed process attaches to its jobs when it is retried; each was submitted once."""
+    assert prefect.state(run.id) == "Completed"
+    assert run.submissions() == STYLES[style]
+    assert [job["state"] for job in run.jobs()] == ["completed"] * STYLES[style]
+    assert [run.cancels(job["id"]) for job in run.jobs()] == [0] * STYLES[style]
+
+
+def test_killed_while_it_submits(run: Any, prefect: LocalPrefect) -> None:
+    """A process that dies before its submission is answered leaves one job, which the rerun finds."""
+    assert prefect.state(run.id) == "Completed"
+    assert run.submissions() == 1
+    assert [job["state"] for job in run.jobs()] == ["completed"]
+
+
+@pytest.mark.parametrize("how", LOST)
+def test_answer_to_the_submission_lost(run: Any, prefect: LocalPrefect, how: str) -> None:
+    """When the answer to a submission is lost, the job that it made is the one that is waited for."""
+    assert prefect.state(run.id) == "Completed"
+    assert run.submissions() == 1
+    assert [job["state"] for job in run.jobs()] == ["completed"]
+
+
+@pytest.mark.parametrize("style", AFTER_A_WAIT)
+def test_retry_after_a_wait_that_failed(run: Any, prefect: LocalPrefect, style: str) -> None:
+    """A retry after a wait that failed goes on with the same job, whatever it is that is retried."""
+    assert prefect.state(run.id) == "Completed"
+    assert run.submissions() == 1
+    assert [job["state"] for job in run.jobs()] == ["completed"]
+
+
+@pytest.mark.parametrize(
+    ("style", "jobs"),
+    [("flow_retried", 2), ("task_retried", 2), ("both_retried", 4)],
+    ids=[*RETRIED, "both_retried"],
+)
+def test_retry_after_a_job_that_failed(run: Any, prefect: LocalPrefect, style: str, jobs: int) -> None:
+    """A retry after a job that failed submits a new job, one for each retry."""
+    assert prefect.state(run.id) == "Failed"
+    assert run.submissions() == jobs
+    assert [job["state"] for job in run.jobs()] == ["failed"] * jobs
+    assert len({job["session_id"] for job in run.jobs()}) == jobs
+
+
+@pytest.mark.parametrize("style", IDENTICAL)
+def test_identical_submissions(run: Any, prefect: LocalPrefect, style: str) -> None:
+    """Three identical submissions in one flow run are three jobs, also where results are kept by default."""
+    assert prefect.state(run.id) == "Completed"
+    assert prefect.result(run.id) == [{"message": "the same"}] * 3
+    assert run.submissions() == 3
+    assert len({job["session_id"] for job in run.jobs()}) == 3
+
+
+def test_two_credentials(run: Any, prefect: LocalPrefect) -> None:
+    """The same submission with two credentials is two jobs."""
+    assert prefect.state(run.id) == "Completed"
+    assert run.submissions() == 2
+    assert len({job["session_id"] for job in run.jobs()}) == 2
+
+
+def test_no_task_run_for_a_look(run: Any, prefect: LocalPrefect) -> None:
+    """However often a job is looked at, it is one task run."""
+    assert prefect.state(run.id) == "Completed"
+    assert len(prefect.task_runs(run.id)) == 1
+    assert run.control.counts(run.jobs()[0]["id"])["poll"] == 4
+
+
+@pytest.mark.parametrize("end", ["shut down", "lost"])
+def test_machine_gone(runs: Any, prefect: LocalPrefect, tmp_path: Path, end: str) -> None:
+    """When a machine is shut down or lost, the run goes on with its job on another one."""
+    styles = ("awaited", "submitted")
+    name = end.replace(" ", "-")
+    entrypoints = [f"{FLOWS / 'call_styles.py'}:{style}" for style in styles]
+    first = prefect.serve(*entrypoints, name=name)
+    started = [runs.start(style, deployment=name, script=ENDLESS) for style in styles]
+    jobs = [run.wait_for_jobs(1, "running") for run in started]
+
+    if end == "lost":
+        prefect.kill(first)
+    else:
+        prefect.end(first)
+
+    assert [run.jobs()[0]["state"] for run in started] == ["running", "running"]
+    assert [run.cancels(ids[0]) for run, ids in zip(started, jobs, strict=True)] == [0, 0]
+    storage = {"PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(tmp_path)}
+    second = prefect.serve(*entrypoints, name=name, environment=storage)
+    for run in started:
+        if prefect.state(run.id) == "Running":  # nobody was left to say that it crashed
+            prefect.mark(run.id, "CRASHED")
+        prefect.retry(run.id)
+    for run, ids in zip(started, jobs, strict=True):
+        finish(run, ids)
+        assert run.wait_for() == "Completed"
+        assert run.submissions() == 1
+    prefect.end(second)
+
+
+def test_eviction_with_rescheduling(runs: Any, prefect: LocalPrefect) -> None:
+    """A container that is evicted and rescheduled keeps the job, and the next container waits for it."""
+    prefect.deploy(f"{FLOWS / 'call_styles.py'}:awaited", pool="containers")
+    run = runs.start("awaited", deployment="containers", script=ENDLESS)
+    reschedule = {"PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR": "reschedule"}
+
+    first = prefect.execute(run.id, environment=reschedule)
+    jobs = run.wait_for_jobs(1, "running")
+    prefect.end(first)
+
+    assert run.wait_for("AwaitingRetry") == "AwaitingRetry"
+    assert (run.jobs()[0]["state"], run.cancels(jobs[0])) == ("running", 0)
+    second = prefect.execute(run.id, environment=reschedule)
+    finish(run, jobs)
+    assert run.wait_for() == "Completed"
+    assert run.submissions() == 1
+    prefect.end(second)

@@ -1,0 +1,88 @@
+"""The block that holds the key, without a server."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from prefect.blocks.core import Block
+from pydantic import SecretStr
+
+from noukai_core import AsyncNoukai, InvalidInput, Noukai
+from noukai_prefect import NoukaiCredentials, NoukaiJob
+
+from .conftest import KEY
+
+if TYPE_CHECKING:
+    from noukai_core.emulator import Emulator
+
+
+def test_sync_client(credentials: NoukaiCredentials) -> None:
+    """The sync client works with the block's key and address."""
+    with credentials.get_client() as client:
+        assert isinstance(client, Noukai)
+        assert client.verify_key() is not None
+
+
+async def test_async_client(credentials: NoukaiCredentials) -> None:
+    """The async client works with the block's key and address."""
+    async with credentials.get_client("async") as client:
+        assert isinstance(client, AsyncNoukai)
+        assert await client.verify_key() is not None
+
+
+def test_clients_are_made_fresh(credentials: NoukaiCredentials) -> None:
+    """Nothing live stays in the block: each call makes a client, so event loops never share one."""
+    with credentials.get_client() as first, credentials.get_client() as second:
+        assert first is not second
+
+
+def test_empty_fields_of_a_form_mean_none(emulator: Emulator) -> None:
+    """Fields that the web form leaves as empty text are not taken for an organisation or an address."""
+    block = NoukaiCredentials(api_key=SecretStr(KEY), base_url=emulator.base_url, org="", project="")
+    with block.get_client() as client:
+        assert client.flow("acme/spelling/grade-3").path == "acme/spelling/grade-3"
+
+
+def test_org_and_project(emulator: Emulator) -> None:
+    """With organisation and project a flow is named by its slug alone."""
+    block = NoukaiCredentials(
+        api_key=SecretStr(KEY), base_url=emulator.base_url, org="acme", project="spelling"
+    )
+    with block.get_client() as client:
+        assert client.flow("grade-3").path == "acme/spelling/grade-3"
+
+
+def test_wrong_fields_are_told(emulator: Emulator) -> None:
+    """A key that is none is refused before a request, and not shown."""
+    block = NoukaiCredentials(api_key=SecretStr("sk-secret-of-another"), base_url=emulator.base_url)
+    with pytest.raises(InvalidInput) as refused:
+        block.get_client()
+    assert "sk-secret-of-another" not in str(refused.value)
+    assert emulator.control.requests() == []
+
+
+def test_the_key_is_nowhere_to_be_read(credentials: NoukaiCredentials) -> None:
+    """Neither the text of a block nor its JSON shows the key."""
+    job = NoukaiJob(credentials=credentials, flow="acme/spelling/grade-3", message="hello")
+    for block in (credentials, job):
+        for text in (repr(block), str(block), block.model_dump_json()):
+            assert KEY not in text
+
+
+def test_job_page(credentials: NoukaiCredentials) -> None:
+    """The address of a job's page is made from the block's template; without one there is none."""
+    assert credentials.page_of("acme/spelling/grade-3", "job_1") is None
+    credentials.run_url_template = "https://noukai.test/{org}/{project}/{flow}/runs/{job_id}"
+    assert credentials.page_of("acme/spelling/grade-3", "job_1") == (
+        "https://noukai.test/acme/spelling/grade-3/runs/job_1"
+    )
+
+
+@pytest.mark.parametrize("block", [NoukaiCredentials, NoukaiJob])
+def test_form(block: type[Block]) -> None:
+    """The web form of a block knows the type of every field, and which one is secret."""
+    schema = block.model_json_schema()
+    assert schema["secret_fields"] == (["api_key"] if block is NoukaiCredentials else ["credentials.api_key"])
+    for name, field in schema["properties"].items():
+        assert "type" in field or "anyOf" in field or "$ref" in field or "allOf" in field, name

@@ -1,0 +1,106 @@
+"""The job block and its run, without a server: each method and its async twin."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+
+from noukai_core import InvalidInput, JobFailed, JobState
+from noukai_prefect import NoukaiCredentials, NoukaiJob, NoukaiJobRun
+
+if TYPE_CHECKING:
+    from noukai_core.emulator import Emulator
+
+FLOW = "acme/spelling/grade-3"
+
+
+@pytest.fixture
+def job(credentials: NoukaiCredentials) -> NoukaiJob:
+    """A job block."""
+    return NoukaiJob(credentials=credentials, flow=FLOW, message="hello")
+
+
+def test_sync(job: NoukaiJob, emulator: Emulator) -> None:
+    """Without an event loop every method is a plain call."""
+    run = job.trigger()
+    run.wait_for_completion()
+    assert run.fetch_result() == {"message": "hello"}
+    assert run.status().state == JobState.COMPLETED
+    assert emulator.control.counts()["submit"] == 1
+
+
+async def test_async(job: NoukaiJob, emulator: Emulator) -> None:
+    """In an event loop the twins are awaited."""
+    run = await job.atrigger()
+    await run.await_for_completion()
+    assert await run.afetch_result() == {"message": "hello"}
+    assert (await run.astatus()).state == JobState.COMPLETED
+    assert emulator.control.counts()["submit"] == 1
+
+
+async def test_sync_inside_of_a_loop(job: NoukaiJob) -> None:
+    """A plain function that is called from async code gets a value, never a coroutine."""
+    run = job.trigger()
+    assert isinstance(run, NoukaiJobRun)
+    assert run.fetch_result() == {"message": "hello"}
+
+
+def test_result_is_fetched_once(job: NoukaiJob, emulator: Emulator) -> None:
+    """The output is kept by the run: it is not asked for again."""
+    run = job.trigger()
+    run.fetch_result()
+    polls = emulator.control.counts()["poll"]
+    run.wait_for_completion()
+    run.fetch_result()
+    assert emulator.control.counts()["poll"] == polls
+
+
+def test_from_id(job: NoukaiJob, credentials: NoukaiCredentials, emulator: Emulator) -> None:
+    """The run of a job that exists is made from its id without a request."""
+    job_id = job.trigger().job_id
+    before = len(emulator.control.requests())
+    run = NoukaiJobRun.from_id(credentials, FLOW, job_id, submitted_at=datetime.now(UTC))
+    assert len(emulator.control.requests()) == before
+    assert run.fetch_result() == {"message": "hello"}
+    assert emulator.control.counts()["submit"] == 1
+
+
+def test_failure_is_raised_by_the_wait(job: NoukaiJob, emulator: Emulator) -> None:
+    """A failed job raises where it is waited for, not only where its result is fetched."""
+    emulator.control.script("grade-3", outcome="failed", error="no luck")
+    with pytest.raises(JobFailed, match="no luck"):
+        job.trigger().wait_for_completion()
+
+
+def test_cancel(job: NoukaiJob, emulator: Emulator) -> None:
+    """A job is cancelled by its run, which tells whether it could be."""
+    emulator.control.script("grade-3", outcome="never")
+    run = job.trigger()
+    assert run.cancel() is True
+    assert emulator.control.job(run.job_id)["state"] == "cancelled"
+    emulator.control.fault("no_cancel", on="cancel", times=None)
+    assert job.trigger().cancel() is False
+
+
+@pytest.mark.parametrize(("version", "sent"), [("production", "production"), ("draft", "draft"), ("7", 7)])
+def test_version(credentials: NoukaiCredentials, emulator: Emulator, version: str, sent: str | int) -> None:
+    """A version that was typed into the form is understood, a number as well."""
+    NoukaiJob(credentials=credentials, flow=FLOW, message="hello", version=version).trigger()
+    assert emulator.control.jobs()[0]["version"] == sent
+
+
+def test_bad_fields_send_nothing(credentials: NoukaiCredentials, emulator: Emulator) -> None:
+    """A block with neither message nor parameters is refused before a request."""
+    with pytest.raises(InvalidInput):
+        NoukaiJob(credentials=credentials, flow=FLOW).trigger()
+    with pytest.raises(InvalidInput, match="version"):
+        NoukaiJob(credentials=credentials, flow=FLOW, message="hello", version="latest").trigger()
+    assert emulator.control.requests() == []
+
+
+def test_repr(job: NoukaiJob) -> None:
+    """A run tells its job and flow, and nothing of the credentials."""
+    run = job.trigger()
+    assert repr(run) == f"NoukaiJobRun({run.job_id!r}, flow={FLOW!r})"

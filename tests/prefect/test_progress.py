@@ -1,0 +1,35 @@
+"""How far a job says it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from noukai_prefect.events import percent
+
+
+@pytest.mark.parametrize(
+    ("progress", "shown"),
+    [
+        ({"percent": 40}, 40.0),
+        ({"percentage": 40.5}, 40.5),
+        ({"fraction": 0.25}, 25.0),
+        ({"completed": 3, "total": 4}, 75.0),
+        ({"current": 1, "total": 4, "step": "read"}, 25.0),
+        ({"done": 1, "total": 2}, 50.0),
+        ({"percent": 140}, 100.0),
+        ({"percent": -1}, 0.0),
+        ({"completed": 3, "total": 0}, None),
+        ({"completed": 3}, None),
+        ({"percent": "forty"}, None),
+        ({"percent": True}, None),
+        ({"percent": float("nan")}, None),
+        ({"step": "read"}, None),
+        ({}, None),
+        (None, None),
+    ],
+)
+def test_percent(progress: dict[str, Any] | None, shown: float | None) -> None:
+    """The usual forms are understood and kept inside of 0 to 100; what is none has no bar."""
+    assert percent(progress) == shown

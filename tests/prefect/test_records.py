@@ -1,0 +1,122 @@
+"""The identities of a flow run's submissions: the same in every attempt, and different for each job."""
+
+from __future__ import annotations
+
+import threading
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from noukai_prefect.context import RunContext
+from noukai_prefect.records import JobBook, JobRecord
+
+FLOW = "acme/spelling/grade-3"
+INPUTS = {"message": "hello", "parameters": {"b": 1, "a": 2}}
+FLOW_RUN = uuid4()
+
+
+def context(
+    task_run_id: UUID | None = None, *, flow_run_id: UUID = FLOW_RUN, attempt: int = 1, task_attempt: int = 1
+) -> RunContext:
+    """Stand for code in a flow run."""
+    return RunContext(flow_run_id, task_run_id, attempt, task_attempt, None, None)
+
+
+def test_equal_submissions_have_places_of_their_own() -> None:
+    """Three equal submissions of one attempt are three jobs."""
+    book = JobBook(uuid4())
+    assert len({book.place(context(uuid4()), FLOW, INPUTS) for _ in range(3)}) == 3
+
+
+def test_a_rerun_comes_to_the_same_places() -> None:
+    """The next attempt, in another process, finds the same places, in whichever order it comes to them."""
+    scope = uuid4()
+    first, second = JobBook(scope), JobBook(scope)
+    places = {first.place(context(uuid4()), FLOW, INPUTS) for _ in range(3)}
+    assert {second.place(context(uuid4(), attempt=2), FLOW, INPUTS) for _ in range(3)} == places
+
+
+def test_a_flow_retry_in_the_same_process_comes_to_the_same_places() -> None:
+    """A retry of the flow counts anew."""
+    book = JobBook(uuid4())
+    places = [book.place(context(uuid4()), FLOW, INPUTS) for _ in range(2)]
+    assert [book.place(context(uuid4(), attempt=2), FLOW, INPUTS) for _ in range(2)] == places
+
+
+def test_a_subflow_that_is_called_again_comes_to_the_same_places() -> None:
+    """The flow run that a subflow is given when its parent is retried counts anew."""
+    book, again = JobBook(uuid4()), uuid4()
+    places = [book.place(context(uuid4()), FLOW, INPUTS) for _ in range(2)]
+    assert [book.place(context(uuid4(), flow_run_id=again), FLOW, INPUTS) for _ in range(2)] == places
+
+
+def test_a_task_retry_keeps_its_places() -> None:
+    """A task that submits twice finds both of its places when it is tried again, and no other's."""
+    book = JobBook(uuid4())
+    mine, other = uuid4(), uuid4()
+    places = [book.place(context(mine), FLOW, INPUTS) for _ in range(2)]
+    book.place(context(other), FLOW, INPUTS)
+    again = context(mine, task_attempt=2)
+    assert [book.place(again, FLOW, INPUTS) for _ in range(2)] == places
+    assert book.place(again, FLOW, INPUTS) not in places
+
+
+@pytest.mark.parametrize(
+    ("flow", "inputs"),
+    [
+        ("acme/spelling/grade-4", INPUTS),
+        (FLOW, {**INPUTS, "message": "hallo"}),
+        (FLOW, {**INPUTS, "server": "http://other"}),
+    ],
+)
+def test_other_inputs_have_other_places(flow: str, inputs: dict[str, Any]) -> None:
+    """Another flow, input or server is never mistaken for the same submission."""
+    book = JobBook(uuid4())
+    assert book.place(context(), FLOW, INPUTS) != book.place(context(), flow, inputs)
+
+
+def test_the_order_of_parameters_does_not_matter() -> None:
+    """Equal inputs are equal however they were written."""
+    scope = uuid4()
+    turned = {"parameters": {"a": 2, "b": 1}, "message": "hello"}
+    assert JobBook(scope).place(context(), FLOW, INPUTS) == JobBook(scope).place(context(), FLOW, turned)
+
+
+def test_flow_runs_share_nothing() -> None:
+    """Two flow runs with the same inputs have different identities."""
+    assert JobBook(uuid4()).place(context(), FLOW, INPUTS) != JobBook(uuid4()).place(context(), FLOW, INPUTS)
+
+
+def test_threads_never_share_a_place() -> None:
+    """Mapped tasks that submit at the same moment each have their own place."""
+    book, places, gate = JobBook(uuid4()), list[str](), threading.Barrier(20)
+
+    def submit() -> None:
+        gate.wait(10)
+        places.append(book.place(context(uuid4()), FLOW, INPUTS))
+
+    threads = [threading.Thread(target=submit) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(set(places)) == 20
+
+
+def test_a_record_survives_its_artifact() -> None:
+    """What an artifact keeps is what was written down, and the next generation has an identity of its own."""
+    record = JobRecord(
+        str(uuid4()), FLOW, str(uuid4()), 2, datetime.now(UTC), "job_1", ended=True, artifact_id=uuid4()
+    )
+    assert JobRecord.read(record.metadata(), record.artifact_id) == record
+    after = record.next()
+    assert (after.place, after.generation, after.job_id, after.ended) == (record.place, 3, None, False)
+    assert after.identity != record.identity
+
+
+@pytest.mark.parametrize("metadata", [{}, {"identity": "x"}, {"note": "of somebody else"}])
+def test_an_artifact_of_somebody_else_is_no_record(metadata: dict[str, str]) -> None:
+    """An artifact with the same key and other content is passed over."""
+    assert JobRecord.read(metadata, uuid4()) is None

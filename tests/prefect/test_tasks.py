@@ -1,0 +1,264 @@
+"""What the tasks do, called as plain functions against the local Noukai: sync and async alike."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import pytest
+from prefect.tasks import Task
+
+from noukai_core import (
+    FlowNotFound,
+    InvalidInput,
+    JobCancelled,
+    JobFailed,
+    JobNotFound,
+    JobWaitTimeout,
+    NoukaiError,
+)
+from noukai_prefect import (
+    NoukaiCredentials,
+    arun_noukai_job,
+    arun_noukai_jobs,
+    asubmit_noukai_job,
+    await_for_noukai_job,
+    run_noukai_job,
+    run_noukai_jobs,
+    submit_noukai_job,
+    wait_for_noukai_job,
+    worth_retrying,
+)
+
+if TYPE_CHECKING:
+    from noukai_core.emulator import Emulator
+
+FLOW = "acme/spelling/grade-3"
+TWINS = {
+    "submit": (submit_noukai_job, asubmit_noukai_job),
+    "wait": (wait_for_noukai_job, await_for_noukai_job),
+    "run": (run_noukai_job, arun_noukai_job),
+    "many": (run_noukai_jobs, arun_noukai_jobs),
+}
+Call = Callable[..., Awaitable[Any]]
+
+
+@pytest.fixture(params=["sync", "async"])
+def call(request: pytest.FixtureRequest) -> Call:
+    """Calls a task's function by its short name, in the form of the parameter."""
+
+    async def called(name: str, *arguments: Any, **options: Any) -> Any:
+        sync, twin = TWINS[name]
+        if request.param == "sync":
+            return sync.fn(*arguments, **options)
+        return await twin.fn(*arguments, **options)  # type: ignore[misc]
+
+    return called
+
+
+async def test_run(call: Call, credentials: NoukaiCredentials, emulator: Emulator) -> None:
+    """A job is submitted once with everything that was given, waited for, and its output returned."""
+    output = await call(
+        "run",
+        credentials,
+        FLOW,
+        "hello",
+        parameters={"grade": 3},
+        block_overrides={"s1": {"t": 1}},
+        version=7,
+    )
+    assert output == {"message": "hello", "parameters": {"grade": 3}}
+    (job,) = emulator.control.jobs()
+    assert (job["flow"], job["version"], job["block_overrides"]) == (FLOW, 7, {"s1": {"t": 1}})
+
+
+async def test_submit_then_wait(call: Call, credentials: NoukaiCredentials, emulator: Emulator) -> None:
+    """Submitting returns the id without waiting, and whoever has the id can wait."""
+    job_id = await call("submit", credentials, FLOW, "hello")
+    assert emulator.control.counts(job_id)["poll"] == 0
+    assert await call("wait", credentials, FLOW, job_id) == {"message": "hello"}
+
+
+async def test_failed(call: Call, credentials: NoukaiCredentials, emulator: Emulator) -> None:
+    """A failed job raises with the flow's own words and the id."""
+    emulator.control.script("grade-3", outcome="failed", error="no luck")
+    with pytest.raises(JobFailed, match="no luck") as failed:
+        await call("run", credentials, FLOW, "hello")
+    assert failed.value.job_id == emulator.control.jobs()[0]["id"]
+
+
+async def test_cancelled(call: Call, credentials: NoukaiCredentials, emulator: Emulator) -> None:
+    """A job that is cancelled on the Noukai side raises by default, and is a state where that is wanted."""
+    emulator.control.script("grade-3", outcome="cancelled")
+    with pytest.raises(JobCancelled):
+        await call("run", credentials, FLOW, "hello")
+    state = await call("run", credentials, FLOW, "hello", on_cancelled="cancel")
+    assert state.is_cancelled()
+
+
+async def test_timeout(call: Call, credentials: NoukaiCredentials, emulator: Emulator) -> None:
+    """At the deadline the job is cancelled, and the error is a `TimeoutError` for Prefect."""
+    emulator.control.script("grade-3", outcome="never")
+    with pytest.raises(JobWaitTimeout) as late:
+        await call("run", credentials, FLOW, "hello", timeout=0.3)
+    assert isinstance(late.value, TimeoutError)
+    assert emulator.control.jobs()[0]["state"] == "cancelled"
+
+
+async def test_timeout_that_keeps_the_job(
+    call: Call, credentials: NoukaiCredentials, emulator: Emulator
+) -> None:
+    """The job can be left running at the deadline."""
+    emulator.control.script("grade-3", outcome="never")
+    with pytest.raises(JobWaitTimeout):
+        await call("run", credentials, FLOW, "hello", timeout=0.3, cancel_on_timeout=False)
+    assert emulator.control.counts()["cancel"] == 0
+
+
+@pytest.mark.parametrize(
+    ("flow", "given"),
+    [
+        ("../x", {"message": "hello"}),
+        ("acme/spelling/Grade", {"message": "hello"}),
+        (FLOW, {}),
+        (FLOW, {"message": 7}),
+        (FLOW, {"parameters": {"x": float("nan")}}),
+        (FLOW, {"parameters": {"attachments": []}}),
+        (FLOW, {"message": "hello", "version": -1}),
+        (FLOW, {"message": "hello", "timeout": 0}),
+        (FLOW, {"message": "hello", "timeout": "60"}),
+        (FLOW, {"message": "hello", "poll_interval": -1}),
+        (FLOW, {"message": "hello", "on_cancelled": "explode"}),
+    ],
+)
+async def test_bad_input_sends_nothing(
+    call: Call, credentials: NoukaiCredentials, emulator: Emulator, flow: str, given: dict[str, Any]
+) -> None:
+    """Bad input ends before anything was sent, also when it is about the wait alone."""
+    with pytest.raises(InvalidInput):
+        await call("run", credentials, flow, **given)
+    assert emulator.control.requests() == []
+
+
+async def test_unknown_job(call: Call, credentials: NoukaiCredentials) -> None:
+    """A job that the server does not know is an error that names it."""
+    with pytest.raises(JobNotFound, match="job_unknown"):
+        await call("wait", credentials, FLOW, "job_unknown")
+
+
+async def test_no_such_flow(call: Call, credentials: NoukaiCredentials, emulator: Emulator) -> None:
+    """A refusal for good ends at once, with no second try."""
+    emulator.control.script("grade-3", missing=True)
+    with pytest.raises(FlowNotFound):
+        await call("run", credentials, FLOW, "hello")
+    assert emulator.control.counts()["submit"] == 1
+
+
+async def test_faults_while_waiting(call: Call, credentials: NoukaiCredentials, emulator: Emulator) -> None:
+    """Gateway pages, dropped connections and nonsense while waiting do not fail a healthy job."""
+    emulator.control.script("grade-3", after_seconds=1)
+    for fault in (
+        {"kind": "status", "status": 502, "body": "html"},
+        {"kind": "drop_before"},
+        {"kind": "nonsense"},
+        {"kind": "status", "status": 503, "retry_after": 0},
+    ):
+        emulator.control.fault(**fault, on="poll")
+    assert await call("run", credentials, FLOW, "hello") == {"message": "hello"}
+    assert emulator.control.counts()["submit"] == 1
+
+
+async def test_many(call: Call, credentials: NoukaiCredentials, emulator: Emulator) -> None:
+    """Many inputs, of both forms, give their outcomes in order."""
+    outcomes = await call("many", credentials, FLOW, ["a", {"message": "b", "parameters": {"n": 1}}])
+    assert [outcome.output for outcome in outcomes] == [
+        {"message": "a"},
+        {"message": "b", "parameters": {"n": 1}},
+    ]
+    assert [outcome.index for outcome in outcomes] == [0, 1]
+    assert emulator.control.counts()["submit"] == 2
+
+
+async def test_many_of_nothing(call: Call, credentials: NoukaiCredentials, emulator: Emulator) -> None:
+    """No inputs are no outcomes, and no request."""
+    assert await call("many", credentials, FLOW, []) == []
+    assert emulator.control.requests() == []
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "told"),
+    [
+        ([{"massage": "a"}], {}, "massage"),
+        (["a", 7], {}, r"inputs\[1\]"),
+        ("abc", {}, "inputs"),
+        (["a"], {"in_flight": 0}, "in_flight"),
+        (["a"], {"raise_on": "never"}, "raise_on"),
+        (["a"], {"timeout": -1}, "timeout"),
+    ],
+)
+async def test_many_of_nonsense(
+    call: Call,
+    credentials: NoukaiCredentials,
+    emulator: Emulator,
+    inputs: Any,
+    options: dict[str, Any],
+    told: str,
+) -> None:
+    """Inputs and options that make no sense are named, and nothing is sent."""
+    with pytest.raises(InvalidInput, match=told):
+        await call("many", credentials, FLOW, inputs, **options)
+    assert emulator.control.requests() == []
+
+
+async def test_one_bad_input_of_many(call: Call, credentials: NoukaiCredentials, emulator: Emulator) -> None:
+    """One input that JSON cannot carry is an outcome of its own, or told with all that did not complete."""
+    inputs = ["a", {"parameters": {"x": float("nan")}}]
+    good, bad = await call("many", credentials, FLOW, inputs, raise_on="none")
+    assert good.state == "completed"
+    assert isinstance(bad.error, InvalidInput)
+    with pytest.raises(ExceptionGroup, match="1 of 2") as raised:
+        await call("many", credentials, FLOW, inputs, raise_on="any")
+    assert len(raised.value.exceptions) == 1
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_twins_agree(name: str) -> None:
+    """Both forms of a task take the same arguments with the same defaults, and neither is ever cached."""
+    sync, twin = TWINS[name]
+    assert inspect.signature(sync.fn) == inspect.signature(twin.fn)
+    assert inspect.iscoroutinefunction(twin.fn) and not inspect.iscoroutinefunction(sync.fn)
+    assert sync.persist_result is False and twin.persist_result is False
+    for form in (sync, twin):
+        assert form.cache_policy.compute_key(_Anything(), {"flow": FLOW}, {}) is None
+
+
+class _Anything:
+    """Stands for the context of a task run, which a cache key could be made from."""
+
+    task = run_noukai_job
+    task_run = type("Run", (), {"id": uuid4(), "flow_run_id": uuid4()})
+
+
+@pytest.mark.parametrize(
+    ("error", "worth"),
+    [
+        (JobFailed("failed", job_id="job_1", status=None), True),
+        (JobWaitTimeout("late", job_id="job_1", status=None), True),
+        (JobCancelled("cancelled", job_id="job_1", status=None), False),
+        (InvalidInput("wrong"), False),
+        (NoukaiError("something"), True),
+        (ValueError("of the flow"), True),
+        (ExceptionGroup("2 of 3", [JobFailed("f", job_id="j", status=None), InvalidInput("w")]), True),
+        (ExceptionGroup("2 of 3", [JobCancelled("c", job_id="j", status=None), InvalidInput("w")]), False),
+    ],
+)
+async def test_worth_retrying(error: Exception, worth: bool) -> None:
+    """A retry is made where it can help, and not for what stays wrong or was stopped on purpose."""
+    from prefect.states import exception_to_failed_state
+
+    state = await exception_to_failed_state(error)
+    run: Any = None
+    task: Task[..., Any] = run_noukai_job
+    assert worth_retrying(task, run, state) is worth
