@@ -1,0 +1,57 @@
+"""What importing the integrations adds to importing their orchestrators.
+
+    .venv/airflow/bin/python benchmarks/imports.py
+    .venv/prefect/bin/python benchmarks/imports.py
+
+Each import runs in a process of its own, time and again; the medians are compared. The first line is the
+peer: the orchestrator alone, in the same run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from statistics import median
+
+ROUNDS = 15
+
+AIRFLOW = ("import airflow.sdk", ["noukai_airflow.operators.noukai", "noukai_airflow.sensors.noukai"])
+PREFECT = ("from prefect import flow, task", ["noukai_prefect"])
+
+_PROGRAM = """
+import sys, time
+began = time.perf_counter()
+{base}
+between = time.perf_counter()
+before = set(sys.modules)
+{ours}
+ended = time.perf_counter()
+heavy = {{"httpx", "noukai_airflow.hooks.noukai", "noukai_core.client"}}
+loaded = sorted(heavy & set(sys.modules) - before)
+print(between - began, ended - between, ",".join(loaded) or "none")
+"""
+
+
+def measure(base: str, modules: list[str]) -> tuple[float, float, str]:
+    """Import in a fresh process; return the seconds of both, and which heavy modules were loaded."""
+    ours = "\n".join(f"import {module}" for module in modules)
+    program = _PROGRAM.format(base=base, ours=ours)
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    peer, added, loaded = done.stdout.split()[-3:]
+    return float(peer), float(added), loaded
+
+
+def main() -> None:
+    """Print what was measured in this environment."""
+    base, modules = AIRFLOW if importlib.util.find_spec("airflow") else PREFECT
+    measure(base, modules)  # the first one writes the bytecode
+    rounds = [measure(base, modules) for _ in range(ROUNDS)]
+    peer, added = median(r[0] for r in rounds), median(r[1] for r in rounds)
+    print(f"{base:45} {peer * 1000:8.1f} ms")
+    print(f"{'+ ' + ', '.join(modules):45} {added * 1000:8.1f} ms, {added / peer:.1%} of it")
+    print(f"of httpx, the hook and the job client it adds: {rounds[0][2]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""The processes of a local server: each in a group of its own, and none of them left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_STOP_SECONDS = 15.0
+
+# Ends what is left of the processes when the one that started them is gone, however it went.
+_WARDEN = """
+import os, signal, sys
+groups = set()
+for line in sys.stdin:
+    sign, group = line[0], int(line[1:])
+    groups.add(group) if sign == "+" else groups.discard(group)
+for group in groups:
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+"""
+
+
+class ServerError(RuntimeError):
+    """A local server did not do what was asked."""
+
+
+class Warden:
+    """A process that outlives this one by a moment, and ends the groups that this one has left behind.
+
+    It lives as long as there is a group to watch.
+    """
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        self._groups: set[int] = set()
+        self._lock = threading.Lock()
+
+    def watch(self, group: int) -> None:
+        """Have a process group ended when this process is gone."""
+        with self._lock:
+            if self._process is None:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-c", _WARDEN],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    start_new_session=True,
+                    text=True,
+                    bufsize=1,
+                )
+            self._groups.add(group)
+            self._tell(f"+{group}")
+
+    def forget(self, group: int) -> None:
+        """The group has ended."""
+        with self._lock:
+            if self._process is None or group not in self._groups:
+                return
+            self._groups.discard(group)
+            self._tell(f"-{group}")
+            if not self._groups:
+                self._process.communicate()
+                self._process = None
+
+    def _tell(self, line: str) -> None:
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.write(line + "\n")
+
+
+_warden = Warden()
+
+
+class Component:
+    """One process, with the children that it starts, in a process group of its own."""
+
+    def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+        self.name = name
+        self.log = log
+        self._command = list(command)
+        self._environment = dict(environment)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._retired = False
+        self._starting = threading.Lock()
+
+    @property
+    def pid(self) -> int:
+        """The process id; also the id of the group."""
+        if self._process is None:
+            raise ServerError(f"{self.name} was not started")
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the process itself is alive."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start the process. It is not waited for."""
+        with self._starting, self.log.open("ab") as output:
+            if self._retired:
+                raise ServerError(f"{self.name} is not started any more")
+            self._process = subprocess.Popen(
+                self._command,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            _warden.watch(self._process.pid)
+
+    def retire(self) -> None:
+        """Let it never be started again, also not by a thread that is about to."""
+        with self._starting:
+            self._retired = True
+
+    def terminate(self, timeout: float = _STOP_SECONDS) -> None:
+        """End the process as a deployment would, and kill whatever is left of its group."""
+        self._end(signal.SIGTERM, timeout)
+
+    def ask_to_stop(self) -> None:
+        """Begin to end the process, without waiting for it."""
+        if self.running:
+            self.resume()
+            self._process_signal(signal.SIGINT)
+
+    def stop(self, timeout: float = _STOP_SECONDS) -> None:
+        """Wait for the end after `ask_to_stop`, and kill what is left of the process and its children."""
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout)
+            self.kill()
+
+    def kill(self) -> None:
+        """End the process and its children at once, as the kernel would when memory runs out."""
+        self._end(signal.SIGKILL, _STOP_SECONDS)
+
+    def stall(self) -> None:
+        """Stop the process and its children from running, until `resume`."""
+        self._signal_group(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a stalled process go on."""
+        self._signal_group(signal.SIGCONT)
+
+    def restart(self) -> None:
+        """Start again after an end."""
+        if self.running:
+            self.terminate()
+        self.start()
+
+    def _end(self, first: signal.Signals, timeout: float) -> None:
+        if self._process is None:
+            return
+        if self.running:
+            self.resume()
+            self._process_signal(first)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout)
+        self._signal_group(signal.SIGKILL)
+        self._process.wait(_STOP_SECONDS)
+        _warden.forget(self._process.pid)
+
+    def _process_signal(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
+
+    def _signal_group(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, number)
+
+
+def wait_until(
+    condition: Callable[[], T],
+    what: str,
+    timeout: float = 60.0,
+    *,
+    pause: float = 0.1,
+    alive: Callable[[], None] | None = None,
+) -> T:
+    """Look until the condition holds, and return what it gave."""
+    deadline = time.monotonic() + timeout
+    while True:
+        if found := condition():
+            return found
+        if alive is not None:
+            alive()
+        if time.monotonic() > deadline:
+            raise ServerError(f"waited {timeout:g} s in vain for {what}")
+        time.sleep(pause)
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on at this moment."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """Name the processes below one, on systems that have /proc."""
+    for thread in Path(f"/proc/{pid}/task").glob("*"):
+        try:
+            children = (thread / "children").read_text().split()
+        except OSError:
+            continue
+        for child in map(int, children):
+            yield child
+            yield from descendants(child)
