@@ -15,12 +15,18 @@ _ALIVE_ON_WORKER = frozenset(
 # may be in them too, but then it has another job.
 _ALIVE_IN_TRIGGERER = frozenset({"deferred", "running", "up_for_retry"})
 
+# On its way to a worker: either another triggerer has woken the task, or a person has cleared it. Once it is
+# there it can be told, since only a new try begins without the XComs of the last.
+_UNDER_WAY = frozenset({"scheduled", "queued"})
+
 
 class Verdict(Enum):
     """What to do with the job of a task that is ended."""
 
     CANCEL = "cancel"
     KEEP = "keep"
+    LATER = "later"
+    """It cannot be told yet."""
 
 
 def on_worker(state: str | None, *, known: bool) -> Verdict:
@@ -48,8 +54,10 @@ def in_triggerer(state: str | None, job_of_task: str | None, job_id: str) -> Ver
     """
     if state == "deferred" and job_of_task is None:
         return Verdict.KEEP
-    if state in _ALIVE_IN_TRIGGERER and job_of_task == job_id:
+    if job_of_task == job_id and state in _ALIVE_IN_TRIGGERER:
         return Verdict.KEEP
+    if job_of_task == job_id and state in _UNDER_WAY:
+        return Verdict.LATER
     return Verdict.CANCEL
 
 

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 _KILL_SECONDS = 30.0
 
+# For how long a verdict is waited for, so that time is left for the cancel call. Without one the job is kept:
+# after a clear, the task's next try stops it.
+_VERDICT_SECONDS = 20.0
+_VERDICT_PAUSE = 1.0
+
 
 class NoukaiJobTrigger(BaseTrigger):
     """Waits for the end of a job, and tells the task that it ended. The task fetches the result itself.
@@ -151,6 +156,14 @@ class NoukaiJobTrigger(BaseTrigger):
             self.log.warning("Noukai job %s may still run: cancelling it failed: %s", self.job_id, error)
 
     async def _verdict(self) -> kills.Verdict:
+        decided_by = time.monotonic() + _VERDICT_SECONDS
+        while (verdict := await self._judge()) is kills.Verdict.LATER:
+            if time.monotonic() > decided_by:
+                return kills.Verdict.KEEP
+            await asyncio.sleep(_VERDICT_PAUSE)
+        return verdict
+
+    async def _judge(self) -> kills.Verdict:
         task = self.task_instance
         if task is None:
             return kills.Verdict.CANCEL

@@ -35,8 +35,10 @@ def test_an_unknown_state_keeps_the_job() -> None:
         ("failed", "mine", Verdict.CANCEL),
         ("success", "mine", Verdict.CANCEL),
         (None, "mine", Verdict.CANCEL),
-        ("scheduled", "mine", Verdict.CANCEL),
-        ("queued", "mine", Verdict.CANCEL),
+        ("scheduled", "mine", Verdict.LATER),
+        ("scheduled", "another", Verdict.CANCEL),
+        ("queued", "mine", Verdict.LATER),
+        ("queued", None, Verdict.CANCEL),
         ("deferred", "mine", Verdict.KEEP),
         ("deferred", "another", Verdict.CANCEL),
         ("deferred", None, Verdict.KEEP),
@@ -47,7 +49,10 @@ def test_an_unknown_state_keeps_the_job() -> None:
     ],
 )
 def test_on_kill_of_a_trigger(state: str | None, job_of_task: str | None, expected: Verdict) -> None:
-    """A trigger keeps the job of a task that still waits for it, and cancels it otherwise."""
+    """A trigger keeps the job of a task that still waits for it, and cancels it otherwise.
+
+    A task on its way to a worker may have been woken by another triggerer, or cleared by a person.
+    """
     assert kills.in_triggerer(state, job_of_task, "mine") is expected
 
 

@@ -7,13 +7,15 @@ import importlib
 import json
 import time
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from noukai_airflow import clients, kills
+from noukai_airflow import clients, kills, task_states
 from noukai_airflow.events import JobEvent, Reason
 from noukai_airflow.hooks.noukai import NoukaiHook
+from noukai_airflow.triggers import noukai as triggers
 from noukai_airflow.triggers.noukai import NoukaiJobTrigger
 
 if TYPE_CHECKING:
@@ -221,6 +223,41 @@ async def test_a_kill_that_leaves_the_job_alone(
     job_id = submit(connected)
     await trigger(job_id, **arguments).on_kill()
     assert emulator.control.counts(job_id).get("cancel", 0) == 0
+
+
+@pytest.mark.parametrize(
+    ("then", "cancels"),
+    [(("running", True), 0), (("running", False), 1), (("queued", True), 0)],
+    ids=["woken by another triggerer", "cleared by a person", "no worker for a long time"],
+)
+async def test_a_kill_while_the_task_is_on_its_way_to_a_worker(
+    then: tuple[str, bool],
+    cancels: int,
+    connected: ConnectionSettings,
+    emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Until it can be told who sent the task there, nothing is cancelled."""
+    emulator.control.script("flow", outcome="never")
+    waiting = trigger(submit(connected), cancel_on_kill=True)
+    monkeypatch.setattr(waiting, "task_instance", SimpleNamespace(task_id="job"))
+    seen = iter([("scheduled", True), ("queued", True)])
+    now = then
+
+    async def state_of_task(_: object) -> str:
+        nonlocal now
+        now = next(seen, then)
+        return now[0]
+
+    async def job_of_task(_: object) -> str | None:
+        return waiting.job_id if now[1] else None
+
+    monkeypatch.setattr(task_states, "state_of_task", state_of_task)
+    monkeypatch.setattr(task_states, "job_of_task", job_of_task)
+    monkeypatch.setattr(triggers, "_VERDICT_SECONDS", 0.2)
+    monkeypatch.setattr(triggers, "_VERDICT_PAUSE", 0.01)
+    await waiting.on_kill()
+    assert emulator.control.counts(waiting.job_id).get("cancel", 0) == cancels
 
 
 async def test_cleanup_alone_cancels_nothing(connected: ConnectionSettings, emulator: Emulator) -> None:
