@@ -44,6 +44,7 @@ class LocalAirflow:
         binaries: The folder with the `airflow` command, such as `.venv/airflow/bin`.
         home: An empty folder for the database, the configuration and the logs.
         dags: The folders to read DAGs from.
+        database_url: An empty database in SQLAlchemy's terms. By default an SQLite in `home`.
         environment: More variables for every process, such as `AIRFLOW_CONN_NOUKAI_DEFAULT`.
         parallelism: How many tasks may run at the same time.
     """
@@ -54,6 +55,7 @@ class LocalAirflow:
         home: Path,
         dags: Sequence[Path],
         *,
+        database_url: str | None = None,
         environment: Mapping[str, str] | None = None,
         parallelism: int = 4,
     ) -> None:
@@ -61,6 +63,7 @@ class LocalAirflow:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._airflow = str(Path(binaries) / "airflow")
+        self._given_database = database_url
         self._environment = self._settings(Path(binaries), dags, parallelism) | dict(environment or {})
         self._client = httpx.Client(base_url=self.url, timeout=30.0, trust_env=False)
         self._stopped = False
@@ -120,10 +123,11 @@ class LocalAirflow:
         self._client.close()
         atexit.unregister(self.stop)
 
-    def extra_triggerer(self, name: str = "triggerer-2") -> Component:
+    def extra_triggerer(self, name: str = "triggerer-2", *arguments: str) -> Component:
         """Start one more triggerer; it ends with the others."""
         component = self._component(
             "triggerer",
+            *arguments,
             name=name,
             environment={"AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port())},
         )
@@ -263,7 +267,7 @@ class LocalAirflow:
         return self.home / "airflow.db"
 
     def _database_url(self, lock_seconds: float) -> str:
-        return f"sqlite:///{self._database}?timeout={lock_seconds:g}"
+        return self._given_database or f"sqlite:///{self._database}?timeout={lock_seconds:g}"
 
     def _settings(self, binaries: Path, dags: Sequence[Path], parallelism: int) -> dict[str, str]:
         inherited = {
@@ -321,6 +325,8 @@ class LocalAirflow:
         )
         if done.returncode != 0:
             raise ServerError(f"`airflow db migrate` failed:\n{(done.stdout + done.stderr)[-4000:]}")
+        if self._given_database is not None:
+            return
         with contextlib.closing(sqlite3.connect(self._database)) as database:
             # Readers and a writer do not lock each other out then; the mode stays with the file.
             database.execute("PRAGMA journal_mode=WAL")

@@ -30,6 +30,12 @@ for group in groups:
         os.killpg(group, signal.SIGKILL)
     except ProcessLookupError:
         pass
+for pid in map(int, filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc") else ())):
+    try:
+        if os.getsid(pid) in groups:
+            os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
 """
 
 
@@ -170,6 +176,10 @@ class Component:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout)
         self._signal_group(signal.SIGKILL)
+        # Airflow puts each task into a process group of its own; the session is the same.
+        for pid in _session(self._process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self._process.wait(_STOP_SECONDS)
         _warden.forget(self._process.pid)
 
@@ -208,6 +218,14 @@ def free_port() -> int:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
         return port
+
+
+def _session(leader: int) -> Iterator[int]:
+    """Name the processes of a session, on systems that have /proc."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(int(entry.name)) == leader:
+                yield int(entry.name)
 
 
 def descendants(pid: int) -> Iterator[int]:
