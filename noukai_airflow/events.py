@@ -41,8 +41,9 @@ class JobEvent:
     state: str | None = None
 
     def payload(self) -> dict[str, Any]:
-        """Return it in the form that goes through Airflow."""
-        return {"version": _VERSION, **asdict(self), "reason": self.reason.value}
+        """Return it in the form that goes through Airflow: an enum's member would keep its class there."""
+        state = None if self.state is None else str(self.state)
+        return {"version": _VERSION, **asdict(self), "reason": self.reason.value, "state": state}
 
     @classmethod
     def read(cls, event: object) -> JobEvent | None:

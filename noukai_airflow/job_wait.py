@@ -61,11 +61,14 @@ class JobWait:
 
     def announce(self) -> None:
         """Tell the id and the page of the job as soon as they are known."""
+        url = self._settings.run_url(self._job.flow, self._job.id)
+        if url is not None:
+            self._task.log.info("Noukai job %s has its page at %s", self._job.id, url)
         if not self._task.do_xcom_push:
             return
         task_instance = task_instance_of(self._context)
         task_instance.xcom_push(xcoms.JOB_ID, self._job.id)
-        if url := self._settings.run_url(self._job.flow, self._job.id):
+        if url is not None:
             task_instance.xcom_push(xcoms.JOB_URL, url)
             # Airflow itself would only do this at the end of the task, or when it defers.
             task_instance.xcom_push(NoukaiJobLink().xcom_key, url)
@@ -111,11 +114,9 @@ class JobWait:
         backstop = None if deadline is None else max(deadline - time.time(), 0.0) + BACKSTOP_SECONDS
         task.log.info("Noukai job %s of %s: waiting for it in the triggerer", job.id, job.flow)
         task.defer(
-            trigger=NoukaiJobTrigger(
-                job_id=job.id,
-                flow=job.flow,
+            trigger=NoukaiJobTrigger.of_deferral(
+                job,
                 noukai_conn_id=task.noukai_conn_id,
-                submitted_at=submitted_at,
                 deadline=deadline,
                 poll_interval=task.poll_interval,
                 cancel_on_kill=task.cancel_on_kill,

@@ -6,15 +6,19 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
+from airflow.providers.common.compat.sdk import conf
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from noukai_airflow import kills
 from noukai_airflow.events import JobEvent, Reason
 
 if TYPE_CHECKING:
-    from noukai_core import AsyncNoukai, JobStatus
+    from noukai_core import AsyncNoukai, Job, JobStatus
+
+# What the scheduler may take to hear that a worker's process has ended: it looks once in each of its loops.
+_SCHEDULER_SECONDS = 3.0
 
 _KILL_SECONDS = 30.0
 
@@ -22,6 +26,19 @@ _KILL_SECONDS = 30.0
 # after a clear, the task's next try stops it.
 _VERDICT_SECONDS = 20.0
 _VERDICT_PAUSE = 1.0
+
+
+def settling_seconds() -> float:
+    """Return for how long a task is left alone after its deferral.
+
+    When the scheduler hears of the end of the worker's process only after the task has been woken and queued
+    again, it takes this end for that of the part just queued, and fails the task: "finished with state
+    success, but the task instance's state attribute is queued". Airflow's supervisor may report the end late:
+    if the process closes its sockets just before it is gone, the next look comes `min_heartbeat_interval`
+    later.
+    """
+    heartbeat = float(conf.get("workers", "min_heartbeat_interval", fallback=5.0))
+    return heartbeat + _SCHEDULER_SECONDS
 
 
 class NoukaiJobTrigger(BaseTrigger):
@@ -36,6 +53,7 @@ class NoukaiJobTrigger(BaseTrigger):
         deadline: When to give up waiting, in seconds since the epoch.
         poll_interval: A fixed pause between looks, in seconds; by default it grows with the age of the job.
         cancel_on_kill: Whether the job is cancelled when a user ends the task.
+        not_before: The earliest moment at which the task is woken, in seconds since the epoch.
     """
 
     def __init__(
@@ -47,6 +65,7 @@ class NoukaiJobTrigger(BaseTrigger):
         deadline: float | None = None,
         poll_interval: float | None = None,
         cancel_on_kill: bool = False,
+        not_before: float | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # pyright: ignore[reportUnknownMemberType]
         self.job_id = job_id
@@ -56,7 +75,30 @@ class NoukaiJobTrigger(BaseTrigger):
         self.deadline = deadline
         self.poll_interval = poll_interval
         self.cancel_on_kill = cancel_on_kill
+        self.not_before = not_before
         self._kill: asyncio.Task[None] | None = None
+
+    @classmethod
+    def of_deferral(
+        cls,
+        job: Job,
+        *,
+        noukai_conn_id: str,
+        deadline: float | None,
+        poll_interval: float | None,
+        cancel_on_kill: bool = False,
+    ) -> Self:
+        """Make the trigger of a task that is about to defer. For the arguments see the class."""
+        return cls(
+            job_id=job.id,
+            flow=job.flow,
+            noukai_conn_id=noukai_conn_id,
+            submitted_at=job.submitted_at.isoformat() if job.submitted_at else None,
+            deadline=deadline,
+            poll_interval=poll_interval,
+            cancel_on_kill=cancel_on_kill,
+            not_before=time.time() + settling_seconds(),
+        )
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return what Airflow stores to make this trigger again."""
@@ -70,12 +112,16 @@ class NoukaiJobTrigger(BaseTrigger):
                 "deadline": self.deadline,
                 "poll_interval": self.poll_interval,
                 "cancel_on_kill": self.cancel_on_kill,
+                "not_before": self.not_before,
             },
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and yield one event."""
         event = await self._wait()
+        if self.not_before is not None:
+            # Never longer than that, however far the clocks of two machines are apart.
+            await asyncio.sleep(min(self.not_before - time.time(), settling_seconds()))
         yield TriggerEvent(event.payload())  # type: ignore[no-untyped-call]
 
     async def _wait(self) -> JobEvent:

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from noukai_airflow.events import JobEvent, Reason
+from noukai_core import JobState
 
 
 @pytest.mark.parametrize("reason", list(Reason))
@@ -14,6 +15,22 @@ def test_an_event_survives_the_way_through_airflow(reason: Reason) -> None:
     """What a trigger yields, a task reads."""
     event = JobEvent("job-1", reason, "running")
     assert JobEvent.read(json.loads(json.dumps(event.payload()))) == event
+
+
+def test_an_event_is_stored_without_a_class_of_ours() -> None:
+    """What Airflow stores of an event is plain text, so it can be read also when this package has changed."""
+    try:
+        from airflow.sdk.serde import deserialize, serialize
+    except ImportError:  # before Airflow 3.2
+        from airflow.serialization.serde import deserialize, serialize
+
+    payload = JobEvent("job-1", Reason.FINISHED, JobState.COMPLETED).payload()
+    assert {type(value) for value in payload.values()} == {int, str}
+    stored = serialize(payload)
+    assert "noukai" not in json.dumps(stored)
+    read = deserialize(stored)
+    assert {type(value) for value in read.values()} == {int, str}
+    assert read["state"] == "completed"
 
 
 def test_an_event_holds_ids_and_states_alone() -> None:

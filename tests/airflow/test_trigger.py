@@ -56,7 +56,7 @@ async def event_of(waiting: NoukaiJobTrigger) -> JobEvent:
 def test_what_is_stored() -> None:
     """A trigger is made again from what it stores: JSON alone, with a class that can be found, and no key."""
     made = NoukaiJobTrigger(
-        "job-1", FLOW, "conn", "2026-01-01T00:00:00+00:00", 1_800_000_000.0, 2.0, cancel_on_kill=True
+        "job-1", FLOW, "conn", "2026-01-01T00:00:00+00:00", 1_800_000_000.0, 2.0, True, 1_700_000_000.0
     )
     path, arguments = made.serialize()
     module, name = path.rsplit(".", 1)
@@ -70,6 +70,7 @@ def test_what_is_stored() -> None:
         "deadline",
         "poll_interval",
         "cancel_on_kill",
+        "not_before",
     }
 
 
@@ -84,6 +85,31 @@ async def test_the_end_of_a_job(outcome: str, connected: ConnectionSettings, emu
     emulator.control.script("flow", outcome=outcome, after_seconds=0.1, result_bytes=100_000)
     job_id = submit(connected)
     assert await event_of(trigger(job_id)) == JobEvent(job_id, Reason.FINISHED, outcome)
+
+
+async def test_a_task_is_left_alone_after_its_deferral(
+    connected: ConnectionSettings, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of a job that comes too soon after the deferral is told when Airflow is ready for it."""
+    emulator.control.script("flow", after_seconds=0)
+    job = clients.shared_client(connected).flow(FLOW).attach(submit(connected))
+    monkeypatch.setattr(triggers, "settling_seconds", lambda: 0.5)
+    waiting = NoukaiJobTrigger.of_deferral(
+        job, noukai_conn_id="noukai_default", deadline=None, poll_interval=0.05
+    )
+    assert (await event_of(waiting)).state == "completed"
+    assert waiting.not_before is not None
+    assert time.time() >= waiting.not_before
+
+
+async def test_clocks_that_differ_do_not_hold_a_task_up(
+    connected: ConnectionSettings, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker whose clock is far ahead delays its task by no more than the usual."""
+    emulator.control.script("flow", after_seconds=0)
+    monkeypatch.setattr(triggers, "settling_seconds", lambda: 0.1)
+    waiting = trigger(submit(connected), not_before=time.time() + 3600)
+    assert (await asyncio.wait_for(event_of(waiting), 30)).state == "completed"
 
 
 async def test_the_deadline(connected: ConnectionSettings, emulator: Emulator) -> None:
