@@ -97,8 +97,8 @@ compile = .ci/uv pip compile -q --universal --python-version 3.11 --no-emit-inde
 	--extra emulator --group test pyproject.toml
 
 requirements: $(TOOLS) ## compile the pinned requirements again; UPGRADE=1 takes the newest of everything
-	$(compile) $(if $(UPGRADE),--upgrade) --extra airflow -o requirements/airflow.txt
-	$(compile) $(if $(UPGRADE),--upgrade) --extra airflow requirements/airflow-floor.in -o requirements/airflow-floor.txt
+	$(compile) $(if $(UPGRADE),--upgrade) --extra airflow --extra openlineage -o requirements/airflow.txt
+	$(compile) $(if $(UPGRADE),--upgrade) --extra airflow --extra openlineage requirements/airflow-floor.in -o requirements/airflow-floor.txt
 	$(compile) $(if $(UPGRADE),--upgrade) --extra prefect requirements/prefect.in -o requirements/prefect.txt
 	$(compile) $(if $(UPGRADE),--upgrade) --extra prefect requirements/prefect-floor.in -o requirements/prefect-floor.txt
 	$(compile) $(if $(UPGRADE),--upgrade) --extra prefect requirements/prefect-peers.in -o requirements/prefect-peers.txt

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from noukai_airflow.hooks.noukai import NoukaiHook
     from noukai_airflow.job_wait import JobWait
+    from noukai_airflow.lineage import Lineage
     from noukai_airflow.records import JobBook
     from noukai_airflow.settings import ConnectionSettings
     from noukai_airflow.task_job import JobInputs
@@ -189,6 +190,20 @@ class NoukaiRunJobOperator(BaseOperator):
         raise end_job(
             self._job, self._settings, task_instance_of(self._context), cancel_on_kill=self.cancel_on_kill
         )
+
+    def get_openlineage_facets_on_start(self) -> Lineage:
+        """Tell OpenLineage the flow; there is no job yet."""
+        from noukai_airflow.lineage import job_lineage
+
+        return job_lineage(self.flow, None)
+
+    def get_openlineage_facets_on_complete(self, task_instance: object) -> Lineage:
+        """Tell OpenLineage the job, also when the task has failed."""
+        from noukai_airflow.lineage import job_lineage
+
+        if self._job is None:
+            return self.get_openlineage_facets_on_start()
+        return job_lineage(self._job.flow, self._job.id)
 
     def _run(self, context: Context) -> Any:
         from noukai_airflow.task_job import TaskJob

@@ -24,6 +24,7 @@ from noukai_airflow.xcoms import JOB_STATUS, task_instance_of, told
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from noukai_airflow.lineage import Lineage
     from noukai_core import Job, JobStatus
 
 _STATES = frozenset({"completed", "failed", "cancelled"})
@@ -130,6 +131,12 @@ class NoukaiJobSensor(BaseSensorOperator):
                 job_id=self.job_id,
             )
 
+    def get_openlineage_facets_on_start(self) -> Lineage:
+        """Tell OpenLineage the job."""
+        from noukai_airflow.lineage import job_lineage
+
+        return job_lineage(self.flow, self.job_id)
+
     def _result(self, context: Context, status: JobStatus) -> Any:
         if self.do_xcom_push:
             task_instance_of(context).xcom_push(JOB_STATUS, told(status))
@@ -144,13 +151,10 @@ class NoukaiJobSensor(BaseSensorOperator):
     def _defer(self, deadline: float) -> None:
         from noukai_airflow.triggers.noukai import NoukaiJobTrigger
 
-        job = self._job()
         self.defer(
-            trigger=NoukaiJobTrigger(
-                job_id=job.id,
-                flow=job.flow,
+            trigger=NoukaiJobTrigger.of_deferral(
+                self._job(),
                 noukai_conn_id=self.noukai_conn_id,
-                submitted_at=job.submitted_at.isoformat() if job.submitted_at else None,
                 deadline=deadline,
                 poll_interval=self._interval,
             ),

@@ -1,0 +1,83 @@
+"""What OpenLineage's own provider for Airflow makes of the tasks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from noukai_airflow.hooks.noukai import NoukaiHook
+from noukai_airflow.operators.noukai import NoukaiRunJobOperator
+from noukai_airflow.sensors.noukai import NoukaiJobSensor
+from tests.airflow.conftest import MemoryStore, PretendedTask
+
+if TYPE_CHECKING:
+    from noukai_airflow.settings import ConnectionSettings
+    from noukai_core.emulator import Emulator
+
+FLOW = "acme/demo/flow"
+
+WITHOUT_THE_EXTRA = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith(("openlineage", "airflow.providers.openlineage.extractors")):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Missing())
+import noukai_airflow.decorators.noukai, noukai_airflow.job_wait, noukai_airflow.operators.noukai
+import noukai_airflow.sensors.noukai, noukai_airflow.triggers.noukai, noukai_airflow.worker_kill
+print("noukai_airflow.lineage" in sys.modules)
+"""
+
+
+def facets(task: Any, state: str) -> dict[str, Any]:
+    """Ask the provider for a task's lineage, as it does when the task is in a state."""
+    from airflow.providers.openlineage.extractors.manager import ExtractorManager
+    from airflow.utils.state import TaskInstanceState
+
+    run = task_instance = PretendedTask()
+    lineage = ExtractorManager().extract_metadata(run, task, TaskInstanceState(state), task_instance)
+    return dict(lineage.run_facets)
+
+
+@pytest.mark.parametrize("state", ["success", "failed"])
+def test_the_job_of_an_operator(
+    state: str,
+    settings: ConnectionSettings,
+    store: MemoryStore,
+    emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A start tells the flow; an end, whichever it is, also the job, as a query to an external system."""
+    monkeypatch.setattr(NoukaiHook, "settings", settings)
+    emulator.control.script("flow", after_seconds=0)
+    task = NoukaiRunJobOperator(task_id="task", flow=FLOW, message="Hello", poll_interval=0.05)
+    started = facets(task, "running")
+    assert set(started) == {"noukai_job"}
+    assert (started["noukai_job"].flow, started["noukai_job"].jobId) == (FLOW, None)
+    context: Any = {"ti": PretendedTask(), "task_state_store": store}
+    task.execute(context)
+    ended = facets(task, state)
+    job_id = context["ti"].xcoms["job_id"]
+    assert (ended["noukai_job"].flow, ended["noukai_job"].jobId) == (FLOW, job_id)
+    assert (ended["externalQuery"].externalQueryId, ended["externalQuery"].source) == (job_id, "noukai")
+
+
+@pytest.mark.parametrize("state", ["running", "success"])
+def test_the_job_of_a_sensor(state: str) -> None:
+    """A sensor knows its job from the start."""
+    told = facets(NoukaiJobSensor(task_id="task", flow=FLOW, job_id="job-1"), state)
+    assert told["externalQuery"].externalQueryId == "job-1"
+    assert (told["noukai_job"].flow, told["noukai_job"].jobId) == (FLOW, "job-1")
+
+
+def test_without_the_extra() -> None:
+    """Nothing of OpenLineage is needed, or loaded, by those who do not use it."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_THE_EXTRA], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout.strip().splitlines()[-1:]) == (0, ["False"]), done.stderr
