@@ -27,8 +27,10 @@ API_VERSION = "2026-05-31"
 IDLE_CONNECTION_EXPIRY = 90.0
 """Seconds; longer than the longest pause between two looks, so that a waiting job keeps its connection."""
 
+_MOST_CONNECTIONS = 100
+
 _LIMITS = httpx.Limits(
-    max_connections=100, max_keepalive_connections=20, keepalive_expiry=IDLE_CONNECTION_EXPIRY
+    max_connections=_MOST_CONNECTIONS, max_keepalive_connections=20, keepalive_expiry=IDLE_CONNECTION_EXPIRY
 )
 
 # anyio lets a TLS fault in the middle of an exchange pass as it is, and httpcore does not map it.
@@ -165,6 +167,9 @@ class AsyncConnection(_Wire):
             verify=_tls_context(), limits=_LIMITS, proxy=_proxy(settings.base_url)
         )
         self._loop: asyncio.AbstractEventLoop | None = None
+        # Whoever waits for a connection waits here: for each request, httpcore 1.0 goes through all that wait
+        # in its pool. A thousand of them, after an outage, keep the loop so busy that none ends in time.
+        self._room = asyncio.Semaphore(_MOST_CONNECTIONS)
 
     async def send(self, call: Call[Any], timeout: float | None = None) -> Answer | APIError:
         """Send a call once; every fault comes back as a value, without what it was raised from."""
@@ -172,12 +177,19 @@ class AsyncConnection(_Wire):
         request = self._request(call, allowed)
         self._check_loop()
         try:
+            async with asyncio.timeout(allowed):
+                await self._room.acquire()
+        except TimeoutError:
+            return self._no_answer(call, httpx.PoolTimeout("every connection is busy"), allowed)
+        try:
             async with asyncio.timeout(allowed + _OWN_TIMEOUTS_FIRST):
                 return await self._exchange(call, request)
         except TimeoutError:
             return self._no_answer(call, httpx.ReadTimeout(""), allowed)
         except _FAULTS as fault:
             return self._no_answer(call, fault, allowed)
+        finally:
+            self._room.release()
 
     async def _exchange(self, call: Call[Any], request: httpx.Request) -> Answer | APIError:
         response = await self._transport.handle_async_request(request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
@@ -9,9 +10,10 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 
-from noukai_core import policy
+from noukai_core import AsyncNoukai, policy
 from tests.core.wire import FLOW
 
 if TYPE_CHECKING:
@@ -125,3 +127,32 @@ def test_a_server_that_needs_no_proxy_is_asked_directly(
     client = make_client(base_url=f"http://127.0.0.1:{counter.server_address[1]}/api/v1")
     assert client.flow(FLOW).attach("job-1").status().state == "running"
     assert counter.opened == 1
+
+
+class Crowded(httpx.AsyncBaseTransport):
+    """Holds every request until it is told to answer, and counts those that it has at the same time."""
+
+    def __init__(self) -> None:
+        self.held = 0
+        self.most = 0
+        self.answer = asyncio.Event()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.held += 1
+        self.most = max(self.most, self.held)
+        await self.answer.wait()
+        self.held -= 1
+        return httpx.Response(200, json={"executionId": "job-1", "status": "running"})
+
+
+async def test_a_crowd_waits_outside_of_the_pool(key: str) -> None:
+    """A thousand looks at once, as after an outage, reach the pool of connections a hundred at a time."""
+    transport = Crowded()
+    async with AsyncNoukai(key, base_url="https://noukai.test/api/v1", transport=transport) as client:
+        job = client.flow(FLOW).attach("job-1")
+        looks = [asyncio.ensure_future(job.status()) for _ in range(1000)]
+        while transport.held < 100:
+            await asyncio.sleep(0)
+        transport.answer.set()
+        assert {status.state for status in await asyncio.gather(*looks)} == {"running"}
+    assert transport.most == 100
