@@ -44,11 +44,12 @@ def get_provider_info() -> dict[str, Any]:
         "triggers": _modules("triggers"),
         "extra-links": ["noukai_airflow.links.noukai.NoukaiJobLink"],
         "task-decorators": [{"name": "noukai", "class-name": "noukai_airflow.decorators.noukai.noukai_task"}],
-        "connection-types": [_connection_type()],
+        "connection-types": [connection_type()],
     }
 
 
-def _connection_type() -> dict[str, Any]:
+def connection_type() -> dict[str, Any]:
+    """Return the part about the connection and its form."""
     return {
         "connection-type": "noukai",
         "hook-class-name": "noukai_airflow.hooks.noukai.NoukaiHook",

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from functools import cached_property
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 from weakref import WeakKeyDictionary
 
@@ -14,6 +15,7 @@ from airflow.sdk import BaseHook
 
 from noukai_airflow.clients import shared_async_client, shared_client
 from noukai_airflow.exceptions import NoukaiException, airflow_errors
+from noukai_airflow.provider_info import connection_type
 from noukai_airflow.settings import ConnectionSettings
 
 if TYPE_CHECKING:
@@ -45,6 +47,22 @@ class NoukaiHook(BaseHook):
     def __init__(self, noukai_conn_id: str = default_conn_name, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.noukai_conn_id = noukai_conn_id
+
+    @classmethod
+    def get_connection_form_widgets(cls) -> dict[str, Any]:
+        """Return the form's own fields, for Airflow before 3.2, which has no other way."""
+        wtforms: Any = import_module("wtforms")  # Airflow brings it along, or something that looks like it
+        fields = connection_type()["conn-fields"]
+        return {
+            name: wtforms.StringField(field["label"], description=field["description"])
+            for name, field in fields.items()
+        }
+
+    @classmethod
+    def get_ui_field_behaviour(cls) -> dict[str, Any]:
+        """Return how the form's usual fields look, for Airflow before 3.2."""
+        behaviour = connection_type()["ui-field-behaviour"]
+        return {name.replace("-", "_"): value for name, value in behaviour.items()}
 
     @cached_property
     def settings(self) -> ConnectionSettings:

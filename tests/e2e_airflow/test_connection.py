@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.e2e_airflow.conftest import AIRFLOW, KEY
+from tests.e2e_airflow.conftest import KEY
 
 if TYPE_CHECKING:
     from demo.airflow_server import LocalAirflow
@@ -21,7 +21,6 @@ def press_test(airflow: LocalAirflow, **fields: Any) -> tuple[bool, str]:
     return answer["status"], answer["message"]
 
 
-@pytest.mark.skipif(AIRFLOW < (3, 2), reason="before 3.2, a provider cannot declare the fields of its form")
 def test_the_form(airflow: LocalAirflow) -> None:
     """The form has the fields of a Noukai connection under their own names, and no others."""
     (form,) = [
@@ -37,7 +36,12 @@ def test_the_form(airflow: LocalAirflow) -> None:
         "login",
         "port",
     }
-    assert set(form["extra_fields"]) == {"org", "project", "run_url_template"}
+    labels = {name: field["schema"]["title"] for name, field in form["extra_fields"].items()}
+    assert labels == {
+        "org": "Organisation",
+        "project": "Project",
+        "run_url_template": "Run page URL template",
+    }
 
 
 def test_a_connection_that_works(airflow: LocalAirflow, emulator_server: Emulator) -> None:
