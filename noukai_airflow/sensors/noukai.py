@@ -87,16 +87,19 @@ class NoukaiJobSensor(BaseSensorOperator):
     def execute(self, context: Context) -> Any:
         """Wait on the worker, or look once and wait in the triggerer."""
         self._began = self._beginning(context)
-        with self._failing_softly():
-            if not self.deferrable:
-                return super().execute(context)
-            done = self.poke(context)
-            if done:
-                return done.xcom_value
-            return self._defer(time.time() + self.timeout)
+        if not self.deferrable:
+            return super().execute(context)
+        done = self.poke(context)
+        if done:
+            return done.xcom_value
+        return self._defer(time.time() + self.timeout)
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Look at the job once."""
+        with self._failing_softly():
+            return self._look(context)
+
+    def _look(self, context: Context) -> PokeReturnValue:
         import noukai_core as core
 
         try:
@@ -117,10 +120,10 @@ class NoukaiJobSensor(BaseSensorOperator):
         What the event says is checked with the server before anything comes of it.
         """
         read = JobEvent.about(self.job_id, JobEvent.read(event))
+        done = self.poke(context)
+        if done:
+            return done.xcom_value
         with self._failing_softly():
-            done = self.poke(context)
-            if done:
-                return done.xcom_value
             if deadline is not None and time.time() >= deadline:
                 raise AirflowSensorTimeout(f"Noukai job {self.job_id} did not end within {self.timeout:g} s")
             if read is not None and read.reason is Reason.UNAVAILABLE:

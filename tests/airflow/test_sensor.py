@@ -1,0 +1,123 @@
+"""The sensor's decisions, with a pretended task and a local Noukai."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowSensorTimeout, AirflowSkipException, TaskDeferred
+
+from noukai_airflow import clients
+from noukai_airflow.events import JobEvent, Reason
+from noukai_airflow.exceptions import (
+    NoukaiException,
+    NoukaiJobCancelledException,
+    NoukaiJobNotFoundException,
+    NoukaiRefusedException,
+    NoukaiSensorJobFailedException,
+)
+from noukai_airflow.hooks.noukai import NoukaiHook
+from noukai_airflow.sensors.noukai import NoukaiJobSensor
+from tests.airflow.conftest import PretendedTask
+
+if TYPE_CHECKING:
+    from noukai_airflow.settings import ConnectionSettings
+    from noukai_core import Job
+    from noukai_core.emulator import Emulator
+
+FLOW = "acme/demo/flow"
+
+
+@pytest.fixture
+def job(settings: ConnectionSettings, emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Job:
+    """A job of somebody else's that has not ended, behind the connection that the sensors use."""
+    monkeypatch.setattr(NoukaiHook, "settings", settings)
+    emulator.control.script("flow", outcome="never")
+    return clients.shared_client(settings).flow(FLOW).job("Hello")
+
+
+def sensor(job_id: str, **arguments: Any) -> NoukaiJobSensor:
+    return NoukaiJobSensor(task_id="task", flow=FLOW, job_id=job_id, poke_interval=0.05, **arguments)
+
+
+def context() -> Any:
+    return {"ti": PretendedTask()}
+
+
+@pytest.mark.parametrize("states", [(), "completed", ("completed", "running"), ("done",)])
+def test_states_that_no_job_ends_in(states: Any) -> None:
+    """What the sensor may pass on is checked when the DAG is read."""
+    with pytest.raises(ValueError, match=r"allowed_states is .*cancelled, completed, failed"):
+        sensor("job-1", allowed_states=states)
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_a_job_that_has_ended(deferrable: bool, job: Job, emulator: Emulator) -> None:
+    """A job that has ended before the sensor begins passes at once, without a deferral."""
+    emulator.control.finish(job.id, result=[1, 2])
+    here = context()
+    assert sensor(job.id, deferrable=deferrable).execute(here) == [1, 2]
+    assert here["ti"].xcoms["job_status"]["state"] == "completed"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "expected"),
+    [("failed", NoukaiSensorJobFailedException), ("cancelled", NoukaiJobCancelledException)],
+)
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_a_job_without_a_result(
+    deferrable: bool, outcome: str, expected: type[Exception], job: Job, emulator: Emulator
+) -> None:
+    """A job without a result fails the sensor for good, unless it may pass on it or fail softly."""
+    emulator.control.finish(job.id, outcome=outcome)
+    with pytest.raises(expected, match=job.id):
+        sensor(job.id, deferrable=deferrable).execute(context())
+    with pytest.raises(AirflowSkipException, match=job.id):
+        sensor(job.id, deferrable=deferrable, soft_fail=True).execute(context())
+    assert sensor(job.id, deferrable=deferrable, allowed_states=(outcome,)).execute(context()) is None
+
+
+def test_a_look_that_fails(job: Job, emulator: Emulator) -> None:
+    """A fault that passes is no outcome; the next look decides."""
+    emulator.control.fault("status", on="poll", times=1, status=403)
+    with pytest.raises(NoukaiRefusedException):
+        sensor(job.id).execute(context())
+    emulator.control.fault("status", on="poll", times=None, status=500)
+    assert not sensor(job.id).poke(context())
+
+
+def test_an_unknown_job(job: Job) -> None:
+    """A job that the server does not know fails the sensor when the time for it to appear is over."""
+    with pytest.raises(NoukaiJobNotFoundException):
+        sensor("job-gone", timeout=30).execute(context())
+
+
+@pytest.mark.parametrize("event", [None, "success", "failed", {}, {"job_id": 7}])
+def test_an_event_that_makes_no_sense_is_not_believed(event: object, job: Job, emulator: Emulator) -> None:
+    """Whatever the event, the server decides."""
+    with pytest.raises(NoukaiException, match="unknown event"):
+        sensor(job.id).execute_complete(context(), event)
+    emulator.control.finish(job.id, result="whole")
+    assert sensor(job.id).execute_complete(context(), event) == "whole"
+
+
+@pytest.mark.parametrize(
+    "event", [JobEvent("job-of-before", Reason.FINISHED, "completed"), JobEvent("", Reason.UNAVAILABLE)]
+)
+def test_waiting_on(event: JobEvent, job: Job) -> None:
+    """After a fault, or an event about another job, the sensor waits on until the same moment."""
+    told = event.payload() | {"job_id": event.job_id or job.id}
+    deadline = time.time() + 60
+    with pytest.raises(TaskDeferred) as deferred:
+        sensor(job.id).execute_complete(context(), told, deadline)
+    assert (deferred.value.trigger.job_id, deferred.value.trigger.deadline) == (job.id, deadline)
+    assert not deferred.value.trigger.cancel_on_kill
+
+
+def test_the_timeout_in_the_triggerer(job: Job) -> None:
+    """At the timeout the sensor ends as one that waits on a worker does, and leaves the job alone."""
+    event = JobEvent(job.id, Reason.DEADLINE, "running").payload()
+    with pytest.raises(AirflowSensorTimeout, match=job.id):
+        sensor(job.id, timeout=5).execute_complete(context(), event, time.time() - 1)
+    assert not job.status().finished
