@@ -1,0 +1,57 @@
+"""The ways in which Airflow can be given a connection."""
+
+from __future__ import annotations
+
+import json
+from urllib.parse import quote
+
+import pytest
+
+from noukai_airflow.exceptions import NoukaiRefusedException
+from noukai_airflow.hooks.noukai import NoukaiHook
+from tests.airflow.conftest import KEY
+
+HOST = "https://noukai.test/api/v1"
+EXTRA = {"org": "acme", "project": "demo", "fault_patience": 60}
+
+AS_JSON = json.dumps({"conn_type": "noukai", "password": KEY, "host": HOST, "extra": EXTRA})
+AS_URI = f"noukai://:{KEY}@{quote(HOST, safe='')}/?org=acme&project=demo&fault_patience=60"
+
+
+@pytest.fixture(params=[AS_JSON, AS_URI], ids=["JSON", "URI"])
+def variable(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection in an environment variable."""
+    monkeypatch.setenv("AIRFLOW_CONN_OF_A_TEST", request.param)
+
+
+@pytest.mark.usefixtures("variable")
+async def test_a_connection_in_an_environment_variable() -> None:
+    """A connection as JSON or as a URI says the same, on a worker and in a triggerer."""
+    settings = NoukaiHook("of_a_test").settings
+    assert (settings.api_key, settings.base_url, settings.org, settings.project) == (
+        KEY,
+        HOST,
+        "acme",
+        "demo",
+    )
+    assert dict(settings.options) == {"fault_patience": 60.0}
+    assert await NoukaiHook("of_a_test").aget_settings() == settings
+
+
+async def test_a_connection_that_is_missing() -> None:
+    """The error names the connection."""
+    from airflow.exceptions import AirflowNotFoundException
+
+    with pytest.raises(AirflowNotFoundException, match="not_there"):
+        _ = NoukaiHook("not_there").settings
+    with pytest.raises(AirflowNotFoundException, match="not_there"):
+        await NoukaiHook("not_there").aget_settings()
+
+
+async def test_a_connection_that_is_malformed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is wrong is named, and is asked for again the next time: it may have been put right."""
+    monkeypatch.setenv("AIRFLOW_CONN_OF_A_TEST", json.dumps({"conn_type": "noukai"}))
+    with pytest.raises(NoukaiRefusedException, match="'of_a_test' has no API key"):
+        await NoukaiHook("of_a_test").aget_settings()
+    monkeypatch.setenv("AIRFLOW_CONN_OF_A_TEST", AS_JSON)
+    assert (await NoukaiHook("of_a_test").aget_settings()).api_key == KEY
