@@ -70,10 +70,16 @@ def test_the_metadata_keep_the_ranges_wide(wheel: Wheel) -> None:
         "apache-airflow-providers-common-compat>=1.23;extra=='airflow'",
         "prefect>=3.6;extra=='prefect'",
         "anyio>=4.4;extra=='prefect'",
+        "apache-airflow-providers-openlineage>=2.20;extra=='openlineage'",
         "starlette>=0.40;extra=='emulator'",
         "uvicorn>=0.30;extra=='emulator'",
     }
-    assert set(wheel.metadata.get_all("Provides-Extra", [])) == {"airflow", "prefect", "emulator"}
+    assert set(wheel.metadata.get_all("Provides-Extra", [])) == {
+        "airflow",
+        "prefect",
+        "openlineage",
+        "emulator",
+    }
 
 
 def test_the_licence_comes_along(wheel: Wheel) -> None:
