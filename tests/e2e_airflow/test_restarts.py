@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from demo.processes import wait_until
-from tests.e2e_airflow.conftest import needs_on_kill, needs_task_state
+from tests.e2e_airflow.conftest import TELLS_TRIGGERS
 
 if TYPE_CHECKING:
     from demo.airflow_server import LocalAirflow
@@ -76,9 +76,11 @@ def test_triggerer_killed(runs: Runs, triggerers: LocalAirflow) -> None:
     check_end(run, job_id)
 
 
-@needs_on_kill
 def test_hand_over_after_a_stall(runs: Runs, triggerers: LocalAirflow) -> None:
-    """A triggerer that stalls and loses its jobs is told to kill them when it recovers, and does not."""
+    """A triggerer that stalls and loses its jobs is told to kill them when it recovers, and does not.
+
+    Before 3.3 it is not even told.
+    """
     run = runs.start("deferred", **LONG)
     run.wait_for("deferred")
     job_id = run.job()["id"]
@@ -90,16 +92,17 @@ def test_hand_over_after_a_stall(runs: Runs, triggerers: LocalAirflow) -> None:
         lambda: run.control.counts(job_id)["poll"] > seen + 1, "the other triggerer's looks", timeout=60
     )
     triggerers.triggerer.resume()
-    wait_until(
-        lambda: "its task still waits for it" in run.logs(), "the first triggerer to let go", timeout=60
-    )
+    let_go = "its task still waits for it" if TELLS_TRIGGERS else "trigger completed"
+    wait_until(lambda: let_go in run.logs(), "the first triggerer to let go", timeout=60)
     wait_for_looks(run, job_id)
     finish_well(run, job_id)
 
 
-@needs_on_kill
 def test_mark_failed_while_the_triggerer_is_down(runs: Runs, triggerers: LocalAirflow) -> None:
-    """A job whose task is ended while the triggerer is down for maintenance is cancelled afterwards."""
+    """A job whose task is ended while the triggerer is down for maintenance is cancelled afterwards.
+
+    Before 3.3 it runs on.
+    """
     run = runs.start("deferred", **LONG)
     run.wait_for("deferred")
     job_id = run.job()["id"]
@@ -107,13 +110,19 @@ def test_mark_failed_while_the_triggerer_is_down(runs: Runs, triggerers: LocalAi
     triggerers.triggerer.terminate()
     run.mark("failed")
     triggerers.triggerer.start()
-    run.wait_for_end(job_id, "cancelled", timeout=60)
-    assert run.submissions() == 1
+    if TELLS_TRIGGERS:
+        run.wait_for_end(job_id, "cancelled", timeout=60)
+    else:
+        another = runs.start("deferred", **LONG)
+        another.wait_until_watched()
+    assert (run.submissions(), run.cancels(job_id)) == (1, int(TELLS_TRIGGERS))
 
 
-@needs_task_state
 def test_clear_while_the_triggerer_is_down(runs: Runs, triggerers: LocalAirflow) -> None:
-    """A job whose task is cleared while no triggerer runs is stopped all the same, by the task's next try."""
+    """A job whose task is cleared while no triggerer runs is stopped all the same, by the task's next try.
+
+    Before 3.3 that try does not know of it, and the job runs on.
+    """
     run = runs.start("deferred", **LONG)
     run.wait_for("deferred")
     first = run.job()["id"]
@@ -121,13 +130,14 @@ def test_clear_while_the_triggerer_is_down(runs: Runs, triggerers: LocalAirflow)
     triggerers.triggerer.kill()
     run.clear()
     _, second = run.wait_for_jobs(2)
-    run.wait_for_end(first, "cancelled")
+    if TELLS_TRIGGERS:
+        run.wait_for_end(first, "cancelled")
     run.wait_for("deferred")
     triggerers.triggerer.start()
     wait_for_looks(run, second["id"])
     run.control.finish(second["id"])
     assert run.wait_for("success") == "success"
-    assert (run.submissions(), run.cancels(second["id"])) == (2, 0)
+    assert (run.submissions(), run.cancels(first), run.cancels(second["id"])) == (2, int(TELLS_TRIGGERS), 0)
 
 
 def test_airflows_own_limit_while_the_triggerer_is_down(runs: Runs, triggerers: LocalAirflow) -> None:
@@ -150,6 +160,19 @@ def test_worker_killed_after_the_submission(runs: Runs) -> None:
     run.wait_until_attached()
     finish_well(run, job["id"])
     assert run.tries() == 2
+
+
+def test_worker_killed_with_a_task_that_is_not_durable(runs: Runs) -> None:
+    """With `durable=False`, the retry after a crash submits a new job, and the first one is left alone."""
+    run = runs.start("waiting_not_durable", **LONG)
+    (first,) = run.wait_for_jobs(1)
+    wait_until(lambda: run.xcom("job_id") == first["id"], "the job's id")
+    os.kill(run.airflow.task_process(run.dag_id, run.run_id, "job"), signal.SIGKILL)
+    _, second = run.wait_for_jobs(2)
+    run.control.finish(second["id"], result={"second": True})
+    assert run.wait_for("success") == "success"
+    assert run.xcom() == {"second": True}
+    assert (run.submissions(), run.cancels(first["id"]), run.cancels(second["id"])) == (2, 0, 0)
 
 
 def test_worker_killed_before_the_answer(runs: Runs) -> None:

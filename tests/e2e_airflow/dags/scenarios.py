@@ -13,6 +13,13 @@ from airflow.sdk import DAG
 from noukai_airflow.operators.noukai import NoukaiRunJobOperator
 from noukai_airflow.sensors.noukai import NoukaiJobSensor
 
+try:
+    from noukai_airflow.retry_policy import NoukaiRetryPolicy
+except ImportError:  # before Airflow 3.3
+    POLICY: dict[str, Any] = {}
+else:
+    POLICY = {"retry_policy": NoukaiRetryPolicy()}
+
 FLOW = "acme/tests/{{ dag_run.conf['flow'] }}"
 RETRY = {"retries": 1, "retry_delay": timedelta(seconds=1)}
 SOON = {"inline_wait": 0, "poll_interval": 0.5}
@@ -26,6 +33,14 @@ TASKS: dict[str, dict[str, Any]] = {
     "deferred_deadline_keep": {"deferrable": True, "timeout": 4, "cancel_on_timeout": False, **SOON, **RETRY},
     "deferred_execution_timeout": {"deferrable": True, "execution_timeout": timedelta(seconds=4), **SOON},
     "deferred_keep": {"deferrable": True, "cancel_on_kill": False, **SOON},
+    "deferred_not_durable": {"deferrable": True, "durable": False, **SOON},
+    "deferred_policy": {
+        "deferrable": True,
+        "retries": 1,
+        "retry_delay": timedelta(hours=1),
+        **POLICY,
+        **SOON,
+    },
     "deferred_skip": {"deferrable": True, "on_cancelled": "skip", **SOON},
     "deferred_silent": {"deferrable": True, "do_xcom_push": False, **SOON},
     "waiting": {"deferrable": False, "poll_interval": 0.5},
@@ -37,6 +52,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "execution_timeout": timedelta(seconds=3),
     },
     "waiting_keep": {"deferrable": False, "cancel_on_kill": False, "poll_interval": 0.5},
+    "waiting_not_durable": {"deferrable": False, "durable": False, "poll_interval": 0.5, **RETRY},
     "waiting_skip": {"deferrable": False, "on_cancelled": "skip", "poll_interval": 0.5},
     "traced": {"deferrable": False, "trace": True},
 }
@@ -68,3 +84,11 @@ for dag_id, arguments in SENSORS.items():
         }.items():
             NoukaiJobSensor(task_id=name, flow=FLOW, job_id=submit.output, timeout=30, **arguments, **more)
     globals()[dag_id] = dag
+
+    with DAG(f"{dag_id}_timeout", schedule=None) as dag:
+        submit = NoukaiRunJobOperator(task_id="submit", flow=FLOW, message="Hello", wait_for_completion=False)
+        for name, soft_fail in {"job": False, "soft": True}.items():
+            NoukaiJobSensor(
+                task_id=name, flow=FLOW, job_id=submit.output, timeout=4, soft_fail=soft_fail, **arguments
+            )
+    globals()[dag.dag_id] = dag
