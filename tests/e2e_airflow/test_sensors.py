@@ -24,6 +24,12 @@ def failed(runs: Runs) -> dict[str, Run]:
     return {mode: runs.start(mode, after_seconds=10, outcome="failed", error="gave up") for mode in MODES}
 
 
+@pytest.fixture(scope="module")
+def timed_out(runs: Runs) -> dict[str, Run]:
+    """A run of each mode whose job outlasts the sensors."""
+    return {mode: runs.start(f"{mode}_timeout", outcome="never") for mode in MODES}
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_completed(completed: dict[str, Run], mode: str) -> None:
     """The sensor passes when the job completes, and returns its output. It submits and cancels nothing."""
@@ -43,6 +49,15 @@ def test_failed(failed: dict[str, Run], mode: str) -> None:
     assert run.wait_for(task_id="soft", timeout=90) == "skipped"
     assert run.wait_for(task_id="any", timeout=90) == "success"
     assert run.xcom("job_status", task_id="any")["state"] == "failed"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_timeout(timed_out: dict[str, Run], mode: str) -> None:
+    """At its timeout the sensor fails, or is skipped with `soft_fail`, and the job goes on."""
+    run = timed_out[mode]
+    assert run.wait_for(timeout=90) == "failed"
+    assert run.wait_for(task_id="soft", timeout=90) == "skipped"
+    assert (run.submissions(), run.cancels(run.job()["id"])) == (1, 0)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -68,6 +68,9 @@ def started(runs: Runs) -> dict[str, Run]:
     steps = [{"stepId": "a", "status": "completed", "tokens": {"total": 30}, "costUsd": "0.002"}]
     for status in (400, 401, 402, 403):
         made[f"refused {status}"] = faulty(runs, "deferred_retry", "status", on="submit", status=status)
+    made["rate limit"] = faulty(
+        runs, "deferred_policy", "status", on="submit", status=429, times=1, retry_after=6
+    )
     made["unknown job"] = faulty(runs, "deferred_retry", "not_found", on="poll")
     made["short fault"] = faulty(runs, "deferred", "status", on="poll", status=503, times=3)
     made["long fault"] = faulty(runs, "deferred_retry", "status", on="poll", status=500, after_seconds=60)
@@ -157,6 +160,14 @@ def test_refused_for_good(started: dict[str, Run], status: int) -> None:
     assert run.wait_for() == "failed"
     assert (run.tries(), run.submissions(), run.jobs()) == (1, 1, [])
     assert str(status) in run.logs()
+
+
+@pytest.mark.skipif(AIRFLOW < (3, 3), reason="before 3.3, Airflow knows no retry policies")
+def test_a_rate_limit(started: dict[str, Run]) -> None:
+    """With the retry policy, a task waits as long as the server asks for, and not for its own hour."""
+    run = started["rate limit"]
+    assert run.wait_for() == "success"
+    assert (run.tries(), run.submissions(), len(run.jobs())) == (2, 2, 1)
 
 
 def test_a_job_that_the_server_does_not_know(started: dict[str, Run]) -> None:
