@@ -1,0 +1,66 @@
+"""Whether the books balance: what Noukai has, against what was submitted and what was reported."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from tests.faults import scale
+
+ENDS = frozenset({"completed", "failed", "cancelled"})
+
+
+class Report(NamedTuple):
+    """What somebody who wanted a job was told of it.
+
+    Attributes:
+        message: What was submitted; each submission of a run has a message of its own.
+        job_id: The job.
+        state: How it ended.
+    """
+
+    message: str
+    job_id: str
+    state: str
+
+
+def check_balance(book: list[dict[str, Any]], wanted: Iterable[str], reports: Iterable[Report]) -> None:
+    """Check that nothing was lost, nothing was doubled, and nothing runs unwatched.
+
+    Args:
+        book: The jobs that Noukai has.
+        wanted: The message of each submission that was meant to be made.
+        reports: What was told of the jobs.
+    """
+    messages, told = list(wanted), list(reports)
+    wrong = {
+        "submitted under several identities": _repeated(
+            message for message, _ in {(job["message"], job["idempotency_key"]) for job in book}
+        ),
+        "identities with several jobs": _repeated(job["idempotency_key"] for job in book),
+        "submissions without exactly one job": _unequal(messages, (job["message"] for job in book)),
+        "submissions without exactly one report": _unequal(messages, (report.message for report in told)),
+        "jobs that were not reported as they are": _unequal(
+            (Report(job["message"], job["id"], job["outcome"]) for job in book), told
+        ),
+        "jobs that nobody waits for": [job["id"] for job in book if job["state"] not in ENDS],
+    }
+    found = {what: [*names[:5], f"{len(names)} in all"] for what, names in wrong.items() if names}
+    assert not found, f"FAULT_SEED={scale.SEED}: {found}"
+
+
+def check_share(requests: list[dict[str, Any]], share: float, *kinds: str) -> None:
+    """Check that so many of the requests met a fault, so that the run was the one that was meant."""
+    asked = [request for request in requests if not kinds or request["kind"] in kinds]
+    met = sum(request["fault"] is not None for request in asked) / len(asked)
+    assert 0.6 * share < met < 1.4 * share, f"{met:.0%} of {len(asked)} requests met a fault"
+
+
+def _repeated(names: Iterable[str]) -> list[str]:
+    return [name for name, count in Counter(names).items() if count > 1]
+
+
+def _unequal(first: Iterable[Any], second: Iterable[Any]) -> list[str]:
+    one, other = Counter(first), Counter(second)
+    return [str(name) for name in ((one - other) + (other - one))]

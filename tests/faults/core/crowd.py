@@ -1,0 +1,133 @@
+"""A crowd that runs jobs through either shell of the core, each in a thread or in a task."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any, TypeVar
+from uuid import uuid4
+
+from noukai_core import (
+    APIError,
+    AsyncNoukai,
+    JobCancelled,
+    JobFailed,
+    JobWaitTimeout,
+    Noukai,
+    Refused,
+    Submission,
+    SubmissionUnknown,
+)
+from tests.faults.balance import Report
+from tests.faults.core.refusing import AsyncRefusing, Refusing, subject
+from tests.faults.jobs import FLOW, Plan
+from tests.faults.kinds import REQUEST_SECONDS
+
+T = TypeVar("T")
+
+_PATIENCE_WITH_ENDLESS_MS = 3000
+_MOST_TRIES = 20
+
+
+def options(base_url: str) -> dict[str, Any]:
+    """Return how the clients of these runs are made."""
+    return {
+        "api_key": f"nk_test_{uuid4().hex}",  # of its own: all clients of a key share their budget of looks
+        "base_url": base_url,
+        "timeout": REQUEST_SECONDS,
+        "recovery_timeout": 3 * REQUEST_SECONDS,
+        "looks_per_second": 200,  # what a local Noukai answers on one core beside its clients
+        "submissions_in_flight": 64,
+    }
+
+
+def run_sync(base_url: str, plans: list[Plan], refused: float = 0.0) -> tuple[list[Report], float]:
+    """Run each job in a thread; return the reports, and the share of requests that were refused."""
+    transport = Refusing(refused)
+    with (
+        Noukai(**options(base_url), transport=transport) as client,
+        ThreadPoolExecutor(len(plans)) as threads,
+    ):
+        flow = client.flow(FLOW)
+        reports = list(threads.map(lambda plan: _driven(_story(flow, plan)), plans))
+    return reports, transport.refusals.share
+
+
+def run_async(base_url: str, plans: list[Plan], refused: float = 0.0) -> tuple[list[Report], float]:
+    """Run each job in a task; return the reports, and the share of requests that were refused."""
+    transport = AsyncRefusing(refused)
+
+    async def run() -> list[Report]:
+        async with AsyncNoukai(**options(base_url), transport=transport) as client:
+            flow = client.flow(FLOW)
+            return await asyncio.gather(*(_story(flow, plan) for plan in plans))
+
+    return asyncio.run(run()), transport.refusals.share
+
+
+SHELLS: dict[str, Callable[..., tuple[list[Report], float]]] = {"sync": run_sync, "async": run_async}
+
+
+async def _story(flow: Any, plan: Plan) -> Report:
+    """Submit a job, wait for its end, and cancel it when it never comes."""
+    subject.set(plan.message)
+    job = await _submitted(flow, plan)
+    try:
+        endless = plan.outcome == "never"
+        result = await _answer(job.wait(timeout_ms=_PATIENCE_WITH_ENDLESS_MS if endless else None))
+        assert result.output == {"message": plan.message}, "this is the output of another job"
+        state = "completed"
+    except JobFailed:
+        state = "failed"
+    except JobCancelled:
+        state = "cancelled"
+    except JobWaitTimeout:
+        await _persistently(job.cancel)
+        state = "cancelled"
+    return Report(plan.message, job.id, state)
+
+
+async def _submitted(flow: Any, plan: Plan) -> Any:
+    """Submit as a task with retries does: under the same identity again.
+
+    An error other than `SubmissionUnknown` says that there is no job. The book shows two if that is not so.
+    """
+    submission = Submission.new()
+    for _ in range(_MOST_TRIES):
+        try:
+            return await _answer(flow.job(plan.message, parameters=plan.parameters, submission=submission))
+        except SubmissionUnknown as unknown:
+            submission = unknown.submission
+        except Refused:
+            raise
+        except APIError:
+            submission = replace(submission, sent_at=None)
+    raise AssertionError(f"{plan.message} was not taken in {_MOST_TRIES} tries")
+
+
+async def _persistently(act: Callable[[], Any]) -> None:
+    for _ in range(_MOST_TRIES):
+        try:
+            return await _answer(act())
+        except Refused:
+            raise
+        except APIError:
+            continue
+    raise AssertionError(f"{act} did not succeed in {_MOST_TRIES} tries")
+
+
+async def _answer(value: Any) -> Any:
+    """Return what either shell gives: the async one's answers have to be awaited."""
+    return await value if inspect.isawaitable(value) else value
+
+
+def _driven(story: Coroutine[Any, Any, T]) -> T:
+    """Run a story of the blocking shell, which never waits for a loop."""
+    try:
+        story.send(None)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+    raise AssertionError("a blocking client does not yield")

@@ -1,0 +1,55 @@
+"""The local Noukai in a process of its own, which can be killed and started again where it was."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from demo.processes import Component, ServerError, free_port, wait_until
+from noukai_core.emulator import EmulatorControl
+
+
+class NoukaiProcess:
+    """A local Noukai that keeps its book in a folder, and its address over a restart."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self.base_url = f"http://127.0.0.1:{self.port}/api/v1"
+        self.control = EmulatorControl(self.base_url)
+        command = [sys.executable, "-m", "noukai_core.emulator", "--port", str(self.port)]
+        book = ["--book", str(folder / "jobs.book")]
+        self._component = Component("noukai", [*command, *book], {}, folder / "noukai.log")
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.kill()
+        self.control.close()
+
+    def start(self) -> None:
+        """Start it, and return when it answers."""
+        self._component.start()
+        wait_until(self._answers, "the local Noukai", alive=self._check_alive)
+
+    def kill(self) -> None:
+        """End it at once, in the middle of whatever it does."""
+        self._component.kill()
+
+    def _answers(self) -> bool:
+        try:
+            self.control.counts()
+        except httpx.TransportError:
+            return False
+        return True
+
+    def _check_alive(self) -> None:
+        if not self._component.running:
+            raise ServerError(f"the local Noukai ended by itself: {self._component.log.read_text()[-2000:]}")
