@@ -83,7 +83,8 @@ class Noukai:
             ``NOUKAI_ENV=dev`` a server on this machine at port 8080.
         org: With ``project``, lets flows be named by their slug alone.
         project: See ``org``.
-        timeout: Seconds that one request may take.
+        timeout: Seconds that one request may take. A blocking client gives them to each part of the
+            answer's headers, so a server that sends those in drops holds it longer.
         poll_interval: Seconds between two looks at a job. By default the pause grows with the age of the job:
             a tenth of it, between 1 and 60 seconds.
         fault_patience: Seconds without one good answer after which passing faults are no longer waited out.
@@ -91,7 +92,8 @@ class Noukai:
         recovery_timeout: Seconds after an ambiguous end of a submission in which its job, if there is one,
             shows up in the server's list; 0 turns that look-up off.
         looks_per_second: The most looks a second at all jobs that this process waits for with this key.
-        submissions_in_flight: The most requests to submit that this client has open at the same time.
+        submissions_in_flight: The most requests to submit that this client has open at the same time. Others
+            wait for their turn, without an end to it.
         max_answer_bytes: The largest answer that is read.
         transport: An httpx transport to send requests through, for tests and unusual networks.
 
@@ -316,7 +318,8 @@ class Job(JobHandle[Runner]):
         Raises:
             CancelUnsupported: This server has no way to cancel a job, which goes on.
             JobNotFound: The server does not know the job.
-            Unavailable: The server was not reached within a few seconds.
+            Unavailable: The server was not reached within a few seconds. A request that took longer, such as
+                one that ran into its timeout, is not repeated.
         """
         self._runner.run(self._cancelling())
 
