@@ -8,7 +8,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-airflow test-prefect test-floor test-airflow-floor test-prefect-floor \
+.PHONY: help demo test test-airflow test-prefect test-floor test-airflow-floor test-prefect-floor test-faults \
 	check check-style check-types check-arrows format requirements clean
 
 # What another environment, an orchestrator's settings or a developer's own key would change stays outside.
@@ -38,14 +38,14 @@ define say
 @printf '\n== %s\n' "$(1)"
 endef
 
-# $(call suites,environment,test folders): each folder is a run of its own, as the orchestrators are set up once in a
-# process. The suites that mostly wait for a local Noukai run in four processes.
+# $(call suites,environment,test folders,variables): each folder is a run of its own, as the orchestrators are set up
+# once in a process. The suites that mostly wait for a local Noukai run in four processes.
 define suites
 @mkdir -p .build/pytest
 @set -e; for suite in $(2); do \
 	printf '\n== tests/%s in .venv/%s\n' $$suite $(1); \
-	case $$suite in core|emulator) processes="-n 4";; *) processes="";; esac; \
-	.venv/$(1)/bin/python -m pytest -q $$processes tests/$$suite; \
+	case $$suite in core|emulator|faults/core) processes="-n 4";; *) processes="";; esac; \
+	$(3) .venv/$(1)/bin/python -m pytest -q $$processes tests/$$suite; \
 done
 endef
 
@@ -61,7 +61,7 @@ test-airflow: .venv/airflow/ready
 	$(call suites,airflow,architecture packaging typing core emulator airflow e2e_airflow)
 
 test-prefect: .venv/prefect/ready
-	$(call suites,prefect,typing core emulator prefect e2e_prefect)
+	$(call suites,prefect,typing core emulator faults/core prefect e2e_prefect)
 
 test-floor: test-airflow-floor test-prefect-floor ## run the orchestrators' tests with the oldest supported versions
 
@@ -70,6 +70,9 @@ test-airflow-floor: .venv/airflow-floor/ready
 
 test-prefect-floor: .venv/prefect-floor/ready
 	$(call suites,prefect-floor,prefect e2e_prefect)
+
+test-faults: .venv/prefect/ready ## run thousands of jobs while a fifth of all requests meet a fault
+	$(call suites,prefect,faults/core faults/prefect,FAULTS=full)
 
 check: check-style check-types check-arrows ## lint, format, types, and who may import whom
 
