@@ -24,7 +24,7 @@ from uuid import uuid4
 
 import httpx
 
-from demo.processes import Component, ServerError, descendants, free_port, wait_until
+from demo.processes import Component, ServerError, descendants, free_port, title, wait_until
 
 _START_SECONDS = 120.0
 _BUSY_SECONDS = 30.0
@@ -254,11 +254,21 @@ class LocalAirflow:
 
     def task_process(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> int:
         """Return the id of the process that runs a task's own code, not of the one that watches over it."""
-        title = f"airflow worker -- {self.task(dag_id, run_id, task_id, map_index)['id']}"
-        found = [pid for pid in descendants(self.scheduler.pid) if _title(pid) == title]
+        wanted = f"airflow worker -- {self.task(dag_id, run_id, task_id, map_index)['id']}"
+        found = [
+            pid
+            for component in self.task_runners
+            for pid in descendants(component.pid)
+            if title(pid) == wanted
+        ]
         if len(found) != 1:
-            raise ServerError(f"found {len(found)} processes with the title {title!r}, not one")
+            raise ServerError(f"found {len(found)} processes with the title {wanted!r}, not one")
         return found[0]
+
+    @property
+    def task_runners(self) -> Sequence[Component]:
+        """The processes below which tasks run."""
+        return [self.scheduler]
 
     # Inside
 
@@ -391,10 +401,3 @@ def _database_was_busy(response: httpx.Response) -> bool:
 
 def _quoted(run_id: str) -> str:
     return quote(run_id, safe="")
-
-
-def _title(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-    except OSError:
-        return ""
