@@ -20,9 +20,15 @@ def pins(name: str) -> list[Requirement]:
 
 
 def test_there_is_a_file_for_each_environment() -> None:
-    """The newest and oldest version of each orchestrator have their pins, and so have a benchmark's peers."""
-    names = ["airflow-floor.txt", "airflow.txt", "prefect-floor.txt", "prefect-peers.txt", "prefect.txt"]
-    assert names == PINNED
+    """The newest and oldest version of each orchestrator have their pins; so have a deployment and peers."""
+    assert PINNED == [
+        "airflow-deployment.txt",
+        "airflow-floor.txt",
+        "airflow.txt",
+        "prefect-floor.txt",
+        "prefect-peers.txt",
+        "prefect.txt",
+    ]
 
 
 @pytest.mark.parametrize("name", PINNED)
