@@ -8,7 +8,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-airflow test-prefect test-floor test-airflow-floor test-prefect-floor test-faults \
+.PHONY: help demo test test-airflow test-prefect test-floor test-airflow-floor test-prefect-floor test-deployment test-faults \
 	check check-style check-types check-arrows format requirements clean
 
 # What another environment, an orchestrator's settings or a developer's own key would change stays outside.
@@ -74,6 +74,9 @@ test-prefect-floor: .venv/prefect-floor/ready
 test-faults: .venv/prefect/ready ## run thousands of jobs while a fifth of all requests meet a fault
 	$(call suites,prefect,faults/core faults/prefect,FAULTS=full)
 
+test-deployment: .venv/airflow-deployment/ready ## run hundreds of jobs under faults on Celery, Redis and PostgreSQL, and kill the processes
+	$(call suites,airflow-deployment,deployment)
+
 check: check-style check-types check-arrows ## lint, format, types, and who may import whom
 
 check-style: .venv/airflow/ready
@@ -102,6 +105,7 @@ compile = .ci/uv pip compile -q --universal --python-version 3.11 --no-emit-inde
 requirements: $(TOOLS) ## compile the pinned requirements again; UPGRADE=1 takes the newest of everything
 	$(compile) $(if $(UPGRADE),--upgrade) --extra airflow --extra openlineage -o requirements/airflow.txt
 	$(compile) $(if $(UPGRADE),--upgrade) --extra airflow --extra openlineage requirements/airflow-floor.in -o requirements/airflow-floor.txt
+	$(compile) $(if $(UPGRADE),--upgrade) --extra airflow requirements/airflow-deployment.in -o requirements/airflow-deployment.txt
 	$(compile) $(if $(UPGRADE),--upgrade) --extra prefect requirements/prefect.in -o requirements/prefect.txt
 	$(compile) $(if $(UPGRADE),--upgrade) --extra prefect requirements/prefect-floor.in -o requirements/prefect-floor.txt
 	$(compile) $(if $(UPGRADE),--upgrade) --extra prefect requirements/prefect-peers.in -o requirements/prefect-peers.txt

@@ -125,12 +125,7 @@ class LocalAirflow:
 
     def extra_triggerer(self, name: str = "triggerer-2", *arguments: str) -> Component:
         """Start one more triggerer; it ends with the others."""
-        component = self._component(
-            "triggerer",
-            *arguments,
-            name=name,
-            environment={"AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port())},
-        )
+        component = self._extra_triggerer(name, *arguments)
         component.start()
         return component
 
@@ -327,6 +322,10 @@ class LocalAirflow:
         )
         self.components[component.name] = component
         return component
+
+    def _extra_triggerer(self, name: str, *arguments: str) -> Component:
+        port = {"AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port())}
+        return self._component("triggerer", *arguments, name=name, environment=port)
 
     def _migrate(self) -> None:
         command = [self._airflow, "db", "migrate"]
