@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Self
 from . import calls
 from .handles import FlowHandle, JobHandle
 from .http import AsyncConnection
-from .inputs import Version
+from .inputs import Version, hidden
 from .models import ExecuteResult, JobAccepted, JobStatus, KeyInfo, RunTrace
-from .settings import Settings
+from .settings import Settings, shown
 from .steps import Pause, Request, Show, Steps, T, send_patiently
 from .submission import Submission
 
@@ -26,6 +26,7 @@ class AsyncRunner:
 
     def __init__(self, settings: Settings, transport: httpx.AsyncBaseTransport | None) -> None:
         self._connection = AsyncConnection(settings, transport)
+        self._key = settings.api_key
         self._submitting = asyncio.Semaphore(settings.submissions_in_flight)
 
     async def run(self, steps: Steps[T]) -> T:
@@ -67,7 +68,7 @@ class AsyncRunner:
                 answer = await self._connection.send(call, request.timeout)
         else:
             answer = await self._connection.send(call, request.timeout)
-        return calls.outcome(call, answer)
+        return calls.outcome(call, answer, self._key)
 
 
 class AsyncNoukai:
@@ -105,6 +106,7 @@ class AsyncNoukai:
         max_answer_bytes: int = 64 * 1024 * 1024,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
+        api_key = hidden(api_key)
         self._settings = Settings.of(
             api_key=api_key,
             base_url=base_url,
@@ -144,7 +146,7 @@ class AsyncNoukai:
         await self.aclose()
 
     def __repr__(self) -> str:
-        return f"AsyncNoukai(base_url={self._settings.base_url!r})"
+        return shown(self)
 
 
 class AsyncFlow(FlowHandle[AsyncRunner]):

@@ -25,13 +25,14 @@ from .errors import (
     Refused,
     Unavailable,
 )
-from .inputs import is_list, is_mapping, without_keys
+from .inputs import is_list, is_mapping, secrets_of, without_keys
 
 E = TypeVar("E", bound=APIError)
 
 _PASSING = (408, 425, 429)
 _SAID_LENGTH = 500
 _SHOWN_ID = 100
+_HIDDEN = "…"
 
 _ADVICE: dict[type[APIError], str] = {
     BadRequest: "Correct the request; the same one will be refused again.",
@@ -63,6 +64,14 @@ class Answer:
     def request_id(self) -> str | None:
         """What the server calls this request."""
         return one_line(self.headers.get("x-request-id", ""))[:_SHOWN_ID] or None
+
+    def without(self, key: str) -> Answer:
+        """Return the answer without the key that it was asked with, should the server repeat it."""
+        headers, body = self.headers, self.body
+        for secret in secrets_of(key):
+            headers = {name: value.replace(secret, _HIDDEN) for name, value in headers.items()}
+            body = body.replace(secret.encode(), _HIDDEN.encode())
+        return Answer(self.status_code, headers, body)
 
 
 def object_of(

@@ -51,12 +51,12 @@ class Call(Generic[T]):
     submits: bool = False
 
 
-def outcome(call: Call[T], answer: Answer | APIError) -> T | APIError:
-    """Return what an answer says, or the error that it stands for."""
+def outcome(call: Call[T], answer: Answer | APIError, key: str) -> T | APIError:
+    """Return what the answer to a call with this key says, or the error that it stands for."""
     if isinstance(answer, APIError):
         return answer
     try:
-        return call.read(answer)
+        return call.read(answer.without(key))
     except APIError as error:
         return error.with_traceback(None)
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Self
 from . import calls
 from .handles import FlowHandle, JobHandle
 from .http import Connection
-from .inputs import Version
+from .inputs import Version, hidden
 from .models import ExecuteResult, JobAccepted, JobStatus, KeyInfo, RunTrace
-from .settings import Settings
+from .settings import Settings, shown
 from .steps import Pause, Request, Show, Steps, T, send_patiently
 from .submission import Submission
 
@@ -26,6 +26,7 @@ class Runner:
 
     def __init__(self, settings: Settings, transport: httpx.BaseTransport | None) -> None:
         self._connection = Connection(settings, transport)
+        self._key = settings.api_key
         self._submitting = threading.BoundedSemaphore(settings.submissions_in_flight)
 
     def run(self, steps: Steps[T]) -> T:
@@ -68,7 +69,7 @@ class Runner:
                 answer = self._connection.send(call, request.timeout)
         else:
             answer = self._connection.send(call, request.timeout)
-        return calls.outcome(call, answer)
+        return calls.outcome(call, answer, self._key)
 
 
 class Noukai:
@@ -126,6 +127,7 @@ class Noukai:
         max_answer_bytes: int = 64 * 1024 * 1024,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
+        api_key = hidden(api_key)
         self._settings = Settings.of(
             api_key=api_key,
             base_url=base_url,
@@ -173,7 +175,7 @@ class Noukai:
         self.close()
 
     def __repr__(self) -> str:
-        return f"Noukai(base_url={self._settings.base_url!r})"
+        return shown(self)
 
 
 class Flow(FlowHandle[Runner]):

@@ -30,9 +30,19 @@ _KEY_IN_TEXT = re.compile(
 _JOB_ID = re.compile(r"[^\s/\\\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,255}")
 _RESERVED_PARAMETER = "attachments"
 _SHOWN_LENGTH = 80
+_SECRET_LENGTH = 16
 
 # Python itself refuses to read or write whole numbers beyond some 14,000 bits (4,300 digits) as text.
 _INTEGER_BITS = 10_000
+
+
+class Key(str):
+    """A key that does not show itself in a list of values, such as a traceback with local variables."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'nk_…'"
 
 
 class FlowPath(NamedTuple):
@@ -66,6 +76,17 @@ def without_keys(text: str) -> str:
     return _KEY_IN_TEXT.sub("nk_…", text)
 
 
+def hidden(key: str | None) -> str | None:
+    """Return a key, checked or not, in the form that does not show itself."""
+    return Key(key) if isinstance(key, str) else key
+
+
+def secrets_of(key: str) -> tuple[str, ...]:
+    """Return what nobody may see of a key: all of it, and its last part alone, where the secret is."""
+    last = key.rpartition("_")[2]
+    return (key, last) if len(last) >= _SECRET_LENGTH else (key,)
+
+
 def _refused(message: str) -> InvalidInput:
     return InvalidInput(without_keys(message))
 
@@ -76,7 +97,7 @@ def api_key(key: object) -> str:
         raise _refused("api_key is missing: pass one, or set NOUKAI_API_KEY")
     if not isinstance(key, str) or not _KEY.fullmatch(key.strip()):
         raise _refused("api_key does not look like a Noukai key: one begins with nk_ and has no spaces")
-    return key.strip()
+    return Key(key.strip())
 
 
 def base_url(url: object) -> str:

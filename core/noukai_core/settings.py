@@ -73,6 +73,13 @@ class Settings:
         return inputs.flow_path(flow, self.org, self.project)
 
 
+def shown(client: object) -> str:
+    """Return how a client shows itself, also in the traceback of arguments that it did not take."""
+    settings: Settings | None = vars(client).get("_settings")
+    address = f"base_url={settings.base_url!r}" if settings else ""
+    return f"{type(client).__name__}({address})"
+
+
 def _base_url(given: str | None) -> str:
     url = inputs.base_url(os.environ.get("NOUKAI_BASE_URL") or _default_url() if given is None else given)
     parts = urlsplit(url)

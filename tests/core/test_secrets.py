@@ -81,6 +81,19 @@ def locals_of(error: BaseException) -> str:
     return "\n".join(repr(frame.locals) for frame in frames)
 
 
+@pytest.mark.parametrize("fault", [{"org": "acme"}, {"base_url": "nowhere"}, {"timeout": -1}])
+def test_no_frame_of_a_refused_client_shows_the_key(
+    scripted: MakeClient, marked: str, fault: dict[str, Any]
+) -> None:
+    """A traceback with local variables, as error reports have them, shows no key that a client was given."""
+    with pytest.raises(InvalidInput) as caught:
+        scripted(api_key=marked, **fault)
+    assert MARK not in locals_of(caught.value)
+    with pytest.raises(InvalidInput) as caught:
+        scripted(api_key=f"Bearer {marked}")
+    assert MARK not in locals_of(caught.value)
+
+
 def test_nothing_that_is_made_shows_the_key(scripted: MakeClient, wire: Wire, marked: str) -> None:
     """Neither client nor flow, job, status or acceptance shows the key when printed."""
     wire.on("poll", state("running"))
@@ -140,6 +153,23 @@ def test_a_server_that_repeats_the_key_is_not_repeated(
     assert MARK not in told_by(caught.value)
     assert MARK not in str(getattr(caught.value, "status", ""))
     assert_unlogged(logged)
+
+
+@pytest.mark.parametrize("told", [f"there is no key test_12345678_{MARK}", MARK, f"{KEYS[0]}{KEYS[0]}"])
+def test_a_secret_without_its_prefix_is_not_repeated(scripted: MakeClient, wire: Wire, told: str) -> None:
+    """What a server says holds no part of the client's own key, not even without its prefix."""
+    wire.on(
+        "submit", reply(403, json={"detail": {"code": told, "message": told}}, headers={"X-Request-ID": told})
+    )
+    wire.on("poll", state("failed", error=told, createdAt=told, progress={"said": told}))
+    flow = scripted(api_key=KEYS[0]).flow(FLOW)
+    with pytest.raises(NoukaiError) as refused:
+        flow.job(message="hello")
+    with pytest.raises(JobFailed) as failed:
+        flow.attach("job-1").wait()
+    for error in (refused.value, failed.value):
+        assert MARK not in told_by(error)
+        assert MARK not in str(getattr(error, "status", ""))
 
 
 FAULTS: list[Answer | Exception] = [
