@@ -30,6 +30,9 @@ from .models import ExecuteResult, JobAccepted, JobState, JobStatus, KeyInfo, Ru
 
 T = TypeVar("T")
 
+# Numbers that are larger make no sense, and their sum may be more than Decimal can hold.
+_MOST_DIGITS = 100
+
 _WAITING_STATES = {"started": JobState.PENDING, "queued": JobState.PENDING}
 
 
@@ -288,7 +291,7 @@ def _number(value: object) -> float | None:
 
 def _decimal(value: object) -> Decimal | None:
     try:
-        amount = Decimal(str(value)) if value is not None else None
+        amount = Decimal(str(value)) if isinstance(value, str | int | float) else None
     except InvalidOperation:
         return None
-    return amount if amount is not None and amount.is_finite() else None
+    return amount if amount is not None and amount.is_finite() and amount.adjusted() < _MOST_DIGITS else None

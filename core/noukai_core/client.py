@@ -84,8 +84,8 @@ class Noukai:
             ``NOUKAI_ENV=dev`` a server on this machine at port 8080.
         org: With ``project``, lets flows be named by their slug alone.
         project: See ``org``.
-        timeout: Seconds that one request may take. A blocking client gives them to each part of the
-            answer's headers, so a server that sends those in drops holds it longer.
+        timeout: Seconds that one request may take. A blocking client gives them to connecting, to sending and
+            to the whole answer, one after the other.
         poll_interval: Seconds between two looks at a job. By default the pause grows with the age of the job:
             a tenth of it, between 1 and 60 seconds.
         fault_patience: Seconds without one good answer after which passing faults are no longer waited out.

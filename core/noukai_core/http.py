@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
+import math
 import ssl
 import time
+import zlib
+from collections.abc import AsyncIterator, Iterator
 from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,7 +20,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
-from .answers import Answer
+from .answers import Answer, one_line
 from .calls import Call
 from .errors import AnswerTooLarge, APIError, InvalidInput, MalformedAnswer, Unavailable
 from .settings import Settings
@@ -34,7 +37,9 @@ _LIMITS = httpx.Limits(
 )
 
 # anyio lets a TLS fault in the middle of an exchange pass as it is, and httpcore does not map it.
-_FAULTS = (httpx.TransportError, httpx.DecodingError, ssl.SSLError)
+_FAULTS = (httpx.TransportError, httpx.DecodingError, ssl.SSLError, zlib.error)
+
+_GZIP = zlib.MAX_WBITS | 16
 
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 
@@ -82,7 +87,7 @@ class _Wire:
             "X-Noukai-API-Version": API_VERSION,
             "User-Agent": _user_agent(),
             "Accept": "application/json",
-            "Accept-Encoding": "gzip, deflate",
+            "Accept-Encoding": "gzip",
             **call.headers,
         }
         if call.body is not None:
@@ -100,16 +105,17 @@ class _Wire:
             f"{call.what}: the answer is larger than {self._settings.max_answer_bytes} bytes. "
             "Raise max_answer_bytes if the flow's output is meant to be so large.",
             status_code=response.status_code,
-            request_id=_answer(response, bytearray()).request_id,
+            request_id=_answer(response).request_id,
             job_id=call.job_id,
         )
 
     def _no_answer(self, call: Call[Any], fault: Exception, timeout: float) -> APIError:
-        if isinstance(fault, httpx.DecodingError):
+        said = one_line(str(fault))  # h11 quotes what it cannot read, whatever it is
+        if isinstance(fault, httpx.DecodingError | zlib.error):
             return MalformedAnswer(
-                f"{call.what}: the answer's encoding is broken: {fault}", job_id=call.job_id
+                f"{call.what}: the answer's encoding is broken: {said}", job_id=call.job_id
             )
-        reason = str(fault) or f"nothing within {timeout:g} s"
+        reason = said or f"nothing within {timeout:g} s"
         return Unavailable(
             f"{call.what}: no answer from {self._settings.base_url} ({type(fault).__name__}: {reason})",
             job_id=call.job_id,
@@ -117,8 +123,92 @@ class _Wire:
         )
 
 
-def _answer(response: httpx.Response, body: bytearray) -> Answer:
-    return Answer(response.status_code, {k.lower(): v for k, v in response.headers.items()}, bytes(body))
+def _answer(response: httpx.Response, body: bytes = b"") -> Answer:
+    return Answer(response.status_code, {k.lower(): v for k, v in response.headers.items()}, body)
+
+
+class _Body:
+    """The body of an answer, which arrives in pieces and is never unpacked beyond what is allowed.
+
+    httpx would unpack each piece whole: one that was packed twice grows a million times. An encoding that was
+    not asked for is left as it is.
+    """
+
+    def __init__(self, response: httpx.Response, most: int) -> None:
+        # What a transport has read before this is unpacked already.
+        self._packed = (
+            response.headers.get("Content-Encoding", "").strip().lower() == "gzip"
+            and not response.is_stream_consumed
+        )
+        self._unpacker = zlib.decompressobj(_GZIP)
+        self._most = most
+        self._whole = bytearray()
+
+    def take(self, piece: bytes) -> bool:
+        """Take the next piece, and tell whether the body is still small enough."""
+        if self._packed:
+            piece = self._unpacker.decompress(piece, self._most + 1 - len(self._whole))
+        self._whole += piece
+        return len(self._whole) <= self._most
+
+    def whole(self) -> bytes:
+        """Return the body."""
+        return bytes(self._whole)
+
+
+def _pieces(response: httpx.Response) -> Iterator[bytes]:
+    return response.iter_bytes() if response.is_stream_consumed else response.iter_raw()
+
+
+def _async_pieces(response: httpx.Response) -> AsyncIterator[bytes]:
+    return response.aiter_bytes() if response.is_stream_consumed else response.aiter_raw()
+
+
+class _Sockets:
+    """Opens the connections of a blocking transport, in place of what httpcore has for that."""
+
+    def __init__(self, httpcores: Any) -> None:
+        self._httpcores = httpcores
+
+    def connect_tcp(self, *arguments: Any, **options: Any) -> _Stream:
+        return _Stream(self._httpcores.connect_tcp(*arguments, **options))
+
+
+class _Stream:
+    """A connection on which a whole answer is read in the time that a request has.
+
+    httpcore's own gives that time to each read. A server that sends its headers in drops, or one
+    `100 Continue` after another, would hold the caller for days, or for ever.
+    """
+
+    def __init__(self, httpcores: Any) -> None:
+        self._httpcores = httpcores
+        self._ends = math.inf
+
+    def write(self, data: bytes, timeout: float | None = None) -> None:
+        self._httpcores.write(data, timeout)
+        self._ends = math.inf if timeout is None else time.monotonic() + timeout
+
+    def read(self, most: int, timeout: float | None = None) -> bytes:
+        left = self._ends - time.monotonic()
+        if left <= 0:
+            raise httpx.ReadTimeout("the answer did not end in time")
+        data: bytes = self._httpcores.read(most, timeout if timeout is None else min(timeout, left))
+        return data
+
+    def start_tls(self, *arguments: Any, **options: Any) -> _Stream:
+        return _Stream(self._httpcores.start_tls(*arguments, **options))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._httpcores, name)
+
+
+def _blocking_transport(settings: Settings) -> httpx.BaseTransport:
+    transport = httpx.HTTPTransport(verify=_tls_context(), limits=_LIMITS, proxy=_proxy(settings.base_url))
+    # httpx passes this on to httpcore by no argument of its own.
+    pool: Any = transport._pool  # pyright: ignore[reportPrivateUsage]
+    pool._network_backend = _Sockets(pool._network_backend)
+    return transport
 
 
 class Connection(_Wire):
@@ -126,9 +216,7 @@ class Connection(_Wire):
 
     def __init__(self, settings: Settings, transport: httpx.BaseTransport | None) -> None:
         super().__init__(settings)
-        self._transport = transport or httpx.HTTPTransport(
-            verify=_tls_context(), limits=_LIMITS, proxy=_proxy(settings.base_url)
-        )
+        self._transport = transport or _blocking_transport(settings)
 
     def send(self, call: Call[Any], timeout: float | None = None) -> Answer | APIError:
         """Send a call once; every fault comes back as a value, without what it was raised from."""
@@ -138,14 +226,13 @@ class Connection(_Wire):
         try:
             response = self._transport.handle_request(request)
             try:
-                body = bytearray()
-                for chunk in response.iter_bytes():
-                    body += chunk
-                    if len(body) > self._settings.max_answer_bytes:
+                body = _Body(response, self._settings.max_answer_bytes)
+                for piece in _pieces(response):
+                    if not body.take(piece):
                         return self._too_large(call, response)
                     if time.monotonic() > ends:
                         raise httpx.ReadTimeout("the answer did not end in time")
-                return _answer(response, body)
+                return _answer(response, body.whole())
             finally:
                 response.close()
         except _FAULTS as fault:
@@ -194,12 +281,11 @@ class AsyncConnection(_Wire):
     async def _exchange(self, call: Call[Any], request: httpx.Request) -> Answer | APIError:
         response = await self._transport.handle_async_request(request)
         try:
-            body = bytearray()
-            async for chunk in response.aiter_bytes():
-                body += chunk
-                if len(body) > self._settings.max_answer_bytes:
+            body = _Body(response, self._settings.max_answer_bytes)
+            async for piece in _async_pieces(response):
+                if not body.take(piece):
                     return self._too_large(call, response)
-            return _answer(response, body)
+            return _answer(response, body.whole())
         finally:
             await response.aclose()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import httpx
 import pytest
 
 from noukai_core import AnswerTooLarge, JobState, MalformedAnswer, NoukaiError, SubmissionUnknown
-from tests.core.wire import FLOW, Answer, Wire, reply, session, state
+from tests.core.wire import FLOW, KEY, Answer, Wire, reply, session, state
 
 if TYPE_CHECKING:
     from noukai_core.emulator import Emulator
@@ -31,6 +32,20 @@ class Broken(httpx.SyncByteStream, httpx.AsyncByteStream):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         for part in self:
             yield part
+
+
+class Pieces(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A body as it comes over the wire, which nothing has unpacked."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        self._pieces = pieces
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self._pieces
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for piece in self._pieces:
+            yield piece
 
 
 NONSENSE: dict[str, dict[str, Any]] = {
@@ -155,6 +170,44 @@ def test_a_small_answer_that_unpacks_over_the_cap(scripted: MakeClient, wire: Wi
     wire.on("poll", reply(200, content=bomb, headers={"Content-Encoding": "gzip", **REQUEST}))
     with pytest.raises(AnswerTooLarge):
         scripted(max_answer_bytes=100_000).flow(FLOW).attach("job-1").wait(timeout_ms=20_000)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_what_a_bomb_unpacks_to_is_never_held(scripted: MakeClient, wire: Wire, times: int) -> None:
+    """However often an answer is packed, no more of it is unpacked than is allowed."""
+    bomb = b"x" * 50_000_000
+    for _ in range(times):
+        bomb = gzip.compress(bomb)
+    headers = {"Content-Encoding": ", ".join(["gzip"] * times)}
+    wire.on("poll", lambda request: httpx.Response(200, headers=headers, stream=Pieces(bomb)))
+    job = scripted(max_answer_bytes=100_000, fault_patience=0.03).flow(FLOW).attach("job-1")
+    tracemalloc.start()
+    try:
+        with pytest.raises(MalformedAnswer):
+            job.wait(timeout_ms=20_000)
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_packed_answer(scripted: MakeClient, wire: Wire) -> None:
+    """An answer that is packed as it was asked for is read, in however many pieces it comes."""
+    packed = gzip.compress(
+        b'{"executionId": "job-1", "status": "completed", "result": "' + b"x" * 999 + b'"}'
+    )
+    pieces = [packed[at : at + 7] for at in range(0, len(packed), 7)]
+    headers = {"Content-Encoding": "gzip"}
+    wire.on("poll", lambda request: httpx.Response(200, headers=headers, stream=Pieces(*pieces)))
+    assert scripted().flow(FLOW).attach("job-1").wait(timeout_ms=20_000).output == "x" * 999
+
+
+def test_a_fault_that_quotes_the_key(scripted: MakeClient, wire: Wire) -> None:
+    """A server that sends the key back in what is no HTTP sees it quoted nowhere."""
+    wire.on("poll", httpx.RemoteProtocolError(f"illegal status line: {KEY}"))
+    with pytest.raises(NoukaiError) as caught:
+        scripted(fault_patience=0.03).flow(FLOW).attach("job-1").wait(timeout_ms=20_000)
+    assert "illegal status line" in str(caught.value)
+    assert KEY not in str(caught.value)
 
 
 def test_an_error_page_over_the_cap(scripted: MakeClient, wire: Wire) -> None:

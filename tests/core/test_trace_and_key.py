@@ -42,7 +42,7 @@ def test_a_trace_adds_up(scripted: MakeClient, wire: Wire) -> None:
 
 @pytest.mark.parametrize(
     "steps",
-    [[], None, {}, [{"durationMs": 10**400}], [{"costUsd": "NaN"}]],
+    [[], None, {}, [{"durationMs": 10**400}], [{"costUsd": "NaN"}], [{"costUsd": "9e999999"}] * 2],
     ids=lambda value: repr(value)[:20],
 )
 def test_a_trace_that_tells_nothing_adds_up_to_nothing(scripted: MakeClient, wire: Wire, steps: Any) -> None:
