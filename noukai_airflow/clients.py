@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Lease:
-    client: AsyncNoukai
+    client: asyncio.Task[AsyncNoukai]
     users: int = 0
 
 
@@ -44,17 +44,30 @@ def shared_client(settings: ConnectionSettings) -> Noukai:
 @asynccontextmanager
 async def shared_async_client(settings: ConnectionSettings) -> AsyncGenerator[AsyncNoukai, None]:
     """Lend this event loop's client for a connection. The last user closes it."""
-    from noukai_core import AsyncNoukai
-
     leases = _leases.setdefault(asyncio.get_running_loop(), {})
     lease = leases.get(settings)
     if lease is None:
-        lease = leases[settings] = _Lease(AsyncNoukai(**settings.client_arguments()))
+        lease = leases[settings] = _Lease(asyncio.create_task(new_async_client(settings)))
     lease.users += 1
     try:
-        yield lease.client
+        yield await asyncio.shield(lease.client)
     finally:
         lease.users -= 1
         if lease.users == 0:
             del leases[settings]
-            await lease.client.aclose()
+            await _close(lease)
+
+
+async def new_async_client(settings: ConnectionSettings) -> AsyncNoukai:
+    """Make a client without blocking the event loop: a process's first one reads all trusted certificates."""
+    from noukai_core import AsyncNoukai
+
+    return await asyncio.to_thread(AsyncNoukai, **settings.client_arguments())
+
+
+async def _close(lease: _Lease) -> None:
+    try:
+        client = await lease.client
+    except Exception:  # it was never made, which its users have been told
+        return
+    await client.aclose()

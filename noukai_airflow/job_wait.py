@@ -17,6 +17,7 @@ from noukai_airflow.exceptions import (
     NoukaiJobTimeoutException,
     airflow_errors,
 )
+from noukai_airflow.kills import goes_on
 from noukai_airflow.links.noukai import NoukaiJobLink
 from noukai_airflow.task_job import cancel_if_possible
 from noukai_airflow.triggers.noukai import NoukaiJobTrigger
@@ -128,7 +129,10 @@ class JobWait:
 
     def settle(self, event: JobEvent | None, deadline: float | None) -> Any:
         """Decide, after the triggerer's part, by what the server now says about the job."""
-        status = self._job.status()
+        try:
+            status = self._seen(event, deadline)
+        except core.JobWaitTimeout as timeout:
+            return self.time_out(str(timeout))
         if status.finished:
             return self._finish(status)
         if deadline is not None and time.time() >= deadline:
@@ -139,18 +143,23 @@ class JobWait:
         raise NoukaiException(
             f"The trigger stopped waiting for Noukai job {self._job.id} "
             f"({event.reason if event else 'with an unknown event'}), but the job is {status.state}. "
-            "It goes on, and a retry attaches to it.",
+            f"{goes_on(durable=self._task.durable)}",
             job_id=self._job.id,
         )
+
+    def _seen(self, event: JobEvent | None, deadline: float | None) -> JobStatus:
+        """Look at the job, and wait out faults that pass, unless the trigger has done so in vain."""
+        if event is not None and event.reason is Reason.UNAVAILABLE:
+            return self._job.status()
+        left = None if deadline is None else max((deadline - time.time()) * 1000, 1.0)
+        return next(self._job.watch(timeout_ms=left, poll_interval=self._task.poll_interval))
 
     def time_out(self, message: str) -> Any:
         """End the task because its job did not end in time."""
         job_id = self._job.id
         if not self._task.cancel_on_timeout:
             self._book.change(wait_again=True)
-            raise NoukaiJobTimeoutException(
-                f"{message} It goes on, and a retry attaches to it.", job_id=job_id
-            )
+            raise NoukaiJobTimeoutException(f"{message} {goes_on(durable=self._task.durable)}", job_id=job_id)
         self._book.change(given_up=True)
         cancelled = cancel_if_possible(self._job, "since it did not end in time")
         outcome = "It was cancelled." if cancelled else "It could not be cancelled, and may run on."

@@ -61,6 +61,11 @@ def in_triggerer(state: str | None, job_of_task: str | None, job_id: str) -> Ver
     return Verdict.CANCEL
 
 
+def goes_on(*, durable: bool) -> str:
+    """Say what follows for a job that is left alone."""
+    return "It goes on, and a retry attaches to it." if durable else "It goes on."
+
+
 def state_of(task_states: dict[str, Any], run_id: str, task_id: str, map_index: int) -> str | None:
     """Find one task in what Airflow answers to a question for task states."""
     states: dict[str, Any] = task_states.get(run_id) or {}

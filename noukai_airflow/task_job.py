@@ -43,6 +43,7 @@ class TaskJob:
         task_instance: The running task.
         retries: How often the task may be tried again.
         durable: Whether an earlier try's job is looked for.
+        cancel_on_kill: Whether a person who clears the task wants its job to end.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class TaskJob:
         *,
         retries: int,
         durable: bool,
+        cancel_on_kill: bool,
     ) -> None:
         self._settings = settings
         self._inputs = inputs
@@ -61,6 +63,7 @@ class TaskJob:
         self._task = task_instance
         self._retries = retries
         self._durable = durable
+        self._cancel_on_kill = cancel_on_kill
         self._client = shared_client(settings)
 
     def obtain(self) -> Job:
@@ -92,9 +95,12 @@ class TaskJob:
 
     def _replace(self, record: JobRecord) -> Job:
         """Stop the job of a task that was cleared, or that gave its job up, and submit a new one."""
-        if record.job_id is not None:
-            old = self._client.flow(record.flow).attach(record.job_id, submitted_at=record.sent)
-            cancel_if_possible(old, "it makes way for a new job")
+        old = self._job_of(record)
+        if old is not None:
+            if record.given_up or self._cancel_on_kill:
+                _stop(old)
+            else:
+                log.info("Noukai job %s of before goes on: cancel_on_kill is off", old.id)
             return self._submit(core.Submission.new())
         if self._can_ask_server():
             return self._submit_again(replace(record, generation=self._task.max_tries, given_up=False))
@@ -103,6 +109,17 @@ class TaskJob:
             record.submission_id,
         )
         return self._submit(core.Submission.new())
+
+    def _job_of(self, record: JobRecord) -> Job | None:
+        flow = self._client.flow(record.flow)
+        if record.job_id is not None:
+            return flow.attach(record.job_id, submitted_at=record.sent)
+        if not self._can_ask_server():
+            return None
+        try:
+            return flow.find(record.submission())
+        except core.NoukaiError:
+            return None
 
     def _submit_without_record(self) -> Job:
         """Submit; where nothing is remembered, ask the server first what earlier tries submitted."""
@@ -113,9 +130,13 @@ class TaskJob:
             # Sent now, for all that is known: so the server is given time to show a job of a moment ago.
             record = JobRecord.new(self._task.max_tries, self._derived(number), self._flow().path)
             job = self._send(record.submission())
+            try:
+                state = job.status().state
+            except core.Unavailable:
+                return job
             # A cancelled one was given up by the task itself: one that a person cancelled leads to no further
             # try.
-            if job.status().state not in (core.JobState.FAILED, core.JobState.CANCELLED):
+            if state not in (core.JobState.FAILED, core.JobState.CANCELLED):
                 return job
         return self._submit(core.Submission(self._derived(earlier)))
 
@@ -148,7 +169,7 @@ class TaskJob:
             self._book.forget()
             raise
         try:
-            self._book.write(replace(record, job_id=job.id))
+            self._book.write(replace(record, job_id=job.id, flow=job.flow))
         except Exception as error:  # the submission is remembered, and leads to the job
             log.warning("Airflow did not store the id of Noukai job %s: %s", job.id, error)
         return job
@@ -170,6 +191,16 @@ class TaskJob:
 
     def _can_ask_server(self) -> bool:
         return self._inputs.session_id is None and self._settings.recovers_submissions
+
+
+def _stop(job: Job) -> None:
+    """Cancel a job that makes way for a new one, unless it has ended."""
+    try:
+        finished = job.status().finished
+    except core.NoukaiError:
+        finished = False
+    if not finished:
+        cancel_if_possible(job, "it makes way for a new job")
 
 
 def cancel_if_possible(job: Job, reason: str) -> bool:

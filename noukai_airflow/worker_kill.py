@@ -52,6 +52,7 @@ def end_job(
     task_instance: RuntimeTaskInstanceProtocol,
     *,
     cancel_on_kill: bool,
+    durable: bool,
 ) -> TaskKilled:
     """Cancel the job if a person ended the task, and return what to raise.
 
@@ -64,7 +65,7 @@ def end_job(
     )
     worker.start()
     worker.join(_ACT_SECONDS)
-    _report(finding, job, cancel_on_kill)
+    _report(finding, job, cancel_on_kill, durable)
     by_user = finding.verdict is kills.Verdict.CANCEL
     if by_user and finding.state != "failed":
         # The task has succeeded, or is about to run again: nothing that this process could still report would
@@ -107,12 +108,12 @@ def _cancel(job: Job, settings: ConnectionSettings) -> None:
         client.flow(job.flow).attach(job.id, submitted_at=job.submitted_at).cancel()
 
 
-def _report(finding: _Finding, job: Job, cancel_on_kill: bool) -> None:
+def _report(finding: _Finding, job: Job, cancel_on_kill: bool, durable: bool) -> None:
     if not finding.known:
         reason = finding.fault or "Airflow did not answer in time"
         log.warning("Noukai job %s goes on: it is not known who ends this task: %s", job.id, reason)
     elif finding.verdict is kills.Verdict.KEEP:
-        log.info("Noukai job %s goes on: only the worker is ending, so a retry attaches to it", job.id)
+        log.info("Noukai job %s: only the worker is ending. %s", job.id, kills.goes_on(durable=durable))
     elif not cancel_on_kill:
         log.info("Noukai job %s goes on: cancel_on_kill is off", job.id)
     elif finding.cancelled:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -25,8 +26,23 @@ if TYPE_CHECKING:
 # supervisor, measured at 9 ms of the supervisor's time, and a thousand triggers may start at once.
 _REMEMBERED_SECONDS = 60.0
 
-_Lookups = dict[str, tuple[float, "asyncio.Task[ConnectionSettings]"]]
-_lookups: WeakKeyDictionary[asyncio.AbstractEventLoop, _Lookups] = WeakKeyDictionary()
+
+@dataclass(frozen=True)
+class _LookUp:
+    """A question for a connection, and until when its answer holds."""
+
+    task: asyncio.Task[ConnectionSettings]
+    ends: float
+
+    def is_over(self, useless: ConnectionSettings | None) -> bool:
+        if not self.task.done():
+            return False
+        return (
+            self.ends < time.monotonic() or self.task.exception() is not None or self.task.result() == useless
+        )
+
+
+_lookups: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _LookUp]] = WeakKeyDictionary()
 
 
 class NoukaiHook(BaseHook):
@@ -99,22 +115,25 @@ class NoukaiHook(BaseHook):
         async with shared_async_client(settings) as client:
             yield client
 
-    async def aget_settings(self) -> ConnectionSettings:
+    async def aget_settings(self, *, other_than: ConnectionSettings | None = None) -> ConnectionSettings:
         """Return what the connection says, without blocking the event loop.
 
         Remembered for a minute, asked for once.
+
+        Args:
+            other_than: What was of no use; when that is what is remembered, the connection is asked for anew.
 
         Raises:
             NoukaiRefusedException: The connection is malformed.
         """
         lookups = _lookups.setdefault(asyncio.get_running_loop(), {})
         found = lookups.get(self.noukai_conn_id)
-        if found is None or found[0] < time.monotonic():
-            lookup = asyncio.get_running_loop().create_task(self._look_up())
-            found = lookups[self.noukai_conn_id] = (time.monotonic() + _REMEMBERED_SECONDS, lookup)
+        if found is None or found.is_over(other_than):
+            lookup = asyncio.create_task(self._look_up())
+            found = lookups[self.noukai_conn_id] = _LookUp(lookup, time.monotonic() + _REMEMBERED_SECONDS)
         try:
             # One trigger that is cancelled must not take the look-up away from the others.
-            return await asyncio.shield(found[1])
+            return await asyncio.shield(found.task)
         except Exception:
             if lookups.get(self.noukai_conn_id) is found:
                 del lookups[self.noukai_conn_id]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout, conf
@@ -14,6 +15,7 @@ from noukai_airflow import arguments
 from noukai_airflow.arguments import Duration, OnCancelled
 from noukai_airflow.events import JobEvent
 from noukai_airflow.exceptions import NoukaiException, NoukaiJobTimeoutException, airflow_errors
+from noukai_airflow.kills import goes_on
 from noukai_airflow.links.noukai import NoukaiJobLink
 from noukai_airflow.xcoms import JOB_ID, task_instance_of
 
@@ -57,7 +59,7 @@ class NoukaiRunJobOperator(BaseOperator):
         inline_wait: How long a deferrable task looks at its job on the worker before it defers, in seconds.
         on_cancelled: What becomes of the task when somebody cancels the job on the Noukai side: `"fail"`
             (without a retry) or `"skip"`.
-        cancel_on_kill: Whether the job is cancelled when a user ends the task.
+        cancel_on_kill: Whether the job is cancelled when a user ends or clears the task.
         cancel_on_timeout: Whether the job is cancelled when it does not end in time.
         durable: Whether a retry attaches to the job of an earlier try.
     """
@@ -120,7 +122,6 @@ class NoukaiRunJobOperator(BaseOperator):
         self._job: Job | None = None
         self._context: Context | None = None
         self._wait: JobWait | None = None
-        self._hook: NoukaiHook | None = None
         self._ending = False
 
     def execute(self, context: Context) -> Any:
@@ -173,7 +174,7 @@ class NoukaiRunJobOperator(BaseOperator):
         except TaskDeferralError:
             job_id = self._remembered_job_id(context)
             self.log.warning(
-                "The trigger was lost. Noukai job %s goes on, and a retry attaches to it", job_id
+                "The trigger of Noukai job %s is lost. %s", job_id, goes_on(durable=self.durable)
             )
             raise
 
@@ -188,7 +189,11 @@ class NoukaiRunJobOperator(BaseOperator):
         from noukai_airflow.worker_kill import end_job
 
         raise end_job(
-            self._job, self._settings, task_instance_of(self._context), cancel_on_kill=self.cancel_on_kill
+            self._job,
+            self._settings,
+            task_instance_of(self._context),
+            cancel_on_kill=self.cancel_on_kill,
+            durable=self.durable,
         )
 
     def get_openlineage_facets_on_start(self) -> Lineage:
@@ -209,14 +214,14 @@ class NoukaiRunJobOperator(BaseOperator):
         from noukai_airflow.task_job import TaskJob
 
         started = time.time()
-        retries = self.retries or 0
         task_job = TaskJob(
             self._settings,
             self._inputs(context),
             self._book(context),
             task_instance_of(context),
-            retries=retries,
+            retries=self.retries or 0,
             durable=self.durable,
+            cancel_on_kill=self.cancel_on_kill,
         )
         job = task_job.obtain()
         wait = self._waiting_for(context, job)
@@ -264,7 +269,7 @@ class NoukaiRunJobOperator(BaseOperator):
             if killed.by_user:
                 raise AirflowTaskTerminated("A user ended the task") from None
             raise NoukaiException(
-                f"The worker is ending. Noukai job {killed.job_id} goes on, and a retry attaches to it.",
+                f"The worker is ending before Noukai job {killed.job_id}. {goes_on(durable=self.durable)}",
                 job_id=killed.job_id,
             ) from None
         except AirflowTaskTimeout:
@@ -284,11 +289,13 @@ class NoukaiRunJobOperator(BaseOperator):
 
     @property
     def _settings(self) -> ConnectionSettings:
+        return self._hook.settings
+
+    @cached_property
+    def _hook(self) -> NoukaiHook:
         from noukai_airflow.hooks.noukai import NoukaiHook
 
-        if self._hook is None:
-            self._hook = NoukaiHook(self.noukai_conn_id)
-        return self._hook.settings
+        return NoukaiHook(self.noukai_conn_id)
 
     def _book(self, context: Context) -> JobBook:
         from noukai_airflow.records import JobBook

@@ -6,6 +6,7 @@ import time
 from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowSensorTimeout, AirflowSkipException, conf
@@ -24,11 +25,15 @@ from noukai_airflow.xcoms import JOB_STATUS, task_instance_of, told
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from noukai_airflow.hooks.noukai import NoukaiHook
     from noukai_airflow.lineage import Lineage
     from noukai_core import Job, JobStatus
 
 _STATES = frozenset({"completed", "failed", "cancelled"})
 _DEFAULT_POKE_SECONDS = 60.0
+
+# The trigger's own deadline comes first; Airflow's is there for a trigger that does not run.
+_BACKSTOP_SECONDS = 30.0
 
 
 class NoukaiJobSensor(BaseSensorOperator):
@@ -97,9 +102,10 @@ class NoukaiJobSensor(BaseSensorOperator):
     def poke(self, context: Context) -> PokeReturnValue:
         """Look at the job once."""
         with self._failing_softly():
-            return self._look(context)
+            return self._look(context) or PokeReturnValue(is_done=False)
 
-    def _look(self, context: Context) -> PokeReturnValue:
+    def _look(self, context: Context) -> PokeReturnValue | None:
+        """Look at the job; `None` when a fault that passes was in the way."""
         import noukai_core as core
 
         try:
@@ -108,7 +114,7 @@ class NoukaiJobSensor(BaseSensorOperator):
             if not error.passing:
                 raise
             self.log.warning("Noukai job %s: a look failed; waiting on: %s", self.job_id, error)
-            return PokeReturnValue(is_done=False)
+            return None
         if not status.finished:
             self.log.info("Noukai job %s is %s", self.job_id, status.state)
             return PokeReturnValue(is_done=False)
@@ -120,13 +126,13 @@ class NoukaiJobSensor(BaseSensorOperator):
         What the event says is checked with the server before anything comes of it.
         """
         read = JobEvent.about(self.job_id, JobEvent.read(event))
-        done = self.poke(context)
-        if done:
-            return done.xcom_value
         with self._failing_softly():
+            seen = self._look(context)
+            if seen:
+                return seen.xcom_value
             if deadline is not None and time.time() >= deadline:
                 raise AirflowSensorTimeout(f"Noukai job {self.job_id} did not end within {self.timeout:g} s")
-            if read is not None and read.reason is Reason.UNAVAILABLE:
+            if seen is None or (read is not None and read.reason is Reason.UNAVAILABLE):
                 return self._defer(deadline if deadline is not None else time.time() + self.timeout)
             raise NoukaiException(
                 f"The trigger stopped waiting for Noukai job {self.job_id} "
@@ -166,10 +172,14 @@ class NoukaiJobSensor(BaseSensorOperator):
             timeout=timedelta(seconds=max(deadline - time.time(), 0.0) + _BACKSTOP_SECONDS),
         )
 
-    def _job(self) -> Job:
+    @cached_property
+    def _hook(self) -> NoukaiHook:
         from noukai_airflow.hooks.noukai import NoukaiHook
 
-        client = NoukaiHook(self.noukai_conn_id).get_conn()
+        return NoukaiHook(self.noukai_conn_id)
+
+    def _job(self) -> Job:
+        client = self._hook.get_conn()
         # Just after its submission the server may not know a job yet. When that was is not known here, so it
         # counts from the moment at which the sensor began.
         return client.flow(self.flow).attach(self.job_id, submitted_at=self._began)
@@ -188,7 +198,3 @@ class NoukaiJobSensor(BaseSensorOperator):
             if self.soft_fail or self.never_fail:
                 raise AirflowSkipException(f"Skipped, since the sensor fails softly: {error}") from error
             raise
-
-
-# The trigger's own deadline comes first; Airflow's is there for a trigger that does not run.
-_BACKSTOP_SECONDS = 30.0

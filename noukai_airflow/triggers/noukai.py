@@ -15,7 +15,7 @@ from noukai_airflow import kills
 from noukai_airflow.events import JobEvent, Reason
 
 if TYPE_CHECKING:
-    from noukai_core import AsyncNoukai, Job, JobStatus
+    from noukai_core import AsyncJob, AsyncNoukai, Job, JobStatus
 
 # What the scheduler may take to hear that a worker's process has ended: it looks once in each of its loops.
 _SCHEDULER_SECONDS = 3.0
@@ -150,12 +150,28 @@ class NoukaiJobTrigger(BaseTrigger):
         return JobEvent(self.job_id, reason, state)
 
     async def _statuses(self) -> AsyncIterator[JobStatus]:
+        """Show what is new of the job. A key that was replaced in the connection is taken up."""
+        from noukai_airflow.clients import shared_async_client
         from noukai_airflow.hooks.noukai import NoukaiHook
+        from noukai_core import AuthenticationFailed
 
-        async with NoukaiHook(self.noukai_conn_id).async_client() as client:
-            job = client.flow(self.flow).attach(self.job_id, submitted_at=_moment(self.submitted_at))
-            async for status in job.watch(timeout_ms=self._left_ms(), poll_interval=self.poll_interval):
-                yield status
+        hook = NoukaiHook(self.noukai_conn_id)
+        settings = await hook.aget_settings()
+        while True:
+            try:
+                async with shared_async_client(settings) as client:
+                    watch = self._job(client).watch(
+                        timeout_ms=self._left_ms(), poll_interval=self.poll_interval
+                    )
+                    async for status in watch:
+                        yield status
+                return
+            except AuthenticationFailed:
+                renewed = await hook.aget_settings(other_than=settings)
+                if renewed == settings:
+                    raise
+                self.log.info("Noukai job %s: the connection has changed; waiting on with it", self.job_id)
+                settings = renewed
 
     def _left_ms(self) -> float | None:
         """Return the time until the deadline; never 0, since a past deadline still gets one look."""
@@ -203,11 +219,19 @@ class NoukaiJobTrigger(BaseTrigger):
 
     async def _verdict(self) -> kills.Verdict:
         decided_by = time.monotonic() + _VERDICT_SECONDS
-        while (verdict := await self._judge()) is kills.Verdict.LATER:
+        while True:
+            fault: Exception | None = None
+            try:
+                verdict = await self._judge()
+            except Exception as error:
+                verdict, fault = kills.Verdict.LATER, error
+            if verdict is not kills.Verdict.LATER:
+                return verdict
             if time.monotonic() > decided_by:
+                if fault is not None:
+                    self.log.warning("Airflow does not tell the state of the task: %s", fault)
                 return kills.Verdict.KEEP
             await asyncio.sleep(_VERDICT_PAUSE)
-        return verdict
 
     async def _judge(self) -> kills.Verdict:
         task = self.task_instance
@@ -217,27 +241,21 @@ class NoukaiJobTrigger(BaseTrigger):
             from noukai_airflow.task_states import job_of_task, state_of_task
         except ImportError:  # Airflow's internals have moved on, and with them, one hopes, the fault
             return kills.Verdict.CANCEL
-        try:
-            state = await state_of_task(task)
-            return kills.in_triggerer(state, await job_of_task(task), self.job_id)
-        except Exception as error:
-            self.log.warning("Airflow does not tell the state of the task: %s", error)
-            return kills.Verdict.KEEP
+        return kills.in_triggerer(await state_of_task(task), await job_of_task(task), self.job_id)
 
     async def _cancel(self) -> None:
         """Cancel over connections of its own: the trigger's cleanup runs at the same time."""
+        from noukai_airflow.clients import new_async_client
         from noukai_airflow.hooks.noukai import NoukaiHook
-        from noukai_core import AsyncNoukai
 
-        settings = await NoukaiHook(self.noukai_conn_id).aget_settings()
-        client = AsyncNoukai(**settings.client_arguments())
+        client = await new_async_client(await NoukaiHook(self.noukai_conn_id).aget_settings())
         try:
             await self._job(client).cancel()
         finally:
             await client.aclose()
         self.log.info("Noukai job %s: cancelled, since a user ended its task", self.job_id)
 
-    def _job(self, client: AsyncNoukai) -> Any:
+    def _job(self, client: AsyncNoukai) -> AsyncJob:
         return client.flow(self.flow).attach(self.job_id, submitted_at=_moment(self.submitted_at))
 
 

@@ -12,6 +12,7 @@ from airflow.sdk import BaseOperator, BaseSensorOperator
 before, began = set(sys.modules), time.perf_counter()
 from noukai_airflow.operators.noukai import NoukaiRunJobOperator
 from noukai_airflow.sensors.noukai import NoukaiJobSensor
+from noukai_airflow.decorators.noukai import noukai_task
 took = time.perf_counter() - began
 loaded = set(sys.modules) - before
 forbidden = ("httpx", "pydantic", "noukai_core", "noukai_airflow.hooks.", "noukai_airflow.triggers.")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -135,6 +139,65 @@ def test_an_event_about_another_job(connected: ConnectionSettings, context: Any,
     with pytest.raises(TaskDeferred) as deferred:
         operator(deferrable=True).execute_complete(context, event, job_id=job.id, flow=FLOW)
     assert deferred.value.trigger.job_id == job.id
+
+
+def test_a_fault_when_the_task_goes_on(
+    connected: ConnectionSettings, context: Any, emulator: Emulator
+) -> None:
+    """A server that does not answer just after the trigger's event is waited for, as at any other time."""
+    emulator.control.script("flow", result="whole", after_seconds=0)
+    job = clients.shared_client(connected).flow(FLOW).job("Hello")
+    job.wait(timeout_ms=5000)
+    emulator.control.fault("status", on="poll", times=5, status=503)
+    event = JobEvent(job.id, Reason.FINISHED, "completed").payload()
+    assert operator().execute_complete(context, event, job_id=job.id, flow=FLOW) == "whole"
+
+
+def test_a_deadline_while_the_server_is_away(
+    connected: ConnectionSettings, context: Any, emulator: Emulator
+) -> None:
+    """A job that cannot be looked at when its time is over has not ended in time, and is cancelled."""
+    emulator.control.script("flow", outcome="never")
+    job = clients.shared_client(connected).flow(FLOW).job("Hello")
+    emulator.control.fault("status", on="poll", times=None, status=503)
+    event = JobEvent(job.id, Reason.DEADLINE).payload()
+    with pytest.raises(NoukaiJobTimeoutException, match="was cancelled"):
+        operator().execute_complete(context, event, job_id=job.id, flow=FLOW, deadline=time.time() - 1)
+    assert emulator.control.counts(job.id)["cancel"] == 1
+
+
+def test_a_trace_that_cannot_be_read(connected: ConnectionSettings, context: Any, emulator: Emulator) -> None:
+    """Where the server shows no trace, the task succeeds, and its status has neither tokens nor cost."""
+    emulator.control.fault("status", on="trace", times=None, status=403)
+    operator(trace=True).execute(context)
+    assert set(context["ti"].xcoms["job_status"]) == {"state", "created_at", "started_at", "completed_at"}
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_retry_is_promised_only_what_it_does(
+    durable: bool, connected: ConnectionSettings, context: Any, emulator: Emulator
+) -> None:
+    """That a retry attaches to a job that goes on is said of durable tasks alone."""
+    emulator.control.script("flow", outcome="never")
+    with pytest.raises(NoukaiJobTimeoutException, match="It goes on") as caught:
+        operator(timeout=0.3, cancel_on_timeout=False, durable=durable).execute(context)
+    assert ("a retry attaches to it" in str(caught.value)) == durable
+
+
+@pytest.mark.parametrize("configured", ["True", "False"])
+def test_the_default_of_deferrable(configured: str) -> None:
+    """Airflow's own setting says whether the operator and the sensor defer."""
+    program = (
+        "from noukai_airflow.operators.noukai import NoukaiRunJobOperator as Operator\n"
+        "from noukai_airflow.sensors.noukai import NoukaiJobSensor as Sensor\n"
+        "made = Operator(task_id='a', flow='f'), Sensor(task_id='b', flow='f', job_id='j')\n"
+        "print(*(task.deferrable for task in made))"
+    )
+    environment = os.environ | {"AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE": configured}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, env=environment
+    )
+    assert done.stdout.splitlines()[-1:] == [f"{configured} {configured}"], done.stderr
 
 
 def test_a_deferral(connected: ConnectionSettings, context: Any, emulator: Emulator) -> None:

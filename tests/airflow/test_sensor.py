@@ -115,6 +115,15 @@ def test_waiting_on(event: JobEvent, job: Job) -> None:
     assert not deferred.value.trigger.cancel_on_kill
 
 
+def test_a_look_that_fails_after_the_event(job: Job, emulator: Emulator) -> None:
+    """A server that does not answer just after the trigger's event is no outcome: the sensor waits on."""
+    emulator.control.finish(job.id)
+    emulator.control.fault("status", on="poll", times=1, status=503, retry_after=60)
+    event = JobEvent(job.id, Reason.FINISHED, "completed").payload()
+    with pytest.raises(TaskDeferred):
+        sensor(job.id).execute_complete(context(), event, time.time() + 60)
+
+
 def test_the_timeout_in_the_triggerer(job: Job) -> None:
     """At the timeout the sensor ends as one that waits on a worker does, and leaves the job alone."""
     event = JobEvent(job.id, Reason.DEADLINE, "running").payload()

@@ -30,12 +30,21 @@ class Tries:
         self.retries = 2
         self.task = PretendedTask(max_tries=2, run_id=uuid4().hex)
         self.session_id: str | None = None
+        self.cancel_on_kill = True
 
     def run(self, *, durable: bool = True) -> Job:
         inputs = JobInputs("acme/demo/flow", "Hello", None, None, "production", False, self.session_id)
         book = JobBook(self.store if durable else None)
         task: Any = self.task
-        return TaskJob(self.settings, inputs, book, task, retries=self.retries, durable=durable).obtain()
+        return TaskJob(
+            self.settings,
+            inputs,
+            book,
+            task,
+            retries=self.retries,
+            durable=durable,
+            cancel_on_kill=self.cancel_on_kill,
+        ).obtain()
 
     def retry(self, **arguments: bool) -> Job:
         self.task.try_number += 1
@@ -105,6 +114,14 @@ def test_a_retry_after_a_failed_job_submits(kind: str, request: pytest.FixtureRe
     assert tries.count("submit") == 3
 
 
+def test_a_fault_while_the_earlier_job_is_looked_at(forgetful: Tries, emulator: Emulator) -> None:
+    """An earlier try's job that was found is waited for, also when a look at it fails for now."""
+    first = forgetful.run()
+    emulator.control.fault("status", on="poll", times=1, status=503, retry_after=60)
+    assert forgetful.retry().id == first.id
+    assert forgetful.count("submit") == 1
+
+
 def test_a_job_that_a_person_cancelled_is_not_replaced(tries: Tries) -> None:
     """A retry that finds its job cancelled on the Noukai side tells so, and submits nothing."""
     first = tries.run()
@@ -133,10 +150,38 @@ def test_a_clear_stops_the_job_and_submits(tries: Tries) -> None:
 
 
 def test_a_clear_of_a_task_that_succeeded_submits(tries: Tries) -> None:
-    """A completed job of before the clear is not taken for the new one."""
+    """A completed job of before the clear is not taken for the new one, and there is nothing to cancel."""
     first = tries.run()
     tries.finish(first)
     assert tries.clear().id != first.id
+    assert (tries.count("submit"), tries.count("cancel")) == (2, 0)
+
+
+def test_a_clear_that_leaves_the_job_alone(tries: Tries) -> None:
+    """With `cancel_on_kill=False` a cleared task submits a new job, and its old one goes on."""
+    tries.cancel_on_kill = False
+    first = tries.run()
+    assert tries.clear().id != first.id
+    assert not first.status().finished
+    assert (tries.count("submit"), tries.count("cancel")) == (2, 0)
+
+
+def test_a_clear_after_a_crash_before_the_answer(tries: Tries, store: MemoryStore) -> None:
+    """A job whose id no try has learned is found and stopped, too, when the task is cleared."""
+    first = tries.run()
+    store.kept["noukai_job"]["job_id"] = None
+    second = tries.clear()
+    assert second.id != first.id
+    assert first.status().state == "cancelled"
+    assert tries.count("submit") == 2
+
+
+def test_a_clear_while_the_server_cannot_tell(tries: Tries, emulator: Emulator) -> None:
+    """When it is not known how the old job is, it is cancelled."""
+    first = tries.run()
+    emulator.control.fault("status", on="poll", times=1, status=403)
+    tries.clear()
+    assert first.status().state == "cancelled"
 
 
 def test_a_retry_after_a_clear_attaches_to_the_new_job(tries: Tries) -> None:

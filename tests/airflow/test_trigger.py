@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import threading
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -179,7 +181,7 @@ async def test_triggers_share_a_client(connected: ConnectionSettings, emulator: 
     leases = clients._leases.setdefault(asyncio.get_running_loop(), {})
     while connected not in leases or leases[connected].users < 5:
         await asyncio.sleep(0.01)
-    client = leases[connected].client
+    client = await leases[connected].client
     for wait in waits:
         wait.cancel()
     await asyncio.gather(*waits, return_exceptions=True)
@@ -188,6 +190,58 @@ async def test_triggers_share_a_client(connected: ConnectionSettings, emulator: 
 
     with pytest.raises((NoukaiError, RuntimeError)):
         await client.verify_key()
+
+
+async def test_no_client_is_made_on_the_event_loop(
+    connected: ConnectionSettings, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first client of a process reads every trusted certificate, and no other trigger waits for that."""
+    import noukai_core
+
+    makers: list[threading.Thread] = []
+
+    class Client(noukai_core.AsyncNoukai):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            makers.append(threading.current_thread())
+            super().__init__(*arguments, **options)
+
+    monkeypatch.setattr(noukai_core, "AsyncNoukai", Client)
+    emulator.control.script("flow", after_seconds=0)
+    waiting = trigger(submit(connected), cancel_on_kill=True)
+    await event_of(waiting)
+    await waiting.on_kill()
+    assert len(makers) == 2
+    assert threading.current_thread() not in makers
+
+
+async def test_a_client_that_cannot_be_made(
+    settings: ConnectionSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that no client can be made with is told as a refusal, and leaves nothing behind."""
+
+    async def look_up(hook: NoukaiHook) -> ConnectionSettings:
+        return replace(settings, base_url="not a url")
+
+    monkeypatch.setattr(NoukaiHook, "_look_up", look_up)
+    assert (await event_of(trigger("job-1"))).reason is Reason.REFUSED
+    assert not clients._leases[asyncio.get_running_loop()]
+
+
+async def test_a_key_that_was_replaced(
+    settings: ConnectionSettings, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trigger whose key was revoked goes on with the one that the connection has by now."""
+    keys = iter("abc")
+
+    async def look_up(hook: NoukaiHook) -> ConnectionSettings:
+        return replace(settings, api_key=f"nk_test_{next(keys)}")
+
+    monkeypatch.setattr(NoukaiHook, "_look_up", look_up)
+    emulator.control.script("flow", after_seconds=0.5)
+    waiting = [trigger(submit(settings)) for _ in range(3)]
+    emulator.control.fault("status", on="poll", times=3, status=401)
+    assert [event.state for event in await asyncio.gather(*map(event_of, waiting))] == ["completed"] * 3
+    assert next(keys) == "c", "the connection was asked for once at first and once again, by all together"
 
 
 async def kill(waiting: NoukaiJobTrigger) -> None:
@@ -277,6 +331,38 @@ async def test_a_kill_while_the_task_is_on_its_way_to_a_worker(
 
     async def job_of_task(_: object) -> str | None:
         return waiting.job_id if now[1] else None
+
+    monkeypatch.setattr(task_states, "state_of_task", state_of_task)
+    monkeypatch.setattr(task_states, "job_of_task", job_of_task)
+    monkeypatch.setattr(triggers, "_VERDICT_SECONDS", 0.2)
+    monkeypatch.setattr(triggers, "_VERDICT_PAUSE", 0.01)
+    await waiting.on_kill()
+    assert emulator.control.counts(waiting.job_id).get("cancel", 0) == cancels
+
+
+@pytest.mark.parametrize(("silent", "cancels"), [(2, 1), (1000, 0)], ids=["for a moment", "for a long time"])
+async def test_a_kill_while_airflow_does_not_tell(
+    silent: int,
+    cancels: int,
+    connected: ConnectionSettings,
+    emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The state of the task is asked for again; the job of one that stays unknown is kept."""
+    emulator.control.script("flow", outcome="never")
+    waiting = trigger(submit(connected), cancel_on_kill=True)
+    monkeypatch.setattr(waiting, "task_instance", SimpleNamespace(task_id="job"))
+    left = silent
+
+    async def state_of_task(_: object) -> str:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise RuntimeError("the database is locked")
+        return "failed"
+
+    async def job_of_task(_: object) -> str:
+        return waiting.job_id
 
     monkeypatch.setattr(task_states, "state_of_task", state_of_task)
     monkeypatch.setattr(task_states, "job_of_task", job_of_task)
