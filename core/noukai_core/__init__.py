@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         SubmissionUnknown,
         Unavailable,
     )
+    from .inputs import ApiKey
     from .models import (
         ExecuteResult,
         JobAccepted,
@@ -74,6 +75,7 @@ _MODULES = {
         "SubmissionUnknown",
         "Unavailable",
     ),
+    "inputs": ("ApiKey",),
     "models": ("ExecuteResult", "JobAccepted", "JobState", "JobStatus", "KeyInfo", "RunTrace", "TraceStep"),
     "submission": ("Submission",),
 }
@@ -83,6 +85,7 @@ __all__ = [
     "APIError",
     "AccessDenied",
     "AnswerTooLarge",
+    "ApiKey",
     "AsyncFlow",
     "AsyncJob",
     "AsyncNoukai",

@@ -36,7 +36,7 @@ _SECRET_LENGTH = 16
 _INTEGER_BITS = 10_000
 
 
-class Key(str):
+class ApiKey(str):
     """A key that does not show itself in a list of values, such as a traceback with local variables."""
 
     __slots__ = ()
@@ -78,7 +78,7 @@ def without_keys(text: str) -> str:
 
 def hidden(key: str | None) -> str | None:
     """Return a key, checked or not, in the form that does not show itself."""
-    return Key(key) if isinstance(key, str) else key
+    return ApiKey(key) if isinstance(key, str) else key
 
 
 def secrets_of(key: str) -> tuple[str, ...]:
@@ -97,7 +97,7 @@ def api_key(key: object) -> str:
         raise _refused("api_key is missing: pass one, or set NOUKAI_API_KEY")
     if not isinstance(key, str) or not _KEY.fullmatch(key.strip()):
         raise _refused("api_key does not look like a Noukai key: one begins with nk_ and has no spaces")
-    return Key(key.strip())
+    return ApiKey(key.strip())
 
 
 def base_url(url: object) -> str:

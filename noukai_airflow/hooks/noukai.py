@@ -18,6 +18,7 @@ from noukai_airflow.clients import shared_async_client, shared_client
 from noukai_airflow.exceptions import NoukaiException, airflow_errors
 from noukai_airflow.provider_info import connection_type
 from noukai_airflow.settings import ConnectionSettings
+from noukai_core import ApiKey
 
 if TYPE_CHECKING:
     from noukai_core import AsyncNoukai, KeyInfo, Noukai
@@ -88,12 +89,10 @@ class NoukaiHook(BaseHook):
             NoukaiRefusedException: The connection is malformed.
         """
         connection = self.get_connection(self.noukai_conn_id)
-        return ConnectionSettings.of(
-            self.noukai_conn_id,
-            password=connection.password,
-            host=connection.host,
-            extra=cast("dict[str, Any]", connection.extra_dejson),  # pyright: ignore[reportUnknownMemberType]
-        )
+        password, host = ApiKey(connection.password or ""), connection.host
+        extra = cast("dict[str, Any]", connection.extra_dejson)  # pyright: ignore[reportUnknownMemberType]
+        del connection  # a traceback with local variables would show its password
+        return ConnectionSettings.of(self.noukai_conn_id, password=password, host=host, extra=extra)
 
     def get_conn(self) -> Noukai:
         """Return the client. Do not close it: others use it too.
@@ -143,12 +142,10 @@ class NoukaiHook(BaseHook):
         from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
 
         connection = await get_async_connection(self.noukai_conn_id, hook=self)
-        return ConnectionSettings.of(
-            self.noukai_conn_id,
-            password=connection.password,
-            host=connection.host,
-            extra=await get_async_extra_dejson(connection),
-        )
+        password, host = ApiKey(connection.password or ""), connection.host
+        extra = await get_async_extra_dejson(connection)
+        del connection  # a traceback with local variables would show its password
+        return ConnectionSettings.of(self.noukai_conn_id, password=password, host=host, extra=extra)
 
     def test_connection(self) -> tuple[bool, str]:
         """Check the key with the server, for the button in Airflow's connection form. It costs nothing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from urllib.parse import quote
 
 import pytest
@@ -55,3 +56,18 @@ async def test_a_connection_that_is_malformed(monkeypatch: pytest.MonkeyPatch) -
         await NoukaiHook("of_a_test").aget_settings()
     monkeypatch.setenv("AIRFLOW_CONN_OF_A_TEST", AS_JSON)
     assert (await NoukaiHook("of_a_test").aget_settings()).api_key == KEY
+
+
+async def test_no_frame_shows_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A traceback with local variables, as error reports have them, shows no key of a bad connection."""
+    malformed = {"conn_type": "noukai", "password": KEY, "extra": {"fault_patience": "long"}}
+    monkeypatch.setenv("AIRFLOW_CONN_OF_A_TEST", json.dumps(malformed))
+    with pytest.raises(NoukaiRefusedException) as blocking:
+        _ = NoukaiHook("of_a_test").settings
+    with pytest.raises(NoukaiRefusedException) as waiting:
+        await NoukaiHook("of_a_test").aget_settings()
+    for error in (blocking.value, waiting.value):
+        stack = traceback.TracebackException.from_exception(error, capture_locals=True).stack
+        shown = "".join(str(frame.locals) for frame in stack if "noukai_airflow" in frame.filename)
+        assert "password" in shown
+        assert KEY not in shown
