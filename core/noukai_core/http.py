@@ -23,6 +23,7 @@ import httpx
 from .answers import Answer, one_line
 from .calls import Call
 from .errors import AnswerTooLarge, APIError, InvalidInput, MalformedAnswer, Unavailable
+from .inputs import ApiKey
 from .settings import Settings
 
 API_VERSION = "2026-05-31"
@@ -83,7 +84,7 @@ class _Wire:
         if self._closed:
             raise InvalidInput(f"{call.what}: the client is closed; make a new one")
         headers = {
-            "Authorization": f"Bearer {self._settings.api_key}",
+            "Authorization": ApiKey(f"Bearer {self._settings.api_key}"),
             "X-Noukai-API-Version": API_VERSION,
             "User-Agent": _user_agent(),
             "Accept": "application/json",

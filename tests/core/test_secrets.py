@@ -106,6 +106,21 @@ def test_nothing_that_is_made_shows_the_key(scripted: MakeClient, wire: Wire, ma
         assert MARK not in repr(inside)
 
 
+def test_no_frame_of_an_interrupted_request_shows_the_key(
+    scripted: MakeClient, marked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal that strikes while a request is made finds no key among the local variables either."""
+
+    def strike(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(httpx, "Request", strike)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        scripted(api_key=marked).verify_key()
+    assert "Authorization" in locals_of(caught.value)
+    assert MARK not in locals_of(caught.value)
+
+
 ECHOES: list[tuple[str, Callable[[str], Answer]]] = [
     ("submit", lambda key: refusal(401, "INVALID_KEY", f"the key {key} is revoked")),
     ("submit", lambda key: refusal(400, f"BAD_{key}", "no")),
