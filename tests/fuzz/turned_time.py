@@ -1,0 +1,62 @@
+"""Time that passes only when somebody sleeps, for the blocking and for the async client."""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+# What time.sleep takes at most: the nanoseconds of 64 bits.
+_LONGEST_SLEEP = 2.0**63 / 1e9
+
+
+class TurnedTime:
+    """A monotonic clock that sleeping turns.
+
+    Attributes:
+        now: What the clock shows, in seconds.
+    """
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        if not 0 <= seconds < _LONGEST_SLEEP:
+            raise OverflowError(f"no sleep takes {seconds} s")
+        self.now += seconds
+
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """Make an event loop that lives in this time."""
+        loop = asyncio.SelectorEventLoop(_Selector(self))
+        loop.time = self.monotonic  # type: ignore[method-assign]
+        return loop
+
+
+class _Selector(selectors.DefaultSelector):
+    """Where a loop sleeps that waits for its next timer: nothing else ever happens to it."""
+
+    def __init__(self, clock: TurnedTime) -> None:
+        super().__init__()
+        self._clock = clock
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        ready = super().select(0)
+        if not ready:
+            assert timeout is not None, "the loop waits for nothing, and so for ever"
+            self._clock.sleep(max(timeout, 0.0))
+        return ready
+
+
+@contextmanager
+def turned_time() -> Iterator[TurnedTime]:
+    """Let this process live in a time of its own."""
+    clock = TurnedTime()
+    with patch.object(time, "monotonic", clock.monotonic), patch.object(time, "sleep", clock.sleep):
+        yield clock
