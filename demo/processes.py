@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,13 +20,15 @@ T = TypeVar("T")
 
 _STOP_SECONDS = 15.0
 
-# Ends what is left of the processes when the one that started them is gone, however it went.
+# Ends what is left of the processes when the one that started them is gone, however it went, and removes its
+# folders.
 _WARDEN = """
-import os, signal, sys
-groups = set()
+import os, shutil, signal, sys
+left = set()
 for line in sys.stdin:
-    sign, group = line[0], int(line[1:])
-    groups.add(group) if sign == "+" else groups.discard(group)
+    sign, name = line[0], line[1:].rstrip()
+    left.add(name) if sign == "+" else left.discard(name)
+groups = {int(name) for name in left if name.isdigit()}
 for group in groups:
     try:
         os.killpg(group, signal.SIGKILL)
@@ -36,6 +40,8 @@ for pid in map(int, filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/p
             os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
+for folder in left - set(map(str, groups)):
+    shutil.rmtree(folder, ignore_errors=True)
 """
 
 
@@ -44,18 +50,18 @@ class ServerError(RuntimeError):
 
 
 class Warden:
-    """A process that outlives this one by a moment, and ends the groups that this one has left behind.
+    """A process that outlives this one by a moment, and ends or removes what this one has left behind.
 
-    It lives as long as there is a group to watch.
+    It lives as long as there is something to watch.
     """
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
-        self._groups: set[int] = set()
+        self._watched: set[int | Path] = set()
         self._lock = threading.Lock()
 
-    def watch(self, group: int) -> None:
-        """Have a process group ended when this process is gone."""
+    def watch(self, what: int | Path) -> None:
+        """Have a process group ended, or a folder removed, when this process is gone."""
         with self._lock:
             if self._process is None:
                 self._process = subprocess.Popen(
@@ -66,17 +72,17 @@ class Warden:
                     text=True,
                     bufsize=1,
                 )
-            self._groups.add(group)
-            self._tell(f"+{group}")
+            self._watched.add(what)
+            self._tell(f"+{what}")
 
-    def forget(self, group: int) -> None:
-        """The group has ended."""
+    def forget(self, what: int | Path) -> None:
+        """The group has ended, or the folder is removed."""
         with self._lock:
-            if self._process is None or group not in self._groups:
+            if self._process is None or what not in self._watched:
                 return
-            self._groups.discard(group)
-            self._tell(f"-{group}")
-            if not self._groups:
+            self._watched.discard(what)
+            self._tell(f"-{what}")
+            if not self._watched:
                 self._process.communicate()
                 self._process = None
 
@@ -210,6 +216,19 @@ def wait_until(
         if time.monotonic() > deadline:
             raise ServerError(f"waited {timeout:g} s in vain for {what}")
         time.sleep(pause)
+
+
+def make_folder(prefix: str) -> Path:
+    """Make a folder where the system has such; it goes with this process, or before, by `remove_folder`."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    _warden.watch(folder)
+    return folder
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder that `make_folder` made."""
+    shutil.rmtree(folder, ignore_errors=True)
+    _warden.forget(folder)
 
 
 def free_port() -> int:

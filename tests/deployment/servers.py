@@ -9,17 +9,15 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from demo.processes import Component, ServerError, free_port, wait_until
+from demo.processes import Component, ServerError, free_port, make_folder, remove_folder, wait_until
 
 _RELEASE = "pginstall18"
-_CONNECTIONS = 400
 
 # PostgreSQL refuses to run as root, so root runs it as the user who owns nothing.
 _AS_NOBODY = """
@@ -29,8 +27,15 @@ os.setgroups([]); os.setgid(user.pw_gid); os.setuid(user.pw_uid)
 os.execv(sys.argv[1], sys.argv[1:])
 """
 
-# What it keeps is not needed after a crash of the machine.
-_HASTE = ("fsync=off", "synchronous_commit=off", "full_page_writes=off")
+# What it keeps is not needed after a crash of the machine, and all of it is in its folder.
+_SETTINGS = (
+    "fsync=off",
+    "synchronous_commit=off",
+    "full_page_writes=off",
+    "dynamic_shared_memory_type=mmap",
+    "unix_socket_directories=",
+    "max_connections=400",
+)
 
 
 class _Server:
@@ -99,7 +104,7 @@ class PostgreSQL(_Server):
 
     def _command(self) -> Sequence[str]:
         # The user who owns nothing cannot enter a folder of the tests, when those run as root.
-        home = self._home = Path(tempfile.mkdtemp(prefix="postgresql-"))
+        home = self._home = make_folder("postgresql-")
         data, password = home / "data", home / "password"
         password.write_text(self.password)
         launcher: tuple[str, ...] = ()
@@ -124,9 +129,8 @@ class PostgreSQL(_Server):
         made = subprocess.run([*launcher, *initdb, *secret], capture_output=True, text=True, timeout=60)
         if made.returncode != 0:
             raise ServerError(f"initdb failed:\n{made.stdout}{made.stderr}")
-        settings = (*_HASTE, f"max_connections={_CONNECTIONS}", "unix_socket_directories=")
         server = [str(self._programs / "postgres"), "-D", str(data), "-h", "127.0.0.1", "-p", str(self.port)]
-        return [*launcher, *server, *(part for setting in settings for part in ("-c", setting))]
+        return [*launcher, *server, *(part for setting in _SETTINGS for part in ("-c", setting))]
 
     def _answers(self) -> bool:
         # It listens before it lets anybody in.
@@ -136,7 +140,7 @@ class PostgreSQL(_Server):
     def _end(self) -> None:
         super()._end()
         if self._home is not None:
-            shutil.rmtree(self._home, ignore_errors=True)
+            remove_folder(self._home)
 
 
 class Redis(_Server):

@@ -24,7 +24,7 @@ ROUNDS = 2
 
 _DEFERS = "waiting for it in the triggerer"
 
-# On two cores the run takes six minutes; a machine with much else to do gets twice that.
+# On two cores the run takes five to eight minutes; a machine with much else to do gets twice that.
 RUN_SECONDS = 900
 
 
