@@ -64,6 +64,13 @@ class _Server:
     ) -> None:
         self._end()
 
+    @property
+    def pid(self) -> int:
+        """The process that the others of the server are children of."""
+        if self._process is None:
+            raise ServerError(f"{self._name} was not started")
+        return self._process.pid
+
     def _command(self) -> Sequence[str]:
         """Prepare what the server needs, and return how to start it."""
         raise NotImplementedError
@@ -90,11 +97,14 @@ class PostgreSQL(_Server):
 
     Args:
         folder: Where it logs.
+
+    Attributes:
+        home: Where it keeps all else, once it has been started.
     """
 
     def __init__(self, folder: Path) -> None:
         super().__init__("postgresql", folder)
-        self._home: Path | None = None
+        self.home: Path | None = None
         self._programs = Path()
 
     @property
@@ -104,7 +114,7 @@ class PostgreSQL(_Server):
 
     def _command(self) -> Sequence[str]:
         # The user who owns nothing cannot enter a folder of the tests, when those run as root.
-        home = self._home = make_folder("postgresql-")
+        home = self.home = make_folder("postgresql-")
         data, password = home / "data", home / "password"
         password.write_text(self.password)
         launcher: tuple[str, ...] = ()
@@ -139,8 +149,8 @@ class PostgreSQL(_Server):
 
     def _end(self) -> None:
         super()._end()
-        if self._home is not None:
-            remove_folder(self._home)
+        if self.home is not None:
+            remove_folder(self.home)
 
 
 class Redis(_Server):
