@@ -192,6 +192,15 @@ async def test_triggers_share_a_client(connected: ConnectionSettings, emulator: 
         await client.verify_key()
 
 
+async def test_the_hook_lends_the_client_of_the_triggers(connected: ConnectionSettings) -> None:
+    """Tasks and triggers of one's own get the same client from the hook."""
+    async with NoukaiHook().async_client() as client, NoukaiHook().async_client() as again:
+        assert client is again
+        assert clients._leases[asyncio.get_running_loop()][connected].users == 2
+        await client.verify_key()
+    assert connected not in clients._leases[asyncio.get_running_loop()]
+
+
 async def test_no_client_is_made_on_the_event_loop(
     connected: ConnectionSettings, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
