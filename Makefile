@@ -106,6 +106,7 @@ requirements: $(TOOLS) ## compile the pinned requirements again; UPGRADE=1 takes
 	$(compile) $(if $(UPGRADE),--upgrade) --extra airflow --extra openlineage -o requirements/airflow.txt
 	$(compile) $(if $(UPGRADE),--upgrade) --extra airflow --extra openlineage requirements/airflow-floor.in -o requirements/airflow-floor.txt
 	$(compile) $(if $(UPGRADE),--upgrade) --extra airflow requirements/airflow-deployment.in -o requirements/airflow-deployment.txt
+	$(compile) $(if $(UPGRADE),--upgrade) --extra airflow requirements/airflow-peers.in -o requirements/airflow-peers.txt
 	$(compile) $(if $(UPGRADE),--upgrade) --extra prefect requirements/prefect.in -o requirements/prefect.txt
 	$(compile) $(if $(UPGRADE),--upgrade) --extra prefect requirements/prefect-floor.in -o requirements/prefect-floor.txt
 	$(compile) $(if $(UPGRADE),--upgrade) --extra prefect requirements/prefect-peers.in -o requirements/prefect-peers.txt

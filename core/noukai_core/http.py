@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
-import math
 import ssl
 import time
 import zlib
 from collections.abc import AsyncIterator, Iterator
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
@@ -25,17 +22,9 @@ from .calls import Call
 from .errors import AnswerTooLarge, APIError, InvalidInput, MalformedAnswer, Unavailable
 from .inputs import ApiKey
 from .settings import Settings
+from .transport import MOST_CONNECTIONS, async_transport, blocking_transport
 
 API_VERSION = "2026-05-31"
-
-IDLE_CONNECTION_EXPIRY = 90.0
-"""Seconds; longer than the longest pause between two looks, so that a waiting job keeps its connection."""
-
-_MOST_CONNECTIONS = 100
-
-_LIMITS = httpx.Limits(
-    max_connections=_MOST_CONNECTIONS, max_keepalive_connections=20, keepalive_expiry=IDLE_CONNECTION_EXPIRY
-)
 
 # anyio lets a TLS fault in the middle of an exchange pass as it is, and httpcore does not map it.
 _FAULTS = (httpx.TransportError, httpx.DecodingError, ssl.SSLError, zlib.error)
@@ -49,24 +38,14 @@ _OWN_TIMEOUTS_FIRST = 0.5
 
 
 @cache
-def _tls_context() -> ssl.SSLContext:
-    """Return the one TLS context of this process: to make one takes tens of milliseconds."""
-    return httpx.create_ssl_context()
-
-
-@cache
 def _user_agent() -> str:
     return f"noukai-orchestration/{importlib.metadata.version('noukai-orchestration')}"
 
 
-def _proxy(base_url: str) -> str | None:
-    """Return the proxy that the environment names for this server."""
-    parts = urlsplit(base_url)
-    proxies = getproxies()
-    proxy = proxies.get(parts.scheme) or proxies.get("all")
-    if not proxy or proxy_bypass(parts.hostname or ""):
-        return None
-    return proxy if "://" in proxy else f"http://{proxy}"
+@lru_cache(maxsize=4096)
+def _address(url: str) -> httpx.URL:
+    """Parse an address, which takes httpx a tenth of all that a look takes; a job has many looks."""
+    return httpx.URL(url)
 
 
 class _Wire:
@@ -76,26 +55,29 @@ class _Wire:
         self._settings = settings
         self._closed = False
         try:
-            _ = httpx.URL(settings.base_url).host  # the name is read only here
+            httpx.URL(settings.base_url).host.encode("idna")  # as the look-up of the name will do
         except (httpx.InvalidURL, ValueError) as fault:
             raise InvalidInput(f"base_url {settings.base_url!r} is not a valid address: {fault}") from None
+        self._headers = httpx.Headers(
+            {
+                "Authorization": ApiKey(f"Bearer {settings.api_key}"),
+                "X-Noukai-API-Version": API_VERSION,
+                "User-Agent": _user_agent(),
+                "Accept": "application/json",
+                "Accept-Encoding": "gzip",
+            }
+        )
 
     def _request(self, call: Call[Any], timeout: float) -> httpx.Request:
         if self._closed:
             raise InvalidInput(f"{call.what}: the client is closed; make a new one")
-        headers = {
-            "Authorization": ApiKey(f"Bearer {self._settings.api_key}"),
-            "X-Noukai-API-Version": API_VERSION,
-            "User-Agent": _user_agent(),
-            "Accept": "application/json",
-            "Accept-Encoding": "gzip",
-            **call.headers,
-        }
+        headers = self._headers.copy()
+        headers.update(call.headers)
         if call.body is not None:
             headers["Content-Type"] = "application/json"
         return httpx.Request(
             call.method,
-            f"{self._settings.base_url}/{call.path}",
+            _address(f"{self._settings.base_url}/{call.path}"),
             headers=headers,
             content=call.body,
             extensions={"timeout": httpx.Timeout(timeout).as_dict()},
@@ -137,17 +119,14 @@ class _Body:
 
     def __init__(self, response: httpx.Response, most: int) -> None:
         # What a transport has read before this is unpacked already.
-        self._packed = (
-            response.headers.get("Content-Encoding", "").strip().lower() == "gzip"
-            and not response.is_stream_consumed
-        )
-        self._unpacker = zlib.decompressobj(_GZIP)
+        packed = response.headers.get("Content-Encoding", "").strip().lower() == "gzip"
+        self._unpacker = zlib.decompressobj(_GZIP) if packed and not response.is_stream_consumed else None
         self._most = most
         self._whole = bytearray()
 
     def take(self, piece: bytes) -> bool:
         """Take the next piece, and tell whether the body is still small enough."""
-        if self._packed:
+        if self._unpacker is not None:
             piece = self._unpacker.decompress(piece, self._most + 1 - len(self._whole))
         self._whole += piece
         return len(self._whole) <= self._most
@@ -165,59 +144,12 @@ def _async_pieces(response: httpx.Response) -> AsyncIterator[bytes]:
     return response.aiter_bytes() if response.is_stream_consumed else response.aiter_raw()
 
 
-class _Sockets:
-    """Opens the connections of a blocking transport, in place of what httpcore has for that."""
-
-    def __init__(self, httpcores: Any) -> None:
-        self._httpcores = httpcores
-
-    def connect_tcp(self, *arguments: Any, **options: Any) -> _Stream:
-        return _Stream(self._httpcores.connect_tcp(*arguments, **options))
-
-
-class _Stream:
-    """A connection on which a whole answer is read in the time that a request has.
-
-    httpcore's own gives that time to each read. A server that sends its headers in drops, or one
-    `100 Continue` after another, would hold the caller for days, or for ever.
-    """
-
-    def __init__(self, httpcores: Any) -> None:
-        self._httpcores = httpcores
-        self._ends = math.inf
-
-    def write(self, data: bytes, timeout: float | None = None) -> None:
-        self._httpcores.write(data, timeout)
-        self._ends = math.inf if timeout is None else time.monotonic() + timeout
-
-    def read(self, most: int, timeout: float | None = None) -> bytes:
-        left = self._ends - time.monotonic()
-        if left <= 0:
-            raise httpx.ReadTimeout("the answer did not end in time")
-        data: bytes = self._httpcores.read(most, timeout if timeout is None else min(timeout, left))
-        return data
-
-    def start_tls(self, *arguments: Any, **options: Any) -> _Stream:
-        return _Stream(self._httpcores.start_tls(*arguments, **options))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._httpcores, name)
-
-
-def _blocking_transport(settings: Settings) -> httpx.BaseTransport:
-    transport = httpx.HTTPTransport(verify=_tls_context(), limits=_LIMITS, proxy=_proxy(settings.base_url))
-    # httpx passes this on to httpcore by no argument of its own.
-    pool: Any = transport._pool  # pyright: ignore[reportPrivateUsage]
-    pool._network_backend = _Sockets(pool._network_backend)
-    return transport
-
-
 class Connection(_Wire):
     """Sends calls and blocks until they are answered. Threads may share it."""
 
     def __init__(self, settings: Settings, transport: httpx.BaseTransport | None) -> None:
         super().__init__(settings)
-        self._transport = transport or _blocking_transport(settings)
+        self._transport = transport or blocking_transport(settings.base_url)
 
     def send(self, call: Call[Any], timeout: float | None = None) -> Answer | APIError:
         """Send a call once; every fault comes back as a value, without what it was raised from."""
@@ -251,13 +183,11 @@ class AsyncConnection(_Wire):
 
     def __init__(self, settings: Settings, transport: httpx.AsyncBaseTransport | None) -> None:
         super().__init__(settings)
-        self._transport = transport or httpx.AsyncHTTPTransport(
-            verify=_tls_context(), limits=_LIMITS, proxy=_proxy(settings.base_url)
-        )
+        self._transport = transport or async_transport(settings.base_url)
         self._loop: asyncio.AbstractEventLoop | None = None
         # Whoever waits for a connection waits here: for each request, httpcore 1.0 goes through all that wait
         # in its pool. A thousand of them, after an outage, keep the loop so busy that none ends in time.
-        self._room = asyncio.Semaphore(_MOST_CONNECTIONS)
+        self._room = asyncio.Semaphore(MOST_CONNECTIONS)
 
     async def send(self, call: Call[Any], timeout: float | None = None) -> Answer | APIError:
         """Send a call once; every fault comes back as a value, without what it was raised from."""

@@ -18,7 +18,7 @@ LAYERS = (
     ("client", "aio"),
     ("handles",),
     ("http", "submission", "watch"),
-    ("budget", "steps"),
+    ("budget", "steps", "transport"),
     ("policy", "calls"),
     ("answers",),
     ("settings",),
@@ -28,9 +28,13 @@ LAYERS = (
 )
 DEPTH = {module: depth for depth, row in enumerate(LAYERS) for module in row}
 EMULATOR_MAY_USE = DEPTH["policy"]
-HTTPX_USERS = {"client", "aio", "http"}
+WIRE_USERS = {
+    "aiohttp": {"transport"},
+    "httpx": {"client", "aio", "http", "transport"},
+    "yarl": {"transport"},
+}
 THIRD_PARTIES = {
-    "core": {"httpx", "pydantic"},
+    "core": {"aiohttp", "httpx", "pydantic", "yarl"},
     "emulator": {"httpx", "pydantic", "starlette", "uvicorn"},
     "noukai_airflow": {"airflow", "attrs"},  # Airflow makes its operator links with attrs
     "noukai_prefect": {"anyio", "prefect", "pydantic"},
@@ -89,8 +93,8 @@ def _third_party_fault(each: Import, package: str) -> str | None:
     if package not in THIRD_PARTIES[each.part]:
         return f"{package} is no dependency of {each.part}"
     module = each.importer.removeprefix("noukai_core.")
-    if package == "httpx" and each.part == "core" and module not in HTTPX_USERS:
-        return "httpx stays behind http.py"
+    if each.part == "core" and module not in WIRE_USERS.get(package, {module}):
+        return f"{package} stays behind http.py and transport.py"
     return None
 
 

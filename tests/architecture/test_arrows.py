@@ -43,6 +43,7 @@ FORBIDDEN = [
     ("core/noukai_core/errors.py", "from .models import JobStatus"),
     ("core/noukai_core/calls.py", "def late():\n    from .http import Wire"),
     ("core/noukai_core/calls.py", "import httpx"),
+    ("core/noukai_core/http.py", "import aiohttp"),
     ("core/noukai_core/models.py", "import attrs"),
     ("core/noukai_core/http.py", "import starlette"),
     ("core/noukai_core/emulator/server.py", "from ..client import Noukai"),

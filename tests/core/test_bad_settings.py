@@ -86,10 +86,11 @@ def test_a_base_url_that_is_none(scripted: MakeClient, wire: Wire, url: Any) -> 
     refused(wire, lambda: scripted(base_url=url), "base_url")
 
 
-def test_a_host_that_is_no_name_is_refused(make_client: MakeClient) -> None:
+@pytest.mark.parametrize("host", ["xn--", "noukai..test", f"{'n' * 70}.test"])
+def test_a_host_that_is_no_name_is_refused(make_client: MakeClient, host: str) -> None:
     """An address that cannot be asked at all is refused when the client is made."""
     with pytest.raises(InvalidInput, match="base_url"):
-        make_client(base_url="https://xn--/")
+        make_client(base_url=f"https://{host}/")
 
 
 def test_the_warning_about_plain_http_names_the_callers_line() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import gc
 import logging
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from noukai_core import InvalidInput, JobFailed, NoukaiError
+from noukai_core import AsyncNoukai, InvalidInput, JobFailed, NoukaiError
 from noukai_core.inputs import without_keys
 from tests.core.wire import FLOW, Answer, Wire, refusal, reply, session, state
 
@@ -117,8 +118,31 @@ def test_no_frame_of_an_interrupted_request_shows_the_key(
     monkeypatch.setattr(httpx, "Request", strike)
     with pytest.raises(KeyboardInterrupt) as caught:
         scripted(api_key=marked).verify_key()
-    assert "Authorization" in locals_of(caught.value)
+    assert "authorization" in locals_of(caught.value)
     assert MARK not in locals_of(caught.value)
+
+
+async def test_no_frame_of_a_cancelled_request_shows_the_key(marked: str) -> None:
+    """Nor does one of the libraries below, when a request is given up that is under way."""
+    asked = asyncio.Event()
+
+    async def keep_waiting(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(keep_waiting, "127.0.0.1", 0) as server:
+        base_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/api/v1"
+        async with AsyncNoukai(marked, base_url=base_url) as client:
+            request = asyncio.create_task(client.verify_key())
+            await asked.wait()
+            request.cancel()
+            with pytest.raises(asyncio.CancelledError) as caught:
+                await request
+    shown = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+    frames = [(frame.filename, repr(frame.locals)) for frame in shown.stack if frame.filename != __file__]
+    assert any("Authorization" in values for _, values in frames)
+    assert not [filename for filename, values in frames if MARK in values]
 
 
 ECHOES: list[tuple[str, Callable[[str], Answer]]] = [

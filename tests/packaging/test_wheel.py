@@ -58,14 +58,16 @@ assert importlib.util.find_spec("core") is None
 
 
 def test_the_metadata_keep_the_ranges_wide(wheel: Wheel) -> None:
-    """The core needs httpx and pydantic alone; each orchestrator is an extra, open from its floor upwards."""
+    """The core needs two HTTP libraries and pydantic; each orchestrator is an extra, open from its floor upwards."""
     requires = {line.replace(" ", "") for line in wheel.metadata.get_all("Requires-Dist", [])}
 
     assert wheel.metadata["Name"] == "noukai-orchestration"
     assert wheel.metadata["Requires-Python"] == ">=3.11"
     assert requires == {
+        "aiohttp<4,>=3.11",
         "httpx<1,>=0.27",
         "pydantic<3,>=2.10",
+        "yarl<2,>=1.17",
         "apache-airflow>=3.1;extra=='airflow'",
         "apache-airflow-providers-common-compat>=1.23;extra=='airflow'",
         "prefect>=3.6;extra=='prefect'",
