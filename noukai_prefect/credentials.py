@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
+from typing import Any, Literal, SupportsIndex, overload
 
 from prefect.blocks.abstract import CredentialsBlock
+from prefect.blocks.core import BlockNotSavedError
 from pydantic import Field, HttpUrl, SecretStr
 
 from noukai_core import AsyncNoukai, Noukai
@@ -85,6 +86,20 @@ class NoukaiCredentials(CredentialsBlock):
         """Make an async client; see `get_client`."""
         return self.get_client("async", **options)
 
+    @property
+    def saved_as(self) -> str | None:
+        """The name that this block is stored under; `None` when it is not."""
+        try:
+            return self.get_block_placeholder().rpartition(".")[2]
+        except BlockNotSavedError:
+            return None
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+        """Pickle a stored block by its name: Prefect keeps results and the inputs of tasks as pickles."""
+        if self.saved_as is None:
+            return super().__reduce_ex__(protocol)
+        return _load, (type(self), self.saved_as)
+
     def page_of(self, flow: str, job_id: str) -> str | None:
         """Return the address of a job's page, when the block knows how it is made.
 
@@ -99,3 +114,9 @@ class NoukaiCredentials(CredentialsBlock):
         for name, value in (("org", org), ("project", project), ("flow", slug), ("job_id", job_id)):
             page = page.replace(f"{{{name}}}", value)
         return page
+
+
+def _load(kind: type[NoukaiCredentials], name: str) -> NoukaiCredentials:
+    load: Any = kind.load  # pyright: ignore[reportUnknownMemberType]
+    block: NoukaiCredentials = load(name, _sync=True)
+    return block

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
+import cloudpickle
 import pytest
 from prefect.blocks.core import Block
 from pydantic import SecretStr
 
 from noukai_core import AsyncNoukai, InvalidInput, Noukai
-from noukai_prefect import NoukaiCredentials, NoukaiJob
+from noukai_prefect import NoukaiCredentials, NoukaiJob, NoukaiJobRun
 
 from .conftest import KEY
 
@@ -77,6 +79,29 @@ def test_job_page(credentials: NoukaiCredentials) -> None:
     assert credentials.page_of("acme/spelling/grade-3", "job_1") == (
         "https://noukai.test/acme/spelling/grade-3/runs/job_1"
     )
+
+
+def test_pickles(credentials: NoukaiCredentials, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Prefect keeps as a pickle holds a stored block's name, and is read through its store again."""
+    credentials._block_document_id, credentials._block_document_name = uuid4(), "of-a-test"
+    asked: list[str] = []
+
+    def load(name: str, **_: Any) -> NoukaiCredentials:
+        asked.append(name)
+        return credentials
+
+    monkeypatch.setattr(NoukaiCredentials, "load", load)
+    run = NoukaiJobRun(credentials, "acme/spelling/grade-3", "job-1")
+    for kept in (credentials, run):
+        pickled = cloudpickle.dumps(kept)
+        assert KEY.encode() not in pickled
+        assert repr(cloudpickle.loads(pickled)) == repr(kept)
+    assert asked == ["of-a-test", "of-a-test"]
+
+
+def test_a_block_that_is_not_stored_can_be_sent_to_another_process(credentials: NoukaiCredentials) -> None:
+    """A block that a flow made for itself is pickled whole, since nothing else has its key."""
+    assert cloudpickle.loads(cloudpickle.dumps(credentials)) == credentials
 
 
 @pytest.mark.parametrize("block", [NoukaiCredentials, NoukaiJob])
