@@ -1,0 +1,121 @@
+"""A marked key, everything that can happen, and then a search: it is in the connections, and nowhere else.
+
+Each search also looks for a text that every job has in its message. Where it is not found, nothing was
+searched.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import httpx
+
+from tests.secrets.airflow.conftest import DAG, OUTCOMES, TELLS_TRIGGERS
+from tests.secrets.places import Place, cells, files, pages
+
+if TYPE_CHECKING:
+    from noukai_core.emulator import Emulator
+    from tests.secrets.airflow.conftest import Evidence
+
+MESSAGES = {
+    "dag_run.conf",
+    "log.extra",
+    "rendered_task_instance_fields.rendered_fields",
+    "serialized_dag.data",
+    "task_instance.next_kwargs",
+    "trigger.kwargs",
+    "xcom.value",
+    *(("task_state_store.value",) if TELLS_TRIGGERS else ()),
+}
+FAILED = {task for task, state in OUTCOMES.items() if state == "failed"}
+
+
+def test_everything_has_happened(evidence: Evidence, emulator_server: Emulator) -> None:
+    """Each scenario has come to the end that it is there for."""
+    assert evidence.states == OUTCOMES
+    met = {fault["kind"]: fault["met"] for fault in emulator_server.control.faults()}
+    assert set(met) == {"status", "expired_key", "redirect"}
+    assert min(met.values()) > 0
+
+
+def test_database(evidence: Evidence) -> None:
+    """No cell of any table holds the key but those of the connections, also where cells are encrypted."""
+    found = [*evidence.deferred, *cells(evidence.database, evidence.fernet)]
+    assert evidence.sign.among(found) >= MESSAGES
+    assert evidence.secret.among(found) == {"connection.password"}
+
+
+def test_what_the_database_has_deleted(evidence: Evidence) -> None:
+    """No byte of the database's files is of the key, used or not."""
+    found = list(pages(evidence.database))
+    assert len(evidence.sign.among(found)) >= 1
+    assert evidence.secret.among(found) == set()
+
+
+def test_logs_and_error_reports(evidence: Evidence) -> None:
+    """No log holds the key, no error report that shows local variables, and no other file of Airflow's."""
+    found = list(files(evidence.airflow.home, only=lambda file: not file.name.startswith("airflow.db")))
+    names = {name for name, _ in found}
+    assert names >= {f"{component}.log" for component in evidence.airflow.components}
+    signed = evidence.sign.among(found)
+    logged = {name.split("task_id=")[1].split("/")[0] for name in signed if "task_id=" in name}
+    assert logged >= set(OUTCOMES) - {
+        "bad_key",
+        "cut_key",
+        "bad_extra",
+        "bad_org",
+        "sensed",
+        "sensed_deferred",
+    }
+    # The report of a deferred task that a user has ended is not the provider's to make.
+    assert signed >= {f"frames/{task}.txt" for task in FAILED - {"killed_deferred"}}
+    assert signed >= {"scheduler.log", "dags-test.log"}
+    assert evidence.secret.among(found) == set()
+
+
+def test_api(evidence: Evidence) -> None:
+    """The API tells the key to nobody: not with connections, tasks, XComs, logs, nor with its audit log."""
+    found = list(told_by_api(evidence))
+    kinds = {place.split("?")[0].rsplit("/", 1)[-1] for place in evidence.sign.among(found)}
+    assert kinds >= {"taskInstances", "return_value", "1", "eventLogs", "links"}
+    assert all(name.encode() in dict(found)["/connections"] for name in evidence.tests_of_connections)
+    assert evidence.secret.among(found) == set()
+
+
+def told_by_api(evidence: Evidence) -> list[Place]:
+    """Read what the web page and other programs read."""
+    run = f"/dags/{DAG}/dagRuns/{quote(evidence.run_id)}"
+    paths = ["/connections", "/eventLogs?limit=1000"]
+    paths += [f"/connections/{name}" for name in evidence.tests_of_connections]
+    paths += [f"{run}/taskInstances", *(f"{run}/taskInstances/{task}" for task in OUTCOMES)]
+    for task in OUTCOMES:
+        of_task = f"{run}/taskInstances/{task}"
+        paths += [f"{of_task}/links", f"{of_task}/logs/1"]
+        keys = evidence.airflow.xcom_keys(DAG, evidence.run_id, task)
+        paths += [f"{of_task}/xcomEntries/{key}" for key in keys]
+    return [(path, json.dumps(evidence.airflow.get(path)).encode()) for path in paths]
+
+
+def test_tests_of_connections(evidence: Evidence) -> None:
+    """The button that tests a connection says what is wrong, and not with which key."""
+    works = {name for name, told in evidence.tests_of_connections.items() if told["status"]}
+    assert works == {"noukai_default"}
+    assert not evidence.secret.is_in(json.dumps(evidence.tests_of_connections).encode())
+
+
+def test_processes(evidence: Evidence) -> None:
+    """No process had the key among its arguments or in its environment."""
+    assert evidence.sign.among(evidence.processes) == {"arguments", "environment"}
+    assert evidence.secret.among(evidence.processes) == set()
+
+
+def test_redirects(evidence: Evidence, emulator_server: Emulator) -> None:
+    """The server that redirects lead to is never asked, so no header of a request goes there."""
+    redirected = [one for one in emulator_server.control.requests() if one["fault"] == "redirect"]
+    assert {(one["kind"], one["status"]) for one in redirected} == {("submit", 302), ("poll", 307)}
+    assert evidence.elsewhere.requests == []
+    with httpx.Client(trust_env=False) as client:
+        client.get(evidence.elsewhere.url, headers={"Authorization": f"Bearer {evidence.sign.text}"})
+    assert [evidence.sign.is_in(request.encode()) for request in evidence.elsewhere.requests] == [True]
