@@ -188,7 +188,9 @@ async def test_runs_are_listed_newest_first(noukai: Driver) -> None:
     assert await listed(flow_id=flow_id, status="failed") == []
 
 
-@pytest.mark.parametrize("params", [{"limit": 0}, {"limit": 101}, {"limit": "x"}, {"status": "pending"}])
+@pytest.mark.parametrize(
+    "params", [{"limit": 0}, {"limit": 101}, {"limit": "x"}, {"limit": "9" * 5000}, {"status": "pending"}]
+)
 async def test_a_list_of_runs_that_cannot_be(noukai: Driver, params: dict[str, Any]) -> None:
     """422, with the parameter that is wrong."""
     answer = await noukai.get("flow-runs", params=params)

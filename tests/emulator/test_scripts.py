@@ -179,6 +179,8 @@ BAD: list[tuple[Any, str]] = [
     ({"outcome": []}, "completed, failed, cancelled, never"),
     ({"after_seconds": -1}, "0 or more"),
     ({"after_seconds": True}, "0 or more"),
+    ({"after_seconds": 10**400}, "a billion at most"),
+    ({"result_bytes": 10**13}, "to a billion"),
     ({"after_polls": 1.5}, "whole number"),
     ({"progress": [1]}, "list of objects"),
     ({"error": 7}, "text or an object"),
@@ -201,6 +203,17 @@ async def test_a_script_by_control_that_makes_no_sense(noukai: Driver) -> None:
     answer = await noukai.command("POST", "script", {"flow": "grade-3", "outcome": "lost"})
     assert answer.status_code == 400
     assert "outcome='lost'" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b'{"flow": "a", "result": 1e999}', b'{"flow": "a", "result": "\\ud800"}', b"[" * 100_000, b"{", b"\xff"],
+    ids=lambda body: repr(body)[:40],
+)
+async def test_a_script_that_no_answer_could_show(noukai: Driver, body: bytes) -> None:
+    """What could not be written into an answer later is refused at once."""
+    url = noukai.client.base_url.copy_with(raw_path=b"/_emulator/script")
+    assert (await noukai.post(str(url), content=body)).status_code == 400
 
 
 def test_a_script_is_read_from_a_file(tmp_path: Path) -> None:

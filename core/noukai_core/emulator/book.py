@@ -7,10 +7,10 @@ again. What follows from the clock alone is not written down.
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from io import FileIO
 from itertools import islice
 from pathlib import Path
@@ -42,7 +42,7 @@ class Book:
     def add(self, job: Job) -> None:
         """Write a new job down."""
         self._enter(job)
-        self._write({"submitted": asdict(job)})
+        self._write({"submitted": {**_fields(job), "spec": _fields(job.spec)}})
 
     def find(self, job_id: str) -> Job | None:
         """Find a job by its id, as it is now."""
@@ -135,6 +135,10 @@ class Book:
             self._jobs[event["ended"]].end = End(event["state"], event["at"], event["spec"])
         else:
             self._jobs[event["progressed"]].shown_progress = event["progress"]
+
+
+def _fields(item: Job | Spec) -> dict[str, Any]:
+    return {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
 
 
 def _open(path: Path) -> FileIO:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
+
+# Beyond these, a clock or a memory ends first.
+_MOST_SECONDS = 1e9
+_MOST_BYTES = 10**9
+_DEEPEST = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,36 @@ def check_all(given: object, what: str, checks: Mapping[str, Check]) -> dict[str
     return dict(given)
 
 
+def json_of(raw: bytes) -> Any:
+    """Read JSON that can be written again: no NaN, no half of a surrogate pair, not nested beyond reason.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        value: Any = json.loads(raw)
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("the JSON is nested too deeply") from None
+    layer: list[Any] = [value]
+    for _ in range(_DEEPEST):
+        layer = [inner for outer in layer for inner in _inside(outer)]
+        if not layer:
+            return value
+    raise ValueError("the JSON is nested too deeply")
+
+
+def _inside(value: object) -> list[Any]:
+    if is_object(value):
+        return list(value.values())
+    return value if is_list(value) else []
+
+
+def is_list(value: object) -> TypeGuard[list[Any]]:
+    """Tell whether a value is a list."""
+    return isinstance(value, list)
+
+
 def is_object(value: object) -> TypeGuard[Mapping[str, Any]]:
     """Tell whether a value is what JSON calls an object."""
     return isinstance(value, Mapping)
@@ -39,8 +74,18 @@ def is_whole(value: object) -> bool:
 
 
 def is_seconds(value: object) -> bool:
-    """Tell whether a value is a duration: a finite number of 0 or more."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+    """Tell whether a value is a duration: 0 or more, and not many years."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _MOST_SECONDS
+
+
+def is_size(value: object) -> bool:
+    """Tell whether a value is a number of bytes that fits into memory."""
+    return isinstance(value, int) and is_whole(value) and value <= _MOST_BYTES
+
+
+def is_header(value: object) -> bool:
+    """Tell whether a value is a text that a header can carry."""
+    return isinstance(value, str) and value.isascii() and value.isprintable()
 
 
 def is_flag(value: object) -> bool:
@@ -59,8 +104,10 @@ def is_objects(value: object) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(item, dict) for item in items)
 
 
-SECONDS = Check(is_seconds, "a number of seconds, 0 or more")
+SECONDS = Check(is_seconds, "a number of seconds, 0 or more, a billion at most")
 WHOLE = Check(is_whole, "a whole number, 0 or more")
+SIZE = Check(is_size, "a number of bytes, from 0 to a billion")
+HEADER = Check(is_header, "a text of printable ASCII characters")
 FLAG = Check(is_flag, "true or false")
 TEXT = Check(is_text, "a text")
 OBJECTS = Check(is_objects, "a list of objects")

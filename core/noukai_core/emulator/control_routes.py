@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from . import answers
 from .book import AlreadyFinished
-from .checks import is_object, is_seconds
+from .checks import is_object, is_seconds, json_of
 from .jobs import Job
 from .log import KINDS
 from .script import OUTCOMES, checked
@@ -144,7 +144,8 @@ def _kind(request: Request) -> str | None:
 
 
 async def _object(request: Request) -> dict[str, Any]:
-    value: object = await request.json() if await request.body() else {}
+    body = await request.body()
+    value: object = json_of(body) if body else {}
     if not is_object(value):
         raise ValueError("the body must be an object")
     return dict(value)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, NamedTuple
 
-from .checks import FLAG, OBJECTS, SECONDS, TEXT, WHOLE, Check, check_all
+from .checks import FLAG, HEADER, OBJECTS, SECONDS, TEXT, WHOLE, Check, check_all, is_header, is_seconds
 from .log import KINDS
 
 ANY = "any"
@@ -28,7 +28,9 @@ class Kind(NamedTuple):
 
 
 _STATUS = Check(lambda value: value in range(200, 600), "a status code from 200 to 599")
-_RETRY_AFTER = Check(lambda value: isinstance(value, int | float | str), 'a number of seconds or "http-date"')
+_RETRY_AFTER = Check(
+    lambda value: is_seconds(value) or is_header(value), 'a number of seconds, "http-date", or another text'
+)
 _BODY = Check(lambda value: value in ("json", "html"), "json or html")
 _DROP = {"reset": FLAG}
 
@@ -51,12 +53,12 @@ FAULTS = {
     "slow": Kind(ANY, True, {"seconds": SECONDS}),
     "truncated": Kind(ANY, True, {}),
     "nonsense": Kind(
-        ANY, True, {"status": _STATUS, "body": TEXT, "content_type": TEXT, "takes_effect": FLAG}
+        ANY, True, {"status": _STATUS, "body": TEXT, "content_type": HEADER, "takes_effect": FLAG}
     ),
     "not_found": Kind("poll", False, {}),
     "no_cancel": Kind("cancel", False, {"status": _STATUS}),
     "expired_key": Kind(ANY, False, {}),
-    "redirect": Kind(ANY, False, {"location": TEXT, "status": _STATUS}),
+    "redirect": Kind(ANY, False, {"location": HEADER, "status": _STATUS}),
     "race": Kind("submit", True, {"seconds": SECONDS}),
     "mixed": Kind(ANY, False, {"of": OBJECTS}),
 }

@@ -144,6 +144,6 @@ class _Api:
 
 
 def _limit(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= 100:
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= 100):
         raise InvalidBody(("query", "limit"), "Input should be a number from 1 to 100")
     return int(text)

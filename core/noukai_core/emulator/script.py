@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .checks import FLAG, OBJECTS, SECONDS, WHOLE, Check, check_all, is_object
+from .checks import FLAG, OBJECTS, SECONDS, SIZE, WHOLE, Check, check_all, is_object
 
 EVERY_FLOW = "*"
 OUTCOMES = ("completed", "failed", "cancelled", "never")
@@ -99,7 +99,7 @@ _CHECKS = {
     "after_seconds": SECONDS,
     "after_polls": WHOLE,
     "result": Check(lambda value: True, "anything that JSON can carry"),
-    "result_bytes": WHOLE,
+    "result_bytes": SIZE,
     "error": Check(lambda value: isinstance(value, str | dict), "a text or an object"),
     "progress": OBJECTS,
     "steps": OBJECTS,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
 
 from .answers import CALLBACK_EVENTS, InvalidBody, Refusal, no_such
-from .checks import is_object
+from .checks import is_object, json_of
 from .jobs import OWN_SPEC
 from .script import checked
 
@@ -47,10 +46,8 @@ def session_id(text: str | None) -> str | None:
 def body_of(raw: bytes) -> dict[str, Any]:
     """Read and check what is submitted."""
     try:
-        body: Any = json.loads(raw, parse_constant=_no_constant)
-        if b"\\ud" in raw.lower():
-            json.dumps(body, ensure_ascii=False).encode()  # half of a surrogate pair is no text
-    except (ValueError, RecursionError):
+        body = json_of(raw)
+    except ValueError:
         raise InvalidBody(("body",), "JSON decode error") from None
     if not is_object(body):
         raise InvalidBody(("body",), "Input should be an object")
@@ -66,10 +63,6 @@ def own_spec(body: dict[str, Any]) -> dict[str, Any]:
         return checked(body.get("parameters", {}).get(OWN_SPEC, {}), f"parameters[{OWN_SPEC!r}]")
     except ValueError as error:
         raise Refusal(400, "EMULATOR_SPEC_INVALID", str(error)) from None
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _check_form(body: dict[str, Any]) -> None:
