@@ -13,6 +13,9 @@ from unittest.mock import patch
 # What time.sleep takes at most: the nanoseconds of 64 bits.
 _LONGEST_SLEEP = 2.0**63 / 1e9
 
+# Seconds of real time.
+_LONGEST_THREAD = 20.0
+
 
 class TurnedTime:
     """A monotonic clock that sleeping turns.
@@ -40,16 +43,19 @@ class TurnedTime:
 
 
 class _Selector(selectors.DefaultSelector):
-    """Where a loop sleeps that waits for its next timer: nothing else ever happens to it."""
+    """Where a loop sleeps until its next timer; without one, until a thread has done what it waits for."""
 
     def __init__(self, clock: TurnedTime) -> None:
         super().__init__()
         self._clock = clock
 
     def select(self, timeout: float | None = None) -> list[Any]:
+        if timeout is None:
+            ready = super().select(_LONGEST_THREAD)
+            assert ready, "the loop waits for nothing, and so for ever"
+            return ready
         ready = super().select(0)
         if not ready:
-            assert timeout is not None, "the loop waits for nothing, and so for ever"
             self._clock.sleep(max(timeout, 0.0))
         return ready
 

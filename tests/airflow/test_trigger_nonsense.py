@@ -1,0 +1,74 @@
+"""The trigger before a server whose answers make no sense: one event, and nothing strange in it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import example, given
+
+from noukai_airflow.events import JobEvent, Reason
+from noukai_airflow.hooks.noukai import NoukaiHook
+from noukai_airflow.settings import ConnectionSettings
+from noukai_airflow.triggers.noukai import NoukaiJobTrigger
+from tests.fuzz.nonsense import KEY, MARK, Given, fuzzed, scripts
+from tests.fuzz.server import Server
+from tests.fuzz.turned_time import turned_time
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import httpx
+
+FLOW = "acme/demo/flow"
+WAIT = 600.0
+RESULT = "MARKED8fuzz0result"
+COMPLETED = Given(200, (), (json.dumps({"status": "completed", "result": RESULT, "error": KEY}).encode(),))
+
+
+def events_of(
+    transport: httpx.AsyncBaseTransport, loop: Callable[[], asyncio.AbstractEventLoop]
+) -> list[Any]:
+    """Run a trigger to its end, and return its events."""
+
+    async def run() -> list[Any]:
+        waiting = NoukaiJobTrigger("job-1", FLOW, deadline=time.time() + WAIT)
+        return [event.payload async for event in waiting.run()]
+
+    settings = ConnectionSettings.of(
+        "noukai_default", password=KEY, host="https://noukai.test/api/v1", extra={}
+    )
+
+    async def look_up(hook: NoukaiHook) -> ConnectionSettings:
+        return settings
+
+    with pytest.MonkeyPatch.context() as patch, asyncio.Runner(loop_factory=loop) as runner:
+        patch.setattr(NoukaiHook, "_look_up", look_up)
+        patch.setattr(
+            ConnectionSettings,
+            "client_arguments",
+            lambda self: {"api_key": self.api_key, "base_url": self.base_url, "transport": transport},
+        )
+        return runner.run(run())
+
+
+@pytest.mark.filterwarnings("ignore:Generating overly large repr")
+@fuzzed()
+@given(scripts("poll"))
+@example([COMPLETED])
+def test_any_answer(script: list[Given]) -> None:
+    """Whatever comes back, there is one event by the deadline: a job and a reason, without key or result."""
+    server = Server(2.5 * WAIT, poll=script)
+    with turned_time() as clock:
+        began = clock.now
+        (payload,) = events_of(server.transport, clock.loop)
+        assert clock.now - began <= WAIT + 1
+    event = JobEvent.read(payload)
+    assert event is not None
+    assert (event.job_id, event.reason is Reason.ERROR) == ("job-1", False)
+    told = json.dumps(payload)
+    assert MARK not in told and RESULT not in told
+    assert len(told) < 1_000
