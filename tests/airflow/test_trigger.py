@@ -274,6 +274,18 @@ async def test_a_kill_that_is_interrupted(connected: ConnectionSettings, emulato
     assert (job["state"], emulator.control.counts(job_id)["cancel"]) == ("cancelled", 1)
 
 
+async def test_a_kill_that_takes_too_long(
+    connected: ConnectionSettings, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cancel call without an end is given up after a while, so that no trigger stays for ever."""
+    emulator.control.script("flow", outcome="never", cancel_seconds=20)
+    monkeypatch.setattr(triggers, "_KILL_SECONDS", 0.3)
+    waiting = trigger(submit(connected), cancel_on_kill=True)
+    await asyncio.wait_for(waiting.on_kill(), 10)
+    await asyncio.wait_for(waiting.cleanup(), 10)
+    assert emulator.control.counts(waiting.job_id)["cancel"] == 1
+
+
 async def test_a_shutdown_is_not_held_up(connected: ConnectionSettings, emulator: Emulator) -> None:
     """A triggerer that ends, which cancels without a message, does not wait for a cancel call."""
     emulator.control.script("flow", outcome="never", cancel_seconds=5)
