@@ -19,27 +19,38 @@ class Plan(NamedTuple):
         message: Its input, which no other has, since the faults are drawn by it.
         outcome: How it ends; `never` for one whose waiter gives up and cancels it.
         after_seconds: When.
+        after_polls: With which look instead.
     """
 
     message: str
     outcome: str
     after_seconds: float
+    after_polls: int | None = None
 
     @property
     def parameters(self) -> dict[str, Any]:
         """Tell the local Noukai."""
-        return {"_emulator": {"outcome": self.outcome, "after_seconds": self.after_seconds}}
+        by_looks = {"after_polls": self.after_polls}
+        by_time = {"after_seconds": self.after_seconds}
+        return {"_emulator": {"outcome": self.outcome, **(by_looks if self.after_polls else by_time)}}
 
 
-def plans(number: int, *, with_endless: bool = False) -> list[Plan]:
+def plans(number: int, *, with_endless: bool = False, most_polls: int | None = None) -> list[Plan]:
     """Draw so many jobs.
 
     Args:
         number: How many.
         with_endless: Whether some of them never end.
+        most_polls: How many looks the longest of them take; by default they take up to three seconds.
     """
     outcomes = (*_OUTCOMES, "never") if with_endless else _OUTCOMES
     draw = Random(scale.SEED)
     return [
-        Plan(f"job {index}", draw.choice(outcomes), round(draw.uniform(0, 3), 2)) for index in range(number)
+        Plan(
+            f"job {index}",
+            draw.choice(outcomes),
+            round(draw.uniform(0, 3), 2),
+            draw.randint(1, most_polls) if most_polls else None,
+        )
+        for index in range(number)
     ]

@@ -74,7 +74,7 @@ SHELLS: dict[str, Callable[..., tuple[list[Report], float]]] = {"sync": run_sync
 async def _story(flow: Any, plan: Plan) -> Report:
     """Submit a job, wait for its end, and cancel it when it never comes."""
     subject.set(plan.message)
-    job = await _submitted(flow, plan)
+    job = await submitted(flow, plan)
     try:
         endless = plan.outcome == "never"
         result = await _answer(job.wait(timeout_ms=_PATIENCE_WITH_ENDLESS_MS if endless else None))
@@ -90,7 +90,7 @@ async def _story(flow: Any, plan: Plan) -> Report:
     return Report(plan.message, job.id, state)
 
 
-async def _submitted(flow: Any, plan: Plan) -> Any:
+async def submitted(flow: Any, plan: Plan) -> Any:
     """Submit as a task with retries does: under the same identity again.
 
     An error other than `SubmissionUnknown` says that there is no job. The book shows two if that is not so.

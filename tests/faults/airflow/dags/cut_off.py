@@ -1,0 +1,21 @@
+"""Three jobs that are waited for over a connection with little patience."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from airflow.sdk import DAG
+
+from noukai_airflow.operators.noukai import NoukaiRunJobOperator
+
+with DAG("cut_off", schedule=None):
+    NoukaiRunJobOperator.partial(
+        task_id="job",
+        flow="acme/tests/{{ dag_run.conf['flow'] }}",
+        noukai_conn_id="noukai_impatient",
+        deferrable=True,
+        inline_wait=0,
+        poll_interval=0.5,
+        retries=1,
+        retry_delay=timedelta(seconds=1),
+    ).expand(message=["a", "b", "c"])

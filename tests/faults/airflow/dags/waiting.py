@@ -1,0 +1,10 @@
+"""A paused DAG, whose task the suite puts into the database as deferred: nobody runs on what was woken."""
+
+from __future__ import annotations
+
+from airflow.sdk import DAG
+
+from noukai_airflow.operators.noukai import NoukaiRunJobOperator
+
+with DAG("waiting", schedule=None, is_paused_upon_creation=True):
+    NoukaiRunJobOperator(task_id="job", flow="acme/faults/run", message="Hello", deferrable=True)

@@ -1,0 +1,76 @@
+"""The network of the triggerer cut while jobs wait: for less, and for longer, than its patience."""
+
+from __future__ import annotations
+
+import time
+from uuid import uuid4
+
+import pytest
+
+from demo.processes import wait_until
+from tests.e2e_airflow.conftest import Run
+from tests.faults import scale
+from tests.faults.airflow.conftest import CUT_SECONDS
+from tests.faults.airflow.crowd import CrowdedAirflow, finish, held, submit
+from tests.faults.balance import check_balance
+from tests.faults.network import CUTS, Network
+from tests.faults.noukai import NoukaiProcess
+
+pytestmark = pytest.mark.timeout(600)
+
+TASKS = 3
+
+
+@pytest.mark.parametrize("how", CUTS)
+def test_a_cut_within_the_patience(
+    airflow: CrowdedAirflow, noukai: NoukaiProcess, network: Network, how: str
+) -> None:
+    """A cut network ends no wait: jobs that end in the meantime, or after it, have one event each."""
+    jobs = submit(noukai.base_url, held(scale.JOBS_OF_ONE_KIND))
+    crowd = airflow.defer(jobs, conn_id="noukai_patient")
+    crowd.wait_until_watched(noukai.control)
+    network.cut(how)
+    finish(noukai.control, jobs[::2])
+    time.sleep(CUT_SECONDS)  # this is the cut
+    assert not crowd.events()
+    network.restore()
+    finish(noukai.control, jobs[1::2])
+    check_balance(noukai.control.jobs(), (job.plan.message for job in jobs), crowd.reports())
+    assert noukai.control.counts()["cancel"] == 0
+
+
+def test_cuts_beyond_the_patience(airflow: CrowdedAirflow, noukai: NoukaiProcess, network: Network) -> None:
+    """A cut that outlasts the patience wakes the tasks, and costs no job.
+
+    A task that finds Noukai there again goes on waiting; one that does not fails, and its retry attaches.
+    """
+    run = Run(airflow, noukai.control, "cut_off", f"cut-off-{uuid4().hex[:8]}")
+    noukai.control.script(run.flow, outcome="never")
+    run.start()
+    for place in range(TASKS):
+        run.wait_until_watched(place)
+
+    network.cut("refused")
+    for place in range(TASKS):
+        wait_until(lambda place=place: run.state(map_index=place) != "deferred", "the end of the patience")
+    network.restore()
+    for place in range(TASKS):
+        wait_until(lambda place=place: "waiting on" in run.logs(map_index=place), "the task to wait on")
+        run.wait_for("deferred", map_index=place)
+
+    network.cut("silent")
+    for place in range(TASKS):
+        wait_until(lambda place=place: tries(run, place) == 2, "the retry", timeout=90)
+    network.restore()
+    jobs = run.jobs()
+    assert len(jobs) == TASKS
+    for job in jobs:
+        noukai.control.finish(job["id"])
+    for place in range(TASKS):
+        assert run.wait_for(map_index=place) == "success"
+    assert (run.submissions(), len(run.jobs())) == (TASKS, TASKS)
+    assert noukai.control.counts()["cancel"] == 0
+
+
+def tries(run: Run, place: int) -> int:
+    return int(run.airflow.task(run.dag_id, run.run_id, run.task_id, place)["try_number"])

@@ -1,0 +1,53 @@
+"""Hundreds of jobs through a real triggerer while a fifth of all requests meet a fault."""
+
+from __future__ import annotations
+
+import pytest
+
+from demo.processes import wait_until
+from tests.faults import scale
+from tests.faults.airflow.crowd import CrowdedAirflow, finish, held, submit, watched
+from tests.faults.balance import check_balance, check_share
+from tests.faults.kinds import KINDS, RACE, REFUSED, switch_on
+from tests.faults.network import Network
+from tests.faults.noukai import NoukaiProcess
+
+MOST_LOOKS = 8
+
+MIXES = {"mixed": list(KINDS), **({kind: [kind] for kind in KINDS} if scale.FULL else {})}
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_faults(airflow: CrowdedAirflow, noukai: NoukaiProcess, network: Network, mix: str) -> None:
+    """Whatever the faults, each job has one event, which tells how it ended, and nothing runs unwatched.
+
+    Connections are refused by the network, now and then; all the other faults come from Noukai.
+    """
+    kinds = MIXES[mix]
+    wanted = watched(scale.JOBS if mix == "mixed" else scale.JOBS_OF_ONE_KIND, MOST_LOOKS)
+    switch_on(noukai.control, *(kind for kind in kinds if kind != REFUSED))
+    jobs = submit(noukai.base_url, wanted)
+    if REFUSED in kinds:
+        with network.flickering(every=4, for_seconds=1):
+            crowd = airflow.defer(jobs)
+            reports = crowd.reports()
+        assert any("ConnectError" in crowd.log(place) for place in range(len(jobs)))
+    else:
+        reports = airflow.defer(jobs).reports()
+    check_balance(noukai.control.jobs(), (plan.message for plan in wanted), reports)
+    if kinds != [REFUSED]:
+        check_share(noukai.control.requests(), scale.SHARE, *(["submit"] if kinds == [RACE] else []))
+
+
+def test_restart_in_the_middle(airflow: CrowdedAirflow, noukai: NoukaiProcess) -> None:
+    """When Noukai is killed and started again while triggers wait, each job has one event all the same."""
+    jobs = submit(noukai.base_url, held(scale.JOBS_OF_ONE_KIND))
+    crowd = airflow.defer(jobs, conn_id="noukai_direct")
+    crowd.wait_until_watched(noukai.control)
+    noukai.kill()
+    wait_until(lambda: "a look failed" in crowd.log(0), "a look that fails")
+    noukai.start()
+    finish(noukai.control, jobs)
+    check_balance(noukai.control.jobs(), (job.plan.message for job in jobs), crowd.reports())

@@ -1,0 +1,50 @@
+"""Thousands of short jobs through one triggerer process, which holds nothing of them afterwards."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import psutil
+import pytest
+
+from demo.processes import wait_until
+from tests.faults import scale
+from tests.faults.airflow.crowd import CrowdedAirflow, submit
+from tests.faults.balance import check_balance
+from tests.faults.jobs import plans
+from tests.faults.noukai import NoukaiProcess
+
+WAVES, JOBS_OF_A_WAVE = (10, 1000) if scale.FULL else (3, 100)
+
+MOST_OBJECTS_OF_A_JOB = 0.1
+"""How much the number of Python objects may grow with each job: a leak is at least one object for each."""
+
+MOST_BYTES = 5_000_000
+
+
+@pytest.mark.timeout(1200)
+def test_nothing_is_left_of_short_jobs(airflow: CrowdedAirflow, noukai: NoukaiProcess) -> None:
+    """After the last wave, the triggerer holds as many descriptors, tasks and objects as after the second."""
+    wanted = plans(WAVES * JOBS_OF_A_WAVE)
+    supervisor = psutil.Process(airflow.triggerer.pid)
+    reports, counts, supervised = [], [], []
+    for first in range(0, len(wanted), JOBS_OF_A_WAVE):
+        jobs = submit(noukai.base_url, wanted[first : first + JOBS_OF_A_WAVE])
+        reports += airflow.defer(jobs, conn_id="noukai_direct").reports()
+        counts.append(airflow.census())
+        supervised.append(supervisor.num_fds())
+    check_balance(noukai.control.jobs(), (plan.message for plan in wanted), reports)
+    before, after = counts[1], counts[-1]
+    assert after["pid"] == before["pid"]
+    assert after["clients"] == 0
+    assert after["tasks"] == before["tasks"]
+    assert after["descriptors"] == before["descriptors"]
+    grown = after["objects"] - before["objects"]
+    types = Counter(after["types"]) - Counter(before["types"])
+    assert grown < MOST_OBJECTS_OF_A_JOB * (WAVES - 2) * JOBS_OF_A_WAVE, types.most_common(20)
+    assert after["bytes"] - before["bytes"] < MOST_BYTES
+    wait_until(lambda: supervisor.num_fds() <= supervised[1], "the supervisor to close its files")
+    print(
+        [(count["objects"], count["bytes"], count["tasks"], len(count["descriptors"])) for count in counts],
+        supervised,
+    )
