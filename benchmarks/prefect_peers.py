@@ -1,12 +1,12 @@
 """One job, waited for by `run_noukai_job` and by the waiting loops of the comparable Prefect integrations.
 
-    .venv/prefect/bin/python benchmarks/prefect_peers.py [--seconds 30 35] [--rounds 3]
+    make .venv/prefect-peers/ready
+    .venv/prefect-peers/bin/python benchmarks/prefect_peers.py [--seconds 30 35] [--rounds 3]
 
 The peers are `DbtCloudJobRun.wait_for_completion` of prefect-dbt and `jobs_runs_wait_for_completion` of
-prefect-databricks, each with its defaults. They are in no environment of this project: the first run builds
-`.build/prefect-peers` from `requirements/prefect-peers.txt`, and all loops run in it, each in a flow and a
-process of its own, against one local server and one Prefect server. The rounds of a loop run side by side, as
-they do nothing but wait; the loops run one after the other. The table has the medians.
+prefect-databricks, each with its defaults. All loops run in one environment, each in a flow and a process of
+its own, against one local server and one Prefect server. The rounds of a loop run side by side, as they do
+nothing but wait; the loops run one after the other. The table has the medians.
 
 - `requests`: those that reached the server. Ours are one submission and the looks; the peers only look.
 - `lag`: from the job's end until the call returned, in seconds.
@@ -34,10 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from demo.prefect_server import LocalPrefect
 
-CHECKOUT = Path(__file__).resolve().parents[1]
-PINS = CHECKOUT / "requirements" / "prefect-peers.txt"
-ENVIRONMENT = CHECKOUT / ".build" / "prefect-peers"
-BINARIES = ENVIRONMENT / "bin"
+BINARIES = Path(sys.executable).parent
 SERVICES = Path(__file__).with_name("prefect_peer_services.py")
 LOOPS = Path(__file__).with_name("prefect_peer_loops.py")
 
@@ -75,7 +72,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, nargs="+", default=[30.0, 35.0], help="the job's durations")
     parser.add_argument("--rounds", type=int, default=3, help="how often each loop waits for a job")
     given = parser.parse_args()
-    build_environment()
     with (
         tempfile.TemporaryDirectory() as home,
         LocalPrefect(BINARIES, Path(home, "prefect")) as prefect,
@@ -87,23 +83,6 @@ def main() -> None:
             for name in CALLS:
                 seen[name] = measure(name, seconds, given.rounds, prefect, services)
                 print_line(name, seconds, seen)
-
-
-def build_environment() -> None:
-    """Build the peers' environment, unless the one that is there has these pins."""
-    ready = ENVIRONMENT / "pins.txt"
-    if ready.is_file() and ready.read_bytes() == PINS.read_bytes():
-        return
-    print(f"building {ENVIRONMENT.relative_to(CHECKOUT)}", file=sys.stderr)
-    base = CHECKOUT / ".build" / "tools" / "bin" / "python"
-    install = ["pip", "install", "-q", "--no-deps", "--python", str(BINARIES / "python")]
-    for arguments in (
-        ["venv", "-q", "--clear", "--python", str(base), str(ENVIRONMENT)],
-        [*install, "--compile-bytecode", "-r", str(PINS)],
-        [*install, "--no-build-isolation", "-e", str(CHECKOUT)],
-    ):
-        subprocess.run([str(CHECKOUT / ".ci" / "uv"), *arguments], check=True)
-    ready.write_bytes(PINS.read_bytes())
 
 
 @contextmanager

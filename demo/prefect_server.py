@@ -390,7 +390,7 @@ class LocalPrefect:
         # A worker's flow runs are in groups of their own.
         for pid in children:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                if _variable(pid, "PREFECT_HOME") == str(self.home):
+                if _variable(pid, "PREFECT_API_URL") == self.environment["PREFECT_API_URL"]:
                     os.kill(pid, 9)
 
     def _until_deployed(self, name: str, entrypoints: Sequence[str], component: Component) -> None:

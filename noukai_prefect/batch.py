@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
-from uuid import UUID
 
 import anyio
-from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
 
 from noukai_core import (
     AsyncFlow,
@@ -31,17 +29,15 @@ from . import interruption
 from .arguments import check_count, check_one_of, check_seconds
 from .batch_record import BatchRecord, BatchRow
 from .context import RunContext
-from .events import job_event
+from .events import PROGRESS_SECONDS, ProgressArtifact, job_event
 from .interruption import StoppedInThread
 from .running import JobInputs
 
 RaiseOn: TypeAlias = Literal["first", "any", "none"]
 
-PROGRESS_SECONDS = 2.0
-"""The shortest time between two changes of the progress artifact."""
-
 _MILLISECONDS = 1000.0
 _CANCELS_IN_FLIGHT = 32
+_SHOWN_ERROR = 200
 
 
 @dataclass(frozen=True)
@@ -91,13 +87,19 @@ class Batch:
     """One run over many inputs."""
 
     def __init__(
-        self, flow: AsyncFlow, inputs: Sequence[JobInputs], options: BatchOptions, run: RunContext, place: str
+        self,
+        flow: AsyncFlow,
+        inputs: Sequence[JobInputs],
+        options: BatchOptions,
+        run: RunContext,
+        record: BatchRecord,
     ) -> None:
         self._flow = flow
         self._inputs = inputs
         self._options = options
         self._run = run
-        self._record = BatchRecord(run, place, flow.path, len(inputs))
+        self._record = record
+        self._progress = ProgressArtifact(run, f"{len(inputs)} Noukai jobs of {flow.path}")
         self._waited_for: dict[int, AsyncJob] = {}
         self._room = asyncio.Semaphore(options.in_flight)
         self._ended = 0
@@ -105,18 +107,22 @@ class Batch:
 
     async def outcomes(self) -> list[JobOutcome]:
         """Run every job, and return the outcomes in the order of the inputs."""
+        if self._run.told_to_stop:
+            raise StoppedInThread(f"The flow run was stopped before jobs of {self._flow.path} were submitted")
         await self._record.open()
         jobs = [asyncio.ensure_future(self._one(row)) for row in self._record.rows]
         together = asyncio.gather(*jobs)
         stop = asyncio.ensure_future(interruption.watch_for_stop(self._run))
         show = asyncio.ensure_future(self._show())
         try:
-            await asyncio.wait((together, stop, self._first_error), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((together, stop, show, self._first_error), return_when=asyncio.FIRST_COMPLETED)
+            for task in (stop, show):
+                if task.done():
+                    task.result()  # a signal that struck inside of it is raised here
             if self._first_error.done():
                 raise self._first_error.result()
             if stop.done():
-                stop.result()  # a signal that struck inside of it is raised here
-                raise StoppedInThread
+                raise StoppedInThread(f"The flow run was stopped while jobs of {self._flow.path} ran")
             return together.result()
         except BaseException as interrupted:
             if interruption.interrupts(interrupted):
@@ -124,8 +130,8 @@ class Batch:
             raise
         finally:
             with anyio.move_on_after(interruption.CLEANUP_SECONDS, shield=True):
-                await _end([*jobs, together, stop, show])
-                await self._record.write(final=True)
+                await interruption.end([*jobs, together, stop, show])
+                await self._bring_up_to_date(final=True)
 
     async def _one(self, row: BatchRow) -> JobOutcome:
         async with self._room:
@@ -137,12 +143,13 @@ class Batch:
             # Not when the wait is interrupted: `_settle` decides about such a job.
             self._waited_for.pop(row.index, None)
             row.seconds = round(outcome.seconds, 1)
+            row.error = str(outcome.error)[:_SHOWN_ERROR] if outcome.error else None
             self._ended += 1
             return outcome
 
     def _bad(self, row: BatchRow, error: NoukaiError, seconds: float) -> JobOutcome:
         if isinstance(error, JobFailed | JobCancelled):
-            job_event(row.state, self._flow.path, error.job_id)
+            job_event(self._run, row.state, self._flow.path, error.job_id)
         elif not isinstance(error, JobWaitTimeout):
             row.state = type(error).__name__
         if self._options.raise_on == "first" and not self._first_error.done():
@@ -166,6 +173,7 @@ class Batch:
         except (InvalidInput, Refused):
             row.sent = False
             raise
+        self._waited_for[row.index] = job
         row.job_id, row.state = job.id, JobState.PENDING.value
         return job
 
@@ -176,10 +184,13 @@ class Batch:
         try:
             async for status in job.watch(timeout_ms=limit, poll_interval=self._options.poll_interval):
                 row.state = str(status.state)
-        except JobWaitTimeout:
-            if self._options.cancel_on_timeout and await interruption.cancel(job, self._run):
+        except JobWaitTimeout as late:
+            if not self._options.cancel_on_timeout:
+                raise
+            error = await interruption.give_up(job, late, self._run)
+            if error is not late:
                 row.state = JobState.CANCELLED.value
-            raise
+            raise error from None
         assert status is not None, "a watch ends with a status or an error"
         output = status.outcome().output
         await self._read_trace(job, row)
@@ -196,31 +207,25 @@ class Batch:
                 row.cost_usd = None if trace.cost_usd is None else str(trace.cost_usd)
 
     async def _show(self) -> None:
-        """Keep the table and the progress up to date. Prefect's server is no reason to fail the jobs."""
-        if self._run.flow_run_id is None:
-            return
-        try:
-            await self._follow_progress()
-        except Exception as error:
-            self._run.logger().warning("The progress of the Noukai jobs is not shown any more: %s", error)
-
-    async def _follow_progress(self) -> None:
-        artifact: UUID = await acreate_progress_artifact(
-            0.0, key="noukai-progress", description=f"{len(self._inputs)} Noukai jobs of {self._flow.path}"
-        )
-        shown = 0
-        while shown < len(self._inputs):
+        """Keep the table and the progress up to date."""
+        while True:
+            await self._bring_up_to_date(final=False)
             await asyncio.sleep(PROGRESS_SECONDS)
-            await self._record.write(final=False)
-            if self._ended != shown:
-                shown = self._ended
-                await aupdate_progress_artifact(artifact, 100.0 * shown / len(self._inputs))
+
+    async def _bring_up_to_date(self, *, final: bool) -> None:
+        """Show how far the jobs are. Prefect's server is no reason to fail them."""
+        try:
+            await self._record.write(final=final)
+        except Exception as error:
+            self._run.logger().warning("The table of the Noukai jobs could not be written: %s", error)
+        if self._inputs:
+            await self._progress.show(100.0 * self._ended / len(self._inputs), final=final)
 
     async def _settle(self, tasks: Sequence[asyncio.Future[Any]], interrupted: BaseException) -> None:
         """End the jobs that are waited for, when a person or the timeout of the task wants that."""
         logger, going_on = self._run.logger(), len(self._waited_for)
         with anyio.move_on_after(interruption.CLEANUP_SECONDS, shield=True):
-            await _end(tasks)  # or each job that ends makes room for one more
+            await interruption.end(tasks)  # or each job that ends makes room for one more
             if not await interruption.to_be_cancelled(self._run, interrupted):
                 logger.warning("%d Noukai jobs go on; a rerun of this flow run attaches to them", going_on)
                 return
@@ -241,9 +246,3 @@ class Batch:
                 job = None
         if job is not None:
             row.job_id, row.state = job.id, JobState.CANCELLED.value
-
-
-async def _end(tasks: Sequence[asyncio.Future[Any]]) -> None:
-    for unfinished in tasks:
-        unfinished.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

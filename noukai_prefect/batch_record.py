@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -19,10 +19,10 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.objects import Artifact
 
-from noukai_core import Submission
+from noukai_core import JobState, Submission
 
 from .context import RunContext
-from .records import artifacts_of, now
+from .records import JobRecord, artifacts_of, now
 
 BATCH_KEY = "noukai-jobs"
 
@@ -49,6 +49,7 @@ class BatchRow:
     seconds: float | None = None
     tokens: int | None = None
     cost_usd: str | None = None
+    error: str | None = None
     sent: bool = False
 
     @property
@@ -59,6 +60,7 @@ class BatchRow:
     def renew(self) -> None:
         """Make way for a new job."""
         self.generation, self.job_id, self.sent, self.state = self.generation + 1, None, False, "waiting"
+        self.error = None
 
     def shown(self) -> dict[str, Any]:
         """Return it as a row of the table."""
@@ -69,6 +71,7 @@ class BatchRow:
             "seconds": self.seconds,
             "tokens": self.tokens,
             "cost in $": self.cost_usd,
+            "error": self.error,
             "generation": self.generation,
         }
 
@@ -81,13 +84,15 @@ class BatchRecord:
         place: Which of the flow run's batches it is; a UUID that is the same in every attempt.
         flow: The Noukai flow.
         size: How many inputs there are.
+        credentials: The name of the stored block whose key is used, if it is one.
     """
 
-    def __init__(self, run: RunContext, place: str, flow: str, size: int) -> None:
+    def __init__(self, run: RunContext, place: str, flow: str, size: int, credentials: str | None) -> None:
         self.rows = [BatchRow(index) for index in range(size)]
         self._run = run
         self._place = place
         self._flow = flow
+        self._credentials = credentials
         self._artifact: uuid.UUID | None = None
         self._maybe_sent_at: datetime | None = None
         self._pause = max(WRITE_SECONDS, WRITE_SECONDS * size / 1000)
@@ -97,7 +102,7 @@ class BatchRecord:
         """Read what an earlier attempt wrote, and write down that jobs may be sent from now on."""
         if self._run.flow_run_id is None or self._run.scope is None:
             return
-        for artifact in await artifacts_of(self._run.scope, BATCH_KEY):
+        for artifact in await artifacts_of([self._run.scope], BATCH_KEY):
             if (artifact.metadata_ or {}).get("place") == self._place:
                 self._take(artifact)
         if self._artifact is not None:
@@ -119,8 +124,7 @@ class BatchRecord:
 
     def submission(self, row: BatchRow) -> Submission:
         """Return the identity of a row's submission, and when an earlier attempt may have sent it."""
-        identity = uuid.uuid5(uuid.UUID(self._place), f"{row.index}:{row.generation}")
-        return Submission(str(identity), self._maybe_sent_at)
+        return Submission(_identity(self._place, row.index, row.generation), self._maybe_sent_at)
 
     async def write(self, *, final: bool) -> None:
         """Bring the table up to date; until the final time not oftener than every few seconds."""
@@ -137,6 +141,8 @@ class BatchRecord:
     def _metadata(self, *, final: bool) -> dict[str, str]:
         """Tell a later attempt whose table it is, and until when something may have been sent unrecorded."""
         kept = {"place": self._place, "flow": self._flow}
+        if self._credentials is not None:
+            kept["credentials"] = self._credentials
         if not final or any(row.unsettled for row in self.rows):
             kept["maybe_sent_at"] = now().isoformat()
         return kept
@@ -152,14 +158,52 @@ class BatchRecord:
                 row.renew()
 
 
-async def unfinished_jobs(flow_run_id: uuid.UUID) -> list[tuple[str, str]]:
-    """Return the jobs of a flow run's batches whose end the tables do not show, as flow and job id."""
+async def read_unfinished(scopes: Sequence[uuid.UUID]) -> list[JobRecord]:
+    """Return the jobs, and submissions, of batches whose end the tables do not show.
+
+    A table may be some seconds behind the jobs. See `artifacts_of` for the scopes.
+    """
     return [
-        ((artifact.metadata_ or {})["flow"], row["job"])
-        for artifact in await artifacts_of(flow_run_id, BATCH_KEY)
+        _record(artifact.metadata_ or {}, row)
+        for artifact in await artifacts_of(scopes, BATCH_KEY)
         for row in rows_of(artifact)
-        if row["job"] and row["state"] not in ("completed", *_ENDED_BADLY)
+        if row["state"] not in ("completed", *_ENDED_BADLY)
+        and (row["job"] or "maybe_sent_at" in (artifact.metadata_ or {}))
     ]
+
+
+async def note_cancelled(scopes: Sequence[uuid.UUID], cancelled: Mapping[str, str]) -> None:
+    """Show in the tables which jobs were cancelled from outside, so that a rerun submits new ones.
+
+    Args:
+        scopes: Where the batches ran; see `artifacts_of`.
+        cancelled: The ids of the jobs, by the identity of the submission.
+    """
+    for artifact in await artifacts_of(scopes, BATCH_KEY) if cancelled else ():
+        rows = [dict(row) for row in rows_of(artifact)]
+        found = [row for row in rows if _record(artifact.metadata_ or {}, row).identity in cancelled]
+        for row in found:
+            row["job"] = cancelled[_record(artifact.metadata_ or {}, row).identity]
+            row["state"] = JobState.CANCELLED.value
+        if found:
+            async with get_client() as client:
+                await client.update_artifact(artifact.id, ArtifactUpdate(data=json.dumps(rows)))
+
+
+def _record(metadata: Mapping[str, str], row: Mapping[str, Any]) -> JobRecord:
+    place, generation = metadata["place"], int(row["generation"])
+    return JobRecord(
+        identity=_identity(place, int(row["index"]), generation),
+        flow=metadata["flow"],
+        place=place,
+        generation=generation,
+        job_id=row["job"],
+        credentials=metadata.get("credentials"),
+    )
+
+
+def _identity(place: str, index: int, generation: int) -> str:
+    return str(uuid.uuid5(uuid.UUID(place), f"{index}:{generation}"))
 
 
 def rows_of(artifact: Artifact) -> list[Mapping[str, Any]]:

@@ -8,15 +8,17 @@ from uuid import uuid4
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
 
 from noukai_core import InvalidInput
 
 from . import records
 from .batch import Batch, BatchOptions, JobOutcome, RaiseOn
+from .batch_record import BatchRecord
 from .bridge import run_blocking
 from .context import RunContext
 from .credentials import NoukaiCredentials
-from .interruption import StoppedInThread, stopped
+from .interruption import or_cancelled
 from .running import JobInputs
 from .tasks import worth_retrying
 
@@ -30,10 +32,10 @@ async def _run_batch(
         book = records.book_of(run)
         given = {"server": credentials.base_url, "batch": [one.arguments() for one in inputs]}
         place = book.place(run, noukai_flow.path, given) if book else str(uuid4())
-        try:
-            outcomes = await Batch(noukai_flow, inputs, options, run, place).outcomes()
-        except StoppedInThread:
-            return stopped(run, f"Noukai jobs of {flow} ran")
+        record = BatchRecord(run, place, noukai_flow.path, len(inputs), credentials.saved_as)
+        outcomes = await or_cancelled(Batch(noukai_flow, inputs, options, run, record).outcomes())
+    if isinstance(outcomes, State):
+        return outcomes
     bad = [outcome.error for outcome in outcomes if outcome.error is not None]
     run.logger().info("%d Noukai jobs of %s: %d completed", len(outcomes), flow, len(outcomes) - len(bad))
     if bad and options.raise_on == "any":

@@ -1,8 +1,8 @@
 """Run a coroutine from blocking code, so that each thing is written once.
 
 With no event loop in this thread, one is made for the call. Where one already runs (a sync task that is
-called directly from an async flow), the coroutine runs on a loop in a thread of its own, and this thread
-waits.
+called directly from an async flow), and where Prefect's timeout would strike in the middle of the loop, the
+coroutine runs on a loop in a thread of its own, and this thread waits.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any, Generic, TypeVar, cast
 
+from .context import timed_in_thread
+
 T = TypeVar("T")
 
 _WAIT_SECONDS = 0.2
@@ -22,11 +24,17 @@ _CLEANUP_SECONDS = 15.0
 
 def run_blocking(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end. An interruption of the wait cancels it, and lets it clean up."""
+    if _in_loop() or timed_in_thread():
+        return _Beside(coroutine).result()
+    return asyncio.run(coroutine)
+
+
+def _in_loop() -> bool:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(coroutine)
-    return _Beside(coroutine).result()
+        return False
+    return True
 
 
 class _Beside(Generic[T]):
@@ -38,6 +46,8 @@ class _Beside(Generic[T]):
         self._task: asyncio.Task[Any] | None = None
         self._outcome: T | None = None
         self._error: BaseException | None = None
+        self._interrupted = False
+        self._beginning = threading.Lock()
         # Not the thread's own `join`: Python 3.11 takes a thread for ended when a signal interrupts it.
         self._ended = threading.Event()
         context = contextvars.copy_context()
@@ -46,11 +56,13 @@ class _Beside(Generic[T]):
         )
 
     def result(self) -> T:
-        self._thread.start()
         try:
+            self._thread.start()
             while not self._ended.wait(_WAIT_SECONDS):
                 pass
         except BaseException:
+            with self._beginning:
+                self._interrupted = True
             if self._loop is not None and self._task is not None:
                 with suppress(RuntimeError):  # the loop has just ended
                     self._loop.call_soon_threadsafe(self._task.cancel)
@@ -62,7 +74,10 @@ class _Beside(Generic[T]):
 
     def _run(self) -> None:
         async def main() -> Any:
-            self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+            with self._beginning:
+                if self._interrupted:
+                    return None
+                self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
             return await self._coroutine
 
         try:
@@ -70,4 +85,5 @@ class _Beside(Generic[T]):
         except BaseException as error:
             self._error = error
         finally:
+            self._coroutine.close()
             self._ended.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import signal
 import sys
 import threading
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     LoggerOrAdapter = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
 
-# Prefect's timer begins before the task's code does.
-_TIMER_SLACK = 1.0
+# A task's time is told by one clock, and measured by Prefect with another.
+_CLOCK_SLACK = 0.2
 
 
 @dataclass(frozen=True)
@@ -31,20 +32,21 @@ class RunContext:
     Attributes:
         flow_run_id: The flow run, if there is one.
         task_run_id: The task run, if there is one.
-        attempt: How often the flow run has been started; a task outside of a flow has only one.
         task_attempt: How often the task run has been started.
-        times_out_at: When Prefect's own timeout of the task strikes, on the monotonic clock.
+        times_out_at: When Prefect's own timeout of the task or of the flow strikes, on the monotonic clock.
         cancel_event: Prefect's event for a task that runs in a thread.
         called_by: The parent's task run that stands for this flow run, if it is a subflow's.
+        attempt: What stands for this attempt of the flow run in this process, and lives no longer than it; of
+            a task that has no flow, this attempt of the task.
     """
 
     flow_run_id: UUID | None
     task_run_id: UUID | None
-    attempt: int
     task_attempt: int
     times_out_at: float | None
     cancel_event: threading.Event | None
     called_by: UUID | None = None
+    attempt: FlowRunContext | TaskRunContext | None = None
 
     @classmethod
     def current(cls) -> RunContext:
@@ -52,15 +54,14 @@ class RunContext:
         task, flow = TaskRunContext.get(), FlowRunContext.get()
         task_run = task.task_run if task else None
         flow_run = flow.flow_run if flow else None
-        seconds = task.task.timeout_seconds if task else None
         return cls(
             flow_run_id=flow_run.id if flow_run else task_run.flow_run_id if task_run else None,
             task_run_id=task_run.id if task_run else None,
-            attempt=flow_run.run_count if flow_run else 1,
             task_attempt=task_run.run_count if task_run else 1,
-            times_out_at=time.monotonic() + seconds if seconds else None,
+            times_out_at=_times_out_at(task, flow),
             cancel_event=_cancel_event(flow, task_run.id if task_run else None),
             called_by=flow_run.parent_task_run_id if flow_run else None,
+            attempt=flow or task,
         )
 
     @property
@@ -70,8 +71,8 @@ class RunContext:
 
     @property
     def timed_out(self) -> bool:
-        """Whether Prefect's own timeout of the task has struck."""
-        return self.times_out_at is not None and time.monotonic() >= self.times_out_at - _TIMER_SLACK
+        """Whether Prefect's own timeout of the task or of the flow has struck."""
+        return self.times_out_at is not None and time.monotonic() >= self.times_out_at - _CLOCK_SLACK
 
     @property
     def told_to_stop(self) -> bool:
@@ -81,8 +82,6 @@ class RunContext:
         simply ended before the task; why the flow is leaving shows in the main thread. And an async flow that
         blocks its loop with `future.result()` does not come to leave at all when it is interrupted.
         """
-        if self.timed_out:
-            return True
         if threading.current_thread() is not threading.main_thread() and _interrupts() > 0:
             return True
         if self.cancel_event is None or not self.cancel_event.is_set():
@@ -94,10 +93,12 @@ class RunContext:
         """Whether only Prefect's server can tell that the task is to stop.
 
         What a task in a thread listens to are Prefect's private parts, which may be gone in its next version.
+        A task in a process of its own, as of a process pool, is told nothing.
         """
         in_thread = threading.current_thread() is not threading.main_thread()
+        in_process = multiprocessing.parent_process() is not None
         heard_no_reason = self.cancel_event is None or self.cancel_event.is_set()
-        return in_thread and self.flow_run_id is not None and heard_no_reason
+        return (in_thread or in_process) and self.flow_run_id is not None and heard_no_reason
 
     def logger(self) -> LoggerOrAdapter:
         """Return the logger of the run, or the package's own outside of one."""
@@ -105,6 +106,21 @@ class RunContext:
             return get_run_logger()
         except MissingContextError:
             return get_logger("noukai_prefect")
+
+
+def timed_in_thread() -> bool:
+    """Whether Prefect's timeout of the task throws an exception into this thread, wherever that then is."""
+    task = TaskRunContext.get()
+    timed = task is not None and task.task.timeout_seconds is not None
+    return timed and threading.current_thread() is not threading.main_thread()
+
+
+def _times_out_at(task: TaskRunContext | None, flow: FlowRunContext | None) -> float | None:
+    limits = [(task.start_time, task.task.timeout_seconds)] if task else []
+    if flow is not None and flow.flow is not None:
+        limits.append((flow.start_time, flow.flow.timeout_seconds))
+    ends = [start.timestamp() + seconds for start, seconds in limits if seconds is not None]
+    return time.monotonic() + min(ends) - time.time() if ends else None
 
 
 def _cancel_event(flow: FlowRunContext | None, task_run_id: UUID | None) -> threading.Event | None:

@@ -9,16 +9,19 @@ from uuid import UUID
 
 from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
 from prefect.events import emit_event
-from prefect.logging import get_logger
 
-from noukai_core import JobStatus
+from noukai_core import JobState, JobStatus
+
+from .context import RunContext
 
 PROGRESS_SECONDS = 2.0
 """The shortest time between two changes of a progress artifact; each takes some 16 ms of Prefect's server."""
 
 
-def job_event(what: str, flow: str, job_id: str, **payload: Any) -> None:
-    """Emit `noukai.job.submitted`, `.completed`, `.failed`, `.cancelled` or `.detached`."""
+def job_event(run: RunContext, what: str, flow: str, job_id: str, **payload: Any) -> None:
+    """Emit `noukai.job.submitted`, `.completed`, `.failed`, `.cancelled` or `.detached` for a run's job."""
+    if run.scope is None:
+        return
     emit_event(
         f"noukai.job.{what}",
         resource={
@@ -31,36 +34,52 @@ def job_event(what: str, flow: str, job_id: str, **payload: Any) -> None:
 
 
 class ProgressArtifact:
-    """Shows a job's progress as a bar, when the job reports one that has a share in it."""
+    """A bar that shows how far something is, in a task run of a flow.
 
-    def __init__(self, flow: str, job_id: str) -> None:
-        self._description = f"Noukai job {job_id} of {flow}"
+    Args:
+        run: Where it happens.
+        description: What it is.
+    """
+
+    def __init__(self, run: RunContext, description: str) -> None:
+        self._run = run
+        self._description = description
         self._artifact: UUID | None = None
         self._shown: float | None = None
         self._next = 0.0
-        self._broken = False
 
-    async def show(self, status: JobStatus) -> None:
-        """Bring the bar up to date, unless that was done a moment ago. Without Prefect it stands still."""
-        if self._broken:
+    async def show(self, share: float, *, final: bool = False) -> None:
+        """Bring the bar up to date, unless that was done a moment ago. Without Prefect it stands still.
+
+        Args:
+            share: How far it is, from 0 to 100.
+            final: Whether it gets no further.
+        """
+        if self._run.flow_run_id is None or self._run.task_run_id is None or share == self._shown:
             return
+        if time.monotonic() < self._next and not final:
+            return
+        self._next = time.monotonic() + PROGRESS_SECONDS
         try:
-            await self._show(status)
+            await self._show(share)
         except Exception as error:
-            self._broken = True
-            get_logger("noukai_prefect").warning("The progress bar of a Noukai job stands still: %s", error)
+            self._run.logger().warning("The progress of %s is not shown: %s", self._description, error)
 
-    async def _show(self, status: JobStatus) -> None:
-        share = 100.0 if status.state == "completed" and self._artifact else percent(status.progress)
-        if share is None or share == self._shown or (time.monotonic() < self._next and share < 100):
-            return
-        self._shown, self._next = share, time.monotonic() + PROGRESS_SECONDS
+    async def show_job(self, status: JobStatus) -> None:
+        """Bring the bar of a job up to date, when the job reports a progress that has a share in it."""
+        completed = status.state == JobState.COMPLETED
+        share = 100.0 if completed and self._artifact else percent(status.progress)
+        if share is not None:
+            await self.show(share, final=completed)
+
+    async def _show(self, share: float) -> None:
         if self._artifact is None:
             self._artifact = await acreate_progress_artifact(
                 share, key="noukai-progress", description=self._description
             )
         else:
             await aupdate_progress_artifact(self._artifact, share)
+        self._shown = share
 
 
 def percent(progress: dict[str, Any] | None) -> float | None:

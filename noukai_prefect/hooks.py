@@ -6,6 +6,9 @@ Put them on a flow: `@flow(on_cancellation=[cancel_noukai_jobs], on_crashed=[kee
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -15,10 +18,10 @@ from prefect.logging.loggers import flow_run_logger
 
 from noukai_core import AsyncNoukai, CancelUnsupported, JobState, NoukaiError
 
-from .batch_record import unfinished_jobs
+from .batch_record import note_cancelled, read_unfinished
 from .bridge import run_blocking
 from .credentials import NoukaiCredentials
-from .records import JobRecord, mark_ended, read_records
+from .records import JobRecord, mark_ended, read_records, with_subflows
 
 if TYPE_CHECKING:
     from .context import LoggerOrAdapter
@@ -29,7 +32,7 @@ _CANCELS_IN_FLIGHT = 32
 def cancel_noukai_jobs(
     flow: Flow[..., Any], flow_run: FlowRun, state: State[Any], *, credentials: str = "default"
 ) -> None:
-    """Cancel every job of a flow run that a person cancelled, for `on_cancellation`.
+    """Cancel every job of a flow run that a person cancelled, and of its subflows, for `on_cancellation`.
 
     The tasks cancel their own jobs; this is for what they could not: a process that was killed before it had
     done so. A job that has ended is not affected.
@@ -38,7 +41,8 @@ def cancel_noukai_jobs(
         flow: The flow.
         flow_run: Its run.
         state: The state that the run is in.
-        credentials: The name of the `NoukaiCredentials` block; bind another one with `functools.partial`.
+        credentials: The name of the `NoukaiCredentials` block for jobs whose own credentials are no stored
+            block; bind another one with `functools.partial`.
     """
     run_blocking(_cancel_all(flow_run.id, credentials, flow_run_logger(flow_run, flow)))
 
@@ -54,53 +58,72 @@ def keep_noukai_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any])
         state: The state that the run is in.
     """
     logger = flow_run_logger(flow_run, flow)
-    for noukai_flow, job_id in run_blocking(_known_jobs(flow_run.id)):
-        logger.warning(
-            "Noukai job %s of %s is kept; a retry of this flow run attaches to it", job_id, noukai_flow
-        )
+    for record in run_blocking(_unfinished_of(flow_run.id)):
+        if record.job_id is not None:
+            logger.warning(
+                "Noukai job %s of %s is kept; a retry of this flow run attaches to it",
+                record.job_id,
+                record.flow,
+            )
 
 
-async def _known_jobs(flow_run_id: UUID) -> list[tuple[str, str]]:
-    """Return the jobs of a flow run whose bad end it has not seen, as pairs of a Noukai flow and a job id."""
-    single = [(record.flow, record.job_id) for record in await _records(flow_run_id) if record.job_id]
-    return single + await unfinished_jobs(flow_run_id)
+async def _unfinished_of(flow_run_id: UUID) -> list[JobRecord]:
+    return await _unfinished(await with_subflows(flow_run_id))
 
 
-async def _records(flow_run_id: UUID) -> list[JobRecord]:
-    return [record for record in await read_records(flow_run_id) if not record.ended]
+async def _unfinished(scopes: Sequence[UUID]) -> list[JobRecord]:
+    """Return what flow runs have submitted, or may have, and not seen end badly."""
+    single = [record for record in await read_records(scopes) if not record.ended]
+    return single + await read_unfinished(scopes)
 
 
-async def _cancel_all(flow_run_id: UUID, credentials: str, logger: LoggerOrAdapter) -> None:
-    block: NoukaiCredentials = await NoukaiCredentials.aload(credentials)
+async def _cancel_all(flow_run_id: UUID, default: str, logger: LoggerOrAdapter) -> None:
+    """Cancel the jobs of a flow run, those of each block of credentials with one client."""
+    of_block: defaultdict[str, list[JobRecord]] = defaultdict(list)
+    scopes = await with_subflows(flow_run_id)
+    for record in await _unfinished(scopes):
+        of_block[record.credentials or default].append(record)
+    for name, records in of_block.items():
+        try:
+            block: NoukaiCredentials = await NoukaiCredentials.aload(name)
+        except ValueError as error:
+            logger.error("Noukai jobs go on, for their credentials cannot be loaded: %s", error)
+        else:
+            await note_cancelled(scopes, await _cancel_with(block, records, logger))
+
+
+async def _cancel_with(
+    credentials: NoukaiCredentials, records: Sequence[JobRecord], logger: LoggerOrAdapter
+) -> dict[str, str]:
+    """Cancel jobs, and return the ids of those that did not complete, by the identity of the submission."""
+    cancelled: dict[str, str] = {}
     room = asyncio.Semaphore(_CANCELS_IN_FLIGHT)
-    async with block.get_client("async") as client:
+    async with credentials.get_client("async") as client:
 
-        async def bounded(record: JobRecord | None, flow: str, job_id: str | None) -> None:
+        async def bounded(record: JobRecord) -> None:
             async with room:
                 try:
-                    await _cancel(client, record, flow, job_id, logger)
+                    if job_id := await _cancel(client, record, logger):
+                        cancelled[record.identity] = job_id
                 except CancelUnsupported as error:
                     logger.warning("%s", error)
                 except NoukaiError as error:
-                    logger.warning("A Noukai job of %s could not be cancelled: %s", flow, error)
+                    logger.warning("A Noukai job of %s could not be cancelled: %s", record.flow, error)
 
-        single = [bounded(record, record.flow, record.job_id) for record in await _records(flow_run_id)]
-        many = [bounded(None, flow, job_id) for flow, job_id in await unfinished_jobs(flow_run_id)]
-        await asyncio.gather(*single, *many)
+        await asyncio.gather(*(bounded(record) for record in records))
+    return cancelled
 
 
-async def _cancel(
-    client: AsyncNoukai, record: JobRecord | None, flow: str, job_id: str | None, logger: LoggerOrAdapter
-) -> None:
+async def _cancel(client: AsyncNoukai, record: JobRecord, logger: LoggerOrAdapter) -> str | None:
     """Cancel a job; where a killed process left only the identity of a submission, look for its job first."""
-    noukai_flow = client.flow(flow)
-    job = noukai_flow.attach(job_id) if job_id else None
-    if job is None and record is not None:
-        job = await noukai_flow.find(record.submission)
+    flow = client.flow(record.flow)
+    job = flow.attach(record.job_id) if record.job_id else await flow.find(record.submission)
     if job is None:
-        return
+        return None
     await job.cancel()
     state = (await job.status()).state
     logger.info("Noukai job %s of %s: cancelled with the flow run, now %s", job.id, job.flow, state)
-    if record is not None and state != JobState.COMPLETED:
-        await mark_ended(record)
+    if state == JobState.COMPLETED:
+        return None
+    await mark_ended(replace(record, job_id=job.id))
+    return job.id

@@ -1,24 +1,35 @@
 """A wait is interrupted: is the job to be cancelled, or kept for the rerun that attaches to it?
 
-Only a person's act, or the task's own timeout, cancels a job. A worker that is shut down, moved or evicted
-does not.
+Only a person's act, or the timeout of the task or of the flow, cancels a job. A worker that is shut down,
+moved or evicted does not.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import UUID
 
 import anyio
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import State
+from prefect.exceptions import CancelledRun
 from prefect.states import Cancelled
 
-from noukai_core import AsyncFlow, AsyncJob, CancelUnsupported, NoukaiError, Submission
+from noukai_core import (
+    AsyncFlow,
+    AsyncJob,
+    CancelUnsupported,
+    JobState,
+    JobStatus,
+    JobWaitTimeout,
+    NoukaiError,
+    Submission,
+)
 
 from . import records
 from .context import RunContext, interrupted_by_a_person
@@ -41,7 +52,7 @@ _LOOKS_FOR_A_SUBMISSION = 3
 _PAUSE_BETWEEN_LOOKS = 1.0
 
 
-class StoppedInThread(Exception):
+class StoppedInThread(CancelledRun):
     """A task in a thread of its own has been told to stop."""
 
 
@@ -61,11 +72,11 @@ async def watch_for_stop(run: RunContext) -> None:
             ask_at = time.monotonic() + ASK_SECONDS
 
 
-async def unless_stopped(doing: Coroutine[Any, Any, T], run: RunContext) -> T:
+async def unless_stopped(doing: Coroutine[Any, Any, T], run: RunContext, meanwhile: str) -> T:
     """Do something to its end.
 
     Raises:
-        StoppedInThread: The task was told to stop before that.
+        StoppedInThread: The task was told to stop before that; the message tells what happened meanwhile.
     """
     done = asyncio.ensure_future(doing)
     stopping = asyncio.ensure_future(watch_for_stop(run))
@@ -74,44 +85,66 @@ async def unless_stopped(doing: Coroutine[Any, Any, T], run: RunContext) -> T:
         if done.done():
             return done.result()
         stopping.result()  # a signal that struck inside of it is raised here
-        raise StoppedInThread("the task was told to stop")
+        raise StoppedInThread(f"The flow run was stopped while {meanwhile}")
     finally:
-        for task in (done, stopping):
-            task.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await task
+        await end((done, stopping))
 
 
-def stopped(run: RunContext, meanwhile: str) -> State[Any]:
-    """Return how a task ends that was told to stop.
+async def end(tasks: Sequence[asyncio.Future[Any]]) -> None:
+    """End what is still going on in this loop."""
+    for unfinished in tasks:
+        unfinished.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
-    Raises:
-        TimeoutError: It was its own timeout that stopped it; then the task run ends as `TimedOut`.
+
+async def or_cancelled(doing: Awaitable[T]) -> T | State[Any]:
+    """Do what a task does. When it is told to stop, that is no failure: it ends as `Cancelled`."""
+    try:
+        return await doing
+    except StoppedInThread as stopped:
+        return Cancelled(message=str(stopped))
+
+
+@dataclass
+class Known:
+    """What is known of a job at each moment, as a signal may strike at any.
+
+    Attributes:
+        submission: To which flow it is submitted, and the identity, from when that may have been sent.
+        job: The job, once it is known.
     """
-    if run.timed_out:
-        raise TimeoutError(f"The task timed out while {meanwhile}") from None
-    return Cancelled(message=f"The flow run was stopped while {meanwhile}")
+
+    submission: tuple[AsyncFlow, Submission] | None = None
+    job: AsyncJob | None = None
+
+    def __str__(self) -> str:
+        if self.job is not None:
+            return f"Noukai job {self.job.id} of {self.job.flow}"
+        return f"A Noukai job of {self.submission[0].path}" if self.submission else "A Noukai job"
 
 
-async def settle(job: AsyncJob, run: RunContext, *, because: BaseException | None = None) -> bool:
+async def settle(known: Known, run: RunContext, because: BaseException) -> bool:
     """Cancel the job when that is what the interruption means, and tell whether it was.
 
     It is shielded from the interruption itself, and bounded in time.
 
     Args:
-        job: The job that was waited for.
-        run: Where it was waited for.
-        because: What interrupted the wait.
+        known: What is known of the job.
+        run: Where it was submitted or waited for.
+        because: What interrupted that.
     """
     logger = run.logger()
     with anyio.move_on_after(CLEANUP_SECONDS, shield=True):
         if not await to_be_cancelled(run, because):
-            logger.warning(
-                "Noukai job %s of %s goes on; a rerun of this flow run attaches to it", job.id, job.flow
-            )
+            if known.job is not None:
+                logger.warning("%s goes on; a rerun of this flow run attaches to it", known)
             return False
-        return await cancel(job, run)
-    logger.warning("Noukai job %s of %s may go on: it could not be cancelled in time", job.id, job.flow)
+        if known.job is not None:
+            return await cancel(known.job, run)
+        if known.submission is not None:
+            known.job = await withdraw(*known.submission, run)
+        return known.job is not None
+    logger.warning("%s may go on: it could not be cancelled in time", known)
     return False
 
 
@@ -126,7 +159,7 @@ async def withdraw(flow: AsyncFlow, submission: Submission, run: RunContext) -> 
             run.logger().warning("The job of submission %s could not be looked up: %s", submission.id, error)
             continue
         if job is not None:
-            return job if await cancel(job, run) else None
+            return job if await cancel(job, run, submission) else None
     run.logger().warning(
         "Submission %s to %s was interrupted; if Noukai made a job of it, that goes on",
         submission.id,
@@ -135,19 +168,38 @@ async def withdraw(flow: AsyncFlow, submission: Submission, run: RunContext) -> 
     return None
 
 
-async def cancel(job: AsyncJob, run: RunContext) -> bool:
-    """Cancel a job, and say so in the run's log; an impossibility is a warning that names the job."""
+async def cancel(job: AsyncJob, run: RunContext, submission: Submission | None = None) -> bool:
+    """Cancel a job, and tell whether that ended it; an impossibility is a warning that names the job."""
+    status: JobStatus | None = None
     try:
         await job.cancel()
+        # A job that has ended by itself takes no cancel, and a rerun shall have what it completed with.
+        with suppress(NoukaiError):
+            status = await job.status()
     except CancelUnsupported as error:
         run.logger().warning("%s", error)
         return False
     except NoukaiError as error:
         run.logger().warning("Noukai job %s of %s could not be cancelled: %s", job.id, job.flow, error)
         return False
+    if status is not None and status.finished and status.state != JobState.CANCELLED:
+        run.logger().info("Noukai job %s of %s: %s before it was cancelled", job.id, job.flow, status.state)
+        return False
     run.logger().info("Noukai job %s of %s: cancelled", job.id, job.flow)
-    await records.note_end(run, job.id)
+    await records.note_end(run, job, submission)
     return True
+
+
+async def give_up(job: AsyncJob, late: JobWaitTimeout, run: RunContext) -> JobWaitTimeout:
+    """Cancel a job that did not end in time, and return the error that says so."""
+    if not await cancel(job, run):
+        return late
+    seen = f" (last state: {late.status.state})" if late.status else ""
+    return JobWaitTimeout(
+        f"Noukai job {job.id} of {job.flow} did not end in time{seen}, and was cancelled",
+        job_id=job.id,
+        status=late.status,
+    )
 
 
 async def to_be_cancelled(run: RunContext, because: BaseException | None) -> bool:

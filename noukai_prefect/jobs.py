@@ -74,6 +74,7 @@ class NoukaiJobRun(JobRun[Any]):
             JobFailed: The job failed.
             JobCancelled: The job was cancelled on the Noukai side.
             JobWaitTimeout: The block's `timeout` passed; the job was cancelled.
+            CancelledRun: The flow run is being stopped, and this is a task in a thread.
         """
         run_blocking(self.await_for_completion())
 

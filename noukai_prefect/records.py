@@ -7,28 +7,33 @@ whichever process or container, reads them, and attaches to the job that is ther
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import threading
 import uuid
+import weakref
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, FlowRunFilter
 from prefect.client.schemas.objects import Artifact
 
-from noukai_core import Submission
+from noukai_core import AsyncJob, Submission
 
 from .context import RunContext
+
+T = TypeVar("T")
 
 ARTIFACT_KEY = "noukai-job"
 
 _PAGE = 200
+_READ_PAUSE = 0.05
 _NAMESPACE = uuid.UUID("5d1f62a4-32b1-4d0a-8c0e-6f3f9f0f1b7e")
 
 
@@ -44,6 +49,7 @@ class JobRecord:
         sent_at: When it may first have been sent; `None` when it surely never was.
         job_id: The job, once it is known.
         ended: Whether this flow run has seen it end badly, or cancelled it; then a new one takes its place.
+        credentials: The name of the stored block whose key the job was submitted with, if it is one.
         artifact_id: Where it is kept.
     """
 
@@ -54,6 +60,7 @@ class JobRecord:
     sent_at: datetime | None = None
     job_id: str | None = None
     ended: bool = False
+    credentials: str | None = None
     artifact_id: uuid.UUID | None = None
 
     @property
@@ -63,7 +70,7 @@ class JobRecord:
 
     def next(self) -> JobRecord:
         """Return the record of the job that takes this one's place."""
-        return _new_record(self.flow, self.place, self.generation + 1)
+        return replace(_new_record(self.flow, self.place, self.generation + 1), credentials=self.credentials)
 
     def metadata(self) -> dict[str, str]:
         """Return it as an artifact keeps it."""
@@ -75,6 +82,7 @@ class JobRecord:
             "sent_at": self.sent_at.isoformat() if self.sent_at else None,
             "job_id": self.job_id,
             "ended": "true" if self.ended else None,
+            "credentials": self.credentials,
         }
         return {name: value for name, value in kept.items() if value is not None}
 
@@ -91,38 +99,44 @@ class JobRecord:
                 sent_at=datetime.fromisoformat(sent_at) if sent_at else None,
                 job_id=metadata.get("job_id"),
                 ended="ended" in metadata,
+                credentials=metadata.get("credentials"),
                 artifact_id=artifact_id,
             )
         except (KeyError, ValueError):
             return None
 
 
-# The flow run and its attempt, and what is submitted; and the task run that submits, if there is one.
-_Attempt: TypeAlias = tuple[uuid.UUID | None, int, str]
-_Caller: TypeAlias = tuple[uuid.UUID | None, _Attempt]
+# The task run that submits, if there is one, and what it submits.
+_Caller: TypeAlias = tuple[uuid.UUID | None, str]
 
 
 class JobBook:
-    """The records of one flow run, or of a task run that has no flow."""
+    """The records of a flow run, or of a task run that has no flow, for one attempt of it."""
 
     def __init__(self, scope: uuid.UUID) -> None:
         self._scope = scope
         self._latest: dict[str, JobRecord] = {}
         self._places: defaultdict[_Caller, list[str]] = defaultdict(list)
         self._turns: Counter[tuple[_Caller, int]] = Counter()
-        self._counts: Counter[_Attempt] = Counter()
+        self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
+        self._being_read = False
         self._read = False
 
     async def record(self, run: RunContext, flow: str, inputs: Mapping[str, Any]) -> JobRecord:
         """Return the record of a submission: the latest in its place, or a new one."""
-        if not self._read:
-            await self._read_artifacts()
+        await self._read_once()
         place = self.place(run, flow, inputs)
         return self._latest.get(place) or _new_record(flow, place, 0)
 
-    async def keep(self, run: RunContext, record: JobRecord, shown: str) -> JobRecord:
-        """Write a record down, before the request and again with the job's id."""
+    async def keep(self, run: RunContext, record: JobRecord, shown: str | None) -> JobRecord:
+        """Write a record down, before the request and again with the job's id.
+
+        Args:
+            run: Where the job is submitted.
+            record: The record.
+            shown: What people read; `None` for what they read already.
+        """
         if record.artifact_id is not None:
             with self._lock:
                 self._latest[record.place] = record
@@ -141,88 +155,130 @@ class JobBook:
                 )
                 record = replace(record, artifact_id=artifact.id)
             else:
-                await client.update_artifact(
-                    record.artifact_id, ArtifactUpdate(data=shown, metadata_=record.metadata())
+                kept = record.metadata()
+                update = (
+                    ArtifactUpdate(data=shown, metadata_=kept) if shown else ArtifactUpdate(metadata_=kept)
                 )
+                await client.update_artifact(record.artifact_id, update)
         with self._lock:
             self._latest[record.place] = record
         return record
 
-    async def end(self, job_id: str) -> None:
+    async def end(self, run: RunContext, job: AsyncJob, submission: Submission | None) -> None:
         """Write down that a job has ended badly, if it is one of this book's."""
+        identity = submission.id if submission else None
         with self._lock:
-            found = next((record for record in self._latest.values() if record.job_id == job_id), None)
-            if found is None or found.ended:
-                return
-            self._latest[found.place] = replace(found, ended=True)
-        await mark_ended(found)
+            kept = self._latest.values()
+            found = next((one for one in kept if one.job_id == job.id or one.identity == identity), None)
+        if found is None or found.ended:
+            return
+        shown = None if found.job_id else f"Noukai job `{job.id}` of `{job.flow}`"
+        await self.keep(run, replace(found, job_id=job.id, ended=True), shown)
 
     def place(self, run: RunContext, flow: str, inputs: Mapping[str, Any]) -> str:
         """Tell equal submissions of one attempt apart by their number, which the retry of a task keeps."""
         digest = hashlib.sha256(json.dumps([flow, inputs], sort_keys=True, default=repr).encode()).hexdigest()
-        attempt = (run.flow_run_id, run.attempt, digest)
-        caller = (run.task_run_id, attempt)
+        caller = (run.task_run_id, digest)
         with self._lock:
             places = self._places[caller]
             turn = self._turns[caller, run.task_attempt]
             self._turns[caller, run.task_attempt] += 1
             if turn == len(places):
-                number = self._counts[attempt]
-                self._counts[attempt] += 1
+                number = self._counts[digest]
+                self._counts[digest] += 1
                 places.append(str(uuid.uuid5(_NAMESPACE, f"{self._scope}:{digest}:{number}")))
             return places[turn]
 
-    async def _read_artifacts(self) -> None:
-        for record in await read_records(self._scope):
-            known = self._latest.get(record.place)
-            if known is None or known.generation <= record.generation:
-                self._latest[record.place] = record
-        self._read = True
+    async def _read_once(self) -> None:
+        """Read what earlier attempts have written down; of many tasks that begin together, one does."""
+        while not self._read:
+            with self._lock:
+                mine, self._being_read = not self._being_read, True
+            if not mine:
+                # Tasks in threads have event loops of their own, which have nothing to wait for in common.
+                await asyncio.sleep(_READ_PAUSE)
+                continue
+            try:
+                self._latest.update({record.place: record for record in await read_records([self._scope])})
+                self._read = True
+            finally:
+                self._being_read = False
 
 
-_books: dict[uuid.UUID, JobBook] = {}
+# By the identity of what stands for the attempt, which a book does not outlive.
+_books: dict[int, JobBook] = {}
 _books_lock = threading.Lock()
 
 
 def book_of(run: RunContext) -> JobBook | None:
     """Return the book of the current run; `None` outside of any."""
-    if run.scope is None:
+    if run.scope is None or run.attempt is None:
         return None
+    number = id(run.attempt)
     with _books_lock:
-        return _books.setdefault(run.scope, JobBook(run.scope))
+        if number not in _books:
+            _books[number] = JobBook(run.scope)
+            weakref.finalize(run.attempt, _books.pop, number)
+        return _books[number]
 
 
-async def read_records(scope: uuid.UUID) -> list[JobRecord]:
-    """Return what a flow run, or each flow run of a subflow's call, has written down, the oldest first."""
+async def read_records(scopes: Sequence[uuid.UUID]) -> list[JobRecord]:
+    """Return what runs have written down, the latest of each place last; for scopes see `artifacts_of`."""
     found = [
-        JobRecord.read(kept.metadata_ or {}, kept.id) for kept in await artifacts_of(scope, ARTIFACT_KEY)
+        JobRecord.read(kept.metadata_ or {}, kept.id) for kept in await artifacts_of(scopes, ARTIFACT_KEY)
     ]
-    return sorted((record for record in found if record), key=lambda record: record.generation)
+    return sorted(
+        (record for record in found if record),
+        key=lambda record: (record.generation, record.job_id is not None),
+    )
 
 
-async def artifacts_of(scope: uuid.UUID, key: str) -> list[Artifact]:
-    """Return the artifacts with a key; the scope is a flow run or the task run that stands for a subflow."""
-    either: dict[str, Any] = {"any_": [scope]}
+async def artifacts_of(scopes: Sequence[uuid.UUID], key: str) -> list[Artifact]:
+    """Return the artifacts with a key; a scope is a flow run, or the task run that stands for a subflow."""
+    either: dict[str, Any] = {"any_": list(scopes)}
     runs = FlowRunFilter.model_validate({"operator": "or_", "id": either, "parent_task_run_id": either})
     wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[key]))
-    found: list[Artifact] = []
     async with get_client() as client:
-        while True:
-            page = await client.read_artifacts(
-                artifact_filter=wanted, flow_run_filter=runs, limit=_PAGE, offset=len(found)
+        return await _every_page(client.read_artifacts, artifact_filter=wanted, flow_run_filter=runs)
+
+
+async def with_subflows(flow_run_id: uuid.UUID) -> list[uuid.UUID]:
+    """Return a flow run, the subflows that it has called, and what these have called."""
+    found: list[uuid.UUID] = []
+    generation = [flow_run_id]
+    async with get_client() as client:
+        while generation:
+            found += generation
+            called: dict[str, Any] = {"parent_flow_run_id": {"any_": generation}}
+            below = await _every_page(
+                client.read_flow_runs, flow_run_filter=FlowRunFilter.model_validate(called)
             )
-            found += page
-            if len(page) < _PAGE:
-                return found
+            generation = [flow_run.id for flow_run in below]
+    return found
 
 
-async def note_end(run: RunContext, job_id: str) -> None:
-    """Write down that a job of this run has ended badly. Without Prefect's server that is only a warning."""
+async def _every_page(read: Callable[..., Awaitable[list[T]]], **wanted: Any) -> list[T]:
+    found: list[T] = []
+    while True:
+        page = await read(**wanted, limit=_PAGE, offset=len(found))
+        found += page
+        if len(page) < _PAGE:
+            return found
+
+
+async def note_end(run: RunContext, job: AsyncJob, submission: Submission | None = None) -> None:
+    """Write down that a job of this run has ended badly. Without Prefect's server that is only a warning.
+
+    Args:
+        run: Where it was submitted or waited for.
+        job: The job.
+        submission: Its submission, where only that was known.
+    """
     if book := book_of(run):
         try:
-            await book.end(job_id)
+            await book.end(run, job, submission)
         except Exception as error:
-            run.logger().warning("The end of Noukai job %s could not be noted in Prefect: %s", job_id, error)
+            run.logger().warning("The end of Noukai job %s could not be noted in Prefect: %s", job.id, error)
 
 
 async def mark_ended(record: JobRecord) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
-import anyio
 from prefect.client.schemas.objects import State
 from prefect.states import Cancelled
 
@@ -19,6 +18,7 @@ from noukai_core import (
     JobState,
     JobStatus,
     JobWaitTimeout,
+    Submission,
 )
 
 from . import records
@@ -27,17 +27,16 @@ from .context import RunContext
 from .credentials import NoukaiCredentials
 from .events import ProgressArtifact, job_event
 from .interruption import (
-    CLEANUP_SECONDS,
+    Known,
     StoppedInThread,
-    cancel,
+    give_up,
     interrupts,
     settle,
-    stopped,
-    to_be_cancelled,
     unless_stopped,
-    withdraw,
 )
 from .records import JobBook, JobRecord
+
+T = TypeVar("T")
 
 OnCancelled: TypeAlias = Literal["fail", "cancel"]
 
@@ -97,60 +96,101 @@ async def submit(
 
     A job that this flow run has seen fail, or that is no longer known, makes way for a new one.
     """
-    flow = client.flow(inputs.flow)
+    known = Known()
+    return await _settled(_submit(credentials, client.flow(inputs.flow), inputs, run, known), run, known)
+
+
+async def wait(job: AsyncJob, waiting: Waiting, run: RunContext) -> Any:
+    """Wait for a job, and return its output.
+
+    Returns:
+        The output; or, for a job that was cancelled and with `on_cancelled="cancel"`, a `Cancelled` state.
+
+    Raises:
+        JobFailed: The job failed.
+        JobCancelled: The job was cancelled on the Noukai side.
+        JobWaitTimeout: The deadline passed. It is a `TimeoutError`, so the task run ends as `TimedOut`.
+        StoppedInThread: The task was told to stop.
+    """
+    return await _settled(_wait(job, waiting, run), run, Known(job=job))
+
+
+async def submit_and_wait(
+    credentials: NoukaiCredentials, client: AsyncNoukai, inputs: JobInputs, waiting: Waiting, run: RunContext
+) -> Any:
+    """Submit a job, wait for it, and return its output; see `submit` and `wait`."""
+    known = Known()
+
+    async def both() -> Any:
+        job = await _submit(credentials, client.flow(inputs.flow), inputs, run, known)
+        return await _wait(job, waiting, run)
+
+    return await _settled(both(), run, known)
+
+
+async def _settled(doing: Coroutine[Any, Any, T], run: RunContext, known: Known) -> T:
+    """Do something about a job. Wherever an interruption strikes, it is decided what becomes of the job."""
+    try:
+        return await doing
+    except BaseException as interruption:
+        if interrupts(interruption):
+            cancelled = await settle(known, run, interruption)
+            if known.job is not None:
+                job_event(run, "cancelled" if cancelled else "detached", known.job.flow, known.job.id)
+        raise
+
+
+async def _submit(
+    credentials: NoukaiCredentials, flow: AsyncFlow, inputs: JobInputs, run: RunContext, known: Known
+) -> AsyncJob:
+    if run.told_to_stop:
+        raise StoppedInThread(f"The flow run was stopped before a job of {flow.path} was submitted")
     book = records.book_of(run)
     if book is None:
-        job = await flow.job(**inputs.arguments())
-    else:
-        given = {"server": credentials.base_url, **inputs.arguments()}
-        record = await book.record(run, flow.path, given)
-        job = await _attached(client, record, run) or await _submitted(
-            credentials, client, inputs, run, book, record
-        )
-    return job
+        submission = Submission.new()
+        known.submission = flow, submission
+        known.job = await flow.job(**inputs.arguments(), submission=submission)
+        return known.job
+    given = {"server": credentials.base_url, **inputs.arguments()}
+    record = replace(await book.record(run, flow.path, given), credentials=credentials.saved_as)
+    attached = await _attached(flow, record, run, known)
+    return attached or await _submitted(credentials, flow, inputs, run, book, record, known)
 
 
-async def _attached(client: AsyncNoukai, record: JobRecord, run: RunContext) -> AsyncJob | None:
+async def _attached(flow: AsyncFlow, record: JobRecord, run: RunContext, known: Known) -> AsyncJob | None:
     """Return the job of a record, also when it has failed since: that is then seen by who waits for it."""
     if record.job_id is None or record.ended:
         return None
-    job = client.flow(record.flow).attach(record.job_id, submitted_at=record.sent_at)
+    known.job = job = flow.attach(record.job_id, submitted_at=record.sent_at)
     try:
-        await unless_stopped(job.status(), run)
+        await unless_stopped(job.status(), run, f"Noukai job {job.id} of {job.flow} was attached to")
     except JobNotFound:
-        return None
-    except BaseException as interruption:
-        if interrupts(interruption):
-            await settle(job, run, because=interruption)
-        raise
-    return job
+        known.job = None
+    return known.job
 
 
 async def _submitted(
     credentials: NoukaiCredentials,
-    client: AsyncNoukai,
+    flow: AsyncFlow,
     inputs: JobInputs,
     run: RunContext,
     book: JobBook,
     record: JobRecord,
+    known: Known,
 ) -> AsyncJob:
     """Submit under a record that is written down before the request, and completed after it."""
-    if record.job_id is not None:
+    if record.job_id is not None or record.ended:
         record = record.next()
     before = record.submission
     record = await book.keep(
         run, replace(record, sent_at=records.now()), f"Noukai job of `{record.flow}`: submitting"
     )
-    flow = client.flow(record.flow)
-    try:
-        job = await unless_stopped(flow.job(**inputs.arguments(), submission=before), run)
-        await _note_job(run, book, replace(record, job_id=job.id), _shown(credentials, job))
-    except BaseException as interruption:
-        if interrupts(interruption):
-            await _withdrawn(flow, run, book, record, interruption)
-        raise
+    known.submission = flow, record.submission
+    submitting = flow.job(**inputs.arguments(), submission=before)
+    known.job = job = await unless_stopped(submitting, run, f"a job of {record.flow} was submitted")
+    await _note_job(run, book, replace(record, job_id=job.id), _shown(credentials, job))
     run.logger().info("Noukai job %s of %s: submitted%s", job.id, job.flow, _at(credentials, job))
-    job_event("submitted", job.flow, job.id)
+    job_event(run, "submitted", job.flow, job.id)
     return job
 
 
@@ -160,16 +200,6 @@ async def _note_job(run: RunContext, book: JobBook, record: JobRecord, shown: st
         await book.keep(run, record, shown)
     except Exception as error:
         run.logger().warning("Noukai job %s could not be noted in Prefect: %s", record.job_id, error)
-
-
-async def _withdrawn(
-    flow: AsyncFlow, run: RunContext, book: JobBook, record: JobRecord, because: BaseException
-) -> None:
-    """Cancel the job that an interrupted submission may have made, or leave it to the rerun."""
-    with anyio.move_on_after(CLEANUP_SECONDS, shield=True):
-        if await to_be_cancelled(run, because) and (job := await withdraw(flow, record.submission, run)):
-            ended = replace(record, job_id=job.id, ended=True)
-            await book.keep(run, ended, f"Noukai job `{job.id}` of `{job.flow}`")
 
 
 def _shown(credentials: NoukaiCredentials, job: AsyncJob) -> str:
@@ -184,48 +214,20 @@ def _at(credentials: NoukaiCredentials, job: AsyncJob) -> str:
     return f", see {page}" if page else ""
 
 
-async def submit_and_wait(
-    credentials: NoukaiCredentials, client: AsyncNoukai, inputs: JobInputs, waiting: Waiting, run: RunContext
-) -> Any:
-    """Submit a job, wait for it, and return its output; see `submit` and `wait`."""
+async def _wait(job: AsyncJob, waiting: Waiting, run: RunContext) -> Any:
+    following = _follow(job, waiting, run)
     try:
-        job = await submit(credentials, client, inputs, run)
-    except StoppedInThread:
-        return stopped(run, f"a job of {inputs.flow} was submitted")
-    return await wait(job, waiting, run)
-
-
-async def wait(job: AsyncJob, waiting: Waiting, run: RunContext) -> Any:
-    """Wait for a job, and return its output.
-
-    Returns:
-        The output; or, for a job that was cancelled and with `on_cancelled="cancel"`, a `Cancelled` state.
-
-    Raises:
-        JobFailed: The job failed.
-        JobCancelled: The job was cancelled on the Noukai side.
-        JobWaitTimeout: The deadline passed. It is a `TimeoutError`, so the task run ends as `TimedOut`.
-    """
-    try:
-        status = await unless_stopped(_follow(job, waiting, run), run)
-    except JobWaitTimeout:
+        status = await unless_stopped(following, run, f"Noukai job {job.id} of {job.flow} ran")
+    except JobWaitTimeout as late:
         if waiting.cancel_on_timeout:
-            await cancel(job, run)
-        raise
-    except BaseException as interruption:
-        if not interrupts(interruption):
-            raise
-        cancelled = await settle(job, run, because=interruption)
-        job_event("cancelled" if cancelled else "detached", job.flow, job.id)
-        if isinstance(interruption, StoppedInThread):
-            return stopped(run, f"Noukai job {job.id} of {job.flow} ran")
+            raise await give_up(job, late, run) from None
         raise
     return await _outcome(job, status, waiting, run)
 
 
 async def _follow(job: AsyncJob, waiting: Waiting, run: RunContext) -> JobStatus:
     logger = run.logger()
-    bar = ProgressArtifact(job.flow, job.id)
+    bar = ProgressArtifact(run, f"Noukai job {job.id} of {job.flow}")
     state = None
     status: JobStatus | None = None
     limit = None if waiting.timeout is None else waiting.timeout * _MILLISECONDS
@@ -233,17 +235,16 @@ async def _follow(job: AsyncJob, waiting: Waiting, run: RunContext) -> JobStatus
         if status.state != state:
             logger.info("Noukai job %s of %s: %s", job.id, job.flow, status.state)
             state = status.state
-        if run.task_run_id is not None:
-            await bar.show(status)
+        await bar.show_job(status)
     assert status is not None, "a watch ends with a status or an error"
     return status
 
 
 async def _outcome(job: AsyncJob, status: JobStatus, waiting: Waiting, run: RunContext) -> Any | State[Any]:
-    if run.flow_run_id is not None:
-        job_event(status.state, job.flow, job.id, **({"error": status.error[:500]} if status.error else {}))
+    error = {"error": status.error[:500]} if status.error else {}
+    job_event(run, status.state, job.flow, job.id, **error)
     if status.state != JobState.COMPLETED:
-        await records.note_end(run, job.id)
+        await records.note_end(run, job)
     try:
         return status.outcome().output
     except JobCancelled as error:

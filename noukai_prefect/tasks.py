@@ -21,7 +21,7 @@ from noukai_core import InvalidInput, JobCancelled, Refused
 from .bridge import run_blocking
 from .context import RunContext
 from .credentials import NoukaiCredentials
-from .interruption import StoppedInThread, stopped
+from .interruption import or_cancelled
 from .running import JobInputs, OnCancelled, Waiting, submit, submit_and_wait, wait
 
 _IN_VAIN = (Refused, InvalidInput, JobCancelled)
@@ -39,12 +39,9 @@ def worth_retrying(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -
 
 
 async def _submit(credentials: NoukaiCredentials, inputs: JobInputs) -> Any:
-    run = RunContext.current()
     async with credentials.get_client("async") as client:
-        try:
-            return (await submit(credentials, client, inputs, run)).id
-        except StoppedInThread:
-            return stopped(run, f"a job of {inputs.flow} was submitted")
+        job = await or_cancelled(submit(credentials, client, inputs, RunContext.current()))
+    return job if isinstance(job, State) else job.id
 
 
 async def _wait(
@@ -52,13 +49,13 @@ async def _wait(
 ) -> Any:
     async with credentials.get_client("async") as client:
         job = client.flow(flow).attach(job_id, submitted_at=submitted_at)
-        return await wait(job, waiting, RunContext.current())
+        return await or_cancelled(wait(job, waiting, RunContext.current()))
 
 
 async def _run(credentials: NoukaiCredentials, inputs: JobInputs, waiting: Waiting) -> Any:
-    run = RunContext.current()
     async with credentials.get_client("async") as client:
-        return await submit_and_wait(credentials, client, inputs, waiting, run)
+        doing = submit_and_wait(credentials, client, inputs, waiting, RunContext.current())
+        return await or_cancelled(doing)
 
 
 @task(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 KEY = "nk_test_e2eprefe_0123456789abcdef0123456789abcdef"
+OTHER_KEY = "nk_test_e2eother_0123456789abcdef0123456789abcdef"
 JOB_PAGE = "https://noukai.test/{org}/{project}/{flow}/runs/{job_id}"
 
 _FLOW = re.compile(r"^@flow\b.*?^(?:async )?def (\w+)\(", re.MULTILINE | re.DOTALL)
@@ -41,7 +42,8 @@ def prefect(emulator_server: Emulator, tmp_path_factory: pytest.TempPathFactory)
     binaries, home = Path(sys.executable).parent, tmp_path_factory.mktemp("prefect")
     with LocalPrefect(binaries, home, environment={"PYTHONPATH": str(ROOT)}) as running:
         fields = {"api_key": KEY, "base_url": emulator_server.base_url, "run_url_template": JOB_PAGE}
-        running.save_blocks({"default": ("NoukaiCredentials", fields)})
+        other = {**fields, "api_key": OTHER_KEY}
+        running.save_blocks({"default": ("NoukaiCredentials", fields), "other": ("NoukaiCredentials", other)})
         running.serve(*entrypoints(ROOT / "example_flows"), *entrypoints(Path(__file__).parent / "flows"))
         running.serve(*entrypoints(ROOT / "noukai_prefect"), name="form")
         yield running
@@ -89,6 +91,12 @@ class Run:
             return found if len(found) >= count else []
 
         return wait_until(there, f"{count} jobs of {self.flow} to be {state or 'there'}", timeout)
+
+    def attached_again(self, jobs: list[str]) -> None:
+        """Wait until somebody looks at each job once more."""
+        seen = {job: self.control.counts(job)["poll"] for job in jobs}
+        for job in jobs:
+            self.control.wait_for("poll", seen[job] + 1, job_id=job, timeout=60)
 
     def submissions(self) -> int:
         """Count the requests to submit that the server saw for this flow."""

@@ -51,7 +51,12 @@ def test_outcomes(started: dict[str, Run], prefect: LocalPrefect) -> None:
     assert [outcome["state"] for outcome in outcomes] == ["completed", "failed", "cancelled", "completed"]
     assert [(outcome["output"] or {}).get("message") for outcome in outcomes] == ["slow", None, None, "quick"]
     assert "no luck" in outcomes[1]["error"]
-    assert [row["state"] for row in table(prefect, run)] == ["completed", "failed", "cancelled", "completed"]
+    rows = table(prefect, run)
+    assert [row["state"] for row in rows] == ["completed", "failed", "cancelled", "completed"]
+    assert [bool(row["error"]) for row in rows] == [False, True, True, False]
+    assert "no luck" in rows[1]["error"]
+    (bar,) = prefect.artifacts(run.id, "noukai-progress")
+    assert bar["data"] == 100
     assert run.task_states() == ["Completed"]
     assert run.submissions() == 4
 

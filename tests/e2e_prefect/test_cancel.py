@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from uuid import uuid4
@@ -32,15 +33,18 @@ STYLES = {
     "async_submitted": 1,
     "mapped": 3,
     "async_mapped": 3,
+    "process_mapped": 2,
     "two_steps": 1,
     "async_two_steps": 1,
     "block": 1,
     "async_block": 1,
+    "submitted_block": 1,
     "batch": 3,
     "async_batch": 3,
     "submitted_batch": 3,
     "parent": 1,
 }
+TWO_STEPS = ["two_steps", "async_two_steps", "block", "async_block", "submitted_block"]
 SUBMITTING = ["awaited", "called", "submitted", "batch", "async_batch"]
 ENDLESS = {"outcome": "never"}
 
@@ -48,14 +52,25 @@ ENDLESS = {"outcome": "never"}
 CANCELLED_WITHIN = 15.0
 
 
-LIMITED = ["limited_awaited", "limited_called", "limited_submitted", "limited_async_submitted"]
+LIMITED = [
+    "limited_awaited",
+    "limited_called",
+    "limited_submitted",
+    "limited_async_submitted",
+    "limited_block",
+    "deadline",
+]
+LIMITED_FLOWS = ["limited_flow", "limited_flow_submitted"]
+LIMIT = 3.0  # as in timeouts.py
 AT_THE_SAME_TIME = 3
 
 
 def cancel(runs: Any, style: str) -> Any:
     """Cancel a flow run while its jobs run, and wait for its end."""
     run = runs.start(style, script=ENDLESS)
-    run.wait_for_jobs(STYLES[style], "running")
+    jobs = run.wait_for_jobs(STYLES[style], "running")
+    if style in TWO_STEPS:  # in between nobody waits for the job: that is for the hook
+        run.attached_again(jobs)
     run.cancel()
     run.wait_for("Cancelled", timeout=CANCELLED_WITHIN)
     return run
@@ -72,8 +87,8 @@ def cancel_while_it_submits(runs: Any, style: str) -> Any:
 
 
 def exceed_the_limit(runs: Any, style: str) -> Any:
-    """Let a task run into its time limit."""
-    run = runs.start(style, script=ENDLESS)
+    """Let a task run into its time limit, with a Noukai that takes its time to answer the cancel."""
+    run = runs.start(style, script=ENDLESS, fault={"kind": "slow", "on": "cancel", "seconds": 2})
     run.wait_for()
     return run
 
@@ -86,7 +101,8 @@ def side_by_side(runs: Any, request: pytest.FixtureRequest) -> Iterator[dict[str
         **{
             f"test_cancel_while_it_submits[{style}]": (cancel_while_it_submits, style) for style in SUBMITTING
         },
-        **{f"test_time_limit_of_the_task[{style}]": (exceed_the_limit, style) for style in LIMITED},
+        **{f"test_time_limit[{style}]": (exceed_the_limit, style) for style in LIMITED},
+        **{f"test_time_limit_of_the_flow[{style}]": (exceed_the_limit, style) for style in LIMITED_FLOWS},
     }
     wanted = {item.name for item in request.session.items if item.path == request.path}
     with ThreadPoolExecutor(AT_THE_SAME_TIME) as pool:
@@ -117,31 +133,34 @@ def test_cancel_while_it_submits(side_by_side: Any, request: pytest.FixtureReque
 
 
 @pytest.mark.parametrize("style", LIMITED)
-def test_time_limit_of_the_task(side_by_side: Any, request: pytest.FixtureRequest, style: str) -> None:
-    """A task that exceeds its `timeout_seconds` ends as TimedOut, and its job is cancelled."""
+def test_time_limit(
+    side_by_side: Any, request: pytest.FixtureRequest, prefect: LocalPrefect, style: str
+) -> None:
+    """A task that exceeds its `timeout_seconds`, or its job's `timeout`, is TimedOut, the job cancelled."""
     run = side_by_side[request.node.name].result()
 
     assert run.task_states() == ["TimedOut"]
+    (job,) = run.jobs()
+    assert job["state"] == "cancelled"
+    (cancel,) = run.control.requests("cancel", job["id"])
+    (task,) = prefect.task_runs(run.id)
+    assert cancel["time"] - datetime.fromisoformat(task["start_time"]).timestamp() >= LIMIT
+    line = f"INFO Noukai job {job['id']} of {job['flow']}: cancelled"
+    wait_until(lambda: line in prefect.logs(run.id), "the line about the cancel", 20)
+    if style == "deadline":
+        assert "was cancelled" in task["state"]["message"]
+
+
+@pytest.mark.parametrize("style", LIMITED_FLOWS)
+def test_time_limit_of_the_flow(
+    side_by_side: Any, request: pytest.FixtureRequest, prefect: LocalPrefect, style: str
+) -> None:
+    """A flow that exceeds its `timeout_seconds` is TimedOut, and its job cancelled."""
+    run = side_by_side[request.node.name].result()
+
+    assert prefect.state(run.id) == "TimedOut"
     assert [job["state"] for job in run.jobs()] == ["cancelled"]
-    assert run.cancels(run.jobs()[0]["id"]) == 1
-
-
-def test_cancel_under_a_worker(runs: Any, prefect: LocalPrefect) -> None:
-    """A flow run of a process worker is cancelled as one of a served deployment is."""
-    styles = ("gathered", "mapped")
-    prefect.deploy(*(f"{FLOWS / 'call_styles.py'}:{style}" for style in styles))
-    worker = prefect.work()
-    started = [runs.start(style, deployment="processes", script=ENDLESS) for style in styles]
-    for run in started:
-        jobs = run.wait_for_jobs(3, "running")
-
-        run.cancel()
-
-        assert run.wait_for(timeout=CANCELLED_WITHIN) == "Cancelled"
-        assert [job["state"] for job in run.jobs()] == ["cancelled"] * 3
-        assert [run.cancels(job) for job in jobs] == [1, 1, 1]
-        assert run.submissions() == 3
-    prefect.end(worker)
+    assert [run.cancels(job["id"]) for job in run.jobs()] == [1]
 
 
 def test_cancel_without_a_cancel_route(runs: Any, prefect: LocalPrefect) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from importlib.metadata import version
@@ -34,8 +35,16 @@ def started(runs: Runs, prefect: LocalPrefect) -> dict[str, Run]:
         "with block": runs.start("observed_with_block", credentials=block),
         "cancelled": runs.start("hooked", script={"outcome": "never"}),
         "crashed": runs.start("hooked", script={"outcome": "never"}),
+        "struck in between": runs.start("struck_in_between", script={"outcome": "never"}),
         "without event": runs.start("without_event", script={"outcome": "never"}),
     }
+
+
+def table(prefect: LocalPrefect, run: Run) -> list[dict[str, Any]]:
+    """Return the rows of the run's only table."""
+    (artifact,) = prefect.artifacts(run.id, "noukai-jobs")
+    rows: list[dict[str, Any]] = json.loads(artifact["data"])
+    return rows
 
 
 def events_of(prefect: LocalPrefect, job_id: str) -> list[dict[str, Any]]:
@@ -95,9 +104,13 @@ def test_log(started: dict[str, Run], prefect: LocalPrefect) -> None:
 
 @hooks_run
 def test_hook_on_cancellation(started: dict[str, Run], prefect: LocalPrefect) -> None:
-    """The job of a cancelled run is cancelled by the hook when the run's process could not do it any more."""
+    """Where the process of a cancelled run could not cancel its jobs any more, the hook does.
+
+    Those of batches and of subflows too, each with the key that it was submitted with. Run again, the flow
+    submits new ones.
+    """
     run = started["cancelled"]
-    (job_id,) = run.wait_for_jobs(1, "running")
+    jobs = run.wait_for_jobs(4, "running")
     process = prefect.flow_run_process(run.id)
     os.kill(process, signal.SIGSTOP)
     run.cancel()
@@ -105,25 +118,34 @@ def test_hook_on_cancellation(started: dict[str, Run], prefect: LocalPrefect) ->
     wait_until(lambda: _is_told_to_end(process), "the runner to end the process", 30)
     os.kill(process, signal.SIGKILL)
     assert run.wait_for("Cancelled", "Crashed", timeout=60) == "Cancelled"
-    wait_until(lambda: run.control.job(job_id)["state"] == "cancelled", "the hook to cancel the job", 30)
-    wait_until(
-        lambda: any("cancelled with the flow run" in line for line in prefect.logs(run.id)), "its line", 30
-    )
+    run.wait_for_jobs(4, "cancelled", timeout=30)
+    assert [run.cancels(job) for job in jobs] == [1, 1, 1, 1]
+
+    def said() -> int:
+        return sum("cancelled with the flow run" in line for line in prefect.logs(run.id))
+
+    wait_until(lambda: said() == 4, "a line for each job", 30)
+    run.control.script(run.flow, after_seconds=0)
+    prefect.retry(run.id)
+    assert run.wait_for("Completed", "Failed", "Crashed") == "Completed"
+    assert run.submissions() == 8
 
 
 @hooks_run
 def test_hook_on_crash(started: dict[str, Run], prefect: LocalPrefect) -> None:
-    """The job of a crashed run is kept, and the run's log names it."""
+    """The jobs of a crashed run are kept, and its log names them."""
     run = started["crashed"]
-    (job_id,) = run.wait_for_jobs(1, "running")
+    jobs = run.wait_for_jobs(4, "running")
+    wait_until(lambda: all(row["job"] for row in table(prefect, run)), "the table to name its jobs", 30)
     os.kill(prefect.flow_run_process(run.id), signal.SIGKILL)
     assert run.wait_for() == "Crashed"
 
-    def said() -> list[str]:
-        return [line for line in prefect.logs(run.id) if f"Noukai job {job_id}" in line and "is kept" in line]
+    def named() -> set[str]:
+        kept = [line for line in prefect.logs(run.id) if "is kept" in line]
+        return {job for job in jobs for line in kept if f"Noukai job {job}" in line}
 
-    wait_until(said, "the line about the job", 30)
-    assert run.cancels(job_id) == 0
+    wait_until(lambda: named() == set(jobs), "a line about each job", 30)
+    assert [run.cancels(job) for job in jobs] == [0, 0, 0, 0]
 
 
 def test_cancel_without_private_parts(started: dict[str, Run]) -> None:
@@ -132,6 +154,15 @@ def test_cancel_without_private_parts(started: dict[str, Run]) -> None:
     (job_id,) = run.wait_for_jobs(1, "running")
     run.cancel()
     assert run.wait_for("Cancelled", timeout=20) == "Cancelled"
+    assert run.cancels(job_id) == 1
+
+
+def test_cancel_in_between(started: dict[str, Run]) -> None:
+    """Wherever Prefect's signal strikes, its exception finds somebody who cancels the job."""
+    run = started["struck in between"]
+    (job_id,) = run.wait_for_jobs(1, "running")
+    run.cancel()
+    assert run.wait_for("Cancelled", timeout=15) == "Cancelled"
     assert run.cancels(job_id) == 1
 
 

@@ -15,10 +15,8 @@ from demo.processes import wait_until
 
 if TYPE_CHECKING:
     from demo.prefect_server import LocalPrefect
-    from noukai_core.emulator import Emulator
 
 FLOWS = Path(__file__).parent / "flows"
-KEY = "nk_test_e2eother_0123456789abcdef0123456789abcdef"
 
 # Flows of call_styles.py and reruns.py, with the number of their jobs.
 STYLES = {
@@ -34,6 +32,7 @@ STYLES = {
     "three_the_same": 3,
     "three_the_same_mapped": 3,
 }
+MOVED = ["awaited", "submitted", "async_batch"]
 IDENTICAL = ["three_the_same", "three_the_same_mapped", "three_the_same_in_turn"]
 RETRIED = ["flow_retried", "task_retried"]
 AFTER_A_WAIT = [*RETRIED, "parent_retried"]
@@ -41,6 +40,7 @@ LOST = {
     "connection dropped": {"kind": "drop_after"},
     "502": {"kind": "status", "status": 502, "takes_effect": True},
 }
+IN_VAIN = {"refused": {"missing": True}, "cancelled": {"outcome": "cancelled"}}
 ENDLESS = {"outcome": "never"}
 SHORT = {"after_seconds": 0.5}
 AT_THE_SAME_TIME = 3
@@ -48,9 +48,7 @@ AT_THE_SAME_TIME = 3
 
 def finish(run: Any, jobs: list[str]) -> None:
     """Wait until somebody looks at every job again, and complete the jobs."""
-    seen = {job: run.control.counts(job)["poll"] for job in jobs}
-    for job in jobs:
-        run.control.wait_for("poll", seen[job] + 1, job_id=job, timeout=60)
+    run.attached_again(jobs)
     for job in jobs:
         run.control.finish(job)
 
@@ -103,12 +101,8 @@ def let_it_end(runs: Any, style: str, **options: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def side_by_side(
-    runs: Any, prefect: LocalPrefect, emulator_server: Emulator, request: pytest.FixtureRequest
-) -> Iterator[dict[str, Future[Any]]]:
+def side_by_side(runs: Any, request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Any]]]:
     """The runs of most tests, by the name of the test; some go on at the same time."""
-    other = {"api_key": KEY, "base_url": emulator_server.base_url.replace("127.0.0.1", "localhost")}
-    prefect.save_blocks({"other": ("NoukaiCredentials", other)})
     bad = {"outcome": "failed", "error": "no luck", "after_seconds": 0.5}
     stories: dict[str, tuple[Callable[..., Any], str, dict[str, Any]]] = {
         **{f"test_process_killed[{style}]": (kill_and_retry, style, {}) for style in STYLES},
@@ -133,6 +127,11 @@ def side_by_side(
             f"test_identical_submissions[{style}]": (let_it_end, style, {"script": SHORT})
             for style in IDENTICAL
         },
+        **{
+            f"test_no_retry_in_vain[{how}]": (let_it_end, "task_retried", {"script": script})
+            for how, script in IN_VAIN.items()
+        },
+        "test_nothing_bad_is_cached": (let_it_end, "cancelled_twice", {"script": {"outcome": "cancelled"}}),
         "test_two_credentials": (let_it_end, "two_credentials", {"script": SHORT}),
         "test_no_task_run_for_a_look": (let_it_end, "awaited", {"script": {"after_polls": 4}}),
     }
@@ -205,8 +204,22 @@ def test_identical_submissions(run: Any, prefect: LocalPrefect, style: str) -> N
     assert len({job["session_id"] for job in run.jobs()}) == 3
 
 
+@pytest.mark.parametrize("how", IN_VAIN)
+def test_no_retry_in_vain(run: Any, prefect: LocalPrefect, how: str) -> None:
+    """A job that was refused for good, or that somebody cancelled, is not submitted again by a task retry."""
+    assert prefect.state(run.id) == "Failed"
+    assert run.task_states() == ["Failed"]
+    assert run.submissions() == 1
+
+
+def test_nothing_bad_is_cached(run: Any, prefect: LocalPrefect) -> None:
+    """A task run that ended as Cancelled is not replayed, also where results are kept by default."""
+    assert prefect.result(run.id) == ["Cancelled", "Cancelled"]
+    assert run.submissions() == 2
+
+
 def test_two_credentials(run: Any, prefect: LocalPrefect) -> None:
-    """The same submission with two credentials is two jobs."""
+    """The same submission with two keys of one server is two jobs."""
     assert prefect.state(run.id) == "Completed"
     assert run.submissions() == 2
     assert len({job["session_id"] for job in run.jobs()}) == 2
@@ -219,25 +232,35 @@ def test_no_task_run_for_a_look(run: Any, prefect: LocalPrefect) -> None:
     assert run.control.counts(run.jobs()[0]["id"])["poll"] == 4
 
 
+def machine(home: Path, storage: Path | None = None) -> dict[str, str]:
+    """Return what makes a process one of a new machine, its results in a given folder or its own."""
+    return {
+        "PREFECT_HOME": str(home),
+        "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(storage or home / "storage"),
+        "PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR": "reschedule",
+    }
+
+
 @pytest.mark.parametrize("end", ["shut down", "lost"])
 def test_machine_gone(runs: Any, prefect: LocalPrefect, tmp_path: Path, end: str) -> None:
-    """When a machine is shut down or lost, the run goes on with its job on another one."""
-    styles = ("awaited", "submitted")
+    """When a machine is shut down or lost, the run goes on with its jobs on one that shares nothing with it.
+
+    Neither storage nor home: what leads to the jobs is on Prefect's server.
+    """
     name = end.replace(" ", "-")
-    entrypoints = [f"{FLOWS / 'call_styles.py'}:{style}" for style in styles]
-    first = prefect.serve(*entrypoints, name=name)
-    started = [runs.start(style, deployment=name, script=ENDLESS) for style in styles]
-    jobs = [run.wait_for_jobs(1, "running") for run in started]
+    entrypoints = [f"{FLOWS / 'call_styles.py'}:{style}" for style in MOVED]
+    first = prefect.serve(*entrypoints, name=name, environment=machine(tmp_path / "first"))
+    started = [runs.start(style, deployment=name, script=ENDLESS) for style in MOVED]
+    jobs = [run.wait_for_jobs(STYLES[style], "running") for run, style in zip(started, MOVED, strict=True)]
 
     if end == "lost":
         prefect.kill(first)
     else:
         prefect.end(first)
 
-    assert [run.jobs()[0]["state"] for run in started] == ["running", "running"]
-    assert [run.cancels(ids[0]) for run, ids in zip(started, jobs, strict=True)] == [0, 0]
-    storage = {"PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(tmp_path)}
-    second = prefect.serve(*entrypoints, name=name, environment=storage)
+    assert {job["state"] for run in started for job in run.jobs()} == {"running"}
+    assert {run.cancels(job["id"]) for run in started for job in run.jobs()} == {0}
+    second = prefect.serve(*entrypoints, name=name, environment=machine(tmp_path / "second"))
     for run in started:
         if prefect.state(run.id) == "Running":  # nobody was left to say that it crashed
             prefect.mark(run.id, "CRASHED")
@@ -245,24 +268,36 @@ def test_machine_gone(runs: Any, prefect: LocalPrefect, tmp_path: Path, end: str
     for run, ids in zip(started, jobs, strict=True):
         finish(run, ids)
         assert run.wait_for() == "Completed"
-        assert run.submissions() == 1
+        assert run.submissions() == len(ids)
     prefect.end(second)
 
 
-def test_eviction_with_rescheduling(runs: Any, prefect: LocalPrefect) -> None:
-    """A container that is evicted and rescheduled keeps the job, and the next container waits for it."""
-    prefect.deploy(f"{FLOWS / 'call_styles.py'}:awaited", pool="containers")
-    run = runs.start("awaited", deployment="containers", script=ENDLESS)
-    reschedule = {"PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR": "reschedule"}
+def test_eviction_with_rescheduling(runs: Any, prefect: LocalPrefect, tmp_path: Path) -> None:
+    """Containers that are evicted and rescheduled keep their jobs, and the next ones wait for them.
 
-    first = prefect.execute(run.id, environment=reschedule)
-    jobs = run.wait_for_jobs(1, "running")
-    prefect.end(first)
+    They share nothing; but where the input of a job is the result of a task, the storage of the results.
+    """
+    styles = {**{style: STYLES[style] for style in MOVED}, "prepared": 1}
+    files = {**dict.fromkeys(MOVED, "call_styles.py"), "prepared": "reruns.py"}
+    shared = {"prepared": tmp_path / "shared"}
+    prefect.deploy(*(f"{FLOWS / files[style]}:{style}" for style in styles), pool="containers")
+    started = {style: runs.start(style, deployment="containers", script=ENDLESS) for style in styles}
 
-    assert run.wait_for("AwaitingRetry") == "AwaitingRetry"
-    assert (run.jobs()[0]["state"], run.cancels(jobs[0])) == ("running", 0)
-    second = prefect.execute(run.id, environment=reschedule)
-    finish(run, jobs)
-    assert run.wait_for() == "Completed"
-    assert run.submissions() == 1
-    prefect.end(second)
+    def container(style: str, number: int) -> Any:
+        settings = machine(tmp_path / f"{style}-{number}", shared.get(style))
+        return prefect.execute(started[style].id, environment=settings)
+
+    evicted = {style: container(style, 1) for style in styles}
+    jobs = {style: started[style].wait_for_jobs(count, "running") for style, count in styles.items()}
+    for style, process in evicted.items():
+        prefect.end(process)
+        assert started[style].wait_for("AwaitingRetry") == "AwaitingRetry"
+        assert [job["state"] for job in started[style].jobs()] == ["running"] * styles[style]
+
+    for style in styles:
+        container(style, 2)
+    for style, run in started.items():
+        finish(run, jobs[style])
+        assert run.wait_for() == "Completed"
+        assert run.submissions() == styles[style]
+        assert [run.cancels(job) for job in jobs[style]] == [0] * styles[style]

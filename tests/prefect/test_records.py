@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from prefect.context import FlowRunContext
 
 from noukai_prefect.context import RunContext
-from noukai_prefect.records import JobBook, JobRecord
+from noukai_prefect.records import JobBook, JobRecord, book_of
 
 FLOW = "acme/spelling/grade-3"
 INPUTS = {"message": "hello", "parameters": {"b": 1, "a": 2}}
@@ -18,10 +22,10 @@ FLOW_RUN = uuid4()
 
 
 def context(
-    task_run_id: UUID | None = None, *, flow_run_id: UUID = FLOW_RUN, attempt: int = 1, task_attempt: int = 1
+    task_run_id: UUID | None = None, *, flow_run_id: UUID = FLOW_RUN, task_attempt: int = 1
 ) -> RunContext:
     """Stand for code in a flow run."""
-    return RunContext(flow_run_id, task_run_id, attempt, task_attempt, None, None)
+    return RunContext(flow_run_id, task_run_id, task_attempt, None, None)
 
 
 def test_equal_submissions_have_places_of_their_own() -> None:
@@ -31,25 +35,24 @@ def test_equal_submissions_have_places_of_their_own() -> None:
 
 
 def test_a_rerun_comes_to_the_same_places() -> None:
-    """The next attempt, in another process, finds the same places, in whichever order it comes to them."""
+    """The next attempt, which has a book of its own, finds the same places in whichever order."""
     scope = uuid4()
     first, second = JobBook(scope), JobBook(scope)
     places = {first.place(context(uuid4()), FLOW, INPUTS) for _ in range(3)}
-    assert {second.place(context(uuid4(), attempt=2), FLOW, INPUTS) for _ in range(3)} == places
+    assert {second.place(context(uuid4()), FLOW, INPUTS) for _ in range(3)} == places
 
 
-def test_a_flow_retry_in_the_same_process_comes_to_the_same_places() -> None:
-    """A retry of the flow counts anew."""
-    book = JobBook(uuid4())
-    places = [book.place(context(uuid4()), FLOW, INPUTS) for _ in range(2)]
-    assert [book.place(context(uuid4(), attempt=2), FLOW, INPUTS) for _ in range(2)] == places
-
-
-def test_a_subflow_that_is_called_again_comes_to_the_same_places() -> None:
-    """The flow run that a subflow is given when its parent is retried counts anew."""
-    book, again = JobBook(uuid4()), uuid4()
-    places = [book.place(context(uuid4()), FLOW, INPUTS) for _ in range(2)]
-    assert [book.place(context(uuid4(), flow_run_id=again), FLOW, INPUTS) for _ in range(2)] == places
+def test_a_book_ends_with_its_attempt() -> None:
+    """Each attempt of a run has one book, and a process that runs many flows keeps none of them."""
+    run = replace(context(uuid4()), attempt=FlowRunContext.model_construct())
+    book = book_of(run)
+    assert book is not None
+    assert book_of(run) is book
+    assert book_of(replace(run, attempt=FlowRunContext.model_construct())) is not book
+    gone = weakref.ref(book)
+    del run, book
+    gc.collect()
+    assert gone() is None
 
 
 def test_a_task_retry_keeps_its_places() -> None:
@@ -108,7 +111,15 @@ def test_threads_never_share_a_place() -> None:
 def test_a_record_survives_its_artifact() -> None:
     """What an artifact keeps is what was written down, and the next generation has an identity of its own."""
     record = JobRecord(
-        str(uuid4()), FLOW, str(uuid4()), 2, datetime.now(UTC), "job_1", ended=True, artifact_id=uuid4()
+        str(uuid4()),
+        FLOW,
+        str(uuid4()),
+        2,
+        datetime.now(UTC),
+        "job_1",
+        ended=True,
+        credentials="default",
+        artifact_id=uuid4(),
     )
     assert JobRecord.read(record.metadata(), record.artifact_id) == record
     after = record.next()

@@ -12,7 +12,8 @@ import signal
 import sys
 from typing import Any
 
-from prefect import flow, unmapped
+from prefect import flow, task, unmapped
+from prefect.task_runners import ProcessPoolTaskRunner
 
 from noukai_prefect import (
     NoukaiCredentials,
@@ -74,6 +75,11 @@ async def async_mapped(flow: str) -> Any:
     return arun_noukai_job.map(unmapped(credentials()), unmapped(flow), TEXTS).result()
 
 
+@flow(task_runner=ProcessPoolTaskRunner(max_workers=2))
+def process_mapped(flow: str) -> Any:
+    return run_noukai_job.map(unmapped(credentials()), unmapped(flow), TEXTS[:2]).result()
+
+
 @flow
 def two_steps(flow: str) -> Any:
     return wait_for_noukai_job(credentials(), flow, submit_noukai_job(credentials(), flow, "a"))
@@ -96,6 +102,16 @@ async def async_block(flow: str) -> Any:
     run = await NoukaiJob(credentials=credentials(), flow=flow, message="a").atrigger()
     await run.await_for_completion()
     return await run.afetch_result()
+
+
+@task
+def use_block(flow: str) -> Any:
+    return NoukaiJob(credentials=credentials(), flow=flow, message="a").trigger().fetch_result()["message"]
+
+
+@flow
+def submitted_block(flow: str) -> Any:
+    return use_block.submit(flow).result()
 
 
 @flow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import Any
 
 from prefect import flow
@@ -9,10 +11,12 @@ from prefect import flow
 from noukai_prefect import (
     NoukaiCredentials,
     arun_noukai_job,
+    arun_noukai_jobs,
     cancel_noukai_jobs,
     context,
     keep_noukai_jobs,
     run_noukai_job,
+    running,
 )
 
 
@@ -32,6 +36,23 @@ def without_event(flow: str) -> Any:
     return run_noukai_job.submit(NoukaiCredentials.load("default"), flow, "hello").result()
 
 
+@flow
+async def struck_in_between(flow: str) -> Any:
+    # Between the submission and the wait.
+    running.job_event = lambda run, what, *job: time.sleep(25 if what == "submitted" else 0)
+    return await arun_noukai_job(await NoukaiCredentials.aload("default"), flow, "hello")
+
+
+@flow
+async def with_other_credentials(flow: str) -> Any:
+    return await arun_noukai_job(await NoukaiCredentials.aload("other"), flow, "in a subflow")
+
+
 @flow(on_cancellation=[cancel_noukai_jobs], on_crashed=[keep_noukai_jobs])
 async def hooked(flow: str) -> Any:
-    return await arun_noukai_job(await NoukaiCredentials.aload("default"), flow, "hello")
+    credentials = await NoukaiCredentials.aload("default")
+    return await asyncio.gather(
+        arun_noukai_job(credentials, flow, "hello"),
+        arun_noukai_jobs(credentials, flow, ["a", "b"]),
+        with_other_credentials(flow),
+    )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from uuid import uuid4
 
-from prefect import flow, unmapped
+from prefect import flow, task, unmapped
+from prefect.cache_policies import RUN_ID, TASK_SOURCE
 
 from noukai_prefect import NoukaiCredentials, arun_noukai_job, run_noukai_job
 
@@ -62,3 +64,22 @@ async def two_credentials(flow: str) -> Any:
     return await asyncio.gather(
         arun_noukai_job(credentials(), flow, "the same"), arun_noukai_job(other, flow, "the same")
     )
+
+
+@flow
+async def cancelled_twice(flow: str) -> list[str]:
+    states = [
+        await arun_noukai_job(credentials(), flow, "the same", on_cancelled="cancel", return_state=True)
+        for _ in range(2)
+    ]
+    return [state.name for state in states]
+
+
+@task(persist_result=True, cache_policy=RUN_ID + TASK_SOURCE)
+def prepare() -> str:
+    return f"different each time: {uuid4()}"
+
+
+@flow
+def prepared(flow: str) -> Any:
+    return run_noukai_job(credentials(), flow, prepare())
