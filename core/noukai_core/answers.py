@@ -155,8 +155,9 @@ def retry_after(value: str | None, now: datetime | None = None) -> float | None:
     """Return the seconds that a ``Retry-After`` header asks for, given as seconds or as an HTTP date."""
     if value is None:
         return None
-    if re.fullmatch(r"\d{1,9}(\.\d{1,6})?", value.strip(), re.ASCII):
-        return float(value)
+    seconds = re.fullmatch(r"\s*(\d{1,9}(\.\d{1,6})?)\s*", value, re.ASCII)
+    if seconds is not None:
+        return float(seconds[1])
     try:
         date = parsedate_to_datetime(value)
     except (ValueError, OverflowError):

@@ -296,6 +296,7 @@ NOW = datetime(2026, 7, 1, 12, 0, 0, tzinfo=UTC)
         ("Wed, 01 Jul 99999 12:00:00 GMT", None),
         ("Wed, 01 Jul 2026 12:00:00 +99999999999", None),
         ("9" * 400, None),
+        ("\x1c0", None),
     ],
     ids=ascii,
 )
