@@ -23,6 +23,8 @@ class Wire(Enum):
 
 
 Pieces = Iterable[bytes | Wire]
+Answers = Callable[[bytes], Pieces]
+"""What comes back for the beginning of a request."""
 
 _OK = b"HTTP/1.1 200 OK\r\n"
 _CHUNKED = _OK + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -30,9 +32,9 @@ _BLOCK = 64 * 1024
 
 
 class RawServer:
-    """Sends what `answer` gives to whoever asks for something, and then keeps silent."""
+    """Sends what `answer` gives to the first request of each connection, and then keeps silent."""
 
-    def __init__(self, answer: Callable[[], Pieces]) -> None:
+    def __init__(self, answer: Answers) -> None:
         self.answer = answer
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self._thread = threading.Thread(target=self._accept)
@@ -66,8 +68,7 @@ class RawServer:
     def _serve(self, connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
             connection.settimeout(0.2)
-            connection.recv(_BLOCK)
-            for piece in self.answer():
+            for piece in self.answer(connection.recv(_BLOCK)):
                 if self._ending.is_set():
                     return
                 if piece is Wire.PAUSE:
@@ -91,15 +92,15 @@ class RawServer:
                     return
 
 
-def _for_ever(begin: bytes, again: bytes) -> Callable[[], Pieces]:
-    return lambda: itertools.chain([begin], itertools.repeat(again))
+def _for_ever(begin: bytes, again: bytes) -> Answers:
+    return lambda _: itertools.chain([begin], itertools.repeat(again))
 
 
-def _in_drops(begin: bytes, again: bytes) -> Callable[[], Pieces]:
-    return lambda: itertools.chain([begin], itertools.cycle([Wire.PAUSE, again]))
+def _in_drops(begin: bytes, again: bytes) -> Answers:
+    return lambda _: itertools.chain([begin], itertools.cycle([Wire.PAUSE, again]))
 
 
-def _bomb() -> Callable[[], Pieces]:
+def _bomb() -> Answers:
     """A body whose every kilobyte unpacks to a megabyte."""
     packer = zlib.compressobj(wbits=zlib.MAX_WBITS | 16)
     begin = packer.compress(b"") + packer.flush(zlib.Z_FULL_FLUSH)
@@ -107,8 +108,8 @@ def _bomb() -> Callable[[], Pieces]:
     return _for_ever(_OK + b"Content-Encoding: gzip\r\n\r\n" + begin, again)
 
 
-ENDLESS: dict[str, Callable[[], Pieces]] = {
-    "silence": lambda: (),
+ENDLESS: dict[str, Answers] = {
+    "silence": lambda _: (),
     "bytes that are no HTTP": _for_ever(b"SSH-2.0-OpenSSH_9.2\r\n", bytes(range(256)) * 256),
     "status line": _for_ever(b"HTTP/1.1 200 ", b"O" * _BLOCK),
     "header": _for_ever(_OK + b"X-A: ", b"a" * _BLOCK),

@@ -84,7 +84,7 @@ def test_any_bytes(shell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever bytes come, a look ends as a status or as one of our errors, which does not show the key."""
     monkeypatch.setattr(policy, "QUICK_PATIENCE", 0.0)
     with (
-        RawServer(lambda: ()) as server,
+        RawServer(lambda _: ()) as server,
         client_of(shell, **IMPATIENT | {"timeout": 0.05}, api_key=KEY, base_url=server.base_url) as client,
     ):
 
@@ -92,7 +92,7 @@ def test_any_bytes(shell: str, monkeypatch: pytest.MonkeyPatch) -> None:
         @given(st.lists(_LINES | st.binary(max_size=30), max_size=12), st.booleans())
         @example([KEY.encode() + b"\r\n"], True)
         def check(pieces: list[bytes], resets: bool) -> None:
-            server.answer = lambda: [b"".join(pieces), *[Wire.RESET] * resets]
+            server.answer = lambda _: [b"".join(pieces), *[Wire.RESET] * resets]
             try:
                 client.flow(FLOW).attach("job-1").status()
             except NoukaiError as error:

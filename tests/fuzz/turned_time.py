@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import math
 import selectors
 import time
 from collections.abc import Iterator
@@ -16,6 +18,9 @@ _LONGEST_SLEEP = 2.0**63 / 1e9
 # Seconds of real time.
 _LONGEST_THREAD = 20.0
 
+# Time never goes back, since what all jobs share, such as the budget of looks, outlives a client.
+_beginnings = itertools.count(1e4, 1e4)
+
 
 class TurnedTime:
     """A monotonic clock that sleeping turns.
@@ -25,7 +30,7 @@ class TurnedTime:
     """
 
     def __init__(self) -> None:
-        self.now = 1_000.0
+        self.now = next(_beginnings)
 
     def monotonic(self) -> float:
         return self.now
@@ -33,7 +38,9 @@ class TurnedTime:
     def sleep(self, seconds: float) -> None:
         if not 0 <= seconds < _LONGEST_SLEEP:
             raise OverflowError(f"no sleep takes {seconds} s")
-        self.now += seconds
+        if seconds > 0:
+            # However short the sleep is: a loop goes to sleep again until its timer has come.
+            self.now = max(self.now + seconds, math.nextafter(self.now, math.inf))
 
     def loop(self) -> asyncio.AbstractEventLoop:
         """Make an event loop that lives in this time."""
