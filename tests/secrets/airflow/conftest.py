@@ -26,6 +26,8 @@ TELLS_TRIGGERS = tuple(map(int, version("apache-airflow-core").split(".")[:2])) 
 
 DAG = "everything"
 
+BAD_CONNECTIONS = ("bad_key", "cut_key", "bad_extra", "bad_org")
+
 # What each task ends as. A scenario that did not happen would show here.
 OUTCOMES = {
     **dict.fromkeys(
@@ -35,7 +37,7 @@ OUTCOMES = {
     **dict.fromkeys(("deferred_failed", "waiting_failed", "deferred_cancelled", "deadline"), "failed"),
     **dict.fromkeys(("refused_key", "refused_key_later", "refused_model_key", "hooked"), "failed"),
     **dict.fromkeys(("redirected", "redirected_later", "killed_deferred", "killed_waiting"), "failed"),
-    **dict.fromkeys(("bad_key", "cut_key", "bad_extra", "bad_org", "unreachable"), "failed"),
+    **dict.fromkeys((*BAD_CONNECTIONS, "unreachable"), "failed"),
     **dict.fromkeys(("echo_refused", "echo_html", "echo_failed"), "failed"),
 }
 KILLED = ("killed_deferred", "killed_waiting")
