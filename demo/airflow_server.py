@@ -200,6 +200,12 @@ class LocalAirflow:
         """Store a connection in the database, as the web page does."""
         self._call("POST", "/connections", {"connection_id": connection_id, **fields})
 
+    def change_connection(self, connection_id: str, **fields: Any) -> None:
+        """Change fields of a connection in the database."""
+        mask = "&".join(f"update_mask={name}" for name in fields)
+        wanted = {"connection_id": connection_id, **fields}
+        self._call("PATCH", f"/connections/{connection_id}?{mask}", wanted)
+
     def get(self, path: str) -> Any:
         """Read anything else from the public API, by its path after `/api/v2`."""
         return self._call("GET", path)

@@ -6,6 +6,8 @@ Each DAG run has a flow of its own, so runs never meet.
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -29,6 +31,11 @@ TELLS_TRIGGERS = AIRFLOW >= (3, 3)
 
 ROOT = Path(__file__).parents[2]
 KEY = "nk_test_e2eairfl_0123456789abcdef0123456789abcdef"
+LINEAGE = "openlineage.json"
+TELLS_OPENLINEAGE = [
+    {"scope": {}, "controls": {"emit": False}},
+    {"scope": {"dag_id": "told_to_openlineage"}, "controls": {"emit": True}},
+]
 JOB_PAGE = "https://noukai.test/{org}/{project}/{flow}/runs/{job_id}"
 
 # What Airflow does every few seconds by default is done every second here, to save the tests' time.
@@ -57,14 +64,26 @@ def airflow(emulator_server: Emulator, tmp_path_factory: pytest.TempPathFactory)
     """A running Airflow that knows the example DAGs and the DAGs of this suite."""
     extra = {"run_url_template": JOB_PAGE, "fault_patience": 4, "recovery_timeout": 4, "not_found_grace": 4}
     connection = {"conn_type": "noukai", "password": KEY, "host": emulator_server.base_url, "extra": extra}
+    home = tmp_path_factory.mktemp("airflow")
+    lineage = {"type": "file", "log_file_path": str(home / LINEAGE), "append": True}
+    environment = {
+        "AIRFLOW_CONN_NOUKAI_DEFAULT": json.dumps(connection),
+        "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps(lineage),
+        "AIRFLOW__OPENLINEAGE__EMISSION_POLICY": json.dumps(TELLS_OPENLINEAGE),
+        **PROMPT,
+    }
     with LocalAirflow(
         Path(sys.executable).parent,
-        tmp_path_factory.mktemp("airflow"),
+        home,
         [ROOT / "example_dags", Path(__file__).parent / "dags"],
-        environment={"AIRFLOW_CONN_NOUKAI_DEFAULT": json.dumps(connection), **PROMPT},
-        parallelism=8,
+        environment=environment,
+        parallelism=12,
     ) as running:
         yield running
+        # Nothing of it is needed any more, so the tasks that still wait for their jobs are not waited for.
+        for component in running.components.values():
+            component.retire()
+            component.kill()
 
 
 @dataclass
@@ -165,6 +184,34 @@ class Run:
     def cancels(self, job_id: str) -> int:
         """Count the requests to cancel a job."""
         return self.control.counts(job_id).get("cancel", 0)
+
+    def wait_for_looks(self, job_id: str, more: int = 2) -> None:
+        """Wait until somebody looks at the job (again)."""
+        seen = self.control.counts(job_id).get("poll", 0)
+        wait_until(
+            lambda: self.control.counts(job_id).get("poll", 0) >= seen + more, "looks at the job", timeout=60
+        )
+
+    def finish_well(self, job_id: str) -> None:
+        """Let the job end, and check what comes of it."""
+        self.control.finish(job_id, result={"whole": True})
+        self.check_end(job_id)
+
+    def check_end(self, job_id: str) -> None:
+        """Check that the result arrives, after one submission and no cancel."""
+        assert self.wait_for("success") == "success"
+        assert self.xcom() == {"whole": True}
+        assert (self.submissions(), self.cancels(job_id)) == (1, 0)
+
+    def end_process(self, number: signal.Signals) -> None:
+        """Send a signal to the process that runs the task's own code."""
+        os.kill(self.airflow.task_process(self.dag_id, self.run_id, self.task_id), number)
+
+    def wait_until_waiting(self) -> str:
+        """Wait until the task waits for its only job on a worker, and return the job's id."""
+        (job,) = self.wait_for_jobs(1)
+        wait_until(lambda: self.xcom("job_id") == job["id"], "the job's id")
+        return str(job["id"])
 
     def check_abandoned(self, job_id: str, map_index: int = -1) -> None:
         """Check what becomes of the job of a deferred task that a person has ended.

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from demo.processes import wait_until
 from tests.e2e_airflow.conftest import KEY
 
 if TYPE_CHECKING:
     from demo.airflow_server import LocalAirflow
     from noukai_core.emulator import Emulator
+    from tests.e2e_airflow.conftest import Runs
 
 
 def press_test(airflow: LocalAirflow, **fields: Any) -> tuple[bool, str]:
@@ -66,3 +69,26 @@ def test_a_connection_that_does_not(airflow: LocalAirflow, fields: dict[str, Any
     assert not works
     assert reason in message
     assert KEY not in message
+
+
+def test_a_connection_of_the_web_page(airflow: LocalAirflow, runs: Runs, emulator_server: Emulator) -> None:
+    """A task uses a stored connection's org, project and key, and takes up a new key while it is deferred."""
+    run = runs.prepare("of_the_form", outcome="never")
+    extra = {"org": "acme", "project": "tests"}
+    airflow.add_connection(
+        run.dag_id,
+        conn_type="noukai",
+        password=KEY,
+        host=emulator_server.base_url,
+        extra=json.dumps(extra),
+    )
+    run.start().wait_until_watched()
+    job = run.job()
+    run.wait_for_looks(job["id"])
+    assert job["flow"] == f"acme/tests/{run.flow}"
+    airflow.change_connection(run.dag_id, conn_type="noukai", password=KEY.replace("e2e", "new"))
+    run.control.fault("status", on="poll", times=1, flow=run.flow, status=401)
+    wait_until(lambda: run.said("the connection has changed; waiting on with it"), "the trigger to go on")
+    run.control.finish(job["id"], result={"whole": True})
+    assert run.wait_for() == "success"
+    assert (run.xcom(), run.submissions(), run.cancels(job["id"])) == ({"whole": True}, 1, 0)

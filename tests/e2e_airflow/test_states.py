@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # A task that is woken within a few seconds of its deferral may be failed by a busy scheduler, which then
 # takes the end of its first segment for that of its second: "finished with state success, but the task
-# instance's state is queued".
+# instance's state is queued". A trigger waits for that, but with the heartbeat of this suite not for long.
 UNHURRIED = 8.0
 MEGABYTES_3 = 3_000_000
 RESULT = {"answer": 42}
@@ -76,6 +76,9 @@ def started(runs: Runs) -> dict[str, Run]:
     made["long fault"] = faulty(runs, "deferred_retry", "status", on="poll", status=500, after_seconds=60)
     thinking = json.dumps({"executionId": "job", "status": "thinking"})
     made["unknown state"] = faulty(runs, "deferred", "nonsense", on="poll", body=thinking, times=2)
+    for dag_id in ("deferred_deadline", "waiting_deadline"):
+        made[dag_id] = runs.start(dag_id, outcome="never")
+    made["mapped"] = runs.start("decorated_mapped", after_seconds=UNHURRIED)
     made["traced"] = runs.start("traced", result=RESULT, steps=steps)
     return made
 
@@ -105,9 +108,10 @@ def test_a_short_job_is_not_deferred(started: dict[str, Run]) -> None:
 
 
 def test_failed_without_retries(started: dict[str, Run]) -> None:
-    """A failed job fails the task, with the server's own words in the log."""
+    """A failed job fails the task, with the server's own words in the log; a callback is told which job."""
     run = started["deferred failed"]
     assert run.wait_for() == "failed"
+    wait_until(lambda: run.said(f"callback: NoukaiJobFailedException of {run.job()['id']}"), "the callback")
     assert "the model gave up" in run.logs()
     assert run.xcom("job_status")["state"] == "failed"
     assert run.submissions() == 1
@@ -140,9 +144,14 @@ def test_a_large_result(started: dict[str, Run]) -> None:
     """A result of 3 MB arrives whole, and is in no event and in no log."""
     run = started["large"]
     assert run.wait_for() == "success"
-    assert len(str(run.xcom())) >= MEGABYTES_3
+    result = str(run.xcom())
+    assert len(result) >= MEGABYTES_3
     assert len(run.logs()) < 50_000
     assert "Trigger fired event" in run.logs()
+    sample = result[len(result) // 2 :][:500]
+    assert [
+        log for log in run.airflow.home.rglob("*.log*") if sample in log.read_text(errors="replace")
+    ] == []
 
 
 def test_no_such_flow(started: dict[str, Run]) -> None:
@@ -198,6 +207,47 @@ def test_an_unknown_state(started: dict[str, Run]) -> None:
     run = started["unknown state"]
     assert run.wait_for() == "success"
     assert run.xcom() == RESULT
+
+
+@pytest.mark.parametrize(("how", "tries"), [("deferred_deadline", 2), ("waiting_deadline", 1)])
+def test_deadline(started: dict[str, Run], how: str, tries: int) -> None:
+    """A job that does not end within `timeout` is cancelled and fails its task; a retry submits anew."""
+    run = started[how]
+    assert run.wait_for("failed") == "failed"
+    assert (run.tries(), run.submissions(), len(run.jobs())) == (tries, tries, tries)
+    assert [(job["state"], run.cancels(job["id"])) for job in run.jobs()] == [("cancelled", 1)] * tries
+
+
+def test_deadline_without_a_cancel(runs: Runs) -> None:
+    """With `cancel_on_timeout=False` the job goes on, and the retry waits for it again."""
+    run = runs.start("deferred_deadline_keep", outcome="never")
+    (job,) = run.wait_for_jobs(1)
+    run.wait_until_attached()
+    run.finish_well(job["id"])
+    assert run.tries() == 2
+
+
+@pytest.mark.parametrize("how", ["deferred_execution_timeout", "waiting_execution_timeout"])
+def test_execution_timeout(runs: Runs, how: str) -> None:
+    """`execution_timeout` holds for the job too, also while its task is deferred: it is cancelled."""
+    run = runs.start(how, outcome="never")
+    assert run.wait_for("failed") == "failed"
+    job = run.job()
+    assert (run.submissions(), run.cancels(job["id"]), job["state"]) == (1, 1, "cancelled")
+
+
+def test_decorated_and_mapped(started: dict[str, Run]) -> None:
+    """A decorated function is called for each input of a mapped task, with its templates rendered."""
+    run = started["mapped"]
+    for index, text in enumerate("ab"):
+        assert run.wait_for("success", map_index=index) == "success"
+        job_id = run.xcom("job_id", map_index=index)
+        (job,) = (job for job in run.jobs() if job["id"] == job_id)
+        assert job["message"] == f"decorated_mapped {text}"
+        assert job["parameters"] == {"deep": [{"text": text}]}
+        task = run.airflow.task(run.dag_id, run.run_id, "job", index)
+        assert task["rendered_map_index"] == job["message"]
+    assert run.submissions() == 2
 
 
 def test_silent(started: dict[str, Run]) -> None:

@@ -5,10 +5,11 @@ The run's configuration names the flow.
 
 from __future__ import annotations
 
+import logging
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import DAG
+from airflow.sdk import DAG, task
 
 from noukai_airflow.operators.noukai import NoukaiRunJobOperator
 from noukai_airflow.sensors.noukai import NoukaiJobSensor
@@ -20,18 +21,27 @@ except ImportError:  # before Airflow 3.3
 else:
     POLICY = {"retry_policy": NoukaiRetryPolicy()}
 
+
+def tell(context: Any) -> None:
+    """Say what a failure callback is told."""
+    error = context.get("exception")
+    logging.getLogger(__name__).info(
+        "callback: %s of %s", type(error).__name__, getattr(error, "job_id", None)
+    )
+
+
 FLOW = "acme/tests/{{ dag_run.conf['flow'] }}"
 RETRY = {"retries": 1, "retry_delay": timedelta(seconds=1)}
 SOON = {"inline_wait": 0, "poll_interval": 0.5}
 
 TASKS: dict[str, dict[str, Any]] = {
-    "deferred": {"deferrable": True, **SOON},
+    "deferred": {"deferrable": True, "on_failure_callback": tell, **SOON},
     "deferred_retry": {"deferrable": True, **SOON, **RETRY},
     "deferred_inline": {"deferrable": True, "inline_wait": 30},
     "deferred_inline_retry": {"deferrable": True, "inline_wait": 60, "poll_interval": 0.5, **RETRY},
     "deferred_deadline": {"deferrable": True, "timeout": 4, **SOON, **RETRY},
     "deferred_deadline_keep": {"deferrable": True, "timeout": 4, "cancel_on_timeout": False, **SOON, **RETRY},
-    "deferred_execution_timeout": {"deferrable": True, "execution_timeout": timedelta(seconds=4), **SOON},
+    "deferred_execution_timeout": {"deferrable": True, "execution_timeout": timedelta(seconds=5), **SOON},
     "deferred_keep": {"deferrable": True, "cancel_on_kill": False, **SOON},
     "deferred_not_durable": {"deferrable": True, "durable": False, **SOON},
     "deferred_policy": {
@@ -49,11 +59,12 @@ TASKS: dict[str, dict[str, Any]] = {
     "waiting_execution_timeout": {
         "deferrable": False,
         "poll_interval": 0.5,
-        "execution_timeout": timedelta(seconds=3),
+        "execution_timeout": timedelta(seconds=5),
     },
     "waiting_keep": {"deferrable": False, "cancel_on_kill": False, "poll_interval": 0.5},
     "waiting_not_durable": {"deferrable": False, "durable": False, "poll_interval": 0.5, **RETRY},
     "waiting_skip": {"deferrable": False, "on_cancelled": "skip", "poll_interval": 0.5},
+    "told_to_openlineage": {"deferrable": True, **SOON},
     "traced": {"deferrable": False, "trace": True},
 }
 
@@ -61,6 +72,24 @@ for dag_id, arguments in TASKS.items():
     with DAG(dag_id, schedule=None) as dag:
         NoukaiRunJobOperator(task_id="job", flow=FLOW, message="Hello", **arguments)
     globals()[dag_id] = dag
+
+with DAG("of_the_form", schedule=None) as of_the_form:
+    NoukaiRunJobOperator(
+        task_id="job",
+        flow="{{ dag_run.conf['flow'] }}",
+        message="Hello",
+        noukai_conn_id="{{ dag.dag_id }}",
+        deferrable=True,
+        **SOON,
+    )
+
+with DAG("decorated_mapped", schedule=None) as decorated_mapped:
+
+    @task.noukai(flow=FLOW, deferrable=True, map_index_template="{{ task.message }}", **SOON)
+    def job(text: str, greeting: str) -> dict[str, Any]:
+        return {"message": f"{greeting} {text}", "parameters": {"deep": [{"text": text}]}}
+
+    job.partial(greeting="{{ dag.dag_id }}").expand(text=["a", "b"])
 
 with DAG("mapped", schedule=None) as mapped:
     NoukaiRunJobOperator.partial(task_id="job", flow=FLOW, deferrable=True, **SOON).expand(

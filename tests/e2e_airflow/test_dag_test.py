@@ -1,0 +1,58 @@
+"""`airflow dags test`, with which authors try a DAG: triggers run in its own process, and say less."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.e2e_airflow.conftest import KEY
+
+if TYPE_CHECKING:
+    from noukai_core.emulator import Emulator
+
+DAGS = Path(__file__).parent / "dags"
+
+
+@pytest.fixture(scope="module")
+def environment(emulator_server: Emulator, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of an Airflow of its own, with a database and no processes."""
+    connection = {"conn_type": "noukai", "password": KEY, "host": emulator_server.base_url}
+    environment = os.environ | {
+        "AIRFLOW_HOME": str(tmp_path_factory.mktemp("dag-test")),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__DAGS_FOLDER": str(DAGS),
+        "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
+        "AIRFLOW_CONN_NOUKAI_DEFAULT": json.dumps(connection),
+    }
+    airflow(environment, "db", "migrate")
+    return environment
+
+
+def airflow(environment: dict[str, str], *arguments: str) -> str:
+    """Run an `airflow` command, and return what it says."""
+    command = [str(Path(sys.executable).parent / "airflow"), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("outcome", "end"), [("completed", "success"), ("failed", "failed")])
+def test_a_deferrable_task(
+    outcome: str, end: str, environment: dict[str, str], emulator_server: Emulator
+) -> None:
+    """A deferrable task ends there as it does elsewhere, after one submission."""
+    flow = f"dag-test-{outcome}"
+    emulator_server.control.script(flow, outcome=outcome, after_seconds=1)
+    said = airflow(
+        environment,
+        *("dags", "test", "deferred", "-f", str(DAGS / "scenarios.py"), "-c", json.dumps({"flow": flow})),
+    )
+    assert "waiting for it in the triggerer" in said, said
+    assert f"state={end}" in said, said
+    (job,) = [job for job in emulator_server.control.jobs() if job["flow"].endswith(flow)]
+    assert (job["state"], emulator_server.control.counts(job["id"]).get("cancel", 0)) == (outcome, 0)

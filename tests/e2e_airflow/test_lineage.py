@@ -1,0 +1,32 @@
+"""What OpenLineage hears of a task, from Airflow's own processes."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from demo.processes import wait_until
+from tests.e2e_airflow.conftest import LINEAGE
+
+if TYPE_CHECKING:
+    from tests.e2e_airflow.conftest import Run, Runs
+
+
+def facets(run: Run, kind: str) -> dict[str, Any]:
+    """Return the facets of the last event of a kind about the task."""
+    file = run.airflow.home / LINEAGE
+    lines = file.read_text().splitlines() if file.exists() else []
+    events = [event for event in map(json.loads, lines) if event["job"]["name"] == f"{run.dag_id}.job"]
+    told = [event["run"]["facets"] for event in events if event["eventType"] == kind]
+    return told[-1] if told else {}
+
+
+def test_openlineage(runs: Runs) -> None:
+    """The start tells the flow, and the end, after a deferral, the job as a query to an external system."""
+    run = runs.start("told_to_openlineage", after_seconds=8)
+    assert run.wait_for() == "success"
+    flow, job_id = f"acme/tests/{run.flow}", run.job()["id"]
+    ended = wait_until(lambda: facets(run, "COMPLETE"), "the end in the lineage")
+    assert (ended["noukai_job"]["flow"], ended["noukai_job"]["jobId"]) == (flow, job_id)
+    assert ended["externalQuery"] | {"externalQueryId": job_id, "source": "noukai"} == ended["externalQuery"]
+    assert facets(run, "START")["noukai_job"]["flow"] == flow

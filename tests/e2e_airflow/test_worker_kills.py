@@ -1,0 +1,113 @@
+"""Signals to a task that waits on a worker. A person's ends its job, that of a shutdown does not.
+
+All runs are started at once; each test acts on its own.
+"""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from demo.processes import wait_until
+
+if TYPE_CHECKING:
+    from tests.e2e_airflow.conftest import Run, Runs
+
+LONG = {"outcome": "never"}
+
+
+@pytest.fixture(scope="module")
+def started(runs: Runs) -> dict[str, Run]:
+    """Tasks on workers, one for each test."""
+    refused, unsupported, submitting = (runs.prepare("waiting", **LONG) for _ in range(3))
+    refused.control.fault("status", on="cancel", times=None, flow=refused.flow, status=403)
+    unsupported.control.fault("no_cancel", on="cancel", times=None, flow=unsupported.flow)
+    submitting.control.fault("slow", on="submit", times=1, flow=submitting.flow, seconds=4)
+    return {
+        # Its answer is not to come before the signal.
+        "submitting": submitting,
+        "mark failed": runs.start("waiting", **LONG),
+        "mark success": runs.start("waiting", **LONG),
+        "clear": runs.start("waiting", **LONG),
+        "keep": runs.start("waiting_keep", **LONG),
+        "shutdown": runs.start("waiting_retry", **LONG),
+        "cancel refused": refused.start(),
+        "cancel unsupported": unsupported.start(),
+        "cancel slow": runs.start("waiting", cancel_seconds=6, **LONG),
+    }
+
+
+def test_mark_failed(started: dict[str, Run]) -> None:
+    """Marking a task as failed cancels its job, within the five seconds that there are."""
+    run = started["mark failed"]
+    job_id = run.wait_until_waiting()
+    link = wait_until(
+        lambda: run.airflow.links(run.dag_id, run.run_id, "job")["Noukai job"], "the job's link"
+    )
+    assert link == run.xcom("job_url")
+    run.mark("failed")
+    run.wait_for_end(job_id, "cancelled")
+    assert (run.submissions(), run.cancels(job_id)) == (1, 1)
+
+
+def test_mark_success(started: dict[str, Run]) -> None:
+    """A task that is marked as successful stays so, and its job is cancelled."""
+    run = started["mark success"]
+    job_id = run.wait_until_waiting()
+    run.mark("success")
+    run.wait_for_end(job_id, "cancelled")
+    wait_until(lambda: run.said("cancelled, since a user ended its task"), "the end of the task's process")
+    assert (run.state(), run.submissions(), run.cancels(job_id)) == ("success", 1, 1)
+
+
+def test_clear(started: dict[str, Run]) -> None:
+    """Clearing a task stops its job and submits a new one."""
+    run = started["clear"]
+    first = run.wait_until_waiting()
+    run.clear()
+    run.wait_for_end(first, "cancelled")
+    _, second = run.wait_for_jobs(2)
+    run.control.finish(second["id"])
+    assert run.wait_for("success") == "success"
+    assert (run.submissions(), run.cancels(first), run.cancels(second["id"])) == (2, 1, 0)
+
+
+def test_cancel_on_kill_off(started: dict[str, Run]) -> None:
+    """With `cancel_on_kill=False` a task that is ended leaves its job alone."""
+    run = started["keep"]
+    job_id = run.wait_until_waiting()
+    run.mark("failed")
+    wait_until(lambda: run.said("cancel_on_kill is off"), "the end of the task's process")
+    assert (run.submissions(), run.cancels(job_id)) == (1, 0)
+
+
+@pytest.mark.parametrize("fault", ["refused", "unsupported", "slow"])
+def test_a_cancel_that_fails(started: dict[str, Run], fault: str) -> None:
+    """When cancelling fails, cannot be done or takes too long, a warning names the job, and nothing hangs."""
+    run = started[f"cancel {fault}"]
+    job_id = run.wait_until_waiting()
+    run.mark("failed")
+    wait_until(lambda: run.said(f"Noukai job {job_id} of acme/tests/{run.flow} may run on"), "the warning")
+    assert (run.state(), run.submissions(), run.cancels(job_id)) == ("failed", 1, 1)
+
+
+def test_mark_failed_in_the_middle_of_the_submission(started: dict[str, Run]) -> None:
+    """A task that is ended while its submission is under way cancels the job that comes of it."""
+    run = started["submitting"].start()
+    wait_until(run.submissions, "the request to submit")
+    run.mark("failed")
+    (job,) = run.wait_for_jobs(1)
+    run.wait_for_end(job["id"], "cancelled")
+    assert (run.state(), run.submissions(), run.cancels(job["id"])) == ("failed", 1, 1)
+
+
+def test_shutdown(started: dict[str, Run]) -> None:
+    """A worker that is shut down leaves the job alone, and the retry attaches to it."""
+    run = started["shutdown"]
+    job_id = run.wait_until_waiting()
+    run.end_process(signal.SIGTERM)
+    wait_until(lambda: run.tries() == 2, "the retry")
+    run.wait_until_attached()
+    run.finish_well(job_id)
