@@ -16,6 +16,7 @@ from noukai_core.settings import Settings
 from noukai_core.steps import Pause, Request, Steps, T, send_patiently
 from noukai_core.submission import submit_once
 from noukai_core.watch import Watch
+from tests.core.wire import KEY
 
 FLOW = FlowPath("acme", "spelling", "grade-3")
 NOTHING = Answer(404, {}, b'{"detail": {"code": "SESSION_NOT_FOUND"}}')
@@ -49,7 +50,7 @@ class Turned:
                 self.now += step.seconds
             elif isinstance(step, Request):
                 self.sent.append(step.call.method)
-                reply = outcome(step.call, self._answer(step.call, self.now))
+                reply = outcome(step.call, self._answer(step.call, self.now), KEY)
 
 
 def test_a_job_made_at_the_end_of_a_long_request_is_found() -> None:
