@@ -21,12 +21,15 @@ class NoukaiJobLink(BaseOperatorLink):
     name = "Noukai job"  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
-        """Return the URL that the task has pushed.
+        """Return the URL of the job that the task has, or has pushed.
 
-        Airflow asks for it at the end of each segment of a task, also in a process that has not submitted
-        anything.
+        Airflow asks for it at the end of each segment of a task, also in a process that has no job: what the
+        task has pushed must not be lost then.
         """
         from airflow.providers.common.compat.sdk import XCom
 
+        page: str | None = getattr(operator, "job_page", None)
+        if page is not None:
+            return page
         url: Any = XCom.get_value(key=JOB_URL, ti_key=cast("Any", ti_key))
         return url or ""

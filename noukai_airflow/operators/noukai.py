@@ -196,6 +196,13 @@ class NoukaiRunJobOperator(BaseOperator):
             durable=self.durable,
         )
 
+    @property
+    def job_page(self) -> str | None:
+        """The URL of the job's page, empty where the connection tells none; `None` while there is no job."""
+        if self._job is None:
+            return None
+        return self._settings.run_url(self._job.flow, self._job.id) or ""
+
     def get_openlineage_facets_on_start(self) -> Lineage:
         """Tell OpenLineage the flow; there is no job yet."""
         from noukai_airflow.lineage import job_lineage

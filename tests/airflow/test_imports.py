@@ -15,7 +15,8 @@ from noukai_airflow.sensors.noukai import NoukaiJobSensor
 from noukai_airflow.decorators.noukai import noukai_task
 took = time.perf_counter() - began
 loaded = set(sys.modules) - before
-forbidden = ("httpx", "aiohttp", "pydantic", "noukai_core", "noukai_airflow.hooks.", "noukai_airflow.triggers.")
+forbidden = ("httpx", "aiohttp", "pydantic", "noukai_core", "noukai_airflow.hooks.")
+forbidden += ("noukai_airflow.triggers.",)
 print(sorted(name for name in loaded if name.startswith(forbidden)), took * 1000)
 """
 

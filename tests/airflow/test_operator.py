@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +90,27 @@ def test_completed(connected: ConnectionSettings, context: Any, emulator: Emulat
     emulator.control.script("flow", result=[1, 2])
     assert operator().execute(context) == [1, 2]
     assert set(context["ti"].xcoms) == {"job_id", "job_status"}
+
+
+def test_the_link(settings: ConnectionSettings, context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The link is that of the job at hand, or else the one that the task has pushed; both may be none."""
+    from airflow.providers.common.compat.sdk import XCom
+
+    pushed: list[str] = []
+    monkeypatch.setattr(XCom, "get_value", lambda **_: pushed[0] if pushed else None)
+    connected = replace(settings, run_url_template="https://noukai.test/{flow}/{job_id}")
+    monkeypatch.setattr(NoukaiHook, "settings", connected)
+    task, key = operator(), context["ti"]
+    (link,) = task.operator_extra_links
+    assert link.get_link(task, ti_key=key) == ""
+    task.execute(context)
+    assert link.get_link(task, ti_key=key) == context["ti"].xcoms["job_url"]
+    pushed.append("https://noukai.test/of-before")
+    assert link.get_link(operator(), ti_key=key) == "https://noukai.test/of-before"
+    without, pushed[:] = operator(), []
+    monkeypatch.setattr(NoukaiHook, "settings", settings)
+    without.execute(context)
+    assert link.get_link(without, ti_key=key) == ""
 
 
 def test_failed(connected: ConnectionSettings, context: Any, emulator: Emulator) -> None:
