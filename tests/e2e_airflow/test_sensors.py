@@ -13,20 +13,27 @@ MODES = ("sensor_poke", "sensor_reschedule", "sensor_deferred")
 
 
 @pytest.fixture(scope="module")
-def started(runs: Runs) -> dict[str, Run]:
-    """Runs of each mode: the job completes, fails, or outlasts the sensors."""
-    made: dict[str, Run] = {}
-    for mode in MODES:
-        made[f"{mode} completed"] = runs.start(mode, after_seconds=10, result={"answer": 42})
-        made[f"{mode} failed"] = runs.start(mode, after_seconds=10, outcome="failed", error="gave up")
-        made[f"{mode} timed out"] = runs.start(f"{mode}_timeout", outcome="never")
-    return made
+def completed(runs: Runs) -> dict[str, Run]:
+    """A run of each mode whose job completes."""
+    return {mode: runs.start(mode, after_seconds=10, result={"answer": 42}) for mode in MODES}
+
+
+@pytest.fixture(scope="module")
+def failed(runs: Runs) -> dict[str, Run]:
+    """A run of each mode whose job fails."""
+    return {mode: runs.start(mode, after_seconds=10, outcome="failed", error="gave up") for mode in MODES}
+
+
+@pytest.fixture(scope="module")
+def timed_out(runs: Runs) -> dict[str, Run]:
+    """A run of each mode whose job outlasts the sensors."""
+    return {mode: runs.start(f"{mode}_timeout", outcome="never") for mode in MODES}
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_completed(started: dict[str, Run], mode: str) -> None:
+def test_completed(completed: dict[str, Run], mode: str) -> None:
     """The sensor passes when the job completes, and returns its output. It submits and cancels nothing."""
-    run = started[f"{mode} completed"]
+    run = completed[mode]
     assert run.wait_for(timeout=90) == "success"
     assert run.xcom() == {"answer": 42}
     assert run.xcom("job_status")["state"] == "completed"
@@ -34,9 +41,9 @@ def test_completed(started: dict[str, Run], mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_failed(started: dict[str, Run], mode: str) -> None:
+def test_failed(failed: dict[str, Run], mode: str) -> None:
     """The sensor fails when the job fails; with `soft_fail` it is skipped; told otherwise, it passes."""
-    run = started[f"{mode} failed"]
+    run = failed[mode]
     assert run.wait_for(timeout=90) == "failed"
     assert "gave up" in run.logs()
     assert run.wait_for(task_id="soft", timeout=90) == "skipped"
@@ -45,17 +52,17 @@ def test_failed(started: dict[str, Run], mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_timeout(started: dict[str, Run], mode: str) -> None:
+def test_timeout(timed_out: dict[str, Run], mode: str) -> None:
     """At its timeout the sensor fails, or is skipped with `soft_fail`, and the job goes on."""
-    run = started[f"{mode} timed out"]
+    run = timed_out[mode]
     assert run.wait_for(timeout=90) == "failed"
     assert run.wait_for(task_id="soft", timeout=90) == "skipped"
     assert (run.submissions(), run.cancels(run.job()["id"])) == (1, 0)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_deferrable_sensor_alone_defers(started: dict[str, Run], mode: str) -> None:
+def test_the_deferrable_sensor_alone_defers(completed: dict[str, Run], mode: str) -> None:
     """Each mode waits where it says that it does."""
-    run = started[f"{mode} completed"]
+    run = completed[mode]
     run.wait_for(timeout=90)
     assert ("DEFERRED" in run.logs()) == (mode == "sensor_deferred")

@@ -246,7 +246,7 @@ def test_decorated_and_mapped(started: dict[str, Run]) -> None:
         assert job["message"] == f"decorated_mapped {text}"
         assert job["parameters"] == {"deep": [{"text": text}]}
         task = run.airflow.task(run.dag_id, run.run_id, "job", index)
-        assert task["rendered_map_index"] == job["message"]
+        assert task["rendered_map_index"] == text
     assert run.submissions() == 2
 
 

@@ -32,6 +32,8 @@ def tell(context: Any) -> None:
 
 FLOW = "acme/tests/{{ dag_run.conf['flow'] }}"
 RETRY = {"retries": 1, "retry_delay": timedelta(seconds=1)}
+# A busy scheduler may fail a task that is woken sooner after its deferral: see test_states.py.
+UNHURRIED = 8
 SOON = {"inline_wait": 0, "poll_interval": 0.5}
 
 TASKS: dict[str, dict[str, Any]] = {
@@ -39,9 +41,19 @@ TASKS: dict[str, dict[str, Any]] = {
     "deferred_retry": {"deferrable": True, **SOON, **RETRY},
     "deferred_inline": {"deferrable": True, "inline_wait": 30},
     "deferred_inline_retry": {"deferrable": True, "inline_wait": 60, "poll_interval": 0.5, **RETRY},
-    "deferred_deadline": {"deferrable": True, "timeout": 4, **SOON, **RETRY},
-    "deferred_deadline_keep": {"deferrable": True, "timeout": 4, "cancel_on_timeout": False, **SOON, **RETRY},
-    "deferred_execution_timeout": {"deferrable": True, "execution_timeout": timedelta(seconds=5), **SOON},
+    "deferred_deadline": {"deferrable": True, "timeout": UNHURRIED, **SOON, **RETRY},
+    "deferred_deadline_keep": {
+        "deferrable": True,
+        "timeout": UNHURRIED,
+        "cancel_on_timeout": False,
+        **SOON,
+        **RETRY,
+    },
+    "deferred_execution_timeout": {
+        "deferrable": True,
+        "execution_timeout": timedelta(seconds=UNHURRIED),
+        **SOON,
+    },
     "deferred_keep": {"deferrable": True, "cancel_on_kill": False, **SOON},
     "deferred_not_durable": {"deferrable": True, "durable": False, **SOON},
     "deferred_policy": {
@@ -85,7 +97,7 @@ with DAG("of_the_form", schedule=None) as of_the_form:
 
 with DAG("decorated_mapped", schedule=None) as decorated_mapped:
 
-    @task.noukai(flow=FLOW, deferrable=True, map_index_template="{{ task.message }}", **SOON)
+    @task.noukai(flow=FLOW, deferrable=True, map_index_template="{{ task.op_kwargs['text'] }}", **SOON)
     def job(text: str, greeting: str) -> dict[str, Any]:
         return {"message": f"{greeting} {text}", "parameters": {"deep": [{"text": text}]}}
 
@@ -118,6 +130,11 @@ for dag_id, arguments in SENSORS.items():
         submit = NoukaiRunJobOperator(task_id="submit", flow=FLOW, message="Hello", wait_for_completion=False)
         for name, soft_fail in {"job": False, "soft": True}.items():
             NoukaiJobSensor(
-                task_id=name, flow=FLOW, job_id=submit.output, timeout=4, soft_fail=soft_fail, **arguments
+                task_id=name,
+                flow=FLOW,
+                job_id=submit.output,
+                timeout=UNHURRIED,
+                soft_fail=soft_fail,
+                **arguments,
             )
     globals()[dag.dag_id] = dag
