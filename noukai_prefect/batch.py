@@ -40,7 +40,7 @@ _CANCELS_IN_FLIGHT = 32
 _SHOWN_ERROR = 200
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class JobOutcome:
     """What became of one of many inputs.
 

@@ -32,7 +32,7 @@ WRITE_SECONDS = 5.0
 _ENDED_BADLY = ("failed", "cancelled")
 
 
-@dataclass
+@dataclass(slots=True)
 class BatchRow:
     """One job of a batch, as the table shows it.
 
@@ -40,6 +40,7 @@ class BatchRow:
         index: The place of its input.
         generation: How many jobs came before it for this input.
         sent: Whether its submission was sent and not refused.
+        surely_new: Whether no earlier attempt can have sent its submission.
     """
 
     index: int
@@ -51,6 +52,7 @@ class BatchRow:
     cost_usd: str | None = None
     error: str | None = None
     sent: bool = False
+    surely_new: bool = False
 
     @property
     def unsettled(self) -> bool:
@@ -124,7 +126,8 @@ class BatchRecord:
 
     def submission(self, row: BatchRow) -> Submission:
         """Return the identity of a row's submission, and when an earlier attempt may have sent it."""
-        return Submission(_identity(self._place, row.index, row.generation), self._maybe_sent_at)
+        sent_at = None if row.surely_new else self._maybe_sent_at
+        return Submission(_identity(self._place, row.index, row.generation), sent_at)
 
     async def write(self, *, final: bool) -> None:
         """Bring the table up to date; until the final time not oftener than every few seconds."""
@@ -156,6 +159,7 @@ class BatchRecord:
             row.generation, row.job_id, row.state = int(kept["generation"]), kept["job"], kept["state"]
             if row.state in _ENDED_BADLY:
                 row.renew()
+                row.surely_new = True  # or that attempt would have begun with a table that says so
 
 
 async def read_unfinished(scopes: Sequence[uuid.UUID]) -> list[JobRecord]:

@@ -29,9 +29,7 @@ async def _run_batch(
     run = RunContext.current()
     async with credentials.get_client("async", looks_per_second=options.looks_per_second) as client:
         noukai_flow = client.flow(flow)
-        book = records.book_of(run)
-        given = {"server": credentials.base_url, "batch": [one.arguments() for one in inputs]}
-        place = book.place(run, noukai_flow.path, given) if book else str(uuid4())
+        place = _place(run, noukai_flow.path, credentials.base_url, inputs)
         record = BatchRecord(run, place, noukai_flow.path, len(inputs), credentials.saved_as)
         outcomes = await or_cancelled(Batch(noukai_flow, inputs, options, run, record).outcomes())
     if isinstance(outcomes, State):
@@ -41,6 +39,14 @@ async def _run_batch(
     if bad and options.raise_on == "any":
         raise ExceptionGroup(f"{len(bad)} of {len(outcomes)} Noukai jobs of {flow} did not complete", bad)
     return outcomes
+
+
+def _place(run: RunContext, flow: str, server: str | None, inputs: Sequence[JobInputs]) -> str:
+    """Return which of the flow run's batches it is."""
+    book = records.book_of(run)
+    if book is None:
+        return str(uuid4())
+    return book.place(run, flow, {"server": server, "batch": [one.arguments() for one in inputs]})
 
 
 def _inputs_of(flow: str, inputs: Sequence[Any], version: str | int, trace: bool) -> list[JobInputs]:

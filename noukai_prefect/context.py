@@ -86,7 +86,7 @@ class RunContext:
             return True
         if self.cancel_event is None or not self.cancel_event.is_set():
             return False
-        return _leaves_because_of() is not None
+        return self.timed_out or _leaves_because_of() is not None
 
     @property
     def hears_nothing(self) -> bool:

@@ -87,7 +87,7 @@ async def _cancel_all(flow_run_id: UUID, default: str, logger: LoggerOrAdapter) 
         try:
             block: NoukaiCredentials = await NoukaiCredentials.aload(name)
         except ValueError as error:
-            logger.error("Noukai jobs go on, for their credentials cannot be loaded: %s", error)
+            logger.error("%d Noukai jobs go on: their credentials cannot be loaded: %s", len(records), error)
         else:
             await note_cancelled(scopes, await _cancel_with(block, records, logger))
 
@@ -120,10 +120,14 @@ async def _cancel(client: AsyncNoukai, record: JobRecord, logger: LoggerOrAdapte
     job = flow.attach(record.job_id) if record.job_id else await flow.find(record.submission)
     if job is None:
         return None
-    await job.cancel()
-    state = (await job.status()).state
-    logger.info("Noukai job %s of %s: cancelled with the flow run, now %s", job.id, job.flow, state)
-    if state == JobState.COMPLETED:
+    status = await job.status()
+    if not status.finished:
+        await job.cancel()
+        status = await job.status()
+        logger.info(
+            "Noukai job %s of %s: cancelled with the flow run, now %s", job.id, job.flow, status.state
+        )
+    if status.state == JobState.COMPLETED:
         return None
     await mark_ended(replace(record, job_id=job.id))
     return job.id

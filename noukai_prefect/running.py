@@ -43,7 +43,7 @@ OnCancelled: TypeAlias = Literal["fail", "cancel"]
 _MILLISECONDS = 1000.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class JobInputs:
     """What is submitted; the arguments of `noukai_core.Flow.job`."""
 

@@ -18,11 +18,9 @@ if TYPE_CHECKING:
 
 FLOWS = Path(__file__).parent / "flows"
 
-# Flows of call_styles.py and reruns.py, with the number of their jobs.
+# Flows of call_styles.py and reruns.py, with the number of their jobs; `called` is in test_worker.py.
 STYLES = {
     "awaited": 1,
-    "gathered": 3,
-    "called": 1,
     "submitted": 1,
     "async_mapped": 3,
     "two_steps": 1,
@@ -32,7 +30,8 @@ STYLES = {
     "three_the_same": 3,
     "three_the_same_mapped": 3,
 }
-MOVED = ["awaited", "submitted", "async_batch"]
+MOVED = {"awaited": 1, "every_style": 4}
+MOVED_FROM = [f"{FLOWS / 'call_styles.py'}:awaited", f"{FLOWS / 'reruns.py'}:every_style"]
 IDENTICAL = ["three_the_same", "three_the_same_mapped", "three_the_same_in_turn"]
 RETRIED = ["flow_retried", "task_retried"]
 AFTER_A_WAIT = [*RETRIED, "parent_retried"]
@@ -248,10 +247,9 @@ def test_machine_gone(runs: Any, prefect: LocalPrefect, tmp_path: Path, end: str
     Neither storage nor home: what leads to the jobs is on Prefect's server.
     """
     name = end.replace(" ", "-")
-    entrypoints = [f"{FLOWS / 'call_styles.py'}:{style}" for style in MOVED]
-    first = prefect.serve(*entrypoints, name=name, environment=machine(tmp_path / "first"))
+    first = prefect.serve(*MOVED_FROM, name=name, environment=machine(tmp_path / "first"))
     started = [runs.start(style, deployment=name, script=ENDLESS) for style in MOVED]
-    jobs = [run.wait_for_jobs(STYLES[style], "running") for run, style in zip(started, MOVED, strict=True)]
+    jobs = [run.wait_for_jobs(count, "running") for run, count in zip(started, MOVED.values(), strict=True)]
 
     if end == "lost":
         prefect.kill(first)
@@ -260,7 +258,7 @@ def test_machine_gone(runs: Any, prefect: LocalPrefect, tmp_path: Path, end: str
 
     assert {job["state"] for run in started for job in run.jobs()} == {"running"}
     assert {run.cancels(job["id"]) for run in started for job in run.jobs()} == {0}
-    second = prefect.serve(*entrypoints, name=name, environment=machine(tmp_path / "second"))
+    second = prefect.serve(*MOVED_FROM, name=name, environment=machine(tmp_path / "second"))
     for run in started:
         if prefect.state(run.id) == "Running":  # nobody was left to say that it crashed
             prefect.mark(run.id, "CRASHED")
@@ -277,27 +275,28 @@ def test_eviction_with_rescheduling(runs: Any, prefect: LocalPrefect, tmp_path: 
 
     They share nothing; but where the input of a job is the result of a task, the storage of the results.
     """
-    styles = {**{style: STYLES[style] for style in MOVED}, "prepared": 1}
-    files = {**dict.fromkeys(MOVED, "call_styles.py"), "prepared": "reruns.py"}
-    shared = {"prepared": tmp_path / "shared"}
-    prefect.deploy(*(f"{FLOWS / files[style]}:{style}" for style in styles), pool="containers")
-    started = {style: runs.start(style, deployment="containers", script=ENDLESS) for style in styles}
+    prefect.deploy(*MOVED_FROM, pool="containers")
+    started = {
+        "awaited": runs.start("awaited", deployment="containers", script=ENDLESS),
+        "every_style": runs.start("every_style", deployment="containers", script=ENDLESS, prepared=True),
+    }
+    shared = {"every_style": tmp_path / "shared"}
 
     def container(style: str, number: int) -> Any:
         settings = machine(tmp_path / f"{style}-{number}", shared.get(style))
         return prefect.execute(started[style].id, environment=settings)
 
-    evicted = {style: container(style, 1) for style in styles}
-    jobs = {style: started[style].wait_for_jobs(count, "running") for style, count in styles.items()}
+    evicted = {style: container(style, 1) for style in started}
+    jobs = {style: run.wait_for_jobs(MOVED[style], "running") for style, run in started.items()}
     for style, process in evicted.items():
         prefect.end(process)
         assert started[style].wait_for("AwaitingRetry") == "AwaitingRetry"
-        assert [job["state"] for job in started[style].jobs()] == ["running"] * styles[style]
+        assert [job["state"] for job in started[style].jobs()] == ["running"] * MOVED[style]
 
-    for style in styles:
+    for style in started:
         container(style, 2)
     for style, run in started.items():
         finish(run, jobs[style])
         assert run.wait_for() == "Completed"
-        assert run.submissions() == styles[style]
-        assert [run.cancels(job) for job in jobs[style]] == [0] * styles[style]
+        assert run.submissions() == MOVED[style]
+        assert [run.cancels(job) for job in jobs[style]] == [0] * MOVED[style]

@@ -9,7 +9,7 @@ from uuid import uuid4
 from prefect import flow, task, unmapped
 from prefect.cache_policies import RUN_ID, TASK_SOURCE
 
-from noukai_prefect import NoukaiCredentials, arun_noukai_job, run_noukai_job
+from noukai_prefect import NoukaiCredentials, arun_noukai_job, run_noukai_job, run_noukai_jobs
 
 
 def credentials() -> NoukaiCredentials:
@@ -81,5 +81,10 @@ def prepare() -> str:
 
 
 @flow
-def prepared(flow: str) -> Any:
-    return run_noukai_job(credentials(), flow, prepare())
+def every_style(flow: str, prepared: bool = False) -> Any:
+    """A call, a submitted job and a submitted batch at the same time."""
+    message = prepare() if prepared else "a"
+    submitted = run_noukai_job.submit(credentials(), flow, "b")
+    batch = run_noukai_jobs.submit(credentials(), flow, ["c", "d"])
+    called = run_noukai_job(credentials(), flow, message)
+    return [called, submitted.result(), *(outcome.output for outcome in batch.result())]
