@@ -44,7 +44,5 @@ def test_nothing_is_left_of_short_jobs(airflow: CrowdedAirflow, noukai: NoukaiPr
     assert grown < MOST_OBJECTS_OF_A_JOB * (WAVES - 2) * JOBS_OF_A_WAVE, types.most_common(20)
     assert after["bytes"] - before["bytes"] < MOST_BYTES
     wait_until(lambda: supervisor.num_fds() <= supervised[1], "the supervisor to close its files")
-    print(
-        [(count["objects"], count["bytes"], count["tasks"], len(count["descriptors"])) for count in counts],
-        supervised,
-    )
+    for count, descriptors in zip(counts, supervised, strict=True):
+        print({name: count[name] for name in ("objects", "bytes", "tasks", "clients")}, descriptors)
