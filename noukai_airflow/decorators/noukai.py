@@ -75,7 +75,9 @@ def noukai_task(
     """Make a task that runs a Noukai job with the inputs that the decorated function returns.
 
     The function returns the message as a string, or a dict with some of `message`, `parameters`,
-    `block_overrides`, `version` and `session_id`. It runs on the worker, just before the submission.
+    `block_overrides`, `version` and `session_id`. It runs on the worker, just before the submission, and not
+    again after a deferral: a `map_index_template` should use what the function is given, such as
+    `{{ task.op_kwargs['text'] }}`.
 
     Args:
         python_callable: The function.
