@@ -194,10 +194,7 @@ class AsyncConnection(_Wire):
         allowed = self._settings.timeout if timeout is None else timeout
         request = self._request(call, allowed)
         self._check_loop()
-        try:
-            async with asyncio.timeout(allowed):
-                await self._room.acquire()
-        except TimeoutError:
+        if not await self._found_room(allowed):
             return self._no_answer(call, httpx.PoolTimeout("every connection is busy"), allowed)
         try:
             async with asyncio.timeout(allowed + _OWN_TIMEOUTS_FIRST):
@@ -208,6 +205,15 @@ class AsyncConnection(_Wire):
             return self._no_answer(call, fault, allowed)
         finally:
             self._room.release()
+
+    async def _found_room(self, allowed: float) -> bool:
+        if not self._room.locked():
+            return await self._room.acquire()  # at once, and without a timer
+        try:
+            async with asyncio.timeout(allowed):
+                return await self._room.acquire()
+        except TimeoutError:
+            return False
 
     async def _exchange(self, call: Call[Any], request: httpx.Request) -> Answer | APIError:
         response = await self._transport.handle_async_request(request)

@@ -1,7 +1,7 @@
 """What carries the requests: httpx's own transport for the blocking client, aiohttp for the async one.
 
-One look over TLS costs the processor a third over aiohttp of what it costs over httpx's own async transport
-(``benchmarks/transports.py``), and a triggerer makes a hundred looks a second. ``httpx-aiohttp``, which joins
+A look over TLS costs the processor a third over aiohttp of what it costs over httpx's own async transport
+(``benchmarks/transports.py``), and a triggerer may make a hundred looks a second. ``httpx-aiohttp``, which joins
 the two as well, reports a connection that breaks in the middle of a request as one that was never made: a
 submission would be sent twice.
 """
@@ -13,7 +13,7 @@ import math
 import ssl
 import time
 from collections.abc import AsyncIterator
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -27,7 +27,8 @@ from .inputs import ApiKey
 IDLE_CONNECTION_EXPIRY = 90.0
 """Seconds; longer than the longest pause between two looks, so that a waiting job keeps its connection."""
 
-MOST_CONNECTIONS = 100
+MOST_CONNECTIONS = 32
+"""At the same time, for one client. Over TLS, asyncio keeps a quarter of a megabyte for each."""
 
 _LIMITS = httpx.Limits(
     max_connections=MOST_CONNECTIONS, max_keepalive_connections=20, keepalive_expiry=IDLE_CONNECTION_EXPIRY
@@ -84,17 +85,20 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
         """Send a request, and return the answer as soon as its headers are there."""
         if self._session is None:
             self._session = _session(self._tls)
-        timeout = request.extensions["timeout"]
         content = request.content
         try:
             response = await self._session.request(
                 request.method,
-                URL(str(request.url), encoded=True),
+                _address(str(request.url)),
                 headers=_headers(request),
                 # Of bytes that are many, aiohttp warns that they block the loop.
                 data=io.BytesIO(content) if content else None,
                 allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(sock_connect=timeout["connect"], sock_read=timeout["read"]),
+                # How long the whole answer may take is the caller's own timer; one more for each read would
+                # cost as much as reading does.
+                timeout=aiohttp.ClientTimeout(
+                    connect=request.extensions["timeout"]["connect"], ceil_threshold=math.inf
+                ),
             )
         except _FAULTS as fault:
             raise _as_httpx(fault) from fault
@@ -118,6 +122,12 @@ def _session(tls: ssl.SSLContext) -> aiohttp.ClientSession:
         max_line_size=_LONGEST_HEADER,
         max_field_size=_LONGEST_HEADER,
     )
+
+
+@lru_cache(maxsize=4096)
+def _address(url: str) -> URL:
+    """Keep an address with all that aiohttp works out of it; a job has many looks."""
+    return URL(url, encoded=True)
 
 
 def _headers(request: httpx.Request) -> dict[str, str]:

@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from noukai_core import AsyncNoukai, policy
+from noukai_core.transport import MOST_CONNECTIONS
 from tests.core.wire import FLOW
 
 if TYPE_CHECKING:
@@ -146,13 +147,13 @@ class Crowded(httpx.AsyncBaseTransport):
 
 
 async def test_a_crowd_waits_outside_of_the_pool(key: str) -> None:
-    """A thousand looks at once, as after an outage, reach the pool of connections a hundred at a time."""
+    """A thousand looks at once, as after an outage, reach the pool of connections a few at a time."""
     transport = Crowded()
     async with AsyncNoukai(key, base_url="https://noukai.test/api/v1", transport=transport) as client:
         job = client.flow(FLOW).attach("job-1")
         looks = [asyncio.ensure_future(job.status()) for _ in range(1000)]
-        while transport.held < 100:
+        while transport.held < MOST_CONNECTIONS:
             await asyncio.sleep(0)
         transport.answer.set()
         assert {status.state for status in await asyncio.gather(*looks)} == {"running"}
-    assert transport.most == 100
+    assert transport.most == MOST_CONNECTIONS
