@@ -1,0 +1,66 @@
+"""How many waiting jobs does one triggerer carry? Computed from what `triggerer.py` has measured.
+
+Measured are the processor time of a look, of a trigger that only waits, and of the supervisor, and the memory
+of a trigger. Computed is the rest, for jobs whose durations are log-uniform from 2 s to 2 h, under the bounds
+that are set here: half of a core for the runner, half for the supervisor, and 4 GB.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from statistics import mean
+
+from schedule import JOBS, SCHEDULES, SEED, durations, follow
+
+CORE, MEMORY_MB = 0.5, 4000.0
+DEFAULT_LOOKS = 50.0
+DEFAULT_CAPACITY = 1000
+MANY = 100_000
+
+
+@dataclass(frozen=True)
+class UnitCosts:
+    """What was measured: seconds of a processor, and MB.
+
+    Attributes:
+        look: One look.
+        waiting: A trigger that waits, in a second.
+        supervised: The same in the supervisor.
+        memory: A trigger.
+    """
+
+    look: float
+    waiting: float
+    supervised: float
+    memory: float
+
+
+def looks_per_second() -> float:
+    """Return how often a waiting job is looked at, on average over all the time that jobs wait."""
+    dice = random.Random(SEED)
+    jobs = durations(JOBS, dice)
+    return mean(follow(SCHEDULES[0], duration, dice)[1] for duration in jobs) / mean(jobs)
+
+
+def on_paper(costs: UnitCosts) -> str:
+    """Tell what one triggerer carries, what limits it first, and what a hundred thousand jobs take."""
+    rate = looks_per_second()
+    carried = {
+        "half a core of the runner": CORE / (costs.waiting + costs.look * rate),
+        "half a core of the supervisor": CORE / costs.supervised,
+        f"{MEMORY_MB / 1000:g} GB": MEMORY_MB / costs.memory,
+    }
+    first = min(carried, key=lambda limit: carried[limit])
+    lines = [
+        f"measured: a look {costs.look * 1e6:.0f} µs, a waiting trigger {costs.waiting * 1e6:.0f} µs/s "
+        f"(supervisor {costs.supervised * 1e6:.0f} µs/s) and {costs.memory * 1000:.0f} kB",
+        f"computed: a waiting job is looked at {rate:.3f} times a second",
+        *(f"computed: {limit} is enough for {jobs:,.0f} waiting jobs" for limit, jobs in carried.items()),
+        f"so {first} comes first: {MANY:,} waiting jobs take {MANY / carried[first]:.1f} triggerers, "
+        f"{MANY * rate:,.0f} looks a second and {MANY * costs.memory / 1000:.1f} GB",
+        f"as Airflow and the connection are set by default: {DEFAULT_CAPACITY:,} jobs a triggerer "
+        f"([triggerer] capacity); the budget of {DEFAULT_LOOKS:g} looks a second is enough for "
+        f"{DEFAULT_LOOKS / rate:,.0f} of them, beyond which the pauses stretch",
+    ]
+    return "\n".join(lines)

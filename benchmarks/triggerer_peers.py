@@ -1,0 +1,79 @@
+"""The peers that no provider brings, run in the triggerer of `triggerer.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+KEY = "nk_test_benchmrk_0123456789abcdef0123456789abcdef"
+
+
+class EndlessTrigger(BaseTrigger):
+    """A trigger that never fires.
+
+    Args:
+        seconds: What it pauses for.
+        url: What it reads, if anything.
+    """
+
+    _session: Any = None
+
+    def __init__(self, seconds: float, url: str = "") -> None:
+        super().__init__()
+        self.seconds = seconds
+        self.url = url
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        kind = type(self)
+        return f"{kind.__module__}.{kind.__name__}", {"seconds": self.seconds, "url": self.url}
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        while True:
+            await self.once()
+            await asyncio.sleep(self.seconds)
+        yield
+
+    async def once(self) -> None:
+        pass
+
+
+class SleepTrigger(EndlessTrigger):
+    """Only sleeps: what a thousand triggers cost that do nothing."""
+
+
+class BareTrigger(EndlessTrigger):
+    """Looks over the one aiohttp session of all: the least that looking may cost."""
+
+    async def once(self) -> None:
+        import aiohttp
+
+        if BareTrigger._session is None:
+            headers = {"Authorization": f"Bearer {KEY}"}
+            connector = aiohttp.TCPConnector(keepalive_timeout=90)
+            BareTrigger._session = aiohttp.ClientSession(headers=headers, connector=connector)
+        async with BareTrigger._session.get(self.url) as response:
+            await response.json()
+
+
+class PauseProbe(EndlessTrigger):
+    """Writes down in the file that `url` names how long its short pauses really took.
+
+    The first line is the id of this process, then come lines of `time pause`.
+    """
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        with Path(self.url).open("w", buffering=1) as pauses:
+            pauses.write(f"{os.getpid()}\n")
+            while True:
+                before = time.monotonic()
+                await asyncio.sleep(self.seconds)
+                late = time.monotonic() - before - self.seconds
+                if late > self.seconds:
+                    pauses.write(f"{time.time():.3f} {late:.3f}\n")
+        yield
