@@ -1,9 +1,9 @@
 """What carries the requests: httpx's own transport for the blocking client, aiohttp for the async one.
 
 A look over TLS costs the processor a third over aiohttp of what it costs over httpx's own async transport
-(``benchmarks/transports.py``), and a triggerer may make a hundred looks a second. ``httpx-aiohttp``, which joins
-the two as well, reports a connection that breaks in the middle of a request as one that was never made: a
-submission would be sent twice.
+(``benchmarks/transports.py``), and a triggerer may make a hundred looks a second. ``httpx-aiohttp``, which
+joins the two as well, reports a connection that breaks in the middle of a request as one that was never made:
+a submission would be sent twice.
 """
 
 from __future__ import annotations

@@ -207,10 +207,11 @@ def parameters(function: Any) -> list[tuple[str, Any, Any]]:
 
 
 DOCUMENTED = """
-Noukai AsyncNoukai Flow AsyncFlow Job AsyncJob JobState JobStatus JobAccepted ExecuteResult Submission ApiKey KeyInfo
-RunTrace TraceStep NoukaiError InvalidInput APIError Refused BadRequest AuthenticationFailed CreditsExhausted
-AccessDenied FlowNotFound ModelKeyRejected CancelUnsupported JobNotFound Unavailable RateLimited
-MalformedAnswer Redirected AnswerTooLarge SubmissionUnknown JobError JobFailed JobCancelled JobWaitTimeout
+Noukai AsyncNoukai Flow AsyncFlow Job AsyncJob JobState JobStatus JobAccepted ExecuteResult Submission ApiKey
+KeyInfo RunTrace TraceStep NoukaiError InvalidInput APIError Refused BadRequest AuthenticationFailed
+CreditsExhausted AccessDenied FlowNotFound ModelKeyRejected CancelUnsupported JobNotFound Unavailable
+RateLimited MalformedAnswer Redirected AnswerTooLarge SubmissionUnknown JobError JobFailed JobCancelled
+JobWaitTimeout
 """
 
 
