@@ -58,7 +58,7 @@ assert importlib.util.find_spec("core") is None
 
 
 def test_the_metadata_keep_the_ranges_wide(wheel: Wheel) -> None:
-    """The core needs two HTTP libraries and pydantic; each orchestrator is an extra, open from its floor upwards."""
+    """The core needs HTTP libraries and pydantic; each orchestrator is an extra, open from its floor up."""
     requires = {line.replace(" ", "") for line in wheel.metadata.get_all("Requires-Dist", [])}
 
     assert wheel.metadata["Name"] == "noukai-orchestration"
