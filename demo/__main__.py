@@ -112,7 +112,7 @@ def run_prefect(prefect: LocalPrefect, base_url: str) -> list[Ending]:
     run_id = prefect.run(DEPLOYMENT)
     prefect.wait_for(run_id, timeout=SECONDS)
     endings: list[Ending] = []
-    for task in prefect.task_runs(run_id):
+    for task in prefect.ended_task_runs(run_id):
         state = task["state_name"]
         say(f"{'Prefect':8} task {task['name']}: {state}")
         error = (task["state"]["message"] or "").removeprefix("Task run encountered an exception ")

@@ -291,6 +291,18 @@ class LocalPrefect:
         )
         return sorted(runs, key=lambda run: str(run["expected_start_time"]))
 
+    def ended_task_runs(self, flow_run_id: str, timeout: float = 30.0) -> list[dict[str, Any]]:
+        """Return the task runs of a flow run when all of them have ended.
+
+        The server hears of a task run by events, which may come later than the end of the flow run.
+        """
+
+        def ended() -> list[dict[str, Any]]:
+            found = self.task_runs(flow_run_id)
+            return found if all(run["state_name"] in FINAL_STATES for run in found) else []
+
+        return wait_until(ended, f"the task runs of {flow_run_id} to end", timeout)
+
     def artifacts(self, flow_run_id: str, key: str | None = None) -> list[dict[str, Any]]:
         """Return the artifacts of a flow run, of one key or of all."""
         wanted = {"artifacts": {"flow_run_id": {"any_": [flow_run_id]}}}

@@ -70,8 +70,8 @@ class Run:
         return self.prefect.wait_for(self.id, *states, timeout=timeout)
 
     def task_states(self) -> list[str]:
-        """Return the name of the state of each task run."""
-        return [str(task["state_name"]) for task in self.prefect.task_runs(self.id)]
+        """Return the name of the state in which each task run has ended."""
+        return [str(task["state_name"]) for task in self.prefect.ended_task_runs(self.id)]
 
     def cancel(self) -> None:
         """Cancel the flow run as a user does."""

@@ -32,7 +32,7 @@ class Example:
         return self.prefect.result(self.id)
 
     def task_states(self) -> list[tuple[str, str]]:
-        return [(task["name"], task["state_name"]) for task in self.prefect.task_runs(self.id)]
+        return [(task["name"], task["state_name"]) for task in self.prefect.ended_task_runs(self.id)]
 
     def jobs(self) -> list[dict[str, Any]]:
         """Return the jobs that the run has noted, as the local Noukai knows them."""
