@@ -27,13 +27,14 @@ class Census(BaseTrigger):
         return "tests.faults.airflow.census.Census", {}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
+        descriptors = sorted(_descriptors())  # before the collector closes what was only forgotten
         _empty_bounded_caches()
         gc.collect()
         objects = Counter(f"{type(one).__module__}.{type(one).__qualname__}" for one in gc.get_objects())
         yield TriggerEvent(
             {
                 "pid": os.getpid(),
-                "descriptors": sorted(_descriptors()),
+                "descriptors": descriptors,
                 "tasks": len(asyncio.all_tasks()),
                 "clients": objects[f"{AsyncNoukai.__module__}.{AsyncNoukai.__qualname__}"],
                 "bytes": psutil.Process().memory_full_info().uss,
