@@ -16,11 +16,13 @@ HALVING_INTERVAL = 10.0
 """Seconds in which many complaints count as one: they are about the same crowd."""
 
 RECOVERY = 60.0
-"""Seconds without a complaint after which the budget is whole again."""
+"""Seconds in which the budget grows back by all of it: evenly, so that a rare complaint costs little."""
 
 
 class LookBudget:
     """Spreads looks evenly at a rate (the generic cell rate algorithm): a place in the queue, no queue.
+
+    The rate falls by half when the server complains and grows back evenly, as that of a TCP connection does.
 
     Args:
         per_second: Looks a second, over all jobs that share this budget.
@@ -28,7 +30,7 @@ class LookBudget:
 
     def __init__(self, per_second: float) -> None:
         self.per_second = per_second
-        self._rate = per_second
+        self._left = per_second
         self._next = float("-inf")
         self._complained = float("-inf")
         self._lock = threading.Lock()
@@ -36,9 +38,7 @@ class LookBudget:
     def reserve(self, now: float) -> float:
         """Take the next free place, and return the seconds until it comes."""
         with self._lock:
-            if now - self._complained >= RECOVERY:
-                self._rate = self.per_second
-            spacing = 1.0 / self._rate
+            spacing = 1.0 / self._rate(now)
             place = max(self._next, now - max(BURST - spacing, 0.0))
             self._next = place + spacing
             return max(0.0, place - now)
@@ -47,8 +47,12 @@ class LookBudget:
         """Halve the rate for a while: the server complained about too many requests."""
         with self._lock:
             if now - self._complained >= HALVING_INTERVAL:
-                self._rate = max(self._rate / 2, min(SLOWEST, self.per_second))
+                self._left = max(self._rate(now) / 2, min(SLOWEST, self.per_second))
                 self._complained = now
+
+    def _rate(self, now: float) -> float:
+        grown = self.per_second * (now - self._complained) / RECOVERY
+        return min(self._left + grown, self.per_second)
 
 
 def shared_budget(base_url: str, api_key: str, per_second: float) -> LookBudget:

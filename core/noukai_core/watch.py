@@ -142,8 +142,7 @@ class Watch:
         state = self._status.state if self._status else "not seen yet"
         fault = f"; the last look failed: {self._fault}" if self._fault else ""
         return JobWaitTimeout(
-            f"{self._name} did not end within {self._timeout:g} s (last state: {state}{fault}). "
-            "The wait is over, the job was left alone.",
+            f"{self._name} did not end within {self._timeout:g} s (last state: {state}{fault}).",
             job_id=self._job_id,
             status=self._status,
         )
