@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowSkipException
@@ -20,7 +19,7 @@ from noukai_airflow.exceptions import (
 from noukai_airflow.kills import goes_on
 from noukai_airflow.links.noukai import NoukaiJobLink
 from noukai_airflow.task_job import cancel_if_possible
-from noukai_airflow.triggers.noukai import NoukaiJobTrigger
+from noukai_airflow.triggers.noukai import NoukaiJobTrigger, backstop
 from noukai_airflow.xcoms import task_instance_of
 
 if TYPE_CHECKING:
@@ -30,9 +29,6 @@ if TYPE_CHECKING:
     from noukai_airflow.records import JobBook
     from noukai_airflow.settings import ConnectionSettings
     from noukai_core import Job, JobStatus
-
-# The trigger's own deadline comes first; Airflow's is there for a trigger that does not run.
-BACKSTOP_SECONDS = 30.0
 
 
 class JobWait:
@@ -112,7 +108,6 @@ class JobWait:
         """Go on waiting in the triggerer. This ends the segment."""
         job, task = self._job, self._task
         submitted_at = job.submitted_at.isoformat() if job.submitted_at else None
-        backstop = None if deadline is None else max(deadline - time.time(), 0.0) + BACKSTOP_SECONDS
         task.log.info("Noukai job %s of %s: waiting for it in the triggerer", job.id, job.flow)
         task.defer(
             trigger=NoukaiJobTrigger.of_deferral(
@@ -124,7 +119,7 @@ class JobWait:
             ),
             method_name="execute_complete",
             kwargs={"job_id": job.id, "flow": job.flow, "submitted_at": submitted_at, "deadline": deadline},
-            timeout=None if backstop is None else timedelta(seconds=backstop),
+            timeout=None if deadline is None else backstop(deadline),
         )
 
     def settle(self, event: JobEvent | None, deadline: float | None) -> Any:
@@ -151,7 +146,9 @@ class JobWait:
         """Look at the job, and wait out faults that pass, unless the trigger has done so in vain."""
         if event is not None and event.reason is Reason.UNAVAILABLE:
             return self._job.status()
-        left = None if deadline is None else max((deadline - time.time()) * 1000, 1.0)
+        # A job that has ended keeps its result, however late or slowly the task gets to fetch it.
+        ended = event is not None and event.reason is Reason.FINISHED
+        left = None if deadline is None or ended else max((deadline - time.time()) * 1000, 1.0)
         return next(self._job.watch(timeout_ms=left, poll_interval=self._task.poll_interval))
 
     def time_out(self, message: str) -> Any:

@@ -126,10 +126,10 @@ def _options(extra: Mapping[str, Any], conn_id: str) -> list[tuple[str, float]]:
         if isinstance(value, bool):
             raise _malformed(conn_id, name, "a number")
         try:
-            number = float(value)
-        except (TypeError, ValueError):
+            number = int(float(value)) if argument == "max_answer_bytes" else float(value)
+        except (TypeError, ValueError, OverflowError):
             raise _malformed(conn_id, name, "a number") from None
-        options.append((argument, int(number) if argument == "max_answer_bytes" else number))
+        options.append((argument, number))
     return options
 
 

@@ -165,8 +165,10 @@ class TaskJob:
             job = self._send(submission)
         except core.SubmissionUnknown:
             raise
-        except core.NoukaiError:
-            self._book.forget()
+        except core.NoukaiError as error:
+            # What the job client refuses itself, the server was not asked about: there may be an earlier job.
+            if submission.sent_at is None or not isinstance(error, core.InvalidInput):
+                self._book.forget()
             raise
         try:
             self._book.write(replace(record, job_id=job.id, flow=job.flow))

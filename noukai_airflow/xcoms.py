@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
     from noukai_core import Job, JobStatus
 
+log = logging.getLogger(__name__)
+
 JOB_ID = "job_id"
 JOB_URL = "job_url"
 JOB_STATUS = "job_status"
@@ -19,9 +21,6 @@ JOB_STATUS = "job_status"
 def task_instance_of(context: Context) -> RuntimeTaskInstanceProtocol:
     """Return the running task, which Airflow's types call optional."""
     return cast("dict[str, Any]", context)["ti"]  # type: ignore[no-any-return]
-
-
-log = logging.getLogger(__name__)
 
 
 def told(status: JobStatus) -> dict[str, Any]:

@@ -10,7 +10,7 @@ BURST = 1.0
 """Seconds' worth of looks that may come at once after a quiet time."""
 
 SLOWEST = 1.0
-"""Looks a second that are left however often the server complains."""
+"""Looks a second that are left however often the server complains; of more than six, a sixth is left."""
 
 HALVING_INTERVAL = 10.0
 """Seconds in which many complaints count as one: they are about the same crowd."""
@@ -26,6 +26,9 @@ class LookBudget:
 
     Args:
         per_second: Looks a second, over all jobs that share this budget.
+
+    Attributes:
+        answered: When one of these looks last had a good answer.
     """
 
     def __init__(self, per_second: float) -> None:
@@ -34,6 +37,7 @@ class LookBudget:
         self._next = float("-inf")
         self._complained = float("-inf")
         self._lock = threading.Lock()
+        self.answered = float("-inf")
 
     def reserve(self, now: float) -> float:
         """Take the next free place, and return the seconds until it comes."""

@@ -1,4 +1,4 @@
-"""Requests over httpx's transports.
+"""Requests over the transports of `transport`, behind httpx's interface.
 
 The transports are driven directly. A ``httpx.Client`` adds redirects, cookies and a log line for each
 request, and none of them is wanted here: a job may be looked at a thousand times.
@@ -26,7 +26,7 @@ from .transport import MOST_CONNECTIONS, async_transport, blocking_transport
 
 API_VERSION = "2026-05-31"
 
-# anyio lets a TLS fault in the middle of an exchange pass as it is, and httpcore does not map it.
+# Behind a proxy, anyio lets a TLS fault amid an exchange pass as it is, and httpcore does not map it.
 _FAULTS = (httpx.TransportError, httpx.DecodingError, ssl.SSLError, zlib.error)
 
 _GZIP = zlib.MAX_WBITS | 16
@@ -185,18 +185,19 @@ class AsyncConnection(_Wire):
         super().__init__(settings)
         self._transport = transport or async_transport(settings.base_url)
         self._loop: asyncio.AbstractEventLoop | None = None
-        # Whoever waits for a connection waits here: for each request, httpcore 1.0 goes through all that wait
-        # in its pool. A thousand of them, after an outage, keep the loop so busy that none ends in time.
+        # Whoever waits for a connection waits here, and not in a transport's pool. That of httpcore 1.0, used
+        # behind a proxy, goes through all that wait in it for each request: a thousand of them, after an
+        # outage, keep the loop so busy that none ends in time.
         self._room = asyncio.Semaphore(MOST_CONNECTIONS)
 
     async def send(self, call: Call[Any], timeout: float | None = None) -> Answer | APIError:
         """Send a call once; every fault comes back as a value, without what it was raised from."""
         allowed = self._settings.timeout if timeout is None else timeout
-        request = self._request(call, allowed)
         self._check_loop()
         if not await self._found_room(allowed):
             return self._no_answer(call, httpx.PoolTimeout("every connection is busy"), allowed)
         try:
+            request = self._request(call, allowed)  # not before: the client may be closed meanwhile
             async with asyncio.timeout(allowed + _OWN_TIMEOUTS_FIRST):
                 return await self._exchange(call, request)
         except TimeoutError:

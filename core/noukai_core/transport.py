@@ -191,15 +191,17 @@ class _Stream:
         self._httpcores = httpcores
         self._ends = math.inf
 
-    def write(self, data: bytes, timeout: float | None = None) -> None:
-        self._httpcores.write(data, timeout)
+    # httpcore passes these arguments by their names, too.
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._httpcores.write(buffer, timeout)
         self._ends = math.inf if timeout is None else time.monotonic() + timeout
 
-    def read(self, most: int, timeout: float | None = None) -> bytes:
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         left = self._ends - time.monotonic()
         if left <= 0:
             raise httpx.ReadTimeout("the answer did not end in time")
-        data: bytes = self._httpcores.read(most, timeout if timeout is None else min(timeout, left))
+        data: bytes = self._httpcores.read(max_bytes, timeout if timeout is None else min(timeout, left))
         return data
 
     def start_tls(self, *arguments: Any, **options: Any) -> _Stream:

@@ -97,6 +97,7 @@ class Watch:
         if self._faults:
             log.info("%s: looks work again; failed in a row: %d", self._name, self._faults)
         self._faults, self._fault = 0, None
+        self._budget.answered = self._clock()
         before, self._status = self._status, status
         if before is None or before.state != status.state:
             self._log_state(before, status)
@@ -123,10 +124,12 @@ class Watch:
         if self._faults == 0:
             # Not since the last good answer: the pause before this look may be longer than the patience.
             self._faulty_since = now
-        patience_ends = self._faulty_since + self._settings.fault_patience
+        limited = isinstance(error, RateLimited)
+        # Whoever is turned away while the server is busy with others waits on as long as they are served.
+        since = max(self._faulty_since, self._budget.answered) if limited else self._faulty_since
+        patience_ends = since + self._settings.fault_patience
         if not error.passing or now >= patience_ends:
             raise error
-        limited = isinstance(error, RateLimited)
         if limited:
             self._budget.slow_down(now)
         self._faults += 1

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, cast
-from weakref import WeakKeyDictionary
 
 from airflow.sdk import BaseHook
 
@@ -43,7 +42,19 @@ class _LookUp:
         )
 
 
-_lookups: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _LookUp]] = WeakKeyDictionary()
+_lookups: dict[asyncio.AbstractEventLoop, dict[str, _LookUp]] = {}
+
+
+def _lookups_here() -> dict[str, _LookUp]:
+    """Return the look-ups of this event loop, and forget those of loops that are closed.
+
+    Weak keys would not do: the task of a look-up holds its loop.
+    """
+    loop = asyncio.get_running_loop()
+    if loop not in _lookups:
+        for closed in [other for other in list(_lookups) if other.is_closed()]:
+            _lookups.pop(closed, None)
+    return _lookups.setdefault(loop, {})
 
 
 class NoukaiHook(BaseHook):
@@ -125,7 +136,7 @@ class NoukaiHook(BaseHook):
         Raises:
             NoukaiRefusedException: The connection is malformed.
         """
-        lookups = _lookups.setdefault(asyncio.get_running_loop(), {})
+        lookups = _lookups_here()
         found = lookups.get(self.noukai_conn_id)
         if found is None or found.is_over(other_than):
             lookup = asyncio.create_task(self._look_up())

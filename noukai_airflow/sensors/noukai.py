@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 
 _STATES = frozenset({"completed", "failed", "cancelled"})
 _DEFAULT_POKE_SECONDS = 60.0
-
-# The trigger's own deadline comes first; Airflow's is there for a trigger that does not run.
-_BACKSTOP_SECONDS = 30.0
 
 
 class NoukaiJobSensor(BaseSensorOperator):
@@ -158,7 +155,7 @@ class NoukaiJobSensor(BaseSensorOperator):
             raise NoukaiSensorJobFailedException(str(error), job_id=error.job_id) from error
 
     def _defer(self, deadline: float) -> None:
-        from noukai_airflow.triggers.noukai import NoukaiJobTrigger
+        from noukai_airflow.triggers.noukai import NoukaiJobTrigger, backstop
 
         self.defer(
             trigger=NoukaiJobTrigger.of_deferral(
@@ -169,7 +166,7 @@ class NoukaiJobSensor(BaseSensorOperator):
             ),
             method_name="execute_complete",
             kwargs={"deadline": deadline},
-            timeout=timedelta(seconds=max(deadline - time.time(), 0.0) + _BACKSTOP_SECONDS),
+            timeout=backstop(deadline),
         )
 
     @cached_property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 from airflow.providers.common.compat.sdk import conf
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 # What the scheduler may take to hear that a worker's process has ended: it looks once in each of its loops.
 _SCHEDULER_SECONDS = 3.0
+
+# The trigger's own deadline comes first; Airflow's is there for a trigger that does not run.
+BACKSTOP_SECONDS = 30.0
 
 _KILL_SECONDS = 30.0
 
@@ -39,6 +42,11 @@ def settling_seconds() -> float:
     """
     heartbeat = float(conf.get("workers", "min_heartbeat_interval", fallback=5.0))
     return heartbeat + _SCHEDULER_SECONDS
+
+
+def backstop(deadline: float) -> timedelta:
+    """Return for how long Airflow itself lets a task with this deadline be deferred."""
+    return timedelta(seconds=max(deadline - time.time(), 0.0) + BACKSTOP_SECONDS)
 
 
 class NoukaiJobTrigger(BaseTrigger):

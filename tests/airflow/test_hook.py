@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import traceback
+import weakref
 from urllib.parse import quote
 
 import pytest
@@ -56,6 +59,19 @@ async def test_a_connection_that_is_malformed(monkeypatch: pytest.MonkeyPatch) -
         await NoukaiHook("of_a_test").aget_settings()
     monkeypatch.setenv("AIRFLOW_CONN_OF_A_TEST", AS_JSON)
     assert (await NoukaiHook("of_a_test").aget_settings()).api_key == KEY
+
+
+def test_no_loop_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of event loops that are closed, neither the loop nor what its connection said stays in memory."""
+    monkeypatch.setenv("AIRFLOW_CONN_OF_A_TEST", AS_JSON)
+
+    async def look_up() -> weakref.ref[asyncio.AbstractEventLoop]:
+        await NoukaiHook("of_a_test").aget_settings()
+        return weakref.ref(asyncio.get_running_loop())
+
+    loops = [asyncio.run(look_up()) for _ in range(3)]
+    gc.collect()
+    assert [loop() for loop in loops[:-1]] == [None, None]
 
 
 async def test_no_frame_shows_the_key(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,6 +175,20 @@ def test_a_fault_when_the_task_goes_on(
     assert operator().execute_complete(context, event, job_id=job.id, flow=FLOW) == "whole"
 
 
+def test_a_job_that_ended_in_time_keeps_its_result(
+    connected: ConnectionSettings, context: Any, emulator: Emulator
+) -> None:
+    """However late the task goes on, and however slowly the server answers, the job is not given up."""
+    emulator.control.script("flow", result="whole", after_seconds=0)
+    job = clients.shared_client(connected).flow(FLOW).job("Hello")
+    job.wait(timeout_ms=5000)
+    emulator.control.fault("status", on="poll", times=2, status=503)
+    event = JobEvent(job.id, Reason.FINISHED, "completed").payload()
+    late = time.time() - 100
+    assert operator().execute_complete(context, event, job_id=job.id, flow=FLOW, deadline=late) == "whole"
+    assert emulator.control.counts(job.id)["cancel"] == 0
+
+
 def test_a_deadline_while_the_server_is_away(
     connected: ConnectionSettings, context: Any, emulator: Emulator
 ) -> None:

@@ -60,6 +60,8 @@ def test_a_connection_without_a_key(password: str | None) -> None:
         ({"run_url_template": "https://x/{job_id"}, "run_url_template"),
         ({"fault_patience": "soon"}, "fault_patience"),
         ({"recovery_timeout": True}, "recovery_timeout"),
+        ({"max_answer_bytes": "inf"}, "max_answer_bytes"),
+        ({"max_answer_bytes": "nan"}, "max_answer_bytes"),
     ],
 )
 def test_a_malformed_field(extra: dict[str, Any], name: str) -> None:

@@ -30,10 +30,11 @@ class Tries:
         self.retries = 2
         self.task = PretendedTask(max_tries=2, run_id=uuid4().hex)
         self.session_id: str | None = None
+        self.message: Any = "Hello"
         self.cancel_on_kill = True
 
     def run(self, *, durable: bool = True) -> Job:
-        inputs = JobInputs("acme/demo/flow", "Hello", None, None, "production", False, self.session_id)
+        inputs = JobInputs("acme/demo/flow", self.message, None, None, "production", False, self.session_id)
         book = JobBook(self.store if durable else None)
         task: Any = self.task
         return TaskJob(
@@ -254,6 +255,19 @@ def test_bad_input_sends_nothing(tries: Tries) -> None:
     with pytest.raises(InvalidInput, match="session_id"):
         tries.run()
     assert tries.count("submit") == 0
+
+
+def test_bad_input_of_a_retry_forgets_no_job(tries: Tries, store: MemoryStore) -> None:
+    """When a retry's inputs are refused before anything is asked, an earlier submission is not forgotten."""
+    from noukai_core import InvalidInput
+
+    first = tries.run()
+    store.kept["noukai_job"]["job_id"] = None
+    tries.message = {"no": "text"}
+    with pytest.raises(InvalidInput, match="message"):
+        tries.retry()
+    tries.message = "Hello"
+    assert tries.retry().id == first.id
 
 
 def test_a_task_that_is_not_durable_submits_in_each_try(tries: Tries) -> None:

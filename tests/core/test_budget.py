@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from noukai_core import JobState, JobStatus, Noukai
+from noukai_core import JobState, JobStatus, Noukai, RateLimited
 from noukai_core.budget import LookBudget, shared_budget
 from tests.core.test_policy import Answer, Waiter, finishing
 from tests.core.wire import FLOW, Wire, refusal, state
@@ -166,3 +166,24 @@ def test_finished_jobs_leave_the_crowd() -> None:
     ended = JobStatus(id="job-1", state=JobState.FAILED)
     waiters = crowd(100, LookBudget(50.0), lambda now: ended, until=10)
     assert [len(waiter.looks) for waiter in waiters] == [1] * 100
+
+
+def test_whoever_is_turned_away_waits_while_others_are_served() -> None:
+    """Ten minutes of 429s end no wait while the server answers others of the same crowd."""
+    budget, refused = LookBudget(50.0), RateLimited("HTTP 429", status_code=429)
+    ended = JobStatus(id="job-1", state=JobState.COMPLETED)
+    turned_away = Waiter(lambda now: refused if now < 600 else ended, budget=budget)
+    served = Waiter(finishing(600), budget=budget)
+    while turned_away.now < 600:
+        waiter = min(turned_away, served, key=lambda each: each.now)
+        waiter.advance()
+    assert turned_away.run().state == "completed"
+
+
+def test_whoever_is_turned_away_alone_gives_up() -> None:
+    """When the server answers nobody any more, 429s are waited out for five minutes and no longer."""
+    refused = RateLimited("HTTP 429", status_code=429)
+    waiter = Waiter(lambda now: refused, budget=LookBudget(50.0))
+    with pytest.raises(RateLimited):
+        waiter.run()
+    assert 300 <= waiter.now <= 400

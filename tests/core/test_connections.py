@@ -8,12 +8,14 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
+import httpcore
 import httpx
 import pytest
 
-from noukai_core import AsyncNoukai, policy
+from noukai_core import AsyncNoukai, InvalidInput, policy, transport
 from noukai_core.transport import MOST_CONNECTIONS
 from tests.core.wire import FLOW
 
@@ -146,14 +148,39 @@ class Crowded(httpx.AsyncBaseTransport):
         return httpx.Response(200, json={"executionId": "job-1", "status": "running"})
 
 
+async def test_a_client_that_is_closed_while_a_crowd_waits(key: str) -> None:
+    """Whoever still waits for a connection when the client is closed is told so."""
+    crowded = Crowded()
+    client = AsyncNoukai(key, base_url="https://noukai.test/api/v1", transport=crowded)
+    job = client.flow(FLOW).attach("job-1")
+    looks = [asyncio.ensure_future(job.status()) for _ in range(MOST_CONNECTIONS + 8)]
+    while crowded.held < MOST_CONNECTIONS:
+        await asyncio.sleep(0)
+    await client.aclose()
+    crowded.answer.set()
+    outcomes = await asyncio.gather(*looks, return_exceptions=True)
+    late = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+    assert len(late) == 8
+    assert all(isinstance(error, InvalidInput) and "closed" in str(error) for error in late)
+
+
+def test_a_stream_is_read_as_httpcores_is() -> None:
+    """The arguments have the names by which httpcore passes them when it speaks to a SOCKS proxy."""
+    theirs, ours = httpcore.NetworkStream, transport._Stream  # pyright: ignore[reportPrivateUsage]
+    for method in ("read", "write"):
+        assert [*signature(getattr(ours, method)).parameters] == [
+            *signature(getattr(theirs, method)).parameters
+        ]
+
+
 async def test_a_crowd_waits_outside_of_the_pool(key: str) -> None:
     """A thousand looks at once, as after an outage, reach the pool of connections a few at a time."""
-    transport = Crowded()
-    async with AsyncNoukai(key, base_url="https://noukai.test/api/v1", transport=transport) as client:
+    crowded = Crowded()
+    async with AsyncNoukai(key, base_url="https://noukai.test/api/v1", transport=crowded) as client:
         job = client.flow(FLOW).attach("job-1")
         looks = [asyncio.ensure_future(job.status()) for _ in range(1000)]
-        while transport.held < MOST_CONNECTIONS:
+        while crowded.held < MOST_CONNECTIONS:
             await asyncio.sleep(0)
-        transport.answer.set()
+        crowded.answer.set()
         assert {status.state for status in await asyncio.gather(*looks)} == {"running"}
-    assert transport.most == MOST_CONNECTIONS
+    assert crowded.most == MOST_CONNECTIONS

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from airflow.sdk import DAG
 
-from noukai_airflow import job_wait
 from noukai_airflow.operators.noukai import NoukaiRunJobOperator
+from noukai_airflow.triggers import noukai
 
-job_wait.BACKSTOP_SECONDS = 2.0
+noukai.BACKSTOP_SECONDS = 2.0
 
 with DAG("deferred_short_backstop", schedule=None):
     NoukaiRunJobOperator(
