@@ -100,7 +100,7 @@ class Batch:
         self._run = run
         self._record = record
         self._progress = ProgressArtifact(run, f"{len(inputs)} Noukai jobs of {flow.path}")
-        self._waited_for: dict[int, AsyncJob] = {}
+        self._jobs: dict[int, AsyncJob] = {}
         self._room = asyncio.Semaphore(options.in_flight)
         self._ended = 0
         self._first_error: asyncio.Future[NoukaiError] = asyncio.get_running_loop().create_future()
@@ -110,6 +110,9 @@ class Batch:
         if self._run.told_to_stop:
             raise StoppedInThread(f"The flow run was stopped before jobs of {self._flow.path} were submitted")
         await self._record.open()
+        for row in self._record.rows:
+            if row.job_id is not None:
+                self._jobs[row.index] = self._flow.attach(row.job_id, submitted_at=self._record.written_at)
         jobs = [asyncio.ensure_future(self._one(row)) for row in self._record.rows]
         together = asyncio.gather(*jobs)
         stop = asyncio.ensure_future(interruption.watch_for_stop(self._run))
@@ -140,8 +143,6 @@ class Batch:
                 outcome = await self._completed(row, began)
             except NoukaiError as error:
                 outcome = self._bad(row, error, time.monotonic() - began)
-            # Not when the wait is interrupted: `_settle` decides about such a job.
-            self._waited_for.pop(row.index, None)
             row.seconds = round(outcome.seconds, 1)
             row.error = str(outcome.error)[:_SHOWN_ERROR] if outcome.error else None
             self._ended += 1
@@ -158,10 +159,11 @@ class Batch:
 
     async def _completed(self, row: BatchRow, began: float) -> JobOutcome:
         """Attach to the job of an earlier attempt, or submit one, and wait for it."""
-        if row.job_id is not None:
+        if row.index in self._jobs:
             try:
-                return await self._follow(self._flow.attach(row.job_id), row, began)
+                return await self._follow(self._jobs[row.index], row, began)
             except JobNotFound:
+                del self._jobs[row.index]
                 row.renew()
         return await self._follow(await self._submitted(row), row, began)
 
@@ -173,12 +175,11 @@ class Batch:
         except (InvalidInput, Refused):
             row.sent = False
             raise
-        self._waited_for[row.index] = job
+        self._jobs[row.index] = job
         row.job_id, row.state = job.id, JobState.PENDING.value
         return job
 
     async def _follow(self, job: AsyncJob, row: BatchRow, began: float) -> JobOutcome:
-        self._waited_for[row.index] = job
         limit = None if self._options.timeout is None else self._options.timeout * _MILLISECONDS
         status: JobStatus | None = None
         try:
@@ -222,8 +223,8 @@ class Batch:
             await self._progress.show(100.0 * self._ended / len(self._inputs), final=final)
 
     async def _settle(self, tasks: Sequence[asyncio.Future[Any]], interrupted: BaseException) -> None:
-        """End the jobs that are waited for, when a person or the timeout of the task wants that."""
-        logger, going_on = self._run.logger(), len(self._waited_for)
+        """End the jobs that go on, when a person or the timeout of the task wants that."""
+        logger, going_on = self._run.logger(), sum(row.going_on for row in self._record.rows)
         with anyio.move_on_after(interruption.CLEANUP_SECONDS, shield=True):
             await interruption.end(tasks)  # or each job that ends makes room for one more
             if not await interruption.to_be_cancelled(self._run, interrupted):
@@ -236,7 +237,7 @@ class Batch:
 
     async def _stop(self, row: BatchRow, room: asyncio.Semaphore) -> None:
         """Cancel the job of a row, also the one that an interrupted submission may have made."""
-        job: AsyncJob | None = self._waited_for.get(row.index)
+        job = self._jobs.get(row.index) if row.going_on else None
         if job is None and not row.unsettled:
             return
         async with room:

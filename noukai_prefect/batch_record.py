@@ -22,7 +22,7 @@ from prefect.client.schemas.objects import Artifact
 from noukai_core import JobState, Submission
 
 from .context import RunContext
-from .records import JobRecord, artifacts_of, now
+from .records import JobRecord, artifacts_of, now, own_artifacts
 
 BATCH_KEY = "noukai-jobs"
 
@@ -30,6 +30,7 @@ WRITE_SECONDS = 5.0
 """The shortest time between two writes of the table while jobs run, for up to a thousand of them."""
 
 _ENDED_BADLY = ("failed", "cancelled")
+_ENDED = ("completed", *_ENDED_BADLY)
 
 
 @dataclass(slots=True)
@@ -59,6 +60,11 @@ class BatchRow:
         """Whether there may be a job that is not known."""
         return self.sent and self.job_id is None
 
+    @property
+    def going_on(self) -> bool:
+        """Whether there is a job whose end was not seen, even if nobody waits for it any more."""
+        return self.job_id is not None and self.state not in _ENDED
+
     def renew(self) -> None:
         """Make way for a new job."""
         self.generation, self.job_id, self.sent, self.state = self.generation + 1, None, False, "waiting"
@@ -87,10 +93,15 @@ class BatchRecord:
         flow: The Noukai flow.
         size: How many inputs there are.
         credentials: The name of the stored block whose key is used, if it is one.
+
+    Attributes:
+        rows: The jobs, in the order of the inputs.
+        written_at: When an earlier attempt last wrote the table: no job that was read from it is younger.
     """
 
     def __init__(self, run: RunContext, place: str, flow: str, size: int, credentials: str | None) -> None:
         self.rows = [BatchRow(index) for index in range(size)]
+        self.written_at: datetime | None = None
         self._run = run
         self._place = place
         self._flow = flow
@@ -102,9 +113,9 @@ class BatchRecord:
 
     async def open(self) -> None:
         """Read what an earlier attempt wrote, and write down that jobs may be sent from now on."""
-        if self._run.flow_run_id is None or self._run.scope is None:
+        if self._run.scope is None:
             return
-        for artifact in await artifacts_of([self._run.scope], BATCH_KEY):
+        for artifact in await own_artifacts(self._run, BATCH_KEY):
             if (artifact.metadata_ or {}).get("place") == self._place:
                 self._take(artifact)
         if self._artifact is not None:
@@ -151,7 +162,7 @@ class BatchRecord:
         return kept
 
     def _take(self, artifact: Artifact) -> None:
-        self._artifact = artifact.id
+        self._artifact, self.written_at = artifact.id, artifact.updated
         sent = (artifact.metadata_ or {}).get("maybe_sent_at")
         self._maybe_sent_at = datetime.fromisoformat(sent) if sent else None
         for kept in rows_of(artifact):
@@ -168,11 +179,10 @@ async def read_unfinished(scopes: Sequence[uuid.UUID]) -> list[JobRecord]:
     A table may be some seconds behind the jobs. See `artifacts_of` for the scopes.
     """
     return [
-        _record(artifact.metadata_ or {}, row)
+        _record(artifact, row)
         for artifact in await artifacts_of(scopes, BATCH_KEY)
         for row in rows_of(artifact)
-        if row["state"] not in ("completed", *_ENDED_BADLY)
-        and (row["job"] or "maybe_sent_at" in (artifact.metadata_ or {}))
+        if row["state"] not in _ENDED and (row["job"] or "maybe_sent_at" in (artifact.metadata_ or {}))
     ]
 
 
@@ -185,22 +195,24 @@ async def note_cancelled(scopes: Sequence[uuid.UUID], cancelled: Mapping[str, st
     """
     for artifact in await artifacts_of(scopes, BATCH_KEY) if cancelled else ():
         rows = [dict(row) for row in rows_of(artifact)]
-        found = [row for row in rows if _record(artifact.metadata_ or {}, row).identity in cancelled]
+        found = [row for row in rows if _record(artifact, row).identity in cancelled]
         for row in found:
-            row["job"] = cancelled[_record(artifact.metadata_ or {}, row).identity]
+            row["job"] = cancelled[_record(artifact, row).identity]
             row["state"] = JobState.CANCELLED.value
         if found:
             async with get_client() as client:
                 await client.update_artifact(artifact.id, ArtifactUpdate(data=json.dumps(rows)))
 
 
-def _record(metadata: Mapping[str, str], row: Mapping[str, Any]) -> JobRecord:
+def _record(artifact: Artifact, row: Mapping[str, Any]) -> JobRecord:
+    metadata = artifact.metadata_ or {}
     place, generation = metadata["place"], int(row["generation"])
     return JobRecord(
         identity=_identity(place, int(row["index"]), generation),
         flow=metadata["flow"],
         place=place,
         generation=generation,
+        sent_at=artifact.updated,  # no job of the table is younger
         job_id=row["job"],
         credentials=metadata.get("credentials"),
     )

@@ -21,7 +21,12 @@ from typing import Any, TypeAlias, TypeVar
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, FlowRunFilter
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterKey,
+    ArtifactFilterTaskRunId,
+    FlowRunFilter,
+)
 from prefect.client.schemas.objects import Artifact
 
 from noukai_core import AsyncJob, Submission
@@ -125,7 +130,7 @@ class JobBook:
 
     async def record(self, run: RunContext, flow: str, inputs: Mapping[str, Any]) -> JobRecord:
         """Return the record of a submission: the latest in its place, or a new one."""
-        await self._read_once()
+        await self._read_once(run)
         place = self.place(run, flow, inputs)
         return self._latest.get(place) or _new_record(flow, place, 0)
 
@@ -177,7 +182,7 @@ class JobBook:
 
     def place(self, run: RunContext, flow: str, inputs: Mapping[str, Any]) -> str:
         """Tell equal submissions of one attempt apart by their number, which the retry of a task keeps."""
-        digest = hashlib.sha256(json.dumps([flow, inputs], sort_keys=True, default=repr).encode()).hexdigest()
+        digest = _digest([flow, inputs])
         caller = (run.task_run_id, digest)
         with self._lock:
             places = self._places[caller]
@@ -189,7 +194,7 @@ class JobBook:
                 places.append(str(uuid.uuid5(_NAMESPACE, f"{self._scope}:{digest}:{number}")))
             return places[turn]
 
-    async def _read_once(self) -> None:
+    async def _read_once(self, run: RunContext) -> None:
         """Read what earlier attempts have written down; of many tasks that begin together, one does."""
         while not self._read:
             with self._lock:
@@ -199,7 +204,8 @@ class JobBook:
                 await asyncio.sleep(_READ_PAUSE)
                 continue
             try:
-                self._latest.update({record.place: record for record in await read_records([self._scope])})
+                kept = _records_in(await own_artifacts(run, ARTIFACT_KEY))
+                self._latest.update({record.place: record for record in kept})
                 self._read = True
             finally:
                 self._being_read = False
@@ -224,13 +230,27 @@ def book_of(run: RunContext) -> JobBook | None:
 
 async def read_records(scopes: Sequence[uuid.UUID]) -> list[JobRecord]:
     """Return what runs have written down, the latest of each place last; for scopes see `artifacts_of`."""
-    found = [
-        JobRecord.read(kept.metadata_ or {}, kept.id) for kept in await artifacts_of(scopes, ARTIFACT_KEY)
-    ]
+    return _records_in(await artifacts_of(scopes, ARTIFACT_KEY))
+
+
+def _records_in(artifacts: Sequence[Artifact]) -> list[JobRecord]:
+    found = [JobRecord.read(kept.metadata_ or {}, kept.id) for kept in artifacts]
     return sorted(
         (record for record in found if record),
         key=lambda record: (record.generation, record.job_id is not None),
     )
+
+
+async def own_artifacts(run: RunContext, key: str) -> list[Artifact]:
+    """Return the artifacts with a key of all attempts of a flow run, or of a task run that has no flow."""
+    if run.flow_run_id is not None:
+        return await artifacts_of([run.called_by or run.flow_run_id], key)
+    if run.task_run_id is None:
+        return []
+    mine = ArtifactFilterTaskRunId(any_=[run.task_run_id])
+    wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[key]), task_run_id=mine)
+    async with get_client() as client:
+        return await _every_page(client.read_artifacts, artifact_filter=wanted)
 
 
 async def artifacts_of(scopes: Sequence[uuid.UUID], key: str) -> list[Artifact]:
@@ -292,6 +312,14 @@ async def mark_ended(record: JobRecord) -> None:
 def now() -> datetime:
     """Return the time as records keep it."""
     return datetime.now(UTC)
+
+
+def _digest(submitted: Any) -> str:
+    try:
+        written = json.dumps(submitted, sort_keys=True, default=repr)
+    except (TypeError, ValueError):
+        written = repr(submitted)  # the job client refuses such inputs, and says why
+    return hashlib.sha256(written.encode()).hexdigest()
 
 
 def _new_record(flow: str, place: str, generation: int) -> JobRecord:

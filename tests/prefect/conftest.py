@@ -1,13 +1,15 @@
-"""The integration without a Prefect server: blocks, and tasks called as plain functions."""
+"""The integration in this process: blocks, tasks called as plain functions, and runs on a Prefect server."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from prefect.logging import disable_run_logger
+from prefect.testing.utilities import prefect_test_harness
 from pydantic import SecretStr
 
 from noukai_prefect import NoukaiCredentials
@@ -18,6 +20,14 @@ if TYPE_CHECKING:
 KEY = "nk_test_unitpref_0123456789abcdef0123456789abcdef"
 
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Allow that Prefect leaves connections to its server to be collected, in whichever test that happens."""
+    left = "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.filterwarnings(left))
 
 
 @pytest.fixture
@@ -34,6 +44,13 @@ def prompt_jobs(emulator: Emulator) -> None:
 
 @pytest.fixture(autouse=True)
 def no_run_logger() -> Iterator[None]:
-    """Nothing here runs inside of a flow, so nothing is sent to a server."""
+    """No log is sent to a server."""
     with disable_run_logger():
+        yield
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """A Prefect server with a database of its own, for the runs of this process."""
+    with prefect_test_harness(server_startup_timeout=60):
         yield
