@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -16,7 +17,7 @@ from prefect import Flow
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.logging.loggers import flow_run_logger
 
-from noukai_core import AsyncNoukai, CancelUnsupported, JobState, NoukaiError
+from noukai_core import AsyncJob, AsyncNoukai, CancelUnsupported, JobState, NoukaiError
 
 from .batch_record import note_cancelled, read_unfinished
 from .bridge import run_blocking
@@ -48,9 +49,9 @@ def cancel_noukai_jobs(
 
 
 def keep_noukai_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Say in the log of a crashed flow run which of its jobs go on, for `on_crashed`.
+    """Say in the log of a crashed flow run which of its jobs a retry attaches to, for `on_crashed`.
 
-    A retry of the run attaches to them.
+    Those are the jobs that run, and single ones that have completed: no request is made to tell them apart.
 
     Args:
         flow: The flow.
@@ -60,7 +61,7 @@ def keep_noukai_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any])
     logger = flow_run_logger(flow_run, flow)
     for record in run_blocking(_unfinished_of(flow_run.id)):
         if record.job_id is not None:
-            logger.warning(
+            logger.info(
                 "Noukai job %s of %s is kept; a retry of this flow run attaches to it",
                 record.job_id,
                 record.flow,
@@ -84,12 +85,17 @@ async def _cancel_all(flow_run_id: UUID, default: str, logger: LoggerOrAdapter) 
     for record in await _unfinished(scopes):
         of_block[record.credentials or default].append(record)
     for name, records in of_block.items():
+        # Whatever is wrong with one block, or for a moment with Prefect, the jobs of others are cancelled.
         try:
             block: NoukaiCredentials = await NoukaiCredentials.aload(name)
-        except ValueError as error:
-            logger.error("%d Noukai jobs go on: their credentials cannot be loaded: %s", len(records), error)
-        else:
-            await note_cancelled(scopes, await _cancel_with(block, records, logger))
+            cancelled = await _cancel_with(block, records, logger)
+        except Exception as error:
+            logger.error("%d Noukai jobs go on: their credentials cannot be used: %s", len(records), error)
+            continue
+        try:
+            await note_cancelled(scopes, cancelled)
+        except Exception as error:
+            logger.warning("Prefect's tables do not show which Noukai jobs were cancelled: %s", error)
 
 
 async def _cancel_with(
@@ -117,17 +123,23 @@ async def _cancel_with(
 async def _cancel(client: AsyncNoukai, record: JobRecord, logger: LoggerOrAdapter) -> str | None:
     """Cancel a job; where a killed process left only the identity of a submission, look for its job first."""
     flow = client.flow(record.flow)
-    job = flow.attach(record.job_id) if record.job_id else await flow.find(record.submission)
+    if record.job_id:
+        job: AsyncJob | None = flow.attach(record.job_id, submitted_at=record.sent_at)
+    else:
+        job = await flow.find(record.submission)
     if job is None:
         return None
     status = await job.status()
     if not status.finished:
         await job.cancel()
-        status = await job.status()
-        logger.info(
-            "Noukai job %s of %s: cancelled with the flow run, now %s", job.id, job.flow, status.state
-        )
+        logger.info("Noukai job %s of %s: cancelled with the flow run", job.id, job.flow)
+        # A job that has ended by itself takes no cancel, and a rerun shall have what it completed with.
+        with suppress(NoukaiError):
+            status = await job.status()
     if status.state == JobState.COMPLETED:
         return None
-    await mark_ended(replace(record, job_id=job.id))
+    try:
+        await mark_ended(replace(record, job_id=job.id))
+    except Exception as error:
+        logger.warning("The end of Noukai job %s could not be noted in Prefect: %s", job.id, error)
     return job.id

@@ -1,0 +1,121 @@
+"""What the hooks do about the jobs of a flow run, on a Prefect server, while something goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import pytest
+from prefect import Flow, flow
+from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext
+from pydantic import SecretStr
+
+from noukai_prefect import (
+    NoukaiCredentials,
+    arun_noukai_jobs,
+    asubmit_noukai_job,
+    cancel_noukai_jobs,
+    hooks,
+)
+from noukai_prefect.records import ARTIFACT_KEY, artifacts_of, read_records
+
+if TYPE_CHECKING:
+    from noukai_core.emulator import Emulator, EmulatorControl
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+FLOW = "acme/spelling/grade-3"
+
+
+@pytest.fixture
+def control(emulator: Emulator) -> EmulatorControl:
+    """The local Noukai's, whose jobs do not end by themselves."""
+    emulator.control.script("grade-3", outcome="never")
+    return emulator.control
+
+
+def run_id() -> UUID:
+    """Return the id of the flow run that calls this."""
+    context = FlowRunContext.get()
+    assert context is not None and context.flow_run is not None
+    return context.flow_run.id
+
+
+@flow
+async def single(*all_credentials: NoukaiCredentials) -> UUID:
+    """Submit a job with each of the credentials, and leave it."""
+    for credentials in all_credentials:
+        await asubmit_noukai_job(credentials, FLOW, "hello")
+    return run_id()
+
+
+@flow
+async def batch(credentials: NoukaiCredentials) -> UUID:
+    """Submit a job as a batch, and leave it."""
+    options: dict[str, Any] = {"timeout": 0.3, "cancel_on_timeout": False, "raise_on": "none"}
+    await arun_noukai_jobs(credentials, FLOW, ["hello"], **options)
+    return run_id()
+
+
+async def call(hook: Callable[..., None], of: Flow[..., Any], flow_run_id: UUID) -> None:
+    """Call a hook as Prefect does when a flow run has ended."""
+    async with get_client() as client:
+        flow_run = await client.read_flow_run(flow_run_id)
+    await asyncio.to_thread(hook, of, flow_run, flow_run.state)
+
+
+@pytest.mark.parametrize("of", [single, batch], ids=["single", "batch"])
+async def test_young_job(
+    credentials: NoukaiCredentials, control: EmulatorControl, of: Flow[..., Awaitable[UUID]]
+) -> None:
+    """A job that Noukai does not know yet is cancelled as soon as it does."""
+    control.script("grade-3", outcome="never", visible_after_seconds=4)
+    await credentials.save("young", overwrite=True)
+    flow_run_id = await of(credentials)
+    await call(cancel_noukai_jobs, of, flow_run_id)
+    assert [job["state"] for job in control.jobs()] == ["cancelled"]
+
+
+async def test_record_gone(
+    credentials: NoukaiCredentials, control: EmulatorControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Prefect's server cannot note about one job keeps no other job from its cancel."""
+    monkeypatch.setattr(hooks, "_CANCELS_IN_FLIGHT", 1)
+    await credentials.save("gone", overwrite=True)
+    flow_run_id = await single(credentials, credentials, credentials)
+    control.fault("slow", on="cancel", seconds=2)
+    hook = asyncio.ensure_future(call(cancel_noukai_jobs, single, flow_run_id))
+    await asyncio.to_thread(control.wait_for, "cancel")
+    async with get_client() as client:
+        for artifact in await artifacts_of([flow_run_id], ARTIFACT_KEY):
+            await client.delete_artifact(artifact.id)
+    await hook
+    assert [job["state"] for job in control.jobs()] == ["cancelled"] * 3
+
+
+async def test_end_not_seen(credentials: NoukaiCredentials, control: EmulatorControl) -> None:
+    """A job that took its cancel counts as ended for a rerun, also when its end could not be looked at."""
+    await credentials.save("unseen", overwrite=True)
+    flow_run_id = await single(credentials)
+    control.fault("slow", on="cancel", seconds=2)
+    hook = asyncio.ensure_future(call(cancel_noukai_jobs, single, flow_run_id))
+    await asyncio.to_thread(control.wait_for, "cancel")
+    control.fault("status", status=403, on="poll")
+    await hook
+    assert [record.ended for record in await read_records([flow_run_id])] == [True]
+
+
+async def test_broken_block(credentials: NoukaiCredentials, control: EmulatorControl) -> None:
+    """A block that was broken since keeps no job that was submitted with another block from its cancel."""
+    blocks = {name: credentials.model_copy() for name in ("first", "second", "third")}
+    for name, block in blocks.items():
+        await block.save(name, overwrite=True)
+    flow_run_id = await single(*blocks.values())
+    broken = NoukaiCredentials(api_key=SecretStr("no key"), base_url=credentials.base_url)
+    for name in ("first", "third"):
+        await broken.model_copy().save(name, overwrite=True)
+    await call(cancel_noukai_jobs, single, flow_run_id)
+    assert control.jobs()[1]["state"] == "cancelled"
