@@ -169,6 +169,9 @@ def wait_for_noukai_job(
 ) -> Any:
     """Wait for a job that exists, whoever submitted it, and return its output.
 
+    Whoever waits for a job takes it over: when a person cancels this flow run, or the task times out, the job
+    is cancelled, also one that something else submitted.
+
     Args:
         credentials: The project's credentials.
         flow: The Noukai flow, as `org/project/slug`, or a slug alone when the credentials have org and

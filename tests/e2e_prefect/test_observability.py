@@ -133,7 +133,7 @@ def test_hook_on_cancellation(started: dict[str, Run], prefect: LocalPrefect) ->
 
 @hooks_run
 def test_hook_on_crash(started: dict[str, Run], prefect: LocalPrefect) -> None:
-    """The jobs of a crashed run are kept, and its log names them."""
+    """The jobs of a crashed run are kept, and its log names them, which is nothing to be warned of."""
     run = started["crashed"]
     jobs = run.wait_for_jobs(4, "running")
     wait_until(lambda: all(row["job"] for row in table(prefect, run)), "the table to name its jobs", 30)
@@ -142,7 +142,7 @@ def test_hook_on_crash(started: dict[str, Run], prefect: LocalPrefect) -> None:
 
     def named() -> set[str]:
         kept = [line for line in prefect.logs(run.id) if "is kept" in line]
-        return {job for job in jobs for line in kept if f"Noukai job {job}" in line}
+        return {job for job in jobs for line in kept if f"INFO Noukai job {job}" in line}
 
     wait_until(lambda: named() == set(jobs), "a line about each job", 30)
     assert [run.cancels(job) for job in jobs] == [0, 0, 0, 0]
