@@ -11,9 +11,9 @@ import importlib.metadata
 import ssl
 import time
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, cast
 
 import httpx
 
@@ -141,7 +141,10 @@ def _pieces(response: httpx.Response) -> Iterator[bytes]:
 
 
 def _async_pieces(response: httpx.Response) -> AsyncIterator[bytes]:
-    return response.aiter_bytes() if response.is_stream_consumed else response.aiter_raw()
+    if response.is_stream_consumed:
+        return response.aiter_bytes()
+    # What aiter_raw does beside this costs a thirtieth of a look.
+    return aiter(cast("AsyncIterable[bytes]", response.stream))
 
 
 class Connection(_Wire):
