@@ -7,7 +7,7 @@ starts, is idle, and then finds a thousand deferred tasks in the database at onc
 
 - sleep: triggers that only sleep;
 - bare: triggers that look over the one aiohttp session of all, the least that looking costs;
-- noukai: this project's trigger, its interval fixed at 10 s and its budget raised to 1,000 looks a second;
+- noukai: this project's trigger, its interval fixed at 10 s and its budget raised to 150 looks a second;
 - databricks, dbt: the triggers of those providers, their interval set to 10 s.
 
 All look at one local server. CPU is that of the last `STEADY` seconds, as seconds a minute; memory is what a
@@ -148,7 +148,7 @@ def environment(home: Path, services: Services) -> dict[str, str]:
         "conn_type": "noukai",
         "password": KEY,
         "host": services.base_url,
-        "extra": {"looks_per_second": 1000},
+        "extra": {"looks_per_second": 150},
     }
     databricks = {"conn_type": "databricks", "host": f"https://{services.address}", "password": "token"}
     dbt = {"conn_type": "dbt_cloud", "host": services.address, "login": "1", "password": "token"}
