@@ -55,7 +55,7 @@ class PeerServices:
         self.runs: list[Run] = []
         self.routes = [
             Route("/api/v2/accounts/{account}/runs/{number:int}/", self.dbt_run),
-            Route("/api/2.1/jobs/runs/get", self.databricks_run),
+            Route("/api/{version}/jobs/runs/get", self.databricks_run),
             Route("/benchmark/runs", self.begin, methods=["POST"]),
             Route("/benchmark/runs/{number:int}", self.told),
         ]
@@ -77,7 +77,9 @@ class PeerServices:
         return JSONResponse({"data": data, "status": {"code": 200, "is_success": True}})
 
     async def databricks_run(self, request: Request) -> JSONResponse:
-        run = self.runs[int(request.query_params["run_id"])]
+        # Prefect's integration asks by a query, Airflow's provider by a body.
+        asked = request.query_params or await request.json()
+        run = self.runs[int(asked["run_id"])]
         done = run.look()
         state = {"life_cycle_state": "PENDING" if done < STARTING_SHARE else "RUNNING", "state_message": ""}
         if done == 1:

@@ -150,7 +150,13 @@ def environment(home: Path, services: Services) -> dict[str, str]:
         "host": services.base_url,
         "extra": {"looks_per_second": 150},
     }
-    databricks = {"conn_type": "databricks", "host": f"https://{services.address}", "password": "token"}
+    host, port = services.address.split(":")
+    databricks = {
+        "conn_type": "databricks",
+        "host": f"https://{host}",
+        "port": int(port),
+        "password": "token",
+    }
     dbt = {"conn_type": "dbt_cloud", "host": services.address, "login": "1", "password": "token"}
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "NOUKAI"))}
     return kept | {
