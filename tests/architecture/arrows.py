@@ -19,6 +19,7 @@ LAYERS = (
     ("handles",),
     ("http", "submission", "watch"),
     ("budget", "steps", "transport"),
+    ("aiohttp_transport",),
     ("policy", "calls"),
     ("answers",),
     ("settings",),
@@ -29,9 +30,9 @@ LAYERS = (
 DEPTH = {module: depth for depth, row in enumerate(LAYERS) for module in row}
 EMULATOR_MAY_USE = DEPTH["policy"]
 WIRE_USERS = {
-    "aiohttp": {"transport"},
-    "httpx": {"client", "aio", "http", "transport"},
-    "yarl": {"transport"},
+    "aiohttp": {"aiohttp_transport"},
+    "httpx": {"client", "aio", "http", "transport", "aiohttp_transport"},
+    "yarl": {"aiohttp_transport"},
 }
 THIRD_PARTIES = {
     "core": {"aiohttp", "httpx", "pydantic", "yarl"},
@@ -94,7 +95,7 @@ def _third_party_fault(each: Import, package: str) -> str | None:
         return f"{package} is no dependency of {each.part}"
     module = each.importer.removeprefix("noukai_core.")
     if each.part == "core" and module not in WIRE_USERS.get(package, {module}):
-        return f"{package} stays behind http.py and transport.py"
+        return f"{package} stays behind http.py and the transports"
     return None
 
 
