@@ -150,7 +150,7 @@ class BatchRecord:
             await client.update_artifact(self._artifact, update)
 
     def _table(self) -> str:
-        return json.dumps([row.shown() for row in self.rows])
+        return f"[{', '.join(json.dumps(row.shown()) for row in self.rows)}]"
 
     def _metadata(self, *, final: bool) -> dict[str, str]:
         """Tell a later attempt whose table it is, and until when something may have been sent unrecorded."""

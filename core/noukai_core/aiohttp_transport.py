@@ -1,9 +1,9 @@
-"""Requests over aiohttp, behind httpx's interface.
+"""Requests over aiohttp.
 
 A look over TLS costs the processor a third over aiohttp of what it costs over httpx's own async transport
-(``benchmarks/transports.py``), and a triggerer may make a hundred looks a second. ``httpx-aiohttp``, which
-joins the two as well, reports a connection that breaks in the middle of a request as one that was never made:
-a submission would be sent twice.
+(``benchmarks/transports.py``), and a triggerer may make a hundred looks a second. Faults are given httpx's
+names, as they decide whether a submission may be sent again; ``httpx-aiohttp``, which joins the two as well,
+reports a connection that breaks in the middle of a request as one that was never made.
 """
 
 from __future__ import annotations
@@ -11,20 +11,19 @@ from __future__ import annotations
 import io
 import math
 import ssl
-from collections.abc import AsyncIterator
-from functools import lru_cache
 
 import aiohttp
 import httpx
 from yarl import URL
 
-from .inputs import ApiKey
+from .answers import Answer
+from .exchange import Incoming, Outgoing
 
 _LONGEST_HEADER = 64 * 1024
 
 
-class AiohttpTransport(httpx.AsyncBaseTransport):
-    """Carries requests over one aiohttp session, and reports faults as httpx's own transport does.
+class AiohttpTransport:
+    """Carries requests over one aiohttp session.
 
     Args:
         tls: How servers are trusted.
@@ -38,30 +37,35 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
         self._idle_expiry = idle_expiry
         self._session: aiohttp.ClientSession | None = None
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request, and return the answer as soon as its headers are there."""
-        if self._session is None:
-            self._session = self._new_session()
-        content = request.content
+    async def exchange(self, request: Outgoing, most_bytes: int) -> Answer:
+        """Send a request, and return its answer; faults come as httpx's. The caller limits the time."""
         try:
-            response = await self._session.request(
-                request.method,
-                _address(str(request.url)),
-                headers=_headers(request),
-                # Of bytes that are many, aiohttp warns that they block the loop.
-                data=io.BytesIO(content) if content else None,
-                allow_redirects=False,
-                # How long the whole answer may take is the caller's own timer; one more for each read would
-                # cost as much as reading does.
-                timeout=aiohttp.ClientTimeout(
-                    connect=request.extensions["timeout"]["connect"], ceil_threshold=math.inf
-                ),
-            )
+            return await self._exchange(request, most_bytes)
         except _FAULTS as fault:
             raise _as_httpx(fault) from fault
-        return httpx.Response(
-            response.status, headers=list(response.raw_headers), stream=_AiohttpBody(response)
+
+    async def _exchange(self, request: Outgoing, most_bytes: int) -> Answer:
+        if self._session is None:
+            self._session = self._new_session()
+        response = await self._session.request(
+            request.method,
+            URL(request.url, encoded=True),
+            headers=request.headers,
+            # Of bytes that are many, aiohttp warns that they block the loop.
+            data=io.BytesIO(request.body) if request.body else None,
+            allow_redirects=False,
+            # How long the whole answer may take is the caller's own timer; one more for each read would cost
+            # as much as reading does.
+            timeout=aiohttp.ClientTimeout(connect=request.timeout, ceil_threshold=math.inf),
         )
+        try:
+            incoming = Incoming(response.status, response.raw_headers, most_bytes)
+            async for piece in response.content.iter_any():
+                incoming.take(piece)
+            return incoming.answer()
+        finally:
+            # One whose answer was read to its end has gone back to the others already.
+            response.close()
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -78,33 +82,6 @@ class AiohttpTransport(httpx.AsyncBaseTransport):
             max_line_size=_LONGEST_HEADER,
             max_field_size=_LONGEST_HEADER,
         )
-
-
-@lru_cache(maxsize=4096)
-def _address(url: str) -> URL:
-    """Keep an address with all that aiohttp works out of it; a job has many looks."""
-    return URL(url, encoded=True)
-
-
-def _headers(request: httpx.Request) -> dict[str, str]:
-    """Return the headers in a form that shows no key in a traceback with local variables."""
-    return {name.decode("ascii"): ApiKey(value.decode("ascii")) for name, value in request.headers.raw}
-
-
-class _AiohttpBody(httpx.AsyncByteStream):
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self._response = response
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        try:
-            async for piece in self._response.content.iter_any():
-                yield piece
-        except _FAULTS as fault:
-            raise _as_httpx(fault) from fault
-
-    async def aclose(self) -> None:
-        # One whose answer was read to its end has gone back to the others already.
-        self._response.close()
 
 
 _FAULTS = (aiohttp.ClientError, TimeoutError, OSError)

@@ -6,8 +6,8 @@ import hashlib
 import threading
 from functools import cache
 
-BURST = 1.0
-"""Seconds' worth of looks that may come at once after a quiet time."""
+BURST = 0.1
+"""Seconds' worth of looks that may come at once after a quiet time. More would open a connection for each."""
 
 SLOWEST = 1.0
 """Looks a second that are left however often the server complains; of more than six, a sixth is left."""

@@ -36,7 +36,7 @@ _MOST_DIGITS = 100
 _WAITING_STATES = {"started": JobState.PENDING, "queued": JobState.PENDING}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
     """One request, and how its answer is read.
 

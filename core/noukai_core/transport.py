@@ -6,11 +6,15 @@ import math
 import ssl
 import time
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import httpx
+
+from .answers import Answer
+from .exchange import Outgoing
+from .httpx_transport import AsyncHttpxTransport, HttpxTransport
 
 IDLE_CONNECTION_EXPIRY = 90.0
 """Seconds; longer than the longest pause between two looks, so that a waiting job keeps its connection."""
@@ -23,20 +27,38 @@ _LIMITS = httpx.Limits(
 )
 
 
-def blocking_transport(base_url: str) -> httpx.BaseTransport:
-    """Return what carries the requests of a blocking client to this server."""
+class AsyncTransport(Protocol):
+    """What an async client sends its requests over."""
+
+    async def exchange(self, request: Outgoing, most_bytes: int) -> Answer:
+        """Send a request, and return its answer."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        ...
+
+
+def blocking_transport(base_url: str, given: httpx.BaseTransport | None) -> HttpxTransport:
+    """Return what carries the requests of a blocking client to this server, given or new."""
+    if given is not None:
+        return HttpxTransport(given)
     transport = httpx.HTTPTransport(verify=_tls_context(), limits=_LIMITS, proxy=_proxy(base_url))
     # httpx passes this on to httpcore by no argument of its own.
     pool: Any = transport._pool  # pyright: ignore[reportPrivateUsage]
     pool._network_backend = _Sockets(pool._network_backend)
-    return transport
+    return HttpxTransport(transport)
 
 
-def async_transport(base_url: str) -> httpx.AsyncBaseTransport:
-    """Return what carries the requests of an async client to this server."""
+def async_transport(base_url: str, given: httpx.AsyncBaseTransport | None) -> AsyncTransport:
+    """Return what carries the requests of an async client to this server, given or new."""
+    if given is not None:
+        return AsyncHttpxTransport(given)
     proxy = _proxy(base_url)
     if proxy is not None:  # aiohttp does not know every kind of proxy that httpx does
-        return httpx.AsyncHTTPTransport(verify=_tls_context(), limits=_LIMITS, proxy=proxy)
+        return AsyncHttpxTransport(
+            httpx.AsyncHTTPTransport(verify=_tls_context(), limits=_LIMITS, proxy=proxy)
+        )
     from .aiohttp_transport import AiohttpTransport  # only here: to import aiohttp takes a tenth of a second
 
     return AiohttpTransport(_tls_context(), MOST_CONNECTIONS, IDLE_CONNECTION_EXPIRY)

@@ -19,8 +19,8 @@ LAYERS = (
     ("handles",),
     ("http", "submission", "watch"),
     ("budget", "steps", "transport"),
-    ("aiohttp_transport",),
-    ("policy", "calls"),
+    ("aiohttp_transport", "httpx_transport"),
+    ("policy", "calls", "exchange"),
     ("answers",),
     ("settings",),
     ("inputs",),
@@ -31,7 +31,7 @@ DEPTH = {module: depth for depth, row in enumerate(LAYERS) for module in row}
 EMULATOR_MAY_USE = DEPTH["policy"]
 WIRE_USERS = {
     "aiohttp": {"aiohttp_transport"},
-    "httpx": {"client", "aio", "http", "transport", "aiohttp_transport"},
+    "httpx": {"client", "aio", "http", "transport", "aiohttp_transport", "httpx_transport"},
     "yarl": {"aiohttp_transport"},
 }
 THIRD_PARTIES = {

@@ -118,7 +118,7 @@ def test_no_frame_of_an_interrupted_request_shows_the_key(
     monkeypatch.setattr(httpx, "Request", strike)
     with pytest.raises(KeyboardInterrupt) as caught:
         scripted(api_key=marked).verify_key()
-    assert "authorization" in locals_of(caught.value)
+    assert "Authorization" in locals_of(caught.value)
     assert MARK not in locals_of(caught.value)
 
 

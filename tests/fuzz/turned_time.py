@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import math
 import selectors
 import time
@@ -12,14 +11,17 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
+from noukai_core import budget
+
 # What time.sleep takes at most: the nanoseconds of 64 bits.
 _LONGEST_SLEEP = 2.0**63 / 1e9
 
 # Seconds of real time.
 _LONGEST_THREAD = 20.0
 
-# Time never goes back, since what all jobs share, such as the budget of looks, outlives a client.
-_beginnings = itertools.count(1e4, 1e4)
+# Never much later: asyncio takes a timer as due a nanosecond early. At millions of seconds, floats cannot
+# tell that from the time itself, and a loop would spin for ever.
+_BEGINNING = 1e4
 
 
 class TurnedTime:
@@ -30,7 +32,7 @@ class TurnedTime:
     """
 
     def __init__(self) -> None:
-        self.now = next(_beginnings)
+        self.now = _BEGINNING
 
     def monotonic(self) -> float:
         return self.now
@@ -71,5 +73,9 @@ class _Selector(selectors.DefaultSelector):
 def turned_time() -> Iterator[TurnedTime]:
     """Let this process live in a time of its own."""
     clock = TurnedTime()
+    budget._budget.cache_clear()  # it outlives the clients, and remembers another time
     with patch.object(time, "monotonic", clock.monotonic), patch.object(time, "sleep", clock.sleep):
-        yield clock
+        try:
+            yield clock
+        finally:
+            budget._budget.cache_clear()

@@ -1,0 +1,74 @@
+"""One request and its answer, as they travel: what the transports of both shells have in common. No I/O."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from .answers import Answer
+
+_GZIP = zlib.MAX_WBITS | 16
+
+
+class Outgoing(NamedTuple):
+    """A request, with the seconds that it may take."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str]
+    body: bytes | None
+    timeout: float
+
+
+class TooLarge(Exception):
+    """The body of an answer is larger than allowed; `head` is the answer without it."""
+
+    def __init__(self, head: Answer) -> None:
+        super().__init__(head.status_code)
+        self.head = head
+
+
+class Incoming:
+    """An answer that arrives in pieces, and is never unpacked beyond what is allowed.
+
+    The libraries would unpack each piece whole: one that was packed twice grows a million times. An encoding
+    that was not asked for is left as it is.
+
+    Args:
+        status_code: The status.
+        headers: The headers, as bytes.
+        most: How many bytes the body may have.
+        unpacked: Whether the transport has unpacked the body already.
+    """
+
+    def __init__(
+        self, status_code: int, headers: Iterable[tuple[bytes, bytes]], most: int, *, unpacked: bool = False
+    ) -> None:
+        self._status_code = status_code
+        self._headers = {_text(name).lower(): _text(value) for name, value in headers}
+        packed = self._headers.get("content-encoding", "").strip().lower() == "gzip"
+        self.unpacked = unpacked
+        self._unpacker = zlib.decompressobj(_GZIP) if packed and not unpacked else None
+        self._most = most
+        self._body = bytearray()
+
+    def take(self, piece: bytes) -> None:
+        """Take the next piece of the body.
+
+        Raises:
+            TooLarge: The body has become larger than allowed.
+        """
+        if self._unpacker is not None:
+            piece = self._unpacker.decompress(piece, self._most + 1 - len(self._body))
+        self._body += piece
+        if len(self._body) > self._most:
+            raise TooLarge(Answer(self._status_code, self._headers, b""))
+
+    def answer(self) -> Answer:
+        """Return the answer, once all of it was taken."""
+        return Answer(self._status_code, self._headers, bytes(self._body))
+
+
+def _text(header: bytes) -> str:
+    return header.decode("utf-8", "replace")
