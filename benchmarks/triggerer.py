@@ -1,20 +1,23 @@
 """A thousand deferred jobs in a real triggerer, looked at every 10 s over TLS, beside its peers.
 
-    .venv/airflow-peers/bin/python benchmarks/triggerer.py [sleep bare noukai databricks dbt]
+    .venv/airflow-peers/bin/python benchmarks/triggerer.py [sleep bare spread noukai databricks dbt]
 
 (`make .venv/airflow-peers/ready` builds that environment.) For each line of the table a triggerer of its own
 starts, is idle, and then finds a thousand deferred tasks in the database at once:
 
 - sleep: triggers that only sleep;
-- bare: triggers that look over the one aiohttp session of all, the least that looking costs;
+- bare: triggers that look over the one aiohttp session of all, a thousand together, as they started;
+- spread: the same, but as evenly as this project's looks come, which no server minds;
 - noukai: this project's trigger, its interval fixed at 10 s and its budget raised to 150 looks a second;
 - databricks, dbt: the triggers of those providers, their interval set to 10 s.
 
-All look at one local server. CPU is that of the last `STEADY` seconds, as seconds a minute; memory is what a
-thousand triggers add to the idle processes. `blocked` counts Airflow's warnings of a blocked loop since then;
+All look at one local server. The first four start one after the other and are then measured at the same time,
+so that the noise of the machine is the same for all; the two others, of which each keeps a core busy, come
+after them, one by one. CPU is that of `STEADY` seconds, as seconds a minute; memory is what a thousand
+triggers add to the idle processes. `blocked` counts Airflow's warnings of a blocked loop from their start on;
 `pause` is the longest time that a trigger beside the thousand waited for its turn, while they started and
-after that. Last comes what follows for larger numbers (`scale.py`). Everything ends by
-itself after about six minutes.
+after that. Last comes what follows for larger numbers (`scale.py`). Everything ends by itself after about
+nine minutes.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import psutil
@@ -48,10 +51,11 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 KEY = "nk_test_benchmrk_0123456789abcdef0123456789abcdef"
 FLOW = "acme/benchmark/jobs"
 TRIGGERS, INTERVAL = 1000, 10
-IDLE, STARTING, MORE, STEADY = 5, 25, 95, 30
+IDLE, STARTING, MORE, STEADY = 5, 25, 95, 60
 FOREVER = 7200.0
 Trigger = tuple[str, dict[str, Any]]
-KINDS = ("sleep", "bare", "noukai", "databricks", "dbt")
+BARE = {"bare": "triggerer_peers.BareTrigger", "spread": "triggerer_peers.SpreadTrigger"}
+SIDE_BY_SIDE = (("sleep", "bare", "spread", "noukai"), ("databricks",), ("dbt",))
 
 
 @dataclass(frozen=True)
@@ -77,69 +81,70 @@ class Services:
         self.control = EmulatorControl(self.base_url, verify=context)
         self._client = httpx.Client(base_url=f"https://{address}", verify=context, trust_env=False)
         os.environ["SSL_CERT_FILE"] = certificates
-        self.peers_run: int = self._client.post("/benchmark/runs", json={"seconds": FOREVER}).json()["number"]
+        self._jobs: dict[str, list[str]] = {}
+        self._runs: dict[str, int] = {}
 
-    def submit(self) -> list[str]:
-        """Submit the jobs, and return their ids."""
+    def submit(self, kind: str) -> list[str]:
+        """Submit the jobs of one kind of triggers, and return their ids."""
         self.control.script("*", after_seconds=FOREVER)
         with Noukai(KEY, base_url=self.base_url) as client:
-            return [client.flow(FLOW).job("a job").id for _ in range(TRIGGERS)]
+            self._jobs[kind] = [client.flow(FLOW).job("a job").id for _ in range(TRIGGERS)]
+        return self._jobs[kind]
 
-    def looks(self) -> int:
-        """Count the looks of all kinds so far."""
-        peers: int = self._client.get(f"/benchmark/runs/{self.peers_run}").json()["requests"]
-        return self.control.counts().get("poll", 0) + peers
+    def begin_run(self, kind: str) -> int:
+        """Begin what the triggers of a peer wait for, and return its number."""
+        begun = self._client.post("/benchmark/runs", json={"seconds": FOREVER}).json()
+        self._runs[kind] = begun["number"]
+        return self._runs[kind]
+
+    def looks(self, kind: str) -> int:
+        """Count the looks of one kind of triggers so far."""
+        if kind in self._runs:
+            looks: int = self._client.get(f"/benchmark/runs/{self._runs[kind]}").json()["requests"]
+            return looks
+        own = set(self._jobs.get(kind, ()))
+        return sum(job["polls"] for job in self.control.jobs() if job["id"] in own)
 
 
-def queues(kinds: list[str], services: Services, jobs: list[str], home: Path) -> dict[str, list[Trigger]]:
+def queues(kinds: list[str], services: Services, home: Path) -> dict[str, list[Trigger]]:
     """Return the triggers that wait in each queue: a probe and the thousand for every kind."""
     waiting: dict[str, list[Trigger]] = {}
     for kind in kinds:
-        pauses = {"seconds": 0.02, "url": str(pauses_of(home, kind))}
-        waiting[probe_of(kind)] = [("triggerer_peers.PauseProbe", pauses)]
-        waiting[kind] = [_trigger(kind, services, job) for job in jobs]
+        pauses = {"seconds": 0.02, "url": str(home / f"{kind}.pauses")}
+        waiting[f"probe-{kind}"] = [("triggerer_peers.PauseProbe", pauses)]
+        waiting[f"later-{kind}"] = _triggers(kind, services)
     return waiting
 
 
-def probe_of(kind: str) -> str:
-    """Return the queue of the probe beside a kind."""
-    return f"probe-{kind}"
+def _triggers(kind: str, services: Services) -> list[Trigger]:
+    if kind in ("databricks", "dbt"):
+        return [_peer(kind, services.begin_run(kind))] * TRIGGERS
+    if kind == "sleep":
+        return [("triggerer_peers.SleepTrigger", {"seconds": INTERVAL})] * TRIGGERS
+    jobs = services.submit(kind)
+    if kind in BARE:
+        url = f"{services.base_url}/seq/{FLOW}/jobs"
+        return [(BARE[kind], {"seconds": INTERVAL, "url": f"{url}/{job}"}) for job in jobs]
+    ours = "noukai_airflow.triggers.noukai.NoukaiJobTrigger"
+    return [(ours, {"job_id": job, "flow": FLOW, "poll_interval": INTERVAL}) for job in jobs]
 
 
-def pauses_of(home: Path, kind: str) -> Path:
-    """Return the file in which the probe beside a kind writes."""
-    return home / f"{kind}.pauses"
-
-
-def _trigger(kind: str, services: Services, job: str) -> Trigger:
-    url = f"{services.base_url}/seq/{FLOW}/jobs/{job}"
-    of_kind: dict[str, Trigger] = {
-        "sleep": ("triggerer_peers.SleepTrigger", {"seconds": INTERVAL, "url": url}),
-        "bare": ("triggerer_peers.BareTrigger", {"seconds": INTERVAL, "url": url}),
-        "noukai": (
-            "noukai_airflow.triggers.noukai.NoukaiJobTrigger",
-            {"job_id": job, "flow": FLOW, "poll_interval": INTERVAL},
-        ),
-        "databricks": (
+def _peer(kind: str, run: int) -> Trigger:
+    if kind == "databricks":
+        return (
             "airflow.providers.databricks.triggers.databricks.DatabricksExecutionTrigger",
-            {
-                "run_id": services.peers_run,
-                "databricks_conn_id": "databricks_default",
-                "polling_period_seconds": INTERVAL,
-            },
-        ),
-        "dbt": (
-            "airflow.providers.dbt.cloud.triggers.dbt.DbtCloudRunJobTrigger",
-            {
-                "conn_id": "dbt_cloud_default",
-                "run_id": services.peers_run,
-                "end_time": time.time() + FOREVER,
-                "poll_interval": INTERVAL,
-                "account_id": 1,
-            },
-        ),
-    }
-    return of_kind[kind]
+            {"run_id": run, "databricks_conn_id": "databricks_default", "polling_period_seconds": INTERVAL},
+        )
+    return (
+        "airflow.providers.dbt.cloud.triggers.dbt.DbtCloudRunJobTrigger",
+        {
+            "conn_id": "dbt_cloud_default",
+            "run_id": run,
+            "end_time": time.time() + FOREVER,
+            "poll_interval": INTERVAL,
+            "account_id": 1,
+        },
+    )
 
 
 def environment(home: Path, services: Services) -> dict[str, str]:
@@ -178,13 +183,12 @@ def environment(home: Path, services: Services) -> dict[str, str]:
 
 def main() -> None:
     """Print one line for each kind that is named; for all when none is."""
-    kinds = sys.argv[1:] or list(KINDS)
+    chosen = sys.argv[1:] or [kind for group in SIDE_BY_SIDE for kind in group]
     with tempfile.TemporaryDirectory() as folder, local_services(Path(folder)) as services:
         home = Path(folder, "airflow")
         home.mkdir()
         settings = environment(home, services)
-        jobs = services.submit()
-        Path(folder, "rows.json").write_text(json.dumps(queues(kinds, services, jobs, home)))
+        Path(folder, "rows.json").write_text(json.dumps(queues(chosen, services, home)))
         for command in (
             [str(Path(sys.executable).with_name("airflow")), "db", "migrate"],
             [sys.executable, str(CHECKOUT / "benchmarks" / "triggerer_rows.py"), f"{folder}/rows.json"],
@@ -194,20 +198,27 @@ def main() -> None:
                 raise SystemExit(f"{command} failed:\n{(done.stdout + done.stderr)[-4000:]}")
         print(f"{'':11}{'CPU s/min of the':>22}{'':>9}{'longest pause s':>19}")
         heads = f"{'':11}{'runner':>8}{'supervisor':>14}{'MB':>9}{'starting':>10}{'steady':>9}"
-        print(f"{heads}{'blocked':>9}{'looks/s':>9}   runner / bare's, supervisor / sleep's")
+        print(f"{heads}{'blocked':>9}{'looks/s':>9}   runner / bare's, / spread's, supervisor / sleep's")
         spent: dict[str, Spent] = {}
-        for kind in kinds:
-            spent[kind] = found = measure(kind, home, settings, services)
-            line = f"{kind:11}{found.runner:>8.2f}{found.supervisor:>14.2f}{found.memory:>9.1f}"
-            line += f"{found.starting_pause:>10.2f}{found.steady_pause:>9.2f}"
-            line += f"{found.blocked:>9}{found.looks:>9.1f}"
-            if "bare" in spent:
-                line += f"   {found.runner / spent['bare'].runner:.2f}"
-            if "sleep" in spent:
-                line += f"  {found.supervisor / spent['sleep'].supervisor:.2f}"
-            print(line, flush=True)
+        for group in SIDE_BY_SIDE:
+            found = side_by_side([kind for kind in group if kind in chosen], home, settings, services)
+            spent |= found
+            for kind in found:
+                print(line_of(kind, spent), flush=True)
         if "sleep" in spent and "noukai" in spent:
             print(f"\n{on_paper(unit_costs(spent['sleep'], spent['noukai']))}")
+
+
+def line_of(kind: str, spent: dict[str, Spent]) -> str:
+    """Return the line of the table for one kind."""
+    found = spent[kind]
+    line = f"{kind:11}{found.runner:>8.2f}{found.supervisor:>14.2f}{found.memory:>9.1f}"
+    line += f"{found.starting_pause:>10.2f}{found.steady_pause:>9.2f}{found.blocked:>9}{found.looks:>9.1f}"
+    peers = [spent[peer].runner for peer in BARE if peer in spent]
+    line += "  " + "".join(f"{found.runner / peer:>8.2f}" for peer in peers)
+    if "sleep" in spent:
+        line += f"{found.supervisor / spent['sleep'].supervisor:>8.2f}"
+    return line
 
 
 def unit_costs(asleep: Spent, ours: Spent) -> UnitCosts:
@@ -220,61 +231,80 @@ def unit_costs(asleep: Spent, ours: Spent) -> UnitCosts:
     )
 
 
-def measure(kind: str, home: Path, settings: dict[str, str], services: Services) -> Spent:
-    """Let a triggerer with nothing but the probe find the triggers of a kind, and measure it from then on."""
-    log, pauses = home / f"{kind}.log", pauses_of(home, kind)
-    command = [str(Path(sys.executable).with_name("airflow")), "triggerer", "--skip-serve-logs"]
-    component = Component("triggerer", command, settings, log)
-    # Rows wait in a queue of their own; without a queue they belong to this triggerer.
-    _queue(home, probe_of(kind), None)
-    component.start()
-    try:
+def side_by_side(
+    kinds: list[str], home: Path, settings: dict[str, str], services: Services
+) -> dict[str, Spent]:
+    """Start the triggerers of some kinds one after the other, then measure all of them at the same time."""
+    with contextlib.ExitStack() as stack:
+        watched = [stack.enter_context(Watched(kind, home, settings, services)) for kind in kinds]
+        for each in watched:
+            each.begin()
+        time.sleep(STEADY if watched else 0)
+        return {each.kind: each.end() for each in watched}
+
+
+class Watched:
+    """A triggerer that starts with nothing but the probe, then finds the triggers of a kind."""
+
+    def __init__(self, kind: str, home: Path, settings: dict[str, str], services: Services) -> None:
+        self.kind = kind
+        self._home, self._services = home, services
+        self._log, self._pauses = home / f"{kind}.log", home / f"{kind}.pauses"
+        program = str(Path(sys.executable).with_name("airflow"))
+        command = [program, "triggerer", "--skip-serve-logs", "--queues", f"probe-{kind},{kind}"]
+        self._component = Component("triggerer", command, settings, self._log)
+
+    def __enter__(self) -> Self:
+        """Start it, and return once all of its triggers have looked."""
+        self._component.start()
         lines = wait_until(
-            lambda: pauses.exists() and pauses.read_text().splitlines(), "the probe", timeout=90
+            lambda: self._pauses.exists() and self._pauses.read_text().splitlines(), "the probe", timeout=90
         )
-        runner, supervisor = psutil.Process(int(lines[0])), psutil.Process(component.pid)
+        self._runner, self._supervisor = psutil.Process(int(lines[0])), psutil.Process(self._component.pid)
         time.sleep(IDLE)
-        idle = _memory(supervisor) + _memory(runner)
-        said, looks = len(log.read_text(errors="replace")), services.looks()
-        _queue(home, kind, None)
+        self._idle, self._said = self._memory(), len(self._log.read_text(errors="replace"))
+        with contextlib.closing(sqlite3.connect(self._home / "airflow.db", timeout=30)) as rows, rows:
+            rows.execute("UPDATE trigger SET queue = ? WHERE queue = ?", (self.kind, f"later-{self.kind}"))
         time.sleep(STARTING)
         with contextlib.suppress(ServerError):  # some have not all begun to look after two minutes
-            if kind != "sleep":
-                wait_until(lambda: services.looks() - looks >= TRIGGERS, "all to look", timeout=MORE, pause=1)
-        began, looks = time.time(), services.looks()
-        before = _cpu(runner), _cpu(supervisor)
-        time.sleep(STEADY)
-        seconds = time.time() - began
-        looked = (services.looks() - looks) / seconds
-        after = _cpu(runner), _cpu(supervisor)
-        memory = (_memory(supervisor) + _memory(runner) - idle) / 1e6
-        late = [tuple(map(float, line.split())) for line in pauses.read_text().splitlines()[1:]]
+            if self.kind != "sleep":
+                wait_until(
+                    lambda: self._services.looks(self.kind) >= TRIGGERS, "all to look", timeout=MORE, pause=1
+                )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._component.kill()
+
+    def begin(self) -> None:
+        """Measure from now on."""
+        self._looks, self._began = self._services.looks(self.kind), time.time()
+        self._before = _cpu(self._runner), _cpu(self._supervisor)
+
+    def end(self) -> Spent:
+        """Return what it took since then."""
+        seconds = time.time() - self._began
+        after = _cpu(self._runner), _cpu(self._supervisor)
+        looks = self._services.looks(self.kind) - self._looks
+        late = [tuple(map(float, line.split())) for line in self._pauses.read_text().splitlines()[1:]]
         return Spent(
-            runner=(after[0] - before[0]) / seconds * 60,
-            supervisor=(after[1] - before[1]) / seconds * 60,
-            memory=memory,
-            starting_pause=max((pause for at, pause in late if at < began), default=0.0),
-            steady_pause=max((pause for at, pause in late if at >= began), default=0.0),
-            blocked=log.read_text(errors="replace")[said:].count("async thread was blocked"),
-            looks=looked,
+            runner=(after[0] - self._before[0]) / seconds * 60,
+            supervisor=(after[1] - self._before[1]) / seconds * 60,
+            memory=(self._memory() - self._idle) / 1e6,
+            starting_pause=max((pause for at, pause in late if at < self._began), default=0.0),
+            steady_pause=max((pause for at, pause in late if at >= self._began), default=0.0),
+            blocked=self._log.read_text(errors="replace")[self._said :].count("async thread was blocked"),
+            looks=looks / seconds,
         )
-    finally:
-        component.kill()
-        _queue(home, None, kind)
+
+    def _memory(self) -> int:
+        used: int = sum(process.memory_full_info().uss for process in (self._runner, self._supervisor))
+        return used
 
 
 def _cpu(process: psutil.Process) -> float:
     times = process.cpu_times()
     return times.user + times.system
-
-
-def _memory(process: psutil.Process) -> int:
-    return process.memory_full_info().uss
-
-
-def _queue(home: Path, before: str | None, after: str | None) -> None:
-    with contextlib.closing(sqlite3.connect(home / "airflow.db", timeout=30)) as database, database:
-        database.execute("UPDATE trigger SET queue = ? WHERE queue IS ?", (after, before))
 
 
 @contextlib.contextmanager

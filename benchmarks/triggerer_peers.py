@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -59,6 +60,15 @@ class BareTrigger(EndlessTrigger):
             BareTrigger._session = aiohttp.ClientSession(headers=headers, connector=connector)
         async with BareTrigger._session.get(self.url) as response:
             await response.json()
+
+
+class SpreadTrigger(BareTrigger):
+    """The same, but a thousand of them do not look at the same moment."""
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        await asyncio.sleep(random.uniform(0, self.seconds))
+        async for event in super().run():
+            yield event
 
 
 class PauseProbe(EndlessTrigger):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 from functools import cache
 
-BURST = 0.1
-"""Seconds' worth of looks that may come at once after a quiet time. More would open a connection for each."""
+from .policy import TICK
 
 SLOWEST = 1.0
 """Looks a second that are left however often the server complains; of more than six, a sixth is left."""
@@ -21,6 +21,9 @@ RECOVERY = 60.0
 
 class LookBudget:
     """Spreads looks evenly at a rate (the generic cell rate algorithm): a place in the queue, no queue.
+
+    After a quiet time as many come at once as one tick brings. More would open a connection each, and over
+    TLS asyncio keeps a quarter of a megabyte for one.
 
     The rate falls by half when the server complains and grows back evenly, as that of a TCP connection does.
 
@@ -40,12 +43,12 @@ class LookBudget:
         self.answered = float("-inf")
 
     def reserve(self, now: float) -> float:
-        """Take the next free place, and return the seconds until it comes."""
+        """Take the next free place, and return the seconds until it comes: with others, at the next tick."""
         with self._lock:
             spacing = 1.0 / self._rate(now)
-            place = max(self._next, now - max(BURST - spacing, 0.0))
+            place = max(self._next, now - max(TICK - spacing, 0.0))
             self._next = place + spacing
-            return max(0.0, place - now)
+            return 0.0 if place <= now else math.ceil(place / TICK) * TICK - now
 
     def slow_down(self, now: float) -> None:
         """Halve the rate for a while: the server complained about too many requests."""

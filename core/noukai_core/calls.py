@@ -98,16 +98,17 @@ def status(flow: FlowPath, job_id: str) -> Call[JobStatus]:
         state = _state(value)
         if state is None:
             raise malformed(answer, what, "has no state", job_id)
-        return JobStatus(
-            id=job_id,
-            state=state,
-            result=_result(state, value),
-            error=job_error(value.get("error")),
-            created_at=_text(value, "created_at", "createdAt"),
-            started_at=_text(value, "started_at", "startedAt"),
-            completed_at=_text(value, "completed_at", "completedAt"),
-            progress=_progress(value.get("progress")),
-        )
+        fields = {
+            "result": _result(state, value),
+            "error": job_error(value.get("error")),
+            "created_at": _text(value, "created_at", "createdAt"),
+            "started_at": _text(value, "started_at", "startedAt"),
+            "completed_at": _text(value, "completed_at", "completedAt"),
+            "progress": _progress(value.get("progress")),
+        }
+        # A waiting job keeps its status, and pydantic half a kilobyte more for fields that it is given.
+        told: dict[str, Any] = {name: field for name, field in fields.items() if field is not None}
+        return JobStatus(id=job_id, state=state, **told)
 
     return Call("GET", _job(flow, job_id), what, read, job_id=job_id)
 

@@ -17,7 +17,7 @@ from .errors import AnswerTooLarge, APIError, InvalidInput, MalformedAnswer, Una
 from .exchange import Outgoing, TooLarge
 from .inputs import ApiKey
 from .settings import Settings
-from .transport import MOST_CONNECTIONS, async_transport, blocking_transport
+from .transport import CALLS_IN_FLIGHT, async_transport, blocking_transport
 
 API_VERSION = "2026-05-31"
 
@@ -89,7 +89,7 @@ class Connection(_Wire):
 
     def __init__(self, settings: Settings, transport: httpx.BaseTransport | None) -> None:
         super().__init__(settings)
-        self._transport = blocking_transport(settings.base_url, transport)
+        self._transport = blocking_transport(settings, transport)
 
     def send(self, call: Call[Any], timeout: float | None = None) -> Answer | APIError:
         """Send a call once; every fault comes back as a value, without what it was raised from."""
@@ -114,21 +114,29 @@ class AsyncConnection(_Wire):
 
     def __init__(self, settings: Settings, transport: httpx.AsyncBaseTransport | None) -> None:
         super().__init__(settings)
-        self._transport = async_transport(settings.base_url, transport)
+        self._transport = async_transport(settings, transport)
         self._loop: asyncio.AbstractEventLoop | None = None
         # Whoever waits for a connection waits here, and not in a transport's pool. That of httpcore 1.0, used
         # behind a proxy, goes through all that wait in it for each request: a thousand of them, after an
         # outage, keep the loop so busy that none ends in time.
-        self._room = asyncio.Semaphore(MOST_CONNECTIONS)
+        self._room = asyncio.Semaphore(CALLS_IN_FLIGHT)
 
     async def send(self, call: Call[Any], timeout: float | None = None) -> Answer | APIError:
         """Send a call once; every fault comes back as a value, without what it was raised from."""
         allowed = self._settings.timeout if timeout is None else timeout
         self._check_loop()
+        if call.submits:  # whoever submits has waited for its turn already
+            return await self._exchange(call, allowed)
         if not await self._found_room(allowed):
             return self._no_answer(call, httpx.PoolTimeout("every connection is busy"), allowed)
         try:
-            request = self._request(call, allowed)  # not before: the client may be closed meanwhile
+            return await self._exchange(call, allowed)
+        finally:
+            self._room.release()
+
+    async def _exchange(self, call: Call[Any], allowed: float) -> Answer | APIError:
+        request = self._request(call, allowed)  # not before: the client may be closed meanwhile
+        try:
             async with asyncio.timeout(allowed + _OWN_TIMEOUTS_FIRST):
                 return await self._transport.exchange(request, self._settings.max_answer_bytes)
         except TooLarge as large:
@@ -137,8 +145,6 @@ class AsyncConnection(_Wire):
             return self._no_answer(call, httpx.ReadTimeout(""), allowed)
         except _FAULTS as fault:
             return self._no_answer(call, fault, allowed)
-        finally:
-            self._room.release()
 
     async def _found_room(self, allowed: float) -> bool:
         if not self._room.locked():

@@ -15,6 +15,9 @@ JITTER = 0.10
 SHORTEST_LOOK = 1.0
 """How long the last look before a deadline may take at least: less would only make sure that it fails."""
 
+TICK = 0.1
+"""Seconds between the moments at which the looks at many jobs are made, some together."""
+
 QUICK_PATIENCE = 5.0
 """How long a single look, a cancel or a key check goes on against passing faults."""
 
@@ -69,6 +72,20 @@ def jittered(pause: float, luck: float | None = None) -> float:
     """Spread a pause over ±10 %, so that many jobs that began together do not stay together."""
     place = random.random() if luck is None else luck
     return pause * (1 - JITTER + 2 * JITTER * place)
+
+
+def in_step(now: float, pause: float) -> float:
+    """Return a pause before a look that ends at the same moment as those of other jobs: at the nearest tick.
+
+    To wake up for one look alone costs a process more than the look itself (`benchmarks/triggerer.py`).
+
+    Args:
+        now: The clock that all jobs share.
+        pause: The pause as it should be. One below those that the policy chooses stays as it is.
+    """
+    if pause < SHORTEST_PAUSE * (1 - JITTER):
+        return pause
+    return max(0.0, round((now + pause) / TICK) * TICK - now)
 
 
 def look_timeout(timeout: float, left: float) -> float:

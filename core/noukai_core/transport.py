@@ -15,16 +15,18 @@ import httpx
 from .answers import Answer
 from .exchange import Outgoing
 from .httpx_transport import AsyncHttpxTransport, HttpxTransport
+from .settings import Settings
 
 IDLE_CONNECTION_EXPIRY = 90.0
 """Seconds; longer than the longest pause between two looks, so that a waiting job keeps its connection."""
 
-MOST_CONNECTIONS = 32
-"""At the same time, for one client. Over TLS, asyncio keeps a quarter of a megabyte for each."""
+CALLS_IN_FLIGHT = 16
+"""Requests that one client has open at the same time beside its submissions, each on a connection of its own.
 
-_LIMITS = httpx.Limits(
-    max_connections=MOST_CONNECTIONS, max_keepalive_connections=20, keepalive_expiry=IDLE_CONNECTION_EXPIRY
-)
+Over TLS, asyncio keeps a quarter of a megabyte for a connection.
+"""
+
+_IDLE_CONNECTIONS = 20
 
 
 class AsyncTransport(Protocol):
@@ -39,29 +41,42 @@ class AsyncTransport(Protocol):
         ...
 
 
-def blocking_transport(base_url: str, given: httpx.BaseTransport | None) -> HttpxTransport:
-    """Return what carries the requests of a blocking client to this server, given or new."""
+def blocking_transport(settings: Settings, given: httpx.BaseTransport | None) -> HttpxTransport:
+    """Return what carries the requests of a blocking client: what the user gave, or what is made here."""
     if given is not None:
         return HttpxTransport(given)
-    transport = httpx.HTTPTransport(verify=_tls_context(), limits=_LIMITS, proxy=_proxy(base_url))
+    proxy = _proxy(settings.base_url)
+    transport = httpx.HTTPTransport(verify=_tls_context(), limits=_limits(settings), proxy=proxy)
     # httpx passes this on to httpcore by no argument of its own.
     pool: Any = transport._pool  # pyright: ignore[reportPrivateUsage]
     pool._network_backend = _Sockets(pool._network_backend)
     return HttpxTransport(transport)
 
 
-def async_transport(base_url: str, given: httpx.AsyncBaseTransport | None) -> AsyncTransport:
-    """Return what carries the requests of an async client to this server, given or new."""
+def async_transport(settings: Settings, given: httpx.AsyncBaseTransport | None) -> AsyncTransport:
+    """Return what carries the requests of an async client: what the user gave, or what is made here."""
     if given is not None:
         return AsyncHttpxTransport(given)
-    proxy = _proxy(base_url)
+    proxy = _proxy(settings.base_url)
     if proxy is not None:  # aiohttp does not know every kind of proxy that httpx does
         return AsyncHttpxTransport(
-            httpx.AsyncHTTPTransport(verify=_tls_context(), limits=_LIMITS, proxy=proxy)
+            httpx.AsyncHTTPTransport(verify=_tls_context(), limits=_limits(settings), proxy=proxy)
         )
     from .aiohttp_transport import AiohttpTransport  # only here: to import aiohttp takes a tenth of a second
 
-    return AiohttpTransport(_tls_context(), MOST_CONNECTIONS, IDLE_CONNECTION_EXPIRY)
+    return AiohttpTransport(_tls_context(), _most_connections(settings), IDLE_CONNECTION_EXPIRY)
+
+
+def _most_connections(settings: Settings) -> int:
+    return CALLS_IN_FLIGHT + settings.submissions_in_flight
+
+
+def _limits(settings: Settings) -> httpx.Limits:
+    return httpx.Limits(
+        max_connections=_most_connections(settings),
+        max_keepalive_connections=_IDLE_CONNECTIONS,
+        keepalive_expiry=IDLE_CONNECTION_EXPIRY,
+    )
 
 
 @cache

@@ -81,7 +81,7 @@ class Watch:
                     yield Show(reply)
                 if reply.finished:
                     return reply
-                pause = policy.pause_before_look(self._age(), self._interval)
+                pause = policy.in_step(self._clock(), policy.pause_before_look(self._age(), self._interval))
             if self._left() == 0:
                 raise self._timed_out()
             yield Pause(min(pause, self._left()))

@@ -6,6 +6,7 @@ import heapq
 import random
 import time
 from bisect import bisect_left
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
@@ -42,11 +43,12 @@ def most_within(looks: list[float], seconds: float) -> int:
 
 
 def test_a_thousand_young_jobs_stay_within_the_budget() -> None:
-    """A thousand jobs that would look a thousand times a second look 50 times, after a burst of five."""
+    """A thousand jobs that would look a thousand times a second look 50 times, after one burst of five."""
     random.seed(2)
     waiters = crowd(1_000, LookBudget(50.0), finishing(60), until=90)
     looks = looks_of(waiters)
-    assert most_within(looks, 1.0) <= 50 + 5
+    assert most_within(looks, 1.0) <= 50 + 5 + 6
+    assert most_within([look for look in looks if look > 2], 1.0) <= 50 + 6
     assert len(looks) >= 0.9 * 50 * 60
     assert all(waiter.looks[-1] >= 60 for waiter in waiters)
 
@@ -66,30 +68,41 @@ def test_one_job_alone_never_notices() -> None:
     assert set(waits) == {0.0}
 
 
-def test_the_looks_of_a_crowd_are_spread_and_not_bunched() -> None:
-    """Beyond the burst each place is one fiftieth of a second after the one before."""
+def test_the_looks_of_a_crowd_come_a_few_at_a_time() -> None:
+    """A tenth of a second brings its share of the looks, and a process wakes up once for all of them."""
     budget = LookBudget(50.0)
-    waits = [budget.reserve(100.0) for _ in range(250)]
-    assert waits[:5] == pytest.approx([0.0] * 5, abs=1e-9)
-    assert waits[5:] == pytest.approx([number / 50 for number in range(1, 246)])
+    waits = [budget.reserve(100.0) for _ in range(5 + 250)]
+    assert waits[:5] == [0.0] * 5
+    ticks = Counter(round(wait, 6) for wait in waits[5:])
+    assert list(ticks) == pytest.approx([number / 10 for number in range(1, 51)])
+    assert set(ticks.values()) <= {4, 5, 6}
+
+
+def test_the_looks_at_many_jobs_are_made_together() -> None:
+    """A thousand jobs that share the budget without touching it are looked at at ten moments a second."""
+    random.seed(4)
+    looks = looks_of(crowd(1_000, LookBudget(1_000.0), finishing(120), until=120))
+    late = [look for look in looks if 60 < look < 70]
+    assert len(late) > 1_000
+    assert len({round(look, 6) for look in late}) <= 101
 
 
 def places(budget: LookBudget, now: float) -> float:
     """The looks a second that the budget gives at this time, when it is asked for many."""
     budget.reserve(now)
-    waits = [budget.reserve(now) for _ in range(200)]
-    return 100 / (waits[199] - waits[99])
+    waits = [budget.reserve(now) for _ in range(2_000)]
+    return 1_000 / (waits[1_999] - waits[999])
 
 
 def test_a_complaint_halves_the_budget_for_a_while() -> None:
     """After a 429 half of the looks are left, and they grow back evenly, by all of them in a minute."""
     budget = LookBudget(60.0)
-    assert places(budget, 0.0) == pytest.approx(60)
+    assert places(budget, 0.0) == pytest.approx(60, rel=0.01)
     budget.slow_down(100.0)
-    assert places(budget, 100.0) == pytest.approx(30)
-    assert places(budget, 115.0) == pytest.approx(45)
-    assert places(budget, 130.0) == pytest.approx(60)
-    assert places(budget, 500.0) == pytest.approx(60)
+    assert places(budget, 100.0) == pytest.approx(30, rel=0.01)
+    assert places(budget, 115.0) == pytest.approx(45, rel=0.01)
+    assert places(budget, 130.0) == pytest.approx(60, rel=0.01)
+    assert places(budget, 500.0) == pytest.approx(60, rel=0.01)
 
 
 def test_many_complaints_at_once_are_one() -> None:
@@ -97,11 +110,11 @@ def test_many_complaints_at_once_are_one() -> None:
     budget = LookBudget(60.0)
     for complaint in range(100):
         budget.slow_down(1.0 + complaint / 100)
-    assert places(budget, 3.0) == pytest.approx(32)
+    assert places(budget, 3.0) == pytest.approx(32, rel=0.01)
     budget.slow_down(10.9)
-    assert places(budget, 11.0) == pytest.approx(40)
+    assert places(budget, 11.0) == pytest.approx(40, rel=0.01)
     budget.slow_down(11.0)
-    assert places(budget, 11.0) == pytest.approx(20)
+    assert places(budget, 11.0) == pytest.approx(20, rel=0.01)
 
 
 def test_a_complaint_now_and_then_leaves_a_quarter_of_the_budget() -> None:

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from noukai_core import AsyncNoukai, InvalidInput, policy, transport
-from noukai_core.transport import MOST_CONNECTIONS
+from noukai_core.transport import CALLS_IN_FLIGHT
 from tests.core.wire import FLOW
 
 if TYPE_CHECKING:
@@ -153,8 +153,8 @@ async def test_a_client_that_is_closed_while_a_crowd_waits(key: str) -> None:
     crowded = Crowded()
     client = AsyncNoukai(key, base_url="https://noukai.test/api/v1", transport=crowded)
     job = client.flow(FLOW).attach("job-1")
-    looks = [asyncio.ensure_future(job.status()) for _ in range(MOST_CONNECTIONS + 8)]
-    while crowded.held < MOST_CONNECTIONS:
+    looks = [asyncio.ensure_future(job.status()) for _ in range(CALLS_IN_FLIGHT + 8)]
+    while crowded.held < CALLS_IN_FLIGHT:
         await asyncio.sleep(0)
     await client.aclose()
     crowded.answer.set()
@@ -179,8 +179,25 @@ async def test_a_crowd_waits_outside_of_the_pool(key: str) -> None:
     async with AsyncNoukai(key, base_url="https://noukai.test/api/v1", transport=crowded) as client:
         job = client.flow(FLOW).attach("job-1")
         looks = [asyncio.ensure_future(job.status()) for _ in range(1000)]
-        while crowded.held < MOST_CONNECTIONS:
+        while crowded.held < CALLS_IN_FLIGHT:
             await asyncio.sleep(0)
         crowded.answer.set()
         assert {status.state for status in await asyncio.gather(*looks)} == {"running"}
-    assert crowded.most == MOST_CONNECTIONS
+    assert crowded.most == CALLS_IN_FLIGHT
+
+
+async def test_submissions_have_connections_of_their_own(key: str) -> None:
+    """A client that may have 24 submissions open has them, whatever the looks at other jobs take."""
+    crowded = Crowded()
+    client = AsyncNoukai(
+        key, base_url="https://noukai.test/api/v1", submissions_in_flight=24, transport=crowded
+    )
+    flow = client.flow(FLOW)
+    looks = [asyncio.ensure_future(flow.attach("job-1").status()) for _ in range(100)]
+    jobs = [asyncio.ensure_future(flow.job("hello")) for _ in range(100)]
+    while crowded.held < CALLS_IN_FLIGHT + 24:
+        await asyncio.sleep(0)
+    crowded.answer.set()
+    await asyncio.gather(*looks, *jobs)
+    await client.aclose()
+    assert crowded.most == CALLS_IN_FLIGHT + 24

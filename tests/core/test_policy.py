@@ -114,6 +114,21 @@ def down(now: float) -> APIError:
     return Unavailable("HTTP 503", status_code=503)
 
 
+@pytest.mark.parametrize(
+    "now, pause, moved",
+    [(0.0, 1.0, 1.0), (5.02, 1.0, 0.98), (5.08, 1.0, 1.02), (5.0, 0.96, 1.0), (5.0, 10.0, 10.0)],
+)
+def test_a_pause_ends_with_those_of_other_jobs(now: float, pause: float, moved: float) -> None:
+    """Looks are made at ten moments a second, so that a process does not wake up for each alone."""
+    assert policy.in_step(now, pause) == pytest.approx(moved)
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.01, 0.5])
+def test_a_short_pause_of_the_users_own_is_kept(pause: float) -> None:
+    """Whoever wants looks at shorter intervals than the policy ever chooses gets them as they are."""
+    assert policy.in_step(5.02, pause) == pause
+
+
 @pytest.mark.parametrize("luck", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize(
     "age, pause", [(0, 1), (5, 1), (10, 1), (11, 1.1), (60, 6), (300, 30), (600, 60), (601, 60), (86_400, 60)]
