@@ -1,6 +1,6 @@
 """Requests over aiohttp.
 
-A look over TLS costs the processor a third over aiohttp of what it costs over httpx's own async transport
+A look over TLS costs the processor two fifths over aiohttp of what it costs over httpx's own async transport
 (``benchmarks/transports.py``), and a triggerer may make a hundred looks a second. Faults are given httpx's
 names, as they decide whether a submission may be sent again; ``httpx-aiohttp``, which joins the two as well,
 reports a connection that breaks in the middle of a request as one that was never made.
