@@ -150,6 +150,7 @@ class BatchRecord:
             await client.update_artifact(self._artifact, update)
 
     def _table(self) -> str:
+        # Row by row: a thousand rows as dictionaries at once are half a megabyte.
         return f"[{', '.join(json.dumps(row.shown()) for row in self.rows)}]"
 
     def _metadata(self, *, final: bool) -> dict[str, str]:

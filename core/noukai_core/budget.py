@@ -19,6 +19,10 @@ RECOVERY = 60.0
 """Seconds in which the budget grows back by all of it: evenly, so that a rare complaint costs little."""
 
 
+_ROUNDING = 1e-6
+"""Seconds that count as nothing: sums of floats would send half of the places that come at once to a tick."""
+
+
 class LookBudget:
     """Spreads looks evenly at a rate (the generic cell rate algorithm): a place in the queue, no queue.
 
@@ -48,7 +52,7 @@ class LookBudget:
             spacing = 1.0 / self._rate(now)
             place = max(self._next, now - max(TICK - spacing, 0.0))
             self._next = place + spacing
-            return 0.0 if place <= now else math.ceil(place / TICK) * TICK - now
+            return _wait(place, now)
 
     def slow_down(self, now: float) -> None:
         """Halve the rate for a while: the server complained about too many requests."""
@@ -60,6 +64,13 @@ class LookBudget:
     def _rate(self, now: float) -> float:
         grown = self.per_second * (now - self._complained) / RECOVERY
         return min(self._left + grown, self.per_second)
+
+
+def _wait(place: float, now: float) -> float:
+    if place - now <= _ROUNDING:
+        return 0.0
+    ticks = (place - _ROUNDING) / TICK
+    return (math.ceil(ticks) * TICK if math.isfinite(ticks) else place) - now
 
 
 def shared_budget(base_url: str, api_key: str, per_second: float) -> LookBudget:

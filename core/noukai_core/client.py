@@ -94,7 +94,7 @@ class Noukai:
             shows up in the server's list; 0 turns that look-up off.
         looks_per_second: The most looks a second at all jobs that this process waits for with this key.
         submissions_in_flight: The most requests to submit that this client has open at the same time. Others
-            wait for their turn, without an end to it. All its other requests share 16 connections more.
+            wait for their turn, without an end to it. A client opens 32 connections more at most.
         max_answer_bytes: The largest answer that is read.
         transport: An httpx transport to send requests through, for tests and unusual networks.
 

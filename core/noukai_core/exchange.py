@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 from .answers import Answer
 
 _GZIP = zlib.MAX_WBITS | 16
 
 
-class Outgoing(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Outgoing:
     """A request, with the seconds that it may take."""
 
     method: str
     url: str
     headers: Mapping[str, str]
-    body: bytes | None
+    body: bytes | None = field(repr=False)  # a traceback with local variables must not show it
     timeout: float
 
 
@@ -39,14 +40,14 @@ class Incoming:
         status_code: The status.
         headers: The headers, as bytes.
         most: How many bytes the body may have.
-        unpacked: Whether the transport has unpacked the body already.
+        unpacked: Whether the transport has unpacked the body already; also an attribute.
     """
 
     def __init__(
         self, status_code: int, headers: Iterable[tuple[bytes, bytes]], most: int, *, unpacked: bool = False
     ) -> None:
         self._status_code = status_code
-        self._headers = {_text(name).lower(): _text(value) for name, value in headers}
+        self._headers = _joined(headers)
         packed = self._headers.get("content-encoding", "").strip().lower() == "gzip"
         self.unpacked = unpacked
         self._unpacker = zlib.decompressobj(_GZIP) if packed and not unpacked else None
@@ -70,5 +71,16 @@ class Incoming:
         return Answer(self._status_code, self._headers, bytes(self._body))
 
 
+def _joined(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    joined: dict[str, str] = {}
+    for raw_name, raw_value in headers:
+        name, value = _text(raw_name).lower(), _text(raw_value)
+        joined[name] = f"{joined[name]}, {value}" if name in joined else value
+    return joined
+
+
 def _text(header: bytes) -> str:
-    return header.decode("utf-8", "replace")
+    try:
+        return header.decode("utf-8")
+    except UnicodeDecodeError:
+        return header.decode("latin-1")

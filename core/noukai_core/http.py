@@ -42,9 +42,12 @@ class _Wire:
         self._settings = settings
         self._closed = False
         try:
-            httpx.URL(settings.base_url).host.encode("idna")  # as the look-up of the name will do
+            address = httpx.URL(settings.base_url)
+            address.host.encode("idna")  # as the look-up of the name will do
         except (httpx.InvalidURL, ValueError) as fault:
             raise InvalidInput(f"base_url {settings.base_url!r} is not a valid address: {fault}") from None
+        # As httpx reads it, whatever carries the request: others may take `straße` for `strasse`, a stranger's.
+        self._base_url = str(address).rstrip("/")
         self._headers = {
             "Authorization": ApiKey(f"Bearer {settings.api_key}"),
             "X-Noukai-API-Version": API_VERSION,
@@ -59,7 +62,7 @@ class _Wire:
         headers = {**self._headers, **call.headers}
         if call.body is not None:
             headers["Content-Type"] = "application/json"
-        return Outgoing(call.method, f"{self._settings.base_url}/{call.path}", headers, call.body, timeout)
+        return Outgoing(call.method, f"{self._base_url}/{call.path}", headers, call.body, timeout)
 
     def _too_large(self, call: Call[Any], head: Answer) -> AnswerTooLarge:
         return AnswerTooLarge(

@@ -81,9 +81,9 @@ def in_step(now: float, pause: float) -> float:
 
     Args:
         now: The clock that all jobs share.
-        pause: The pause as it should be. One below those that the policy chooses stays as it is.
+        pause: The pause as it should be. One below or beyond those that the policy chooses stays as it is.
     """
-    if pause < SHORTEST_PAUSE * (1 - JITTER):
+    if not SHORTEST_PAUSE * (1 - JITTER) <= pause <= LONGEST_PAUSE * (1 + JITTER):
         return pause
     return max(0.0, round((now + pause) / TICK) * TICK - now)
 

@@ -20,12 +20,13 @@ from .settings import Settings
 IDLE_CONNECTION_EXPIRY = 90.0
 """Seconds; longer than the longest pause between two looks, so that a waiting job keeps its connection."""
 
-CALLS_IN_FLIGHT = 16
+CALLS_IN_FLIGHT = 32
 """Requests that one client has open at the same time beside its submissions, each on a connection of its own.
 
 Over TLS, asyncio keeps a quarter of a megabyte for a connection.
 """
 
+# httpx keeps no more than that for later; a crowd of blocking clients' threads needs few at a time.
 _IDLE_CONNECTIONS = 20
 
 

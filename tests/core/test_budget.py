@@ -78,6 +78,22 @@ def test_the_looks_of_a_crowd_come_a_few_at_a_time() -> None:
     assert set(ticks.values()) <= {4, 5, 6}
 
 
+@pytest.mark.parametrize("now", [100.0, 7.31, 16_790_001.07, 3.333333])
+def test_a_tick_is_free_at_any_time(now: float) -> None:
+    """Five of fifty looks a second may come at once, whatever the clock shows."""
+    budget = LookBudget(50.0)
+    waits = [budget.reserve(now) for _ in range(6)]
+    assert waits[:5] == [0.0] * 5
+    assert 0 < waits[5] <= 0.1 + 0.02
+
+
+def test_a_budget_of_almost_nothing() -> None:
+    """The smallest rate that is accepted makes looks wait, and is no error."""
+    budget = LookBudget(1e-308)
+    assert budget.reserve(5.0) == 0.0
+    assert budget.reserve(5.0) > 1e300
+
+
 def test_the_looks_at_many_jobs_are_made_together() -> None:
     """A thousand jobs that share the budget without touching it are looked at at ten moments a second."""
     random.seed(4)

@@ -123,9 +123,9 @@ def test_a_pause_ends_with_those_of_other_jobs(now: float, pause: float, moved: 
     assert policy.in_step(now, pause) == pytest.approx(moved)
 
 
-@pytest.mark.parametrize("pause", [0.0, 0.01, 0.5])
-def test_a_short_pause_of_the_users_own_is_kept(pause: float) -> None:
-    """Whoever wants looks at shorter intervals than the policy ever chooses gets them as they are."""
+@pytest.mark.parametrize("pause", [0.0, 0.01, 0.5, 300.0, 1e308])
+def test_a_pause_that_the_policy_never_chooses_is_kept(pause: float) -> None:
+    """Whoever wants looks at shorter or longer intervals than the policy's gets them as they are."""
     assert policy.in_step(5.02, pause) == pause
 
 
