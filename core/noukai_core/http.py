@@ -46,7 +46,7 @@ class _Wire:
             address.host.encode("idna")  # as the look-up of the name will do
         except (httpx.InvalidURL, ValueError) as fault:
             raise InvalidInput(f"base_url {settings.base_url!r} is not a valid address: {fault}") from None
-        # As httpx reads it, whatever carries the request: others may take `straße` for `strasse`, a stranger's.
+        # As httpx reads it, whatever carries the request: aiohttp takes `straße` for `strasse`, a stranger.
         self._base_url = str(address).rstrip("/")
         self._headers = {
             "Authorization": ApiKey(f"Bearer {settings.api_key}"),
