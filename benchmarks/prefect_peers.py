@@ -23,19 +23,18 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from local_services import local_services
+
 from demo.prefect_server import LocalPrefect
 
 BINARIES = Path(sys.executable).parent
-SERVICES = Path(__file__).with_name("prefect_peer_services.py")
 LOOPS = Path(__file__).with_name("prefect_peer_loops.py")
 
 OURS = "noukai"
@@ -45,14 +44,6 @@ CALLS = {
     "dbt": "prefect-dbt, DbtCloudJobRun.wait_for_completion",
     "databricks": "prefect-databricks, jobs_runs_wait_for_completion",
 }
-
-
-@dataclass(frozen=True)
-class Services:
-    """The local server of all loops, and the certificates that trust it beside the usual ones."""
-
-    address: str
-    certificates: Path
 
 
 @dataclass(frozen=True)
@@ -75,30 +66,19 @@ def main() -> None:
     with (
         tempfile.TemporaryDirectory() as home,
         LocalPrefect(BINARIES, Path(home, "prefect")) as prefect,
-        local_services(Path(home)) as services,
+        local_services(Path(home)) as (address, certificates),
     ):
         print(f"{'':49} {'job':>5} {'requests':>9} {'lag':>6} {'CPU':>6} {'beside ours':>24}")
         for seconds in given.seconds:
             seen: dict[str, Seen] = {}
             for name in CALLS:
-                seen[name] = measure(name, seconds, given.rounds, prefect, services)
+                seen[name] = measure(name, seconds, given.rounds, prefect, address, certificates)
                 print_line(name, seconds, seen)
 
 
-@contextmanager
-def local_services(folder: Path) -> Iterator[Services]:
-    """Run the server of all three services in a process of its own."""
-    command = [BINARIES / "python", SERVICES, folder]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        yield Services(**json.loads(process.stdout.readline()))
-    finally:
-        process.terminate()
-        process.wait(10)
-
-
-def measure(name: str, seconds: float, rounds: int, prefect: LocalPrefect, services: Services) -> Seen:
+def measure(
+    name: str, seconds: float, rounds: int, prefect: LocalPrefect, address: str, certificates: str
+) -> Seen:
     """Let one loop wait for one job, so often, and return the medians."""
     # Prefect has its defaults, without the other settings of LocalPrefect: with results persisted, the looks
     # of prefect-databricks would be cached, and the end never seen.
@@ -107,8 +87,8 @@ def measure(name: str, seconds: float, rounds: int, prefect: LocalPrefect, servi
 
     def wait_once(_: int) -> Seen:
         done = subprocess.run(
-            [BINARIES / "python", LOOPS, name, str(seconds), services.address],
-            env=settings | kept | {"SSL_CERT_FILE": str(services.certificates)},
+            [BINARIES / "python", LOOPS, name, str(seconds), address],
+            env=settings | kept | {"SSL_CERT_FILE": str(certificates)},
             capture_output=True,
             text=True,
             timeout=seconds + 180,

@@ -18,13 +18,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import httpx
+from local_services import local_services
 
 from noukai_core import AsyncNoukai, Noukai
 from noukai_core.emulator import EmulatorControl
@@ -127,20 +128,6 @@ def main() -> None:
     peer = min(spent["bare_aiohttp"])
     for name, seconds in spent.items():
         print(f"{name:14} {min(seconds) * 1e6:6.0f} µs a look {min(seconds) / peer:6.2f} x bare aiohttp")
-
-
-@contextmanager
-def local_services(folder: Path) -> Iterator[tuple[str, str]]:
-    """Run a local Noukai over TLS in a process of its own; tell its address and whom to trust."""
-    command = [sys.executable, Path(__file__).with_name("prefect_peer_services.py"), folder]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        told = json.loads(process.stdout.readline())
-        yield told["address"], told["certificates"]
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 def submit(base_url: str, certificates: str) -> list[str]:

@@ -31,7 +31,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -41,6 +40,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from local_services import local_services
 from scale import UnitCosts, on_paper
 
 from demo.processes import Component, ServerError, free_port, wait_until
@@ -184,7 +184,11 @@ def environment(home: Path, services: Services) -> dict[str, str]:
 def main() -> None:
     """Print one line for each kind that is named; for all when none is."""
     chosen = sys.argv[1:] or [kind for group in SIDE_BY_SIDE for kind in group]
-    with tempfile.TemporaryDirectory() as folder, local_services(Path(folder)) as services:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        local_services(Path(folder)) as (address, certificates),
+    ):
+        services = Services(address, certificates)
         home = Path(folder, "airflow")
         home.mkdir()
         settings = environment(home, services)
@@ -305,19 +309,6 @@ class Watched:
 def _cpu(process: psutil.Process) -> float:
     times = process.cpu_times()
     return times.user + times.system
-
-
-@contextlib.contextmanager
-def local_services(folder: Path) -> Iterator[Services]:
-    """Run the server of all kinds in a process of its own."""
-    command = [sys.executable, CHECKOUT / "benchmarks" / "prefect_peer_services.py", folder]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        yield Services(**json.loads(process.stdout.readline()))
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import threading
 from functools import cache
 
-from .policy import TICK
+from . import policy
 
 SLOWEST = 1.0
 """Looks a second that are left however often the server complains; of more than six, a sixth is left."""
@@ -17,7 +16,6 @@ HALVING_INTERVAL = 10.0
 
 RECOVERY = 60.0
 """Seconds in which the budget grows back by all of it: evenly, so that a rare complaint costs little."""
-
 
 _ROUNDING = 1e-6
 """Seconds that count as nothing: sums of floats would send half of the places that come at once to a tick."""
@@ -50,9 +48,9 @@ class LookBudget:
         """Take the next free place, and return the seconds until it comes: with others, at the next tick."""
         with self._lock:
             spacing = 1.0 / self._rate(now)
-            place = max(self._next, now - max(TICK - spacing, 0.0))
+            place = max(self._next, now - max(policy.TICK - spacing, 0.0))
             self._next = place + spacing
-            return _wait(place, now)
+            return 0.0 if place - now < _ROUNDING else policy.next_tick(place) - now
 
     def slow_down(self, now: float) -> None:
         """Halve the rate for a while: the server complained about too many requests."""
@@ -64,13 +62,6 @@ class LookBudget:
     def _rate(self, now: float) -> float:
         grown = self.per_second * (now - self._complained) / RECOVERY
         return min(self._left + grown, self.per_second)
-
-
-def _wait(place: float, now: float) -> float:
-    if place - now <= _ROUNDING:
-        return 0.0
-    ticks = (place - _ROUNDING) / TICK
-    return (math.ceil(ticks) * TICK if math.isfinite(ticks) else place) - now
 
 
 def shared_budget(base_url: str, api_key: str, per_second: float) -> LookBudget:

@@ -86,8 +86,8 @@ class Noukai:
         project: See ``org``.
         timeout: Seconds that one request may take. A blocking client gives them to connecting, to sending and
             to the whole answer, one after the other.
-        poll_interval: Seconds between two looks at a job. By default the pause grows with the age of the job:
-            a tenth of it, between 1 and 60 seconds.
+        poll_interval: Seconds between two looks at a job, kept to about a tenth of one. By default the pause
+            grows with the age of the job: a tenth of it, between 1 and 60 seconds.
         fault_patience: Seconds without one good answer after which passing faults are no longer waited out.
         not_found_grace: Seconds after a submission in which the server may not know the job yet.
         recovery_timeout: Seconds after an ambiguous end of a submission in which its job, if there is one,

@@ -5,6 +5,7 @@ Pure functions; durations are in seconds.
 
 from __future__ import annotations
 
+import math
 import random
 
 AGE_SHARE = 0.10
@@ -16,7 +17,16 @@ SHORTEST_LOOK = 1.0
 """How long the last look before a deadline may take at least: less would only make sure that it fails."""
 
 TICK = 0.1
-"""Seconds between the moments at which the looks at many jobs are made, some together."""
+"""Seconds between the moments at which the looks at many jobs are made, some together.
+
+To wake up for one look alone costs a process more than the look itself (`benchmarks/triggerer.py`).
+"""
+
+# The processes of one machine share a clock, and are to look at different moments.
+_FIRST_TICK = random.random() * TICK
+
+# Sums of floats lie beside a tick as often as on it.
+_ROUNDING = 1e-6
 
 QUICK_PATIENCE = 5.0
 """How long a single look, a cancel or a key check goes on against passing faults."""
@@ -77,15 +87,20 @@ def jittered(pause: float, luck: float | None = None) -> float:
 def in_step(now: float, pause: float) -> float:
     """Return a pause before a look that ends at the same moment as those of other jobs: at the nearest tick.
 
-    To wake up for one look alone costs a process more than the look itself (`benchmarks/triggerer.py`).
-
     Args:
         now: The clock that all jobs share.
         pause: The pause as it should be. One below or beyond those that the policy chooses stays as it is.
     """
     if not SHORTEST_PAUSE * (1 - JITTER) <= pause <= LONGEST_PAUSE * (1 + JITTER):
         return pause
-    return max(0.0, round((now + pause) / TICK) * TICK - now)
+    ticks = round((now + pause - _FIRST_TICK) / TICK)
+    return max(0.0, _FIRST_TICK + ticks * TICK - now)
+
+
+def next_tick(moment: float) -> float:
+    """Return the first tick not before a moment; when that is beyond all measure, the moment itself."""
+    ticks = (moment - _FIRST_TICK - _ROUNDING) / TICK
+    return _FIRST_TICK + math.ceil(ticks) * TICK if math.isfinite(ticks) else moment
 
 
 def look_timeout(timeout: float, left: float) -> float:

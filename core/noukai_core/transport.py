@@ -26,20 +26,15 @@ CALLS_IN_FLIGHT = 32
 Over TLS, asyncio keeps a quarter of a megabyte for a connection.
 """
 
-# httpx keeps no more than that for later; a crowd of blocking clients' threads needs few at a time.
-_IDLE_CONNECTIONS = 20
-
 
 class AsyncTransport(Protocol):
     """What an async client sends its requests over."""
 
     async def exchange(self, request: Outgoing, most_bytes: int) -> Answer:
         """Send a request, and return its answer."""
-        ...
 
     async def aclose(self) -> None:
         """Close the connections."""
-        ...
 
 
 def blocking_transport(settings: Settings, given: httpx.BaseTransport | None) -> HttpxTransport:
@@ -73,10 +68,9 @@ def _most_connections(settings: Settings) -> int:
 
 
 def _limits(settings: Settings) -> httpx.Limits:
+    most = _most_connections(settings)
     return httpx.Limits(
-        max_connections=_most_connections(settings),
-        max_keepalive_connections=_IDLE_CONNECTIONS,
-        keepalive_expiry=IDLE_CONNECTION_EXPIRY,
+        max_connections=most, max_keepalive_connections=most, keepalive_expiry=IDLE_CONNECTION_EXPIRY
     )
 
 

@@ -54,8 +54,8 @@ class NoukaiRunJobOperator(BaseOperator):
         wait_for_completion: If off, the task ends with the submission and returns the job's id, for a sensor.
         timeout: How long the job may take, in seconds or as a timedelta, from its submission; `None` for no
             limit.
-        poll_interval: A fixed pause between looks, in seconds or as a timedelta. By default it grows with the
-            age of the job: a tenth of it, between 1 and 60 seconds.
+        poll_interval: A fixed pause between looks, in seconds or as a timedelta, kept to about a tenth of a
+            second. By default it grows with the age of the job: a tenth of it, between 1 and 60 seconds.
         inline_wait: How long a deferrable task looks at its job on the worker before it defers, in seconds.
         on_cancelled: What becomes of the task when somebody cancels the job on the Noukai side: `"fail"`
             (without a retry) or `"skip"`.

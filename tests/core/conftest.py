@@ -86,3 +86,9 @@ def local(make_client: MakeClient, emulator: Emulator) -> MakeClient:
         return make_client(**{"base_url": emulator.base_url, "poll_interval": 0.05, **options})
 
     return make
+
+
+@pytest.fixture
+def ticks_from_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ticks of this process lie at whole tenths of a second."""
+    monkeypatch.setattr(policy, "_FIRST_TICK", 0.0)

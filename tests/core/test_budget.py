@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from tests.core.conftest import MakeClient
 
 
+pytestmark = pytest.mark.usefixtures("ticks_from_zero")
+
+
 def crowd(size: int, budget: LookBudget, answer: Answer, until: float) -> list[Waiter]:
     """Lets so many jobs that began together wait at the same time, on one clock, until then."""
     waiters = [Waiter(answer, budget=budget) for _ in range(size)]

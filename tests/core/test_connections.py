@@ -15,7 +15,7 @@ import httpcore
 import httpx
 import pytest
 
-from noukai_core import AsyncNoukai, InvalidInput, policy, transport
+from noukai_core import AsyncNoukai, InvalidInput, NoukaiError, policy, transport
 from noukai_core.transport import CALLS_IN_FLIGHT
 from tests.core.wire import FLOW
 
@@ -130,6 +130,28 @@ def test_a_server_that_needs_no_proxy_is_asked_directly(
     client = make_client(base_url=f"http://127.0.0.1:{counter.server_address[1]}/api/v1")
     assert client.flow(FLOW).attach("job-1").status().state == "running"
     assert counter.opened == 1
+
+
+@pytest.mark.usefixtures("no_proxies")
+@pytest.mark.parametrize(
+    "base_url, host",
+    [("https://straße.test/api", "xn--strae-oqa.test"), ("https://bücher.test", "xn--bcher-kva.test")],
+)
+async def test_a_name_beyond_ascii_is_looked_up_as_httpx_does(
+    key: str, monkeypatch: pytest.MonkeyPatch, base_url: str, host: str
+) -> None:
+    """The async client sends its key to the same server as the blocking one."""
+    asked: list[str] = []
+
+    async def look_up(name: str, *_: Any, **__: Any) -> Any:
+        asked.append(name)
+        raise OSError("nobody of that name")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", look_up)
+    async with AsyncNoukai(key, base_url=base_url, fault_patience=0) as client:
+        with pytest.raises(NoukaiError):
+            await client.flow(FLOW).job("hello")
+    assert set(asked) == {host}
 
 
 class Crowded(httpx.AsyncBaseTransport):

@@ -28,6 +28,8 @@ from noukai_core.settings import Settings
 from noukai_core.steps import Pause, Request
 from noukai_core.watch import Watch
 
+pytestmark = pytest.mark.usefixtures("ticks_from_zero")
+
 RUNNING = JobStatus(id="job-1", state=JobState.RUNNING)
 DONE = JobStatus(id="job-1", state=JobState.COMPLETED)
 FLOW = FlowPath("acme", "spelling", "grade-3")
@@ -121,6 +123,14 @@ def down(now: float) -> APIError:
 def test_a_pause_ends_with_those_of_other_jobs(now: float, pause: float, moved: float) -> None:
     """Looks are made at ten moments a second, so that a process does not wake up for each alone."""
     assert policy.in_step(now, pause) == pytest.approx(moved)
+
+
+def test_processes_look_at_moments_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the ticks of a process lie moves the looks of all its jobs, and those of no other process."""
+    monkeypatch.setattr(policy, "_FIRST_TICK", 0.03)
+    assert policy.in_step(5.0, 1.0) == pytest.approx(1.03)
+    assert policy.next_tick(5.04) == pytest.approx(5.13)
+    assert policy.next_tick(5.13) == pytest.approx(5.13)
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.01, 0.5, 300.0, 1e308])

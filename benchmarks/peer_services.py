@@ -1,6 +1,6 @@
-"""The server of `prefect_peers.py`: a local Noukai, and what dbt Cloud and Databricks answer to a look.
+"""The server of the benchmarks over TLS: a local Noukai, and what dbt Cloud and Databricks answer.
 
-    prefect_peer_services.py FOLDER
+    peer_services.py FOLDER
 
 It speaks HTTPS, as both peers know no other, with a certificate that is made in the folder. One line on
 standard output tells, as JSON, the address and the file with the certificates to trust.

@@ -1,0 +1,24 @@
+"""Runs `peer_services.py`, the server of the benchmarks that look over TLS."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def local_services(folder: Path) -> Iterator[tuple[str, str]]:
+    """Run the server in a process of its own; tell its address, and the file of certificates to trust."""
+    command = [sys.executable, Path(__file__).with_name("peer_services.py"), folder]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        told = json.loads(process.stdout.readline())
+        yield told["address"], told["certificates"]
+    finally:
+        process.terminate()
+        process.wait(10)
