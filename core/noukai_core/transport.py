@@ -32,9 +32,11 @@ class AsyncTransport(Protocol):
 
     async def exchange(self, request: Outgoing, most_bytes: int) -> Answer:
         """Send a request, and return its answer."""
+        ...
 
     async def aclose(self) -> None:
         """Close the connections."""
+        ...
 
 
 def blocking_transport(settings: Settings, given: httpx.BaseTransport | None) -> HttpxTransport:
