@@ -131,7 +131,7 @@ class AsyncConnection(_Wire):
         if call.submits:  # whoever submits has waited for its turn already
             return await self._exchange(call, allowed)
         if not await self._found_room(allowed):
-            return self._no_answer(call, httpx.PoolTimeout("every connection is busy"), allowed)
+            return self._not_sent(call, allowed)
         try:
             return await self._exchange(call, allowed)
         finally:
@@ -157,6 +157,14 @@ class AsyncConnection(_Wire):
                 return await self._room.acquire()
         except TimeoutError:
             return False
+
+    def _not_sent(self, call: Call[Any], waited: float) -> Unavailable:
+        return Unavailable(
+            f"{call.what}: not sent to {self._settings.base_url}, as each of this client's {CALLS_IN_FLIGHT} "
+            f"connections was busy for {waited:g} s",
+            job_id=call.job_id,
+            never_processed=True,
+        )
 
     def _check_loop(self) -> None:
         loop = asyncio.get_running_loop()

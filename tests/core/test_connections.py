@@ -15,7 +15,8 @@ import httpcore
 import httpx
 import pytest
 
-from noukai_core import AsyncNoukai, InvalidInput, NoukaiError, policy, transport
+from noukai_core import AsyncNoukai, InvalidInput, NoukaiError, calls, policy, transport
+from noukai_core.inputs import FlowPath
 from noukai_core.transport import CALLS_IN_FLIGHT
 from tests.core.wire import FLOW
 
@@ -206,6 +207,21 @@ async def test_a_crowd_waits_outside_of_the_pool(key: str) -> None:
         crowded.answer.set()
         assert {status.state for status in await asyncio.gather(*looks)} == {"running"}
     assert crowded.most == CALLS_IN_FLIGHT
+
+
+async def test_a_call_that_finds_no_connection_says_that_nobody_was_asked(key: str) -> None:
+    """Where every connection stays busy, the error names that, and not a server that gave no answer."""
+    crowded = Crowded()
+    async with AsyncNoukai(
+        key, base_url="https://noukai.test/api/v1", timeout=0.1, transport=crowded
+    ) as client:
+        connection = client._runner._connection  # pyright: ignore[reportPrivateUsage] - a look is made again
+        look = calls.status(FlowPath(*FLOW.split("/")), "job-1")
+        answers = await asyncio.gather(*(connection.send(look) for _ in range(CALLS_IN_FLIGHT + 1)))
+    said = [str(answer) for answer in answers if "not sent" in str(answer)]
+    assert len(said) == 1
+    assert "job-1" in said[0]
+    assert f"each of this client's {CALLS_IN_FLIGHT} connections was busy for 0.1 s" in said[0]
 
 
 async def test_submissions_have_connections_of_their_own(key: str) -> None:
