@@ -69,7 +69,7 @@ test-airflow-floor: .venv/airflow-floor/ready
 	$(call suites,airflow-floor,airflow e2e_airflow secrets/airflow)
 
 test-prefect-floor: .venv/prefect-floor/ready
-	$(call suites,prefect-floor,prefect e2e_prefect secrets/prefect)
+	$(call suites,prefect-floor,core prefect e2e_prefect secrets/prefect)
 
 test-faults: .venv/airflow/ready .venv/prefect/ready ## run thousands of jobs while a fifth of all requests meet a fault
 	$(call suites,prefect,faults/core faults/prefect,FAULTS=full)

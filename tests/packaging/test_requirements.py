@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 FOLDER = Path(__file__).parents[2] / "requirements"
 PINNED = sorted(path.name for path in FOLDER.glob("*.txt"))
@@ -71,3 +72,17 @@ def test_the_floors_are_the_oldest_that_install(name: str) -> None:
     """The floor environments hold the last patch of the oldest supported minor version, to the digit."""
     assert FLOORS[name] in (FOLDER / f"{name}.in").read_text("utf-8").splitlines()
     assert FLOORS[name] in [str(pin) for pin in pins(f"{name}.txt")]
+
+
+def test_the_oldest_libraries_of_the_client_are_tried(pyproject: dict[str, Any]) -> None:
+    """What the client stands on is as old beside the oldest Prefect as its ranges allow."""
+    oldest = {
+        each.name: Version(bound.version)
+        for each in map(Requirement, pyproject["project"]["dependencies"])
+        for bound in each.specifier
+        if bound.operator == ">="
+    }
+    pinned = {pin.name: Version(str(pin.specifier).removeprefix("==")) for pin in pins("prefect-floor.txt")}
+
+    assert oldest.keys() == {"aiohttp", "httpx", "pydantic", "yarl"}
+    assert {name: pinned[name] for name in oldest} == oldest

@@ -66,7 +66,7 @@ def test_the_metadata_keep_the_ranges_wide(wheel: Wheel) -> None:
     assert requires == {
         "aiohttp<4,>=3.11",
         "httpx<1,>=0.27",
-        "pydantic<3,>=2.10",
+        "pydantic<3,>=2.10.1",
         "yarl<2,>=1.17",
         "apache-airflow>=3.1;extra=='airflow'",
         "apache-airflow-providers-common-compat>=1.23;extra=='airflow'",
