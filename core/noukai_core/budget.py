@@ -24,8 +24,8 @@ _ROUNDING = 1e-6
 class LookBudget:
     """Spreads looks evenly at a rate (the generic cell rate algorithm): a place in the queue, no queue.
 
-    After a quiet time as many come at once as one tick brings. More would open a connection each, and over
-    TLS asyncio keeps a quarter of a megabyte for one.
+    After a quiet time as many come at once as one tick brings. More would only wait for each other's
+    connections.
 
     The rate falls by half when the server complains and grows back evenly, as that of a TCP connection does.
 

@@ -16,6 +16,7 @@ from .calls import Call
 from .errors import AnswerTooLarge, APIError, InvalidInput, MalformedAnswer, Unavailable
 from .exchange import Outgoing, TooLarge
 from .inputs import ApiKey
+from .room import Room
 from .settings import Settings
 from .transport import CALLS_IN_FLIGHT, async_transport, blocking_transport
 
@@ -119,10 +120,7 @@ class AsyncConnection(_Wire):
         super().__init__(settings)
         self._transport = async_transport(settings, transport)
         self._loop: asyncio.AbstractEventLoop | None = None
-        # Whoever waits for a connection waits here, and not in a transport's pool. That of httpcore 1.0, used
-        # behind a proxy, goes through all that wait in it for each request: a thousand of them, after an
-        # outage, keep the loop so busy that none ends in time.
-        self._room = asyncio.Semaphore(CALLS_IN_FLIGHT)
+        self._room = Room(CALLS_IN_FLIGHT)
 
     async def send(self, call: Call[Any], timeout: float | None = None) -> Answer | APIError:
         """Send a call once; every fault comes back as a value, without what it was raised from."""
@@ -130,12 +128,12 @@ class AsyncConnection(_Wire):
         self._check_loop()
         if call.submits:  # whoever submits has waited for its turn already
             return await self._exchange(call, allowed)
-        if not await self._found_room(allowed):
+        if not await self._room.enter(allowed):
             return self._not_sent(call, allowed)
         try:
             return await self._exchange(call, allowed)
         finally:
-            self._room.release()
+            self._room.leave()
 
     async def _exchange(self, call: Call[Any], allowed: float) -> Answer | APIError:
         request = self._request(call, allowed)  # not before: the client may be closed meanwhile
@@ -148,15 +146,6 @@ class AsyncConnection(_Wire):
             return self._no_answer(call, httpx.ReadTimeout(""), allowed)
         except _FAULTS as fault:
             return self._no_answer(call, fault, allowed)
-
-    async def _found_room(self, allowed: float) -> bool:
-        if not self._room.locked():
-            return await self._room.acquire()  # at once, and without a timer
-        try:
-            async with asyncio.timeout(allowed):
-                return await self._room.acquire()
-        except TimeoutError:
-            return False
 
     def _not_sent(self, call: Call[Any], waited: float) -> Unavailable:
         return Unavailable(

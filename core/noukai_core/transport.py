@@ -21,9 +21,9 @@ IDLE_CONNECTION_EXPIRY = 90.0
 """Seconds; longer than the longest pause between two looks, so that a waiting job keeps its connection."""
 
 CALLS_IN_FLIGHT = 32
-"""Requests that one client has open at the same time beside its submissions, each on a connection of its own.
+"""The most requests that one client has open at the same time beside its submissions, each on a connection.
 
-Over TLS, asyncio keeps a quarter of a megabyte for a connection.
+An async client has fewer as long as they are enough (`room.py`).
 """
 
 

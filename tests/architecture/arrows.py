@@ -18,7 +18,7 @@ LAYERS = (
     ("client", "aio"),
     ("handles",),
     ("http", "submission", "watch"),
-    ("budget", "steps", "transport"),
+    ("budget", "room", "steps", "transport"),
     ("aiohttp_transport", "httpx_transport"),
     ("policy", "calls", "exchange"),
     ("answers",),

@@ -17,6 +17,7 @@ import pytest
 
 from noukai_core import AsyncNoukai, InvalidInput, NoukaiError, calls, policy, transport
 from noukai_core.inputs import FlowPath
+from noukai_core.room import CALLS_AT_FIRST
 from noukai_core.transport import CALLS_IN_FLIGHT
 from tests.core.wire import FLOW
 
@@ -166,6 +167,7 @@ class Crowded(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         self.held += 1
         self.most = max(self.most, self.held)
+        await asyncio.sleep(0)
         await self.answer.wait()
         self.held -= 1
         return httpx.Response(200, json={"executionId": "job-1", "status": "running"})
@@ -196,8 +198,19 @@ def test_a_stream_is_read_as_httpcores_is() -> None:
         ]
 
 
-async def test_a_crowd_waits_outside_of_the_pool(key: str) -> None:
-    """A thousand looks at once, as after an outage, reach the pool of connections a few at a time."""
+async def test_a_crowd_looks_over_few_connections(key: str) -> None:
+    """A thousand looks at once at a server that answers at once share a few connections."""
+    crowded = Crowded()
+    crowded.answer.set()
+    async with AsyncNoukai(key, base_url="https://noukai.test/api/v1", transport=crowded) as client:
+        job = client.flow(FLOW).attach("job-1")
+        looks = [asyncio.ensure_future(job.status()) for _ in range(1000)]
+        assert {status.state for status in await asyncio.gather(*looks)} == {"running"}
+    assert crowded.most == CALLS_AT_FIRST
+
+
+async def test_a_slow_server_gets_more_connections(key: str) -> None:
+    """Where looks have to wait for answers, more go at the same time, but no more than the most."""
     crowded = Crowded()
     async with AsyncNoukai(key, base_url="https://noukai.test/api/v1", transport=crowded) as client:
         job = client.flow(FLOW).attach("job-1")
