@@ -17,9 +17,6 @@ HALVING_INTERVAL = 10.0
 RECOVERY = 60.0
 """Seconds in which the budget grows back by all of it: evenly, so that a rare complaint costs little."""
 
-_ROUNDING = 1e-6
-"""Seconds that count as nothing: sums of floats would send half of the places that come at once to a tick."""
-
 
 class LookBudget:
     """Spreads looks evenly at a rate (the generic cell rate algorithm): a place in the queue, no queue.
@@ -50,7 +47,7 @@ class LookBudget:
             spacing = 1.0 / self._rate(now)
             place = max(self._next, now - max(policy.TICK - spacing, 0.0))
             self._next = place + spacing
-            return 0.0 if place - now < _ROUNDING else policy.next_tick(place) - now
+            return policy.pause_to_place(now, place)
 
     def slow_down(self, now: float) -> None:
         """Halve the rate for a while: the server complained about too many requests."""

@@ -149,8 +149,8 @@ class AsyncConnection(_Wire):
 
     def _not_sent(self, call: Call[Any], waited: float) -> Unavailable:
         return Unavailable(
-            f"{call.what}: not sent to {self._settings.base_url}, as each of this client's {CALLS_IN_FLIGHT} "
-            f"connections was busy for {waited:g} s",
+            f"{call.what}: not sent to {self._settings.base_url}, as none of this client's {CALLS_IN_FLIGHT} "
+            f"connections became free within {waited:g} s",
             job_id=call.job_id,
             never_processed=True,
         )

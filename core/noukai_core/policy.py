@@ -25,7 +25,7 @@ To wake up for one look alone costs a process more than the look itself (`benchm
 # The processes of one machine share a clock, and are to look at different moments.
 _FIRST_TICK = random.random() * TICK
 
-# Sums of floats lie beside a tick as often as on it.
+# Sums of floats lie a little after a moment as often as on it.
 _ROUNDING = 1e-6
 
 QUICK_PATIENCE = 5.0
@@ -97,10 +97,17 @@ def in_step(now: float, pause: float) -> float:
     return max(0.0, _FIRST_TICK + ticks * TICK - now)
 
 
-def next_tick(moment: float) -> float:
-    """Return the first tick not before a moment; when that is beyond all measure, the moment itself."""
-    ticks = (moment - _FIRST_TICK - _ROUNDING) / TICK
-    return _FIRST_TICK + math.ceil(ticks) * TICK if math.isfinite(ticks) else moment
+def pause_to_place(now: float, place: float) -> float:
+    """Return the pause until a place of the budget: to the first tick not before it, or none if it has come.
+
+    Args:
+        now: The clock that all jobs share.
+        place: When the place comes, on that clock; it may be beyond all measure.
+    """
+    if place - now < _ROUNDING:
+        return 0.0
+    ticks = (place - _FIRST_TICK - _ROUNDING) / TICK
+    return (_FIRST_TICK + math.ceil(ticks) * TICK if math.isfinite(ticks) else place) - now
 
 
 def look_timeout(timeout: float, left: float) -> float:

@@ -129,8 +129,9 @@ def test_processes_look_at_moments_of_their_own(monkeypatch: pytest.MonkeyPatch)
     """Where the ticks of a process lie moves the looks of all its jobs, and those of no other process."""
     monkeypatch.setattr(policy, "_FIRST_TICK", 0.03)
     assert policy.in_step(5.0, 1.0) == pytest.approx(1.03)
-    assert policy.next_tick(5.04) == pytest.approx(5.13)
-    assert policy.next_tick(5.13) == pytest.approx(5.13)
+    assert policy.pause_to_place(5.0, 5.04) == pytest.approx(0.13)
+    assert policy.pause_to_place(5.0, 5.13) == pytest.approx(0.13)
+    assert policy.pause_to_place(5.0, 5.0) == 0.0
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.01, 0.5, 300.0, 1e308])
