@@ -9,7 +9,7 @@ SHELL := /bin/sh
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-airflow test-prefect test-floor test-airflow-floor test-prefect-floor test-deployment test-faults \
-	check check-style check-types check-arrows environments format requirements clean
+	check check-style check-types check-imports environments format requirements clean
 
 # What another environment, an orchestrator's settings or a developer's own key would change stays outside.
 unexport $(filter AIRFLOW_% PREFECT_% NOUKAI_% PIP_TARGET PIP_PREFIX PIP_REQUIRE_VIRTUALENV,$(.VARIABLES))
@@ -80,7 +80,7 @@ test-deployment: .venv/airflow-deployment/ready ## run hundreds of jobs under fa
 
 environments: .venv/airflow/ready .venv/prefect/ready .venv/airflow-floor/ready .venv/prefect-floor/ready ## build all that the tests need
 
-check: check-style check-types check-arrows ## lint, format, types, and who may import whom
+check: check-style check-types check-imports ## lint, format, types, and who may import whom
 
 check-style: .venv/airflow/ready
 	$(call say,style)
@@ -95,8 +95,9 @@ check-types: .venv/airflow/ready .venv/prefect/ready
 	.venv/prefect/bin/mypy --cache-dir .build/mypy-prefect core/noukai_core noukai_prefect
 	.venv/prefect/bin/pyright --pythonpath .venv/prefect/bin/python core/noukai_core noukai_prefect
 
-check-arrows: .venv/airflow/ready
-	$(call suites,airflow,architecture)
+check-imports: .venv/airflow/ready
+	$(call say,imports)
+	.venv/airflow/bin/lint-imports --no-cache
 
 format: .venv/airflow/ready ## put the code into its format
 	.venv/airflow/bin/ruff check --fix

@@ -17,8 +17,8 @@ def local_services(folder: Path) -> Iterator[tuple[str, str]]:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
-        told = json.loads(process.stdout.readline())
-        yield told["address"], told["certificates"]
+        reported = json.loads(process.stdout.readline())
+        yield reported["address"], reported["certificates"]
     finally:
         process.terminate()
         process.wait(10)

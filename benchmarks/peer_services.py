@@ -40,11 +40,11 @@ class Run:
     number: int
     began: float
     seconds: float
-    looks: int = 0
+    polls: int = 0
 
-    def look(self) -> float:
+    def poll(self) -> float:
         """Return how much of the run is done, from 0 to 1."""
-        self.looks += 1
+        self.polls += 1
         return min((time.time() - self.began) / self.seconds, 1.0)
 
 
@@ -57,7 +57,7 @@ class PeerServices:
             Route("/api/v2/accounts/{account}/runs/{number:int}/", self.dbt_run),
             Route("/api/{version}/jobs/runs/get", self.databricks_run),
             Route("/benchmark/runs", self.begin, methods=["POST"]),
-            Route("/benchmark/runs/{number:int}", self.told),
+            Route("/benchmark/runs/{number:int}", self.reported),
         ]
 
     async def begin(self, request: Request) -> JSONResponse:
@@ -65,13 +65,13 @@ class PeerServices:
         self.runs.append(run)
         return JSONResponse({"number": run.number})
 
-    async def told(self, request: Request) -> JSONResponse:
+    async def reported(self, request: Request) -> JSONResponse:
         run = self.runs[request.path_params["number"]]
-        return JSONResponse({"ended": run.began + run.seconds, "requests": run.looks})
+        return JSONResponse({"ended": run.began + run.seconds, "requests": run.polls})
 
     async def dbt_run(self, request: Request) -> JSONResponse:
         run = self.runs[request.path_params["number"]]
-        done = run.look()
+        done = run.poll()
         status = DBT_SUCCESS if done == 1 else DBT_RUNNING if done >= STARTING_SHARE else DBT_STARTING
         data = {"id": run.number, "status": status, "is_complete": done == 1}
         return JSONResponse({"data": data, "status": {"code": 200, "is_success": True}})
@@ -80,7 +80,7 @@ class PeerServices:
         # Prefect's integration asks by a query, Airflow's provider by a body.
         asked = request.query_params or await request.json()
         run = self.runs[int(asked["run_id"])]
-        done = run.look()
+        done = run.poll()
         state = {"life_cycle_state": "PENDING" if done < STARTING_SHARE else "RUNNING", "state_message": ""}
         if done == 1:
             state |= {"life_cycle_state": "TERMINATED", "result_state": "SUCCESS"}

@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from demo.prefect_server import LocalPrefect
+from devtools.prefect_server import LocalPrefect
 from noukai_core.emulator import EmulatorControl
 
 SHAPES = Path(__file__).with_name("prefect_shapes.py")

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from local_services import local_services
 
-from demo.prefect_server import LocalPrefect
+from devtools.prefect_server import LocalPrefect
 
 BINARIES = Path(sys.executable).parent
 LOOPS = Path(__file__).with_name("prefect_peer_loops.py")

@@ -19,8 +19,8 @@ from noukai_prefect import NoukaiCredentials, arun_noukai_job, arun_noukai_jobs,
 
 FLOW = "acme/benchmark/jobs"
 KEY = "nk_test_benchmrk_0123456789abcdef0123456789abcdef"
-LOOKS_PER_SECOND = 100
-IN_FLIGHT = 16
+MAX_POLLS_PER_SECOND = 100
+MAX_CONCURRENCY = 16
 
 
 def messages(jobs: int) -> list[str]:
@@ -29,7 +29,9 @@ def messages(jobs: int) -> list[str]:
 
 @flow
 async def batch(credentials: NoukaiCredentials, jobs: int) -> int:
-    outcomes = await arun_noukai_jobs(credentials, FLOW, messages(jobs), looks_per_second=LOOKS_PER_SECOND)
+    outcomes = await arun_noukai_jobs(
+        credentials, FLOW, messages(jobs), max_polls_per_second=MAX_POLLS_PER_SECOND
+    )
     return len(outcomes)
 
 
@@ -52,7 +54,7 @@ async def bare(base_url: str, jobs: int) -> int:
     """Submit all jobs, then look at one after the other at the same rate, until all have ended."""
     headers = {"Authorization": f"Bearer {KEY}"}
     address = f"{base_url}/seq/{FLOW}/jobs"
-    room = asyncio.Semaphore(IN_FLIGHT)
+    room = asyncio.Semaphore(MAX_CONCURRENCY)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     async with httpx.AsyncClient(headers=headers, limits=limits, trust_env=False) as session:
 
@@ -61,19 +63,19 @@ async def bare(base_url: str, jobs: int) -> int:
                 return str((await session.post(address, json={"message": text})).json()["executionId"])
 
         waiting = set(await asyncio.gather(*(submit(text) for text in messages(jobs))))
-        looks: set[asyncio.Task[None]] = set()
+        polls: set[asyncio.Task[None]] = set()
 
-        async def look(job_id: str) -> None:
+        async def poll(job_id: str) -> None:
             if (await session.get(f"{address}/{job_id}")).json()["status"] == "completed":
                 waiting.discard(job_id)
 
         while waiting:
             for job_id in list(waiting):
-                task = asyncio.create_task(look(job_id))
-                looks.add(task)
-                task.add_done_callback(looks.discard)
-                await asyncio.sleep(1 / LOOKS_PER_SECOND)
-        await asyncio.gather(*looks)
+                task = asyncio.create_task(poll(job_id))
+                polls.add(task)
+                task.add_done_callback(polls.discard)
+                await asyncio.sleep(1 / MAX_POLLS_PER_SECOND)
+        await asyncio.gather(*polls)
     return jobs
 
 

@@ -14,7 +14,7 @@ from statistics import mean
 from schedule import JOBS, SCHEDULES, SEED, durations, follow
 
 CORE, MEMORY_MB = 0.5, 4000.0
-DEFAULT_LOOKS = 50.0
+DEFAULT_POLLS = 50.0
 DEFAULT_CAPACITY = 1000
 MANY = 100_000
 
@@ -30,13 +30,13 @@ class UnitCosts:
         memory: A trigger.
     """
 
-    look: float
+    poll: float
     waiting: float
     supervised: float
     memory: float
 
 
-def looks_per_second() -> float:
+def max_polls_per_second() -> float:
     """Return how often a waiting job is looked at, on average over all the time that jobs wait."""
     dice = random.Random(SEED)
     jobs = durations(JOBS, dice)
@@ -45,9 +45,9 @@ def looks_per_second() -> float:
 
 def on_paper(costs: UnitCosts) -> str:
     """Tell what one triggerer carries, what limits it first, and what a hundred thousand jobs take."""
-    rate = looks_per_second()
+    rate = max_polls_per_second()
     carried = {
-        "half a core of the runner": CORE / (costs.waiting + costs.look * rate),
+        "half a core of the runner": CORE / (costs.waiting + costs.poll * rate),
         "half a core of the supervisor": CORE / costs.supervised,
         f"{MEMORY_MB / 1000:g} GB": MEMORY_MB / costs.memory,
     }
@@ -60,7 +60,7 @@ def on_paper(costs: UnitCosts) -> str:
         f"so {first} comes first: {MANY:,} waiting jobs take {MANY / carried[first]:.1f} triggerers, "
         f"{MANY * rate:,.0f} looks a second and {MANY * costs.memory / 1000:.1f} GB",
         f"as Airflow and the connection are set by default: {DEFAULT_CAPACITY:,} jobs a triggerer "
-        f"([triggerer] capacity); the budget of {DEFAULT_LOOKS:g} looks a second is enough for "
-        f"{DEFAULT_LOOKS / rate:,.0f} of them, beyond which the pauses stretch",
+        f"([triggerer] capacity); the budget of {DEFAULT_POLLS:g} looks a second is enough for "
+        f"{DEFAULT_POLLS / rate:,.0f} of them, beyond which the pauses stretch",
     ]
     return "\n".join(lines)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-from noukai_core import policy
+from noukai_core._engine import schedule
 
 SHORTEST, LONGEST = 2.0, 7200.0
 JOBS = 4000
@@ -36,22 +36,22 @@ class Schedule:
 
 def fixed(seconds: float) -> Schedule:
     """Look at fixed intervals."""
-    return Schedule(f"every {seconds:g} s", lambda age, luck: seconds)
+    return Schedule(f"every {seconds:g} s", lambda age, jitter: seconds)
 
 
 SCHEDULES = [
-    Schedule("adaptive", lambda age, luck: policy.pause_before_look(age, luck=luck)),
+    Schedule("adaptive", lambda age, jitter: schedule.pause_before_poll(age, jitter=jitter)),
     *(fixed(seconds) for seconds in (2.0, 10.0, 30.0, 60.0)),
 ]
 
 
 def follow(schedule: Schedule, duration: float, dice: random.Random) -> tuple[float, int]:
     """Wait for one job; return the lag and the number of looks."""
-    now, looks = 0.0, 1
+    now, polls = 0.0, 1
     while now < duration:
         now += schedule.pause(now, dice.random())
-        looks += 1
-    return now - duration, looks
+        polls += 1
+    return now - duration, polls
 
 
 def durations(count: int, dice: random.Random) -> list[float]:
@@ -66,16 +66,16 @@ def main() -> None:
     arguments = parser.parse_args()
     jobs = durations(JOBS, random.Random(SEED))
     results = {}
-    for schedule in SCHEDULES:
+    for candidate in SCHEDULES:
         dice = random.Random(SEED)
-        results[schedule.name] = [(duration, *follow(schedule, duration, dice)) for duration in jobs]
-    every_two = mean(looks for _, _, looks in results["every 2 s"])
+        results[candidate.name] = [(duration, *follow(candidate, duration, dice)) for duration in jobs]
+    every_two = mean(polls for _, _, polls in results["every 2 s"])
     print(f"{JOBS} jobs, durations log-uniform from {SHORTEST:g} s to {LONGEST:g} s\n")
-    print(f"{'schedule':12} {'mean lag':>10} {'worst lag':>10} {'looks':>8} {'of every 2 s':>13}")
+    print(f"{'schedule':12} {'mean lag':>10} {'worst lag':>10} {'polls':>8} {'of every 2 s':>13}")
     for name, jobs_seen in results.items():
         lags = [lag / duration for duration, lag, _ in jobs_seen]
-        looks = mean(looks for _, _, looks in jobs_seen)
-        print(f"{name:12} {mean(lags):>10.1%} {max(lags):>10.1%} {looks:>8.1f} {looks / every_two:>13.1%}")
+        polls = mean(polls for _, _, polls in jobs_seen)
+        print(f"{name:12} {mean(lags):>10.1%} {max(lags):>10.1%} {polls:>8.1f} {polls / every_two:>13.1%}")
     if arguments.picture:
         arguments.picture.parent.mkdir(parents=True, exist_ok=True)
         arguments.picture.write_text(picture())
@@ -103,11 +103,11 @@ def picture() -> str:
         for seconds, label in ((2, "2 s"), (60, "1 min"), (600, "10 min"), (7200, "2 h")):
             x = left + 360 * math.log(seconds / SHORTEST) / math.log(LONGEST / SHORTEST)
             parts.append(f'<text x="{x:.1f}" y="318" text-anchor="middle">{label}</text>')
-        for schedule, colour in zip(SCHEDULES, colours, strict=True):
+        for candidate, colour in zip(SCHEDULES, colours, strict=True):
             dice = random.Random(SEED)
             line = []
             for duration in spread:
-                seen = [follow(schedule, duration * dice.uniform(0.97, 1.03), dice) for _ in range(40)]
+                seen = [follow(candidate, duration * dice.uniform(0.97, 1.03), dice) for _ in range(40)]
                 value = mean(lag / duration for lag, _ in seen) if measure == 0 else mean(n for _, n in seen)
                 share = (math.log10(min(max(value, low), high)) - math.log10(low)) / math.log10(high / low)
                 x = left + 360 * math.log(duration / SHORTEST) / math.log(LONGEST / SHORTEST)
@@ -115,8 +115,8 @@ def picture() -> str:
             parts.append(
                 f'<polyline points="{" ".join(line)}" fill="none" stroke="{colour}" stroke-width="2"/>'
             )
-    for place, (schedule, colour) in enumerate(zip(SCHEDULES, colours, strict=True)):
-        parts.append(f'<text x="{60 + place * 130}" y="348" fill="{colour}">■ {schedule.name}</text>')
+    for place, (candidate, colour) in enumerate(zip(SCHEDULES, colours, strict=True)):
+        parts.append(f'<text x="{60 + place * 130}" y="348" fill="{colour}">■ {candidate.name}</text>')
     return "\n".join([*parts, "</svg>", ""])
 
 

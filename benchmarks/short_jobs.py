@@ -18,7 +18,7 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from demo.airflow_server import LocalAirflow
+from devtools.airflow_server import LocalAirflow
 from noukai_core.emulator import Emulator
 
 CHECKOUT = Path(__file__).resolve().parents[1]

@@ -32,33 +32,33 @@ from noukai_core.emulator import EmulatorControl
 
 KEY = "nk_test_benchmrk_0123456789abcdef0123456789abcdef"
 FLOW = "acme/benchmark/jobs"
-JOBS, LOOKS, RATE, ROUNDS = 1000, 2000, 200, 3
+JOBS, POLLS, RATE, ROUNDS = 1000, 2000, 200, 3
 
-Look = Callable[[str], Awaitable[object]]
+Poll = Callable[[str], Awaitable[object]]
 
 
-async def bare_aiohttp(stack: AsyncExitStack, base_url: str, context: ssl.SSLContext) -> Look:
+async def bare_aiohttp(stack: AsyncExitStack, base_url: str, context: ssl.SSLContext) -> Poll:
     import aiohttp
 
     headers = {"Authorization": f"Bearer {KEY}"}
     connector = aiohttp.TCPConnector(ssl=context, limit=100, keepalive_timeout=90)
     session = await stack.enter_async_context(aiohttp.ClientSession(headers=headers, connector=connector))
 
-    async def look(job_id: str) -> object:
+    async def poll(job_id: str) -> object:
         async with session.get(f"{base_url}/seq/{FLOW}/jobs/{job_id}") as response:
             return await response.json()
 
-    return look
+    return poll
 
 
 async def bare_httpx(
     stack: AsyncExitStack, base_url: str, context: ssl.SSLContext, library: str = "httpx"
-) -> Look:
+) -> Poll:
     httpx: Any = import_module(library)
     limits = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=90)
     transport = await stack.enter_async_context(httpx.AsyncHTTPTransport(verify=context, limits=limits))
 
-    async def look(job_id: str) -> object:
+    async def poll(job_id: str) -> object:
         request = httpx.Request(
             "GET", f"{base_url}/seq/{FLOW}/jobs/{job_id}", headers={"Authorization": f"Bearer {KEY}"}
         )
@@ -66,14 +66,14 @@ async def bare_httpx(
         body = await response.aread()
         return json.loads(body)
 
-    return look
+    return poll
 
 
-async def bare_httpx2(stack: AsyncExitStack, base_url: str, context: ssl.SSLContext) -> Look:
+async def bare_httpx2(stack: AsyncExitStack, base_url: str, context: ssl.SSLContext) -> Poll:
     return await bare_httpx(stack, base_url, context, "httpx2")
 
 
-async def core_httpx(stack: AsyncExitStack, base_url: str, context: ssl.SSLContext) -> Look:
+async def core_httpx(stack: AsyncExitStack, base_url: str, context: ssl.SSLContext) -> Poll:
     limits = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=90)
     transport = httpx.AsyncHTTPTransport(verify=context, limits=limits)
     client = await stack.enter_async_context(AsyncNoukai(KEY, base_url=base_url, transport=transport))
@@ -81,7 +81,7 @@ async def core_httpx(stack: AsyncExitStack, base_url: str, context: ssl.SSLConte
     return lambda job_id: flow.attach(job_id).status()
 
 
-async def core(stack: AsyncExitStack, base_url: str, context: ssl.SSLContext) -> Look:
+async def core(stack: AsyncExitStack, base_url: str, context: ssl.SSLContext) -> Poll:
     client = await stack.enter_async_context(AsyncNoukai(KEY, base_url=base_url))
     flow = client.flow(FLOW)
     return lambda job_id: flow.attach(job_id).status()
@@ -94,18 +94,18 @@ async def measure(name: str, base_url: str, certificate: str, jobs: list[str]) -
     """Return the processor seconds of one look."""
     context = ssl.create_default_context(cafile=certificate)
     async with AsyncExitStack() as stack:
-        look = await TRANSPORTS[name](stack, base_url, context)
-        await asyncio.gather(*(look(job) for job in jobs[:20]))
+        poll = await TRANSPORTS[name](stack, base_url, context)
+        await asyncio.gather(*(poll(job) for job in jobs[:20]))
         began, spent = time.monotonic(), time.process_time()
 
         async def wait(place: int) -> None:
-            for turn in range(LOOKS // JOBS):
+            for turn in range(POLLS // JOBS):
                 due = began + (turn * JOBS + place) / RATE
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
-                await look(jobs[place])
+                await poll(jobs[place])
 
         await asyncio.gather(*(wait(place) for place in range(JOBS)))
-        return (time.process_time() - spent) / LOOKS
+        return (time.process_time() - spent) / POLLS
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from local_services import local_services
 from scale import UnitCosts, on_paper
 
-from demo.processes import Component, ServerError, free_port, wait_until
+from devtools.processes import Component, ServerError, free_port, wait_until
 from noukai_core import Noukai
 from noukai_core.emulator import EmulatorControl
 
@@ -68,7 +68,7 @@ class Spent:
     starting_pause: float
     steady_pause: float
     blocked: int
-    looks: float
+    polls: float
 
 
 class Services:
@@ -97,11 +97,11 @@ class Services:
         self._runs[kind] = begun["number"]
         return self._runs[kind]
 
-    def looks(self, kind: str) -> int:
+    def polls(self, kind: str) -> int:
         """Count the looks of one kind of triggers so far."""
         if kind in self._runs:
-            looks: int = self._client.get(f"/benchmark/runs/{self._runs[kind]}").json()["requests"]
-            return looks
+            polls: int = self._client.get(f"/benchmark/runs/{self._runs[kind]}").json()["requests"]
+            return polls
         own = set(self._jobs.get(kind, ()))
         return sum(job["polls"] for job in self.control.jobs() if job["id"] in own)
 
@@ -153,7 +153,7 @@ def environment(home: Path, services: Services) -> dict[str, str]:
         "conn_type": "noukai",
         "password": KEY,
         "host": services.base_url,
-        "extra": {"looks_per_second": 150},
+        "extra": {"max_polls_per_second": 150},
     }
     host, port = services.address.split(":")
     databricks = {
@@ -202,7 +202,7 @@ def main() -> None:
                 raise SystemExit(f"{command} failed:\n{(done.stdout + done.stderr)[-4000:]}")
         print(f"{'':11}{'CPU s/min of the':>22}{'':>9}{'longest pause s':>19}")
         heads = f"{'':11}{'runner':>8}{'supervisor':>14}{'MB':>9}{'starting':>10}{'steady':>9}"
-        print(f"{heads}{'blocked':>9}{'looks/s':>9}   runner / bare's, / spread's, supervisor / sleep's")
+        print(f"{heads}{'blocked':>9}{'polls/s':>9}   runner / bare's, / spread's, supervisor / sleep's")
         spent: dict[str, Spent] = {}
         for group in SIDE_BY_SIDE:
             found = side_by_side([kind for kind in group if kind in chosen], home, settings, services)
@@ -228,7 +228,7 @@ def line_of(kind: str, spent: dict[str, Spent]) -> str:
 def unit_costs(asleep: Spent, ours: Spent) -> UnitCosts:
     """Return what one look and one waiting trigger cost."""
     return UnitCosts(
-        look=(ours.runner - asleep.runner) / 60 / ours.looks,
+        poll=(ours.runner - asleep.runner) / 60 / ours.polls,
         waiting=asleep.runner / 60 / TRIGGERS,
         supervised=ours.supervisor / 60 / TRIGGERS,
         memory=ours.memory / TRIGGERS,
@@ -273,7 +273,7 @@ class Watched:
         with contextlib.suppress(ServerError):  # some have not all begun to look after two minutes
             if self.kind != "sleep":
                 wait_until(
-                    lambda: self._services.looks(self.kind) >= TRIGGERS, "all to look", timeout=MORE, pause=1
+                    lambda: self._services.polls(self.kind) >= TRIGGERS, "all to look", timeout=MORE, pause=1
                 )
         return self
 
@@ -282,14 +282,14 @@ class Watched:
 
     def begin(self) -> None:
         """Measure from now on."""
-        self._looks, self._began = self._services.looks(self.kind), time.time()
+        self._looks, self._began = self._services.polls(self.kind), time.time()
         self._before = _cpu(self._runner), _cpu(self._supervisor)
 
     def end(self) -> Spent:
         """Return what it took since then."""
         seconds = time.time() - self._began
         after = _cpu(self._runner), _cpu(self._supervisor)
-        looks = self._services.looks(self.kind) - self._looks
+        polls = self._services.polls(self.kind) - self._looks
         late = [tuple(map(float, line.split())) for line in self._pauses.read_text().splitlines()[1:]]
         return Spent(
             runner=(after[0] - self._before[0]) / seconds * 60,
@@ -298,7 +298,7 @@ class Watched:
             starting_pause=max((pause for at, pause in late if at < self._began), default=0.0),
             steady_pause=max((pause for at, pause in late if at >= self._began), default=0.0),
             blocked=self._log.read_text(errors="replace")[self._said :].count("async thread was blocked"),
-            looks=looks / seconds,
+            polls=polls / seconds,
         )
 
     def _memory(self) -> int:

@@ -15,10 +15,10 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import FrameType
 
-from demo.airflow_server import LocalAirflow
-from demo.prefect_server import LocalPrefect
-from demo.processes import ServerError, wait_until
 from demo.report import Ending, LiveView, say, table
+from devtools.airflow_server import LocalAirflow
+from devtools.prefect_server import LocalPrefect
+from devtools.processes import ServerError, wait_until
 from noukai_core import Noukai
 from noukai_core.emulator import Emulator
 

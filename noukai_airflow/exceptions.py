@@ -5,9 +5,9 @@ NoukaiException                         retries apply, unless said otherwise
 ├── NoukaiJobCancelledException         somebody cancelled the job on the Noukai side; never retried
 ├── NoukaiJobTimeoutException           the job did not end in time
 ├── NoukaiJobNotFoundException          the server does not know the job
-├── NoukaiUnavailableException          the service was not reached for too long
+├── NoukaiTransientException          the service was not reached for too long
 ├── NoukaiSubmissionUnknownException    it is not known whether a job exists; a retry asks the server first
-└── NoukaiRefusedException              refused for good, or bad input; never retried
+└── NoukaiPermanentException              refused for good, or bad input; never retried
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class NoukaiJobNotFoundException(NoukaiException):
     """The server does not know the job."""
 
 
-class NoukaiUnavailableException(NoukaiException):
+class NoukaiTransientException(NoukaiException):
     """The service was not reached, or gave no sensible answer, for longer than is waited out."""
 
 
@@ -69,7 +69,7 @@ class NoukaiJobCancelledException(NoukaiException, AirflowFailException):
     """Somebody cancelled the job on the Noukai side, on purpose: the task is not retried."""
 
 
-class NoukaiRefusedException(NoukaiException, AirflowFailException):
+class NoukaiPermanentException(NoukaiException, AirflowFailException):
     """The server refused for good, or an argument is wrong: a retry cannot help."""
 
 
@@ -94,16 +94,16 @@ def translate(error: NoukaiError) -> NoukaiException:
 
     message = str(error)
     match error:
-        case core.JobFailed():
+        case core.JobFailedError():
             return NoukaiJobFailedException(message, job_id=error.job_id)
-        case core.JobCancelled():
+        case core.JobCancelledError():
             return NoukaiJobCancelledException(message, job_id=error.job_id)
-        case core.JobWaitTimeout():
+        case core.JobTimeoutError():
             return NoukaiJobTimeoutException(message, job_id=error.job_id)
-        case core.SubmissionUnknown():
+        case core.SubmissionUnknownError():
             return NoukaiSubmissionUnknownException(message)
-        case core.InvalidInput():
-            return NoukaiRefusedException(message)
+        case core.InvalidInputError():
+            return NoukaiPermanentException(message)
         case core.APIError():
             kind = _kind_of(error)
             return kind(
@@ -116,8 +116,8 @@ def translate(error: NoukaiError) -> NoukaiException:
 def _kind_of(error: NoukaiError) -> type[NoukaiException]:
     import noukai_core as core
 
-    if isinstance(error, core.Refused | core.AnswerTooLarge):
-        return NoukaiRefusedException
-    if isinstance(error, core.JobNotFound):
+    if isinstance(error, core.PermanentError | core.ResponseTooLargeError):
+        return NoukaiPermanentException
+    if isinstance(error, core.JobNotFoundError):
         return NoukaiJobNotFoundException
-    return NoukaiUnavailableException
+    return NoukaiTransientException

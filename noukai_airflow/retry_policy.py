@@ -10,7 +10,7 @@ from airflow.sdk import RetryDecision, RetryPolicy
 from noukai_airflow.exceptions import (
     NoukaiException,
     NoukaiJobCancelledException,
-    NoukaiRefusedException,
+    NoukaiPermanentException,
     translate,
 )
 
@@ -36,7 +36,7 @@ class NoukaiRetryPolicy(RetryPolicy):
     ) -> RetryDecision:
         """Decide what follows from an error."""
         error = _in_airflows_terms(exception)
-        if isinstance(error, NoukaiRefusedException | NoukaiJobCancelledException):
+        if isinstance(error, NoukaiPermanentException | NoukaiJobCancelledException):
             return RetryDecision.fail(reason=str(error))
         if isinstance(error, NoukaiException) and error.retry_after:
             delay = min(timedelta(seconds=error.retry_after), self.longest_delay)

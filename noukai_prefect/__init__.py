@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from .batch import JobOutcome
-from .batch_tasks import arun_noukai_jobs, run_noukai_jobs
-from .credentials import NoukaiCredentials
-from .hooks import cancel_noukai_jobs, keep_noukai_jobs
-from .jobs import NoukaiJob, NoukaiJobRun
-from .tasks import (
+from noukai_prefect._batch import JobOutcome
+from noukai_prefect.batch_tasks import arun_noukai_jobs, run_noukai_jobs
+from noukai_prefect.credentials import NoukaiCredentials
+from noukai_prefect.hooks import cancel_noukai_jobs, log_resumable_noukai_jobs
+from noukai_prefect.jobs import NoukaiJob, NoukaiJobRun
+from noukai_prefect.tasks import (
     arun_noukai_job,
     asubmit_noukai_job,
     await_for_noukai_job,
+    is_retryable,
     run_noukai_job,
     submit_noukai_job,
     wait_for_noukai_job,
-    worth_retrying,
 )
 
 __all__ = [
@@ -27,10 +27,10 @@ __all__ = [
     "asubmit_noukai_job",
     "await_for_noukai_job",
     "cancel_noukai_jobs",
-    "keep_noukai_jobs",
+    "is_retryable",
+    "log_resumable_noukai_jobs",
     "run_noukai_job",
     "run_noukai_jobs",
     "submit_noukai_job",
     "wait_for_noukai_job",
-    "worth_retrying",
 ]

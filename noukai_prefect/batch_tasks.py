@@ -10,28 +10,27 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
-from noukai_core import InvalidInput
-
-from . import records
-from .batch import Batch, BatchOptions, JobOutcome, RaiseOn
-from .batch_record import BatchRecord
-from .bridge import run_blocking
-from .context import RunContext
-from .credentials import NoukaiCredentials
-from .interruption import or_cancelled
-from .running import JobInputs
-from .tasks import worth_retrying
+from noukai_core import InvalidInputError
+from noukai_prefect import _job_store
+from noukai_prefect._batch import Batch, BatchOptions, JobOutcome, RaiseOn
+from noukai_prefect._batch_table import BatchTable
+from noukai_prefect._cancellation import as_cancelled_state
+from noukai_prefect._run import JobRequest
+from noukai_prefect._run_context import RunContext
+from noukai_prefect._sync import run_blocking
+from noukai_prefect.credentials import NoukaiCredentials
+from noukai_prefect.tasks import is_retryable
 
 
 async def _run_batch(
-    credentials: NoukaiCredentials, flow: str, inputs: Sequence[JobInputs], options: BatchOptions
+    credentials: NoukaiCredentials, flow: str, inputs: Sequence[JobRequest], options: BatchOptions
 ) -> Any:
     run = RunContext.current()
-    async with credentials.get_client("async", looks_per_second=options.looks_per_second) as client:
+    async with credentials.get_client("async", max_polls_per_second=options.max_polls_per_second) as client:
         noukai_flow = client.flow(flow)
-        place = _place(run, noukai_flow.path, credentials.base_url, inputs)
-        record = BatchRecord(run, place, noukai_flow.path, len(inputs), credentials.saved_as)
-        outcomes = await or_cancelled(Batch(noukai_flow, inputs, options, run, record).outcomes())
+        slot = _slot(run, noukai_flow.path, credentials.base_url, inputs)
+        record = BatchTable(run, slot, noukai_flow.path, len(inputs), credentials.saved_as)
+        outcomes = await as_cancelled_state(Batch(noukai_flow, inputs, options, run, record).outcomes())
     if isinstance(outcomes, State):
         return outcomes
     bad = [outcome.error for outcome in outcomes if outcome.error is not None]
@@ -41,38 +40,38 @@ async def _run_batch(
     return outcomes
 
 
-def _place(run: RunContext, flow: str, server: str | None, inputs: Sequence[JobInputs]) -> str:
+def _slot(run: RunContext, flow: str, server: str | None, inputs: Sequence[JobRequest]) -> str:
     """Return which of the flow run's batches it is."""
-    book = records.book_of(run)
-    if book is None:
+    store = _job_store.store_of(run)
+    if store is None:
         return str(uuid4())
-    return book.place(run, flow, {"server": server, "batch": [one.arguments() for one in inputs]})
+    return store.slot(run, flow, {"server": server, "batch": [one.arguments() for one in inputs]})
 
 
-def _inputs_of(flow: str, inputs: Sequence[Any], version: str | int, trace: bool) -> list[JobInputs]:
+def _inputs_of(flow: str, inputs: Sequence[Any], version: str | int, trace: bool) -> list[JobRequest]:
     """Read each input: a message, or the arguments of one job."""
     if isinstance(inputs, str | Mapping):
-        raise InvalidInput(
+        raise InvalidInputError(
             f"inputs is a {type(inputs).__name__}, but must be a list with an input for each job"
         )
-    read: list[JobInputs] = []
+    read: list[JobRequest] = []
     for index, given in enumerate(inputs):
         if not isinstance(given, str | Mapping):
-            raise InvalidInput(
+            raise InvalidInputError(
                 f"inputs[{index}] is a {type(given).__name__}, but must be a message or a mapping"
             )
         arguments = {"message": given} if isinstance(given, str) else cast("Mapping[str, Any]", given)
         unknown = set(arguments) - {"message", "parameters", "block_overrides"}
         if unknown:
-            raise InvalidInput(
+            raise InvalidInputError(
                 f"inputs[{index}] has {', '.join(sorted(map(str, unknown)))}, but may be a message, or have "
                 "message, parameters and block_overrides"
             )
-        read.append(JobInputs(flow, **arguments, version=version, trace=trace))
+        read.append(JobRequest(flow, **arguments, version=version, trace=trace))
     return read
 
 
-@task(name="run-noukai-jobs", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=worth_retrying)
+@task(name="run-noukai-jobs", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=is_retryable)
 async def arun_noukai_jobs(
     credentials: NoukaiCredentials,
     flow: str,
@@ -83,19 +82,21 @@ async def arun_noukai_jobs(
     timeout: float | None = None,
     poll_interval: float | None = None,
     cancel_on_timeout: bool = True,
-    in_flight: int = 1000,
-    looks_per_second: float = 50.0,
+    max_concurrency: int = 1000,
+    max_polls_per_second: float = 50.0,
     raise_on: RaiseOn = "any",
 ) -> list[JobOutcome]:
     """Run many jobs, for async flows; see `run_noukai_jobs`."""
-    options = BatchOptions(timeout, poll_interval, cancel_on_timeout, in_flight, looks_per_second, raise_on)
+    options = BatchOptions(
+        timeout, poll_interval, cancel_on_timeout, max_concurrency, max_polls_per_second, raise_on
+    )
     outcomes: list[JobOutcome] = await _run_batch(
         credentials, flow, _inputs_of(flow, inputs, version, trace), options
     )
     return outcomes
 
 
-@task(name="run-noukai-jobs", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=worth_retrying)
+@task(name="run-noukai-jobs", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=is_retryable)
 def run_noukai_jobs(
     credentials: NoukaiCredentials,
     flow: str,
@@ -106,8 +107,8 @@ def run_noukai_jobs(
     timeout: float | None = None,
     poll_interval: float | None = None,
     cancel_on_timeout: bool = True,
-    in_flight: int = 1000,
-    looks_per_second: float = 50.0,
+    max_concurrency: int = 1000,
+    max_polls_per_second: float = 50.0,
     raise_on: RaiseOn = "any",
 ) -> list[JobOutcome]:
     """Run many jobs of one Noukai flow in one task run, and return what became of each.
@@ -125,8 +126,8 @@ def run_noukai_jobs(
         timeout: Seconds to wait for one job at most.
         poll_interval: Seconds between two looks at one job; by default the pause grows with its age.
         cancel_on_timeout: Whether a job that does not end in time is cancelled.
-        in_flight: How many jobs run at the same time.
-        looks_per_second: The most looks a second at all of them.
+        max_concurrency: How many jobs run at the same time.
+        max_polls_per_second: The most looks a second at all of them.
         raise_on: `"any"` waits for all jobs, then raises an `ExceptionGroup` when some did not complete;
             `"first"` raises the first error at once, and leaves the other jobs running for a rerun; `"none"`
             never raises for a job.
@@ -135,7 +136,7 @@ def run_noukai_jobs(
         The outcomes, in the order of the inputs.
 
     Raises:
-        InvalidInput: An input is wrong. With `raise_on="none"` that is an outcome as well.
+        InvalidInputError: An input is wrong. With `raise_on="none"` that is an outcome as well.
         ExceptionGroup: Some jobs did not complete.
 
     Example:
@@ -149,5 +150,7 @@ def run_noukai_jobs(
             return [outcome.output for outcome in outcomes]
         ```
     """
-    options = BatchOptions(timeout, poll_interval, cancel_on_timeout, in_flight, looks_per_second, raise_on)
+    options = BatchOptions(
+        timeout, poll_interval, cancel_on_timeout, max_concurrency, max_polls_per_second, raise_on
+    )
     return run_blocking(_run_batch(credentials, flow, _inputs_of(flow, inputs, version, trace), options))

@@ -65,13 +65,13 @@ class NoukaiCredentials(CredentialsBlock):
 
         Args:
             client_type: `"sync"` for a `noukai_core.Noukai`, `"async"` for a `noukai_core.AsyncNoukai`.
-            **options: More arguments of the client, such as `timeout` or `looks_per_second`.
+            **options: More arguments of the client, such as `timeout` or `max_polls_per_second`.
 
         Returns:
             The client. An async one belongs to the event loop that first uses it.
 
         Raises:
-            InvalidInput: A field of the block is wrong.
+            InvalidInputError: A field of the block is wrong.
         """
         kind = Noukai if client_type == "sync" else AsyncNoukai
         return kind(

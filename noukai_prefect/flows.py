@@ -58,7 +58,7 @@ async def noukai_jobs(
     messages: list[str],
     version: str = "production",
     timeout: float | None = None,
-    in_flight: int = 1000,
+    max_concurrency: int = 1000,
 ) -> list[Any]:
     """Run one Noukai job for each message, and return the outputs in their order.
 
@@ -68,9 +68,9 @@ async def noukai_jobs(
         messages: The inputs, one for each job.
         version: `production`, `draft` or the number of a published version.
         timeout: Seconds that one job may take before it is cancelled; no limit by default.
-        in_flight: How many jobs run at the same time at most.
+        max_concurrency: How many jobs run at the same time at most.
     """
     outcomes = await arun_noukai_jobs(
-        credentials, noukai_flow, messages, version=version, timeout=timeout, in_flight=in_flight
+        credentials, noukai_flow, messages, version=version, timeout=timeout, max_concurrency=max_concurrency
     )
     return [outcome.output for outcome in outcomes]

@@ -1,6 +1,6 @@
 """Flow hooks that find the jobs of a run, also when the run's own process is gone.
 
-Put them on a flow: `@flow(on_cancellation=[cancel_noukai_jobs], on_crashed=[keep_noukai_jobs])`.
+Put them on a flow: `@flow(on_cancellation=[cancel_noukai_jobs], on_crashed=[log_resumable_noukai_jobs])`.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from prefect import Flow
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.logging.loggers import flow_run_logger
 
-from noukai_core import AsyncJob, AsyncNoukai, CancelUnsupported, JobState, NoukaiError
-
-from .batch_record import note_cancelled, read_unfinished
-from .bridge import run_blocking
-from .credentials import NoukaiCredentials
-from .records import JobRecord, mark_ended, read_records, with_subflows
+from noukai_core import AsyncJob, AsyncNoukai, CancelUnsupportedError, JobState, NoukaiError
+from noukai_prefect._batch_table import note_cancelled, read_unfinished
+from noukai_prefect._job_store import JobRecord, mark_ended, read_records, with_subflows
+from noukai_prefect._sync import run_blocking
+from noukai_prefect.credentials import NoukaiCredentials
 
 if TYPE_CHECKING:
-    from .context import LoggerOrAdapter
+    from noukai_prefect._run_context import LoggerOrAdapter
 
 _CANCELS_IN_FLIGHT = 32
 
@@ -48,7 +47,7 @@ def cancel_noukai_jobs(
     run_blocking(_cancel_all(flow_run.id, credentials, flow_run_logger(flow_run, flow)))
 
 
-def keep_noukai_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+def log_resumable_noukai_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Say in the log of a crashed flow run which of its jobs a retry attaches to, for `on_crashed`.
 
     Those are the jobs that run, and single ones that have completed: no request is made to tell them apart.
@@ -103,15 +102,15 @@ async def _cancel_with(
 ) -> dict[str, str]:
     """Cancel jobs, and return the ids of those that did not complete, by the identity of the submission."""
     cancelled: dict[str, str] = {}
-    room = asyncio.Semaphore(_CANCELS_IN_FLIGHT)
+    semaphore = asyncio.Semaphore(_CANCELS_IN_FLIGHT)
     async with credentials.get_client("async") as client:
 
         async def bounded(record: JobRecord) -> None:
-            async with room:
+            async with semaphore:
                 try:
                     if job_id := await _cancel(client, record, logger):
-                        cancelled[record.identity] = job_id
-                except CancelUnsupported as error:
+                        cancelled[record.submission_id] = job_id
+                except CancelUnsupportedError as error:
                     logger.warning("%s", error)
                 except NoukaiError as error:
                     logger.warning("A Noukai job of %s could not be cancelled: %s", record.flow, error)
@@ -124,7 +123,7 @@ async def _cancel(client: AsyncNoukai, record: JobRecord, logger: LoggerOrAdapte
     """Cancel a job; where a killed process left only the identity of a submission, look for its job first."""
     flow = client.flow(record.flow)
     if record.job_id:
-        job: AsyncJob | None = flow.attach(record.job_id, submitted_at=record.sent_at)
+        job: AsyncJob | None = flow.attach(record.job_id, submitted_at=record.last_sent_at)
     else:
         job = await flow.find(record.submission)
     if job is None:

@@ -9,12 +9,11 @@ from prefect.blocks.abstract import JobBlock, JobRun
 from pydantic import Field
 
 from noukai_core import JobStatus
-
-from . import interruption
-from .bridge import run_blocking
-from .context import RunContext
-from .credentials import DOCUMENTATION_URL, NoukaiCredentials
-from .running import JobInputs, Waiting, submit, wait
+from noukai_prefect import _cancellation
+from noukai_prefect._run import JobRequest, WaitOptions, submit, wait
+from noukai_prefect._run_context import RunContext
+from noukai_prefect._sync import run_blocking
+from noukai_prefect.credentials import DOCUMENTATION_URL, NoukaiCredentials
 
 if TYPE_CHECKING:
     _JobBlock = JobBlock[Any]
@@ -35,13 +34,13 @@ class NoukaiJobRun(JobRun[Any]):
         flow: str,
         job_id: str,
         *,
-        waiting: Waiting | None = None,
+        options: WaitOptions | None = None,
         submitted_at: datetime | None = None,
     ) -> None:
         self.flow = flow
         self.job_id = job_id
         self._credentials = credentials
-        self._waiting = waiting or Waiting()
+        self._waiting = options or WaitOptions()
         self._submitted_at = submitted_at
         self._outcome: tuple[Any] | None = None
 
@@ -71,9 +70,9 @@ class NoukaiJobRun(JobRun[Any]):
         """Wait for the end of the job.
 
         Raises:
-            JobFailed: The job failed.
-            JobCancelled: The job was cancelled on the Noukai side.
-            JobWaitTimeout: The block's `timeout` passed; the job was cancelled.
+            JobFailedError: The job failed.
+            JobCancelledError: The job was cancelled on the Noukai side.
+            JobTimeoutError: The block's `timeout` passed; the job was cancelled.
             CancelledRun: The flow run is being stopped, and this is a task in a thread.
         """
         run_blocking(self.await_for_completion())
@@ -100,7 +99,7 @@ class NoukaiJobRun(JobRun[Any]):
         """Cancel the job; see `cancel`."""
         async with self._credentials.get_client("async") as client:
             job = client.flow(self.flow).attach(self.job_id, submitted_at=self._submitted_at)
-            return await interruption.cancel(job, RunContext.current())
+            return await _cancellation.cancel(job, RunContext.current())
 
     def cancel(self) -> bool:
         """Cancel the job, and tell whether it was; a warning in the log says why not."""
@@ -156,17 +155,17 @@ class NoukaiJob(_JobBlock):
 
     async def atrigger(self) -> NoukaiJobRun:
         """Submit the job; see `trigger`."""
-        inputs = JobInputs(
+        inputs = JobRequest(
             self.flow, self.message, self.parameters, self.block_overrides, self.version, self.trace
         )
-        waiting = Waiting(self.timeout, self.poll_interval, self.on_cancelled)
+        options = WaitOptions(self.timeout, self.poll_interval, self.on_cancelled)
         async with self.credentials.get_client("async") as client:
             job = await submit(self.credentials, client, inputs, RunContext.current())
         return NoukaiJobRun(
             self.credentials,
             job.flow,
             job.id,
-            waiting=waiting,
+            options=options,
             submitted_at=job.submitted_at or datetime.now(UTC),
         )
 
@@ -177,8 +176,8 @@ class NoukaiJob(_JobBlock):
             The run, to wait for and to fetch the output from.
 
         Raises:
-            InvalidInput: A field of the block is wrong; nothing was sent.
+            InvalidInputError: A field of the block is wrong; nothing was sent.
             Refused: Noukai refused the job for good.
-            SubmissionUnknown: It could not be settled whether there is a job.
+            SubmissionUnknownError: It could not be settled whether there is a job.
         """
         return run_blocking(self.atrigger())

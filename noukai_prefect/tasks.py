@@ -16,18 +16,17 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
-from noukai_core import InvalidInput, JobCancelled, Refused
+from noukai_core import InvalidInputError, JobCancelledError, PermanentError
+from noukai_prefect._cancellation import as_cancelled_state
+from noukai_prefect._run import JobRequest, OnCancelled, WaitOptions, submit, submit_and_wait, wait
+from noukai_prefect._run_context import RunContext
+from noukai_prefect._sync import run_blocking
+from noukai_prefect.credentials import NoukaiCredentials
 
-from .bridge import run_blocking
-from .context import RunContext
-from .credentials import NoukaiCredentials
-from .interruption import or_cancelled
-from .running import JobInputs, OnCancelled, Waiting, submit, submit_and_wait, wait
-
-_IN_VAIN = (Refused, InvalidInput, JobCancelled)
+_NOT_RETRYABLE = (PermanentError, InvalidInputError, JobCancelledError)
 
 
-def worth_retrying(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
+def is_retryable(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
     """Tell whether a retry can help, for `retry_condition_fn`; it is set on every task of this package.
 
     A refusal for good and wrong input stay what they are, and a job that somebody cancelled was stopped on
@@ -35,32 +34,34 @@ def worth_retrying(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -
     """
     error: Any = getattr(state.data, "result", state.data)
     errors: Sequence[Any] = getattr(error, "exceptions", (error,))
-    return not all(isinstance(one, _IN_VAIN) for one in errors)
+    return not all(isinstance(one, _NOT_RETRYABLE) for one in errors)
 
 
-async def _submit(credentials: NoukaiCredentials, inputs: JobInputs) -> Any:
+async def _submit(credentials: NoukaiCredentials, inputs: JobRequest) -> Any:
     async with credentials.get_client("async") as client:
-        job = await or_cancelled(submit(credentials, client, inputs, RunContext.current()))
+        job = await as_cancelled_state(submit(credentials, client, inputs, RunContext.current()))
     return job if isinstance(job, State) else job.id
 
 
 async def _wait(
-    credentials: NoukaiCredentials, flow: str, job_id: str, submitted_at: datetime | None, waiting: Waiting
+    credentials: NoukaiCredentials,
+    flow: str,
+    job_id: str,
+    submitted_at: datetime | None,
+    options: WaitOptions,
 ) -> Any:
     async with credentials.get_client("async") as client:
         job = client.flow(flow).attach(job_id, submitted_at=submitted_at)
-        return await or_cancelled(wait(job, waiting, RunContext.current()))
+        return await as_cancelled_state(wait(job, options, RunContext.current()))
 
 
-async def _run(credentials: NoukaiCredentials, inputs: JobInputs, waiting: Waiting) -> Any:
+async def _run(credentials: NoukaiCredentials, inputs: JobRequest, options: WaitOptions) -> Any:
     async with credentials.get_client("async") as client:
-        doing = submit_and_wait(credentials, client, inputs, waiting, RunContext.current())
-        return await or_cancelled(doing)
+        operation = submit_and_wait(credentials, client, inputs, options, RunContext.current())
+        return await as_cancelled_state(operation)
 
 
-@task(
-    name="submit-noukai-job", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=worth_retrying
-)
+@task(name="submit-noukai-job", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=is_retryable)
 async def asubmit_noukai_job(
     credentials: NoukaiCredentials,
     flow: str,
@@ -73,14 +74,12 @@ async def asubmit_noukai_job(
     session_id: str | None = None,
 ) -> str:
     """Submit a job, for async flows; see `submit_noukai_job`."""
-    inputs = JobInputs(flow, message, parameters, block_overrides, version, trace, session_id)
+    inputs = JobRequest(flow, message, parameters, block_overrides, version, trace, session_id)
     job_id: str = await _submit(credentials, inputs)
     return job_id
 
 
-@task(
-    name="submit-noukai-job", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=worth_retrying
-)
+@task(name="submit-noukai-job", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=is_retryable)
 def submit_noukai_job(
     credentials: NoukaiCredentials,
     flow: str,
@@ -113,9 +112,9 @@ def submit_noukai_job(
         The job's id.
 
     Raises:
-        InvalidInput: An argument is wrong; nothing was sent.
+        InvalidInputError: An argument is wrong; nothing was sent.
         Refused: Noukai refused the job for good.
-        SubmissionUnknown: It could not be settled whether there is a job; a retry asks again first.
+        SubmissionUnknownError: It could not be settled whether there is a job; a retry asks again first.
 
     Example:
         ```python
@@ -129,13 +128,13 @@ def submit_noukai_job(
             return wait_for_noukai_job(credentials, "acme/spelling/grade-3", job_id)
         ```
     """
-    inputs = JobInputs(flow, message, parameters, block_overrides, version, trace, session_id)
+    inputs = JobRequest(flow, message, parameters, block_overrides, version, trace, session_id)
     job_id: str = run_blocking(_submit(credentials, inputs))
     return job_id
 
 
 @task(
-    name="wait-for-noukai-job", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=worth_retrying
+    name="wait-for-noukai-job", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=is_retryable
 )
 async def await_for_noukai_job(
     credentials: NoukaiCredentials,
@@ -149,12 +148,12 @@ async def await_for_noukai_job(
     cancel_on_timeout: bool = True,
 ) -> Any:
     """Wait for a job, for async flows; see `wait_for_noukai_job`."""
-    waiting = Waiting(timeout, poll_interval, on_cancelled, cancel_on_timeout)
-    return await _wait(credentials, flow, job_id, submitted_at, waiting)
+    options = WaitOptions(timeout, poll_interval, on_cancelled, cancel_on_timeout)
+    return await _wait(credentials, flow, job_id, submitted_at, options)
 
 
 @task(
-    name="wait-for-noukai-job", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=worth_retrying
+    name="wait-for-noukai-job", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=is_retryable
 )
 def wait_for_noukai_job(
     credentials: NoukaiCredentials,
@@ -181,25 +180,25 @@ def wait_for_noukai_job(
         timeout: Seconds to wait at most; by default there is no end to it.
         poll_interval: Seconds between two looks; by default the pause grows with the age of the job.
         on_cancelled: What becomes of a job that somebody cancels on the Noukai side: `"fail"` raises
-            `JobCancelled`, `"cancel"` ends the task run as `Cancelled`. The call then returns that state:
-            return it from the flow, or the flow run goes on.
+            `JobCancelledError`, `"cancel"` ends the task run as `Cancelled`. The call then returns that
+            state: return it from the flow, or the flow run continues.
         cancel_on_timeout: Whether the job is cancelled when it does not end in time.
 
     Returns:
         The output of the completed job.
 
     Raises:
-        JobFailed: The job failed.
-        JobCancelled: The job was cancelled on the Noukai side.
-        JobWaitTimeout: The time is over; the task run ends as `TimedOut`.
-        JobNotFound: Noukai does not know the job.
+        JobFailedError: The job failed.
+        JobCancelledError: The job was cancelled on the Noukai side.
+        JobTimeoutError: The time is over; the task run ends as `TimedOut`.
+        JobNotFoundError: Noukai does not know the job.
         Unavailable: Noukai gave no good answer for five minutes.
     """
-    waiting = Waiting(timeout, poll_interval, on_cancelled, cancel_on_timeout)
-    return run_blocking(_wait(credentials, flow, job_id, submitted_at, waiting))
+    options = WaitOptions(timeout, poll_interval, on_cancelled, cancel_on_timeout)
+    return run_blocking(_wait(credentials, flow, job_id, submitted_at, options))
 
 
-@task(name="run-noukai-job", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=worth_retrying)
+@task(name="run-noukai-job", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=is_retryable)
 async def arun_noukai_job(
     credentials: NoukaiCredentials,
     flow: str,
@@ -216,11 +215,13 @@ async def arun_noukai_job(
     cancel_on_timeout: bool = True,
 ) -> Any:
     """Run a job, for async flows; see `run_noukai_job`."""
-    inputs = JobInputs(flow, message, parameters, block_overrides, version, trace, session_id)
-    return await _run(credentials, inputs, Waiting(timeout, poll_interval, on_cancelled, cancel_on_timeout))
+    inputs = JobRequest(flow, message, parameters, block_overrides, version, trace, session_id)
+    return await _run(
+        credentials, inputs, WaitOptions(timeout, poll_interval, on_cancelled, cancel_on_timeout)
+    )
 
 
-@task(name="run-noukai-job", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=worth_retrying)
+@task(name="run-noukai-job", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=is_retryable)
 def run_noukai_job(
     credentials: NoukaiCredentials,
     flow: str,
@@ -272,7 +273,7 @@ def run_noukai_job(
             return run_noukai_job(NoukaiCredentials.load("default"), "acme/spelling/grade-3", text)
         ```
     """
-    inputs = JobInputs(flow, message, parameters, block_overrides, version, trace, session_id)
+    inputs = JobRequest(flow, message, parameters, block_overrides, version, trace, session_id)
     return run_blocking(
-        _run(credentials, inputs, Waiting(timeout, poll_interval, on_cancelled, cancel_on_timeout))
+        _run(credentials, inputs, WaitOptions(timeout, poll_interval, on_cancelled, cancel_on_timeout))
     )

@@ -8,14 +8,14 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self
 
-from . import calls
-from .handles import FlowHandle, JobHandle
-from .http import Connection
-from .inputs import Version, hidden
-from .models import ExecuteResult, JobAccepted, JobStatus, KeyInfo, RunTrace
-from .settings import Settings, shown
-from .steps import Pause, Request, Show, Steps, T, send_patiently
-from .submission import Submission
+from noukai_core._api import endpoints
+from noukai_core._engine.effects import Effects, Emit, Send, Sleep, T, send_with_retries
+from noukai_core._engine.submit import Submission
+from noukai_core._handles import FlowHandle, JobHandle
+from noukai_core._http.connection import Connection
+from noukai_core._options import ClientOptions, describe
+from noukai_core._validation import Version, hidden
+from noukai_core.models import ExecuteResult, JobAccepted, JobStatus, KeyInfo, RunTrace
 
 if TYPE_CHECKING:
     import httpx
@@ -24,52 +24,52 @@ if TYPE_CHECKING:
 class Runner:
     """Runs the steps of decisions: sends what they ask for, and sleeps when they pause."""
 
-    def __init__(self, settings: Settings, transport: httpx.BaseTransport | None) -> None:
+    def __init__(self, settings: ClientOptions, transport: httpx.BaseTransport | None) -> None:
         self._connection = Connection(settings, transport)
         self._key = settings.api_key
-        self._submitting = threading.BoundedSemaphore(settings.submissions_in_flight)
+        self._submitting = threading.BoundedSemaphore(settings.max_concurrent_submissions)
 
-    def run(self, steps: Steps[T]) -> T:
+    def run(self, effects: Effects[T]) -> T:
         """Run steps to their end, and return what they decided."""
-        shown = self.show(steps)
+        describe = self.show(effects)
         while True:
             try:
-                next(shown)
+                next(describe)
             except StopIteration as end:
                 decided: T = end.value
                 return decided
 
-    def show(self, steps: Steps[T]) -> Generator[JobStatus, None, T]:
+    def show(self, effects: Effects[T]) -> Generator[JobStatus, None, T]:
         """Run steps, and pass on what they show."""
-        reply: Any = None
+        outcome: Any = None
         while True:
             try:
-                step = steps.send(reply)
+                effect = effects.send(outcome)
             except StopIteration as end:
                 decided: T = end.value
                 return decided
-            reply = None
-            match step:
-                case Pause():
-                    if step.seconds > 0:
-                        time.sleep(step.seconds)
-                case Request():
-                    reply = self._send(step)
-                case Show():
-                    yield step.status
+            outcome = None
+            match effect:
+                case Sleep():
+                    if effect.seconds > 0:
+                        time.sleep(effect.seconds)
+                case Send():
+                    outcome = self._send(effect)
+                case Emit():
+                    yield effect.status
 
     def close(self) -> None:
         """Close the connections; a second time does nothing."""
         self._connection.close()
 
-    def _send(self, request: Request) -> Any:
+    def _send(self, request: Send) -> Any:
         call = request.call
         if call.submits:
             with self._submitting:
-                answer = self._connection.send(call, request.timeout)
+                response = self._connection.send(call, request.timeout)
         else:
-            answer = self._connection.send(call, request.timeout)
-        return calls.outcome(call, answer, self._key)
+            response = self._connection.send(call, request.timeout)
+        return endpoints.outcome(call, response, self._key)
 
 
 class Noukai:
@@ -88,18 +88,18 @@ class Noukai:
             to the whole answer, one after the other.
         poll_interval: Seconds between two looks at a job, kept to about a tenth of one. By default the pause
             grows with the age of the job: a tenth of it, between 1 and 60 seconds.
-        fault_patience: Seconds without one good answer after which passing faults are no longer waited out.
+        retry_timeout: Seconds without one good answer after which passing faults are no longer waited out.
         not_found_grace: Seconds after a submission in which the server may not know the job yet.
         recovery_timeout: Seconds after an ambiguous end of a submission in which its job, if there is one,
             shows up in the server's list; 0 turns that look-up off.
-        looks_per_second: The most looks a second at all jobs that this process waits for with this key.
-        submissions_in_flight: The most requests to submit that this client has open at the same time. Others
-            wait for their turn, without an end to it. A client opens 32 connections more at most.
-        max_answer_bytes: The largest answer that is read.
+        max_polls_per_second: The most looks a second at all jobs that this process waits for with this key.
+        max_concurrent_submissions: The most submissions that this client sends at the same time. Others wait
+            for their turn, without an end to it. A client opens 32 connections more at most.
+        max_response_bytes: The largest answer that is read.
         transport: An httpx transport to send requests through, for tests and unusual networks.
 
     Raises:
-        InvalidInput: An argument is wrong.
+        InvalidInputError: An argument is wrong.
 
     Example:
         >>> from noukai_core import Noukai
@@ -119,28 +119,28 @@ class Noukai:
         project: str | None = None,
         timeout: float = 30.0,
         poll_interval: float | None = None,
-        fault_patience: float = 300.0,
+        retry_timeout: float = 300.0,
         not_found_grace: float = 60.0,
         recovery_timeout: float = 60.0,
-        looks_per_second: float = 50.0,
-        submissions_in_flight: int = 16,
-        max_answer_bytes: int = 64 * 1024 * 1024,
+        max_polls_per_second: float = 50.0,
+        max_concurrent_submissions: int = 16,
+        max_response_bytes: int = 64 * 1024 * 1024,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         api_key = hidden(api_key)
-        self._settings = Settings.of(
+        self._settings = ClientOptions.of(
             api_key=api_key,
             base_url=base_url,
             org=org,
             project=project,
             timeout=timeout,
             poll_interval=poll_interval,
-            fault_patience=fault_patience,
+            retry_timeout=retry_timeout,
             not_found_grace=not_found_grace,
             recovery_timeout=recovery_timeout,
-            looks_per_second=looks_per_second,
-            submissions_in_flight=submissions_in_flight,
-            max_answer_bytes=max_answer_bytes,
+            max_polls_per_second=max_polls_per_second,
+            max_concurrent_submissions=max_concurrent_submissions,
+            max_response_bytes=max_response_bytes,
         )
         self._runner = Runner(self._settings, transport)
 
@@ -148,7 +148,7 @@ class Noukai:
         """Name a flow, as ``"org/project/slug"`` or, inside this client's org and project, as a slug.
 
         Raises:
-            InvalidInput: It is not the address of a flow.
+            InvalidInputError: It is not the address of a flow.
         """
         return Flow(self._runner, self._settings.flow_path(path), self._settings)
 
@@ -159,10 +159,10 @@ class Noukai:
             What the key gives access to.
 
         Raises:
-            AuthenticationFailed: The key is wrong or revoked.
+            AuthenticationError: The key is wrong or revoked.
             APIError: The server refused otherwise, or was not reached.
         """
-        return self._runner.run(send_patiently(calls.verify_key(), time.monotonic))
+        return self._runner.run(send_with_retries(endpoints.verify_key(), time.monotonic))
 
     def close(self) -> None:
         """Close the connections. Closing twice is fine."""
@@ -175,7 +175,7 @@ class Noukai:
         self.close()
 
     def __repr__(self) -> str:
-        return shown(self)
+        return describe(self)
 
 
 class Flow(FlowHandle[Runner]):
@@ -203,7 +203,7 @@ class Flow(FlowHandle[Runner]):
             trace: Whether the run is to be traced.
             version: ``"production"``, ``"draft"`` or the number of a published version.
             session_id: A UUID of your own that groups jobs. With one, a submission with an ambiguous end is
-                not looked up, and ends as ``SubmissionUnknown``.
+                not looked up, and ends as ``SubmissionUnknownError``.
             callback_url: A public https address that Noukai calls when the job has ended.
             callback_events: Which of ``flow.completed`` and ``flow.failed`` it is called for.
             submission: The identity, when you keep it yourself; by default a fresh one.
@@ -212,14 +212,14 @@ class Flow(FlowHandle[Runner]):
             The job that was accepted.
 
         Raises:
-            InvalidInput: An argument is wrong; nothing was sent.
+            InvalidInputError: An argument is wrong; nothing was sent.
             Refused: The server refused the job for good; there is none.
-            APIError: The server took no job for ``fault_patience`` seconds, or lost each of several
+            APIError: The server took no job for ``retry_timeout`` seconds, or lost each of several
                 submissions; there is none.
-            SubmissionUnknown: It could not be settled whether there is a job.
+            SubmissionUnknownError: It could not be settled whether there is a job.
         """
         identity = submission or Submission.new()
-        steps = self._submitting(
+        effects = self._submitting(
             message,
             parameters,
             block_overrides,
@@ -230,7 +230,7 @@ class Flow(FlowHandle[Runner]):
             callback_events,
             identity,
         )
-        submitted = self._runner.run(steps)
+        submitted = self._runner.run(effects)
         return self._job(submitted.job.id, submitted.at, submitted.job)
 
     def attach(self, job_id: str, *, submitted_at: datetime | None = None) -> Job:
@@ -242,7 +242,7 @@ class Flow(FlowHandle[Runner]):
                 know the job yet; with this time given, that is waited out.
 
         Raises:
-            InvalidInput: The id or the time is wrong.
+            InvalidInputError: The id or the time is wrong.
         """
         return self._job(job_id, submitted_at, None)
 
@@ -260,7 +260,7 @@ class Flow(FlowHandle[Runner]):
             Unavailable: The server was not reached.
         """
         found = self._runner.run(self._finding(submission))
-        return None if found is None else self._job(found.id, submission.sent_at, None)
+        return None if found is None else self._job(found.id, submission.last_sent_at, None)
 
     def _job(self, job_id: str, submitted_at: datetime | None, accepted: JobAccepted | None) -> Job:
         return Job(
@@ -277,11 +277,11 @@ class Job(JobHandle[Runner]):
         A job that was submitted a moment ago, and that the server does not know yet, is shown as pending.
 
         Raises:
-            JobNotFound: The server does not know the job.
+            JobNotFoundError: The server does not know the job.
             Refused: The server refused for good.
             Unavailable: The server was not reached.
         """
-        return self._runner.run(self._looking())
+        return self._runner.run(self._polling())
 
     def wait(self, *, timeout_ms: float | None = None, poll_interval: float | None = None) -> ExecuteResult:
         """Wait for the end of the job.
@@ -294,23 +294,23 @@ class Job(JobHandle[Runner]):
             The result of the completed job.
 
         Raises:
-            JobFailed: The job failed.
-            JobCancelled: The job was cancelled on the Noukai side.
-            JobWaitTimeout: The deadline passed, and the job was left alone. It is a ``TimeoutError`` too.
-            JobNotFound: The server does not know the job.
+            JobFailedError: The job failed.
+            JobCancelledError: The job was cancelled on the Noukai side.
+            JobTimeoutError: The deadline passed, and the job was left alone. It is a ``TimeoutError`` too.
+            JobNotFoundError: The server does not know the job.
             Refused: The server refused for good.
-            Unavailable: There was no good answer for ``fault_patience`` seconds.
+            Unavailable: There was no good answer for ``retry_timeout`` seconds.
         """
-        return self._runner.run(self._watching(timeout_ms, poll_interval)).outcome()
+        return self._runner.run(self._waiting(timeout_ms, poll_interval)).result_or_raise()
 
     def watch(
-        self, *, timeout_ms: float | None = None, poll_interval: float | None = None
+        self, *, timeout: float | None = None, poll_interval: float | None = None
     ) -> Iterator[JobStatus]:
         """Wait for the end of the job, and yield what is new: its state or its progress.
 
         The arguments and errors are those of ``wait``, but for the end of the job, which is yielded last.
         """
-        return self._runner.show(self._watching(timeout_ms, poll_interval))
+        return self._runner.show(self._watching(timeout, poll_interval))
 
     def cancel(self) -> None:
         """Cancel the job. This has no effect on one that has ended.
@@ -318,8 +318,8 @@ class Job(JobHandle[Runner]):
         No source documents how Noukai cancels a job; the route that is used here is an assumption.
 
         Raises:
-            CancelUnsupported: This server has no way to cancel a job, which goes on.
-            JobNotFound: The server does not know the job.
+            CancelUnsupportedError: This server has no way to cancel a job, which goes on.
+            JobNotFoundError: The server does not know the job.
             Unavailable: The server was not reached within a few seconds. A request that took longer, such as
                 one that ran into its timeout, is not repeated.
         """

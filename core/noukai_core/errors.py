@@ -1,27 +1,27 @@
 """Everything that can go wrong, in one tree.
 
     NoukaiError
-    ├── InvalidInput              an argument is wrong; nothing was sent (also a ValueError)
+    ├── InvalidInputError              an argument is wrong; nothing was sent (also a ValueError)
     ├── APIError                  the server refused, was not reached, or answered nonsense
-    │   ├── Refused               for good: sending the same again cannot help
-    │   │   ├── BadRequest            400, 413, 422
-    │   │   ├── AuthenticationFailed  401
-    │   │   ├── CreditsExhausted      402
-    │   │   ├── AccessDenied          403
-    │   │   ├── FlowNotFound          there is no such flow
-    │   │   ├── ModelKeyRejected      the model provider refused the key that the flow uses
-    │   │   └── CancelUnsupported     this server has no way to cancel a job
-    │   ├── JobNotFound           the server does not know the job (any more)
-    │   ├── Unavailable           a passing fault: 408, 425, 429, 5xx, no connection, no answer
-    │   │   └── RateLimited           429
-    │   └── MalformedAnswer       an answer that makes no sense
-    │       ├── Redirected            a redirect, which is never followed
-    │       └── AnswerTooLarge        a body over the cap
-    ├── SubmissionUnknown         whether a submission made a job could not be settled in time
+    │   ├── PermanentError               for good: sending the same again cannot help
+    │   │   ├── BadRequestError            400, 413, 422
+    │   │   ├── AuthenticationError  401
+    │   │   ├── InsufficientCreditsError      402
+    │   │   ├── PermissionDeniedError          403
+    │   │   ├── FlowNotFoundError          there is no such flow
+    │   │   ├── ModelKeyRejectedError      the model provider refused the key that the flow uses
+    │   │   └── CancelUnsupportedError     this server has no way to cancel a job
+    │   ├── JobNotFoundError           the server does not know the job (any more)
+    │   ├── TransientError           a passing fault: 408, 425, 429, 5xx, no connection, no answer
+    │   │   └── RateLimitError           429
+    │   └── InvalidResponseError       an answer that makes no sense
+    │       ├── RedirectError            a redirect, which is never followed
+    │       └── ResponseTooLargeError        a body over the cap
+    ├── SubmissionUnknownError         whether a submission made a job could not be settled in time
     └── JobError                  about a job that exists
-        ├── JobFailed
-        ├── JobCancelled
-        └── JobWaitTimeout        the deadline of a wait passed (also a TimeoutError)
+        ├── JobFailedError
+        ├── JobCancelledError
+        └── JobTimeoutError        the deadline of a wait passed (also a TimeoutError)
 
 Every error can be pickled, and none of them holds a key.
 """
@@ -31,8 +31,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from .models import JobStatus
-    from .submission import Submission
+    from noukai_core._engine.submit import Submission
+    from noukai_core.models import JobStatus
 
 
 class NoukaiError(Exception):
@@ -44,12 +44,12 @@ class NoukaiError(Exception):
 
 def _rebuild(kind: type[NoukaiError], args: tuple[Any, ...], attributes: dict[str, Any]) -> NoukaiError:
     error = kind.__new__(kind, *args)
-    error.args = args  # an OSError, as JobWaitTimeout is one, does not take them from __new__
+    error.args = args  # an OSError, as JobTimeoutError is one, does not take them from __new__
     error.__dict__.update(attributes)
     return error
 
 
-class InvalidInput(NoukaiError, ValueError):
+class InvalidInputError(NoukaiError, ValueError):
     """An argument is wrong. Nothing was sent."""
 
 
@@ -66,7 +66,7 @@ class APIError(NoukaiError):
         never_processed: Whether it is certain that the server did not act on the request.
     """
 
-    passing: ClassVar[bool] = False
+    retryable: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -88,69 +88,69 @@ class APIError(NoukaiError):
         self.never_processed = never_processed
 
 
-class Refused(APIError):
+class PermanentError(APIError):
     """The server refused for good: sending the same request again cannot help."""
 
 
-class BadRequest(Refused):
+class BadRequestError(PermanentError):
     """The server found the request itself wrong (400, 413, 422)."""
 
 
-class AuthenticationFailed(Refused):
+class AuthenticationError(PermanentError):
     """The API key is missing, wrong or revoked (401)."""
 
 
-class CreditsExhausted(Refused):
+class InsufficientCreditsError(PermanentError):
     """The organisation has no credits left (402)."""
 
 
-class AccessDenied(Refused):
+class PermissionDeniedError(PermanentError):
     """The key may not do this (403)."""
 
 
-class FlowNotFound(Refused):
+class FlowNotFoundError(PermanentError):
     """There is no such flow, or not in this version."""
 
 
-class ModelKeyRejected(Refused):
+class ModelKeyRejectedError(PermanentError):
     """The model provider refused the key that the flow was set up with."""
 
 
-class CancelUnsupported(Refused):
+class CancelUnsupportedError(PermanentError):
     """This server has no route to cancel a job."""
 
 
-class JobNotFound(APIError):
+class JobNotFoundError(APIError):
     """The server does not know the job, and too much time has passed for it to turn up."""
 
 
-class Unavailable(APIError):
+class TransientError(APIError):
     """The service was not reached, was overloaded or failed: a fault that passes."""
 
-    passing = True
+    retryable = True
 
 
-class RateLimited(Unavailable):
+class RateLimitError(TransientError):
     """Too many requests (429)."""
 
 
-class MalformedAnswer(APIError):
+class InvalidResponseError(APIError):
     """The answer is not what the API is known to send."""
 
-    passing = True
+    retryable = True
 
 
-class Redirected(MalformedAnswer):
+class RedirectError(InvalidResponseError):
     """The server pointed elsewhere. A redirect is never followed: it would carry the key along."""
 
 
-class AnswerTooLarge(MalformedAnswer):
-    """The answer is larger than ``max_answer_bytes``."""
+class ResponseTooLargeError(InvalidResponseError):
+    """The answer is larger than ``max_response_bytes``."""
 
-    passing = False
+    retryable = False
 
 
-class SubmissionUnknown(NoukaiError):
+class SubmissionUnknownError(NoukaiError):
     """It could not be settled whether a submission made a job, so nothing more was sent.
 
     Submitting again with the same ``submission`` asks the server first, unless the look-up is off.
@@ -178,13 +178,13 @@ class JobError(NoukaiError):
         self.status = status
 
 
-class JobFailed(JobError):
+class JobFailedError(JobError):
     """The job ended as ``failed``."""
 
 
-class JobCancelled(JobError):
+class JobCancelledError(JobError):
     """The job was cancelled on the Noukai side."""
 
 
-class JobWaitTimeout(JobError, TimeoutError):
+class JobTimeoutError(JobError, TimeoutError):
     """The deadline of a wait passed. The job itself was left alone and may still be running."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
-from .errors import InvalidInput, JobCancelled, JobFailed
+from noukai_core.errors import InvalidInputError, JobCancelledError, JobFailedError
 
 
 class JobState(StrEnum):
@@ -80,24 +80,24 @@ class JobStatus(_Model, frozen=True):
         """Whether the job has ended. A state that is not one of the five counts as not ended."""
         return isinstance(self.state, JobState) and self.state.finished
 
-    def outcome(self) -> ExecuteResult:
+    def result_or_raise(self) -> ExecuteResult:
         """Return the result of a completed job.
 
         Raises:
-            JobFailed: It failed.
-            JobCancelled: It was cancelled.
-            InvalidInput: It has not ended yet.
+            JobFailedError: It failed.
+            JobCancelledError: It was cancelled.
+            InvalidInputError: It has not ended yet.
         """
         if self.state == JobState.COMPLETED:
             return self.result or ExecuteResult()
         if self.state == JobState.FAILED:
             reason = (self.error or "the server gave no reason")[:_SHOWN_REASON]
-            raise JobFailed(f"Noukai job {self.id} failed: {reason}", job_id=self.id, status=self)
+            raise JobFailedError(f"Noukai job {self.id} failed: {reason}", job_id=self.id, status=self)
         if self.state == JobState.CANCELLED:
-            raise JobCancelled(
+            raise JobCancelledError(
                 f"Noukai job {self.id} was cancelled on the Noukai side", job_id=self.id, status=self
             )
-        raise InvalidInput(f"Noukai job {self.id} has no outcome yet: it is {self.state}")
+        raise InvalidInputError(f"Noukai job {self.id} has no outcome yet: it is {self.state}")
 
 
 class KeyInfo(_Model, frozen=True):

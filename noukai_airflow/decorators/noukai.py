@@ -13,13 +13,13 @@ from airflow.providers.common.compat.sdk import (
     task_decorator_factory,  # pyright: ignore[reportUnknownVariableType]
 )
 
-from noukai_airflow.exceptions import NoukaiRefusedException
+from noukai_airflow.exceptions import NoukaiPermanentException
 from noukai_airflow.operators.noukai import NoukaiRunJobOperator
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from noukai_airflow.task_job import JobInputs
+    from noukai_airflow._submit import JobRequest
 
 _INPUTS = ("message", "parameters", "block_overrides", "version", "session_id")
 
@@ -42,7 +42,7 @@ class NoukaiDecoratedOperator(DecoratedOperator, NoukaiRunJobOperator):
         """Call the function, and run the job with what it returns."""
         return NoukaiRunJobOperator.execute(self, context)
 
-    def _inputs(self, context: Context) -> JobInputs:
+    def _inputs(self, context: Context) -> JobRequest:
         context_merge(context, self.op_kwargs)
         function: Callable[..., Any] = self.python_callable  # pyright: ignore
         kwargs = determine_kwargs(function, self.op_args, context)
@@ -55,13 +55,13 @@ class NoukaiDecoratedOperator(DecoratedOperator, NoukaiRunJobOperator):
             self.message = returned
             return
         if not isinstance(returned, Mapping):
-            raise NoukaiRefusedException(
+            raise NoukaiPermanentException(
                 f"The function of task {self.task_id!r} returned {type(returned).__name__}, but must return "
                 f"the message as a string, or a dict with some of {', '.join(_INPUTS)}"
             )
         inputs = cast("Mapping[str, Any]", returned)
         if unknown := sorted(str(name) for name in inputs if name not in _INPUTS):
-            raise NoukaiRefusedException(
+            raise NoukaiPermanentException(
                 f"The function of task {self.task_id!r} returned {', '.join(unknown)}, but a job's inputs "
                 f"are {', '.join(_INPUTS)}; inputs of the flow belong in 'parameters'"
             )

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from airflow.sdk import BaseHook
 
-from noukai_airflow.clients import shared_async_client, shared_client
+from noukai_airflow._client_cache import shared_async_client, shared_client
+from noukai_airflow._connection import ConnectionSettings
 from noukai_airflow.exceptions import NoukaiException, airflow_errors
 from noukai_airflow.provider_info import connection_type
-from noukai_airflow.settings import ConnectionSettings
 from noukai_core import ApiKey
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _REMEMBERED_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class _LookUp:
+class _PendingRead:
     """A question for a connection, and until when its answer holds."""
 
     task: asyncio.Task[ConnectionSettings]
@@ -42,19 +42,19 @@ class _LookUp:
         )
 
 
-_lookups: dict[asyncio.AbstractEventLoop, dict[str, _LookUp]] = {}
+_reads: dict[asyncio.AbstractEventLoop, dict[str, _PendingRead]] = {}
 
 
-def _lookups_here() -> dict[str, _LookUp]:
+def _reads_on_this_loop() -> dict[str, _PendingRead]:
     """Return the look-ups of this event loop, and forget those of loops that are closed.
 
     Weak keys would not do: the task of a look-up holds its loop.
     """
     loop = asyncio.get_running_loop()
-    if loop not in _lookups:
-        for closed in [other for other in list(_lookups) if other.is_closed()]:
-            _lookups.pop(closed, None)
-    return _lookups.setdefault(loop, {})
+    if loop not in _reads:
+        for closed in [other for other in list(_reads) if other.is_closed()]:
+            _reads.pop(closed, None)
+    return _reads.setdefault(loop, {})
 
 
 class NoukaiHook(BaseHook):
@@ -97,7 +97,7 @@ class NoukaiHook(BaseHook):
         """What the connection says; looked up once.
 
         Raises:
-            NoukaiRefusedException: The connection is malformed.
+            NoukaiPermanentException: The connection is malformed.
         """
         connection = self.get_connection(self.noukai_conn_id)
         password, host = ApiKey(connection.password or ""), connection.host
@@ -109,7 +109,7 @@ class NoukaiHook(BaseHook):
         """Return the client. Do not close it: others use it too.
 
         Raises:
-            NoukaiRefusedException: The connection is malformed.
+            NoukaiPermanentException: The connection is malformed.
         """
         with airflow_errors():
             return shared_client(self.settings)
@@ -119,7 +119,7 @@ class NoukaiHook(BaseHook):
         """Lend the client of this event loop; its last user closes it.
 
         Raises:
-            NoukaiRefusedException: The connection is malformed.
+            NoukaiPermanentException: The connection is malformed.
         """
         settings = await self.aget_settings()
         async with shared_async_client(settings) as client:
@@ -134,22 +134,22 @@ class NoukaiHook(BaseHook):
             other_than: What was of no use; when that is what is remembered, the connection is asked for anew.
 
         Raises:
-            NoukaiRefusedException: The connection is malformed.
+            NoukaiPermanentException: The connection is malformed.
         """
-        lookups = _lookups_here()
-        found = lookups.get(self.noukai_conn_id)
+        reads = _reads_on_this_loop()
+        found = reads.get(self.noukai_conn_id)
         if found is None or found.is_over(other_than):
-            lookup = asyncio.create_task(self._look_up())
-            found = lookups[self.noukai_conn_id] = _LookUp(lookup, time.monotonic() + _REMEMBERED_SECONDS)
+            reading = asyncio.create_task(self._read_connection())
+            found = reads[self.noukai_conn_id] = _PendingRead(reading, time.monotonic() + _REMEMBERED_SECONDS)
         try:
             # One trigger that is cancelled must not take the look-up away from the others.
             return await asyncio.shield(found.task)
         except Exception:
-            if lookups.get(self.noukai_conn_id) is found:
-                del lookups[self.noukai_conn_id]
+            if reads.get(self.noukai_conn_id) is found:
+                del reads[self.noukai_conn_id]
             raise
 
-    async def _look_up(self) -> ConnectionSettings:
+    async def _read_connection(self) -> ConnectionSettings:
         from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
 
         connection = await get_async_connection(self.noukai_conn_id, hook=self)

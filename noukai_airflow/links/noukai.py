@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import attrs
 from airflow.sdk import BaseOperatorLink
 
-from noukai_airflow.xcoms import JOB_URL
+from noukai_airflow._xcoms import JOB_URL
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperator

@@ -11,23 +11,23 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout, conf
 from airflow.sdk import BaseOperator
 
-from noukai_airflow import arguments
-from noukai_airflow.arguments import Duration, OnCancelled
-from noukai_airflow.events import JobEvent
+from noukai_airflow import _arguments
+from noukai_airflow._arguments import Duration, OnCancelled
+from noukai_airflow._kill_policy import left_running
+from noukai_airflow._trigger_event import JobEvent
+from noukai_airflow._xcoms import JOB_ID, task_instance_of
 from noukai_airflow.exceptions import NoukaiException, NoukaiJobTimeoutException, airflow_errors
-from noukai_airflow.kills import goes_on
 from noukai_airflow.links.noukai import NoukaiJobLink
-from noukai_airflow.xcoms import JOB_ID, task_instance_of
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from noukai_airflow._connection import ConnectionSettings
+    from noukai_airflow._job_store import JobStore
+    from noukai_airflow._lineage import Lineage
+    from noukai_airflow._submit import JobRequest
+    from noukai_airflow._wait import JobWait
     from noukai_airflow.hooks.noukai import NoukaiHook
-    from noukai_airflow.job_wait import JobWait
-    from noukai_airflow.lineage import Lineage
-    from noukai_airflow.records import JobBook
-    from noukai_airflow.settings import ConnectionSettings
-    from noukai_airflow.task_job import JobInputs
     from noukai_core import Job
 
 
@@ -110,12 +110,12 @@ class NoukaiRunJobOperator(BaseOperator):
         self.noukai_conn_id = noukai_conn_id
         self.deferrable = deferrable
         self.wait_for_completion = wait_for_completion
-        self.timeout = None if timeout is None else arguments.seconds(timeout, "timeout")
+        self.timeout = None if timeout is None else _arguments.seconds(timeout, "timeout")
         self.poll_interval = (
-            None if poll_interval is None else arguments.seconds(poll_interval, "poll_interval")
+            None if poll_interval is None else _arguments.seconds(poll_interval, "poll_interval")
         )
-        self.inline_wait = arguments.seconds(inline_wait, "inline_wait", zero=True)
-        self.on_cancelled = arguments.on_cancelled(on_cancelled)
+        self.inline_wait = _arguments.seconds(inline_wait, "inline_wait", zero=True)
+        self.on_cancelled = _arguments.on_cancelled(on_cancelled)
         self.cancel_on_kill = cancel_on_kill
         self.cancel_on_timeout = cancel_on_timeout
         self.durable = durable
@@ -150,7 +150,7 @@ class NoukaiRunJobOperator(BaseOperator):
         read = JobEvent.about(known, read)
         sent = None if submitted_at is None else datetime.fromisoformat(submitted_at)
         return self._guarded(
-            context, lambda: self._resumed(context, flow or self.flow, known, sent).settle(read, deadline)
+            context, lambda: self._resumed(context, flow or self.flow, known, sent).resolve(read, deadline)
         )
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
@@ -159,7 +159,7 @@ class NoukaiRunJobOperator(BaseOperator):
         When Airflow's own limit has ended the deferral, no code of the trigger's has run, and the job is
         cancelled here.
         """
-        from noukai_airflow.compat import TaskDeferralError, TaskDeferralTimeout
+        from noukai_airflow._compat import TaskDeferralError, TaskDeferralTimeout
 
         try:
             return super().resume_execution(next_method, next_kwargs, context)
@@ -169,12 +169,12 @@ class NoukaiRunJobOperator(BaseOperator):
                 raise
             over = time.time()
             return self._guarded(
-                context, lambda: self._resumed(context, self.flow, known, None).settle(None, over)
+                context, lambda: self._resumed(context, self.flow, known, None).resolve(None, over)
             )
         except TaskDeferralError:
             job_id = self._remembered_job_id(context)
             self.log.warning(
-                "The trigger of Noukai job %s is lost. %s", job_id, goes_on(durable=self.durable)
+                "The trigger of Noukai job %s is lost. %s", job_id, left_running(durable=self.durable)
             )
             raise
 
@@ -186,7 +186,7 @@ class NoukaiRunJobOperator(BaseOperator):
         self._ending = True
         if self._job is None or self._context is None:
             return
-        from noukai_airflow.worker_kill import end_job
+        from noukai_airflow._worker_kill import end_job
 
         raise end_job(
             self._job,
@@ -205,26 +205,26 @@ class NoukaiRunJobOperator(BaseOperator):
 
     def get_openlineage_facets_on_start(self) -> Lineage:
         """Tell OpenLineage the flow; there is no job yet."""
-        from noukai_airflow.lineage import job_lineage
+        from noukai_airflow._lineage import job_lineage
 
         return job_lineage(self.flow, None)
 
     def get_openlineage_facets_on_complete(self, task_instance: object) -> Lineage:
         """Tell OpenLineage the job, also when the task has failed."""
-        from noukai_airflow.lineage import job_lineage
+        from noukai_airflow._lineage import job_lineage
 
         if self._job is None:
             return self.get_openlineage_facets_on_start()
         return job_lineage(self._job.flow, self._job.id)
 
     def _run(self, context: Context) -> Any:
-        from noukai_airflow.task_job import TaskJob
+        from noukai_airflow._submit import TaskJob
 
         started = time.time()
         task_job = TaskJob(
             self._settings,
             self._inputs(context),
-            self._book(context),
+            self._store(context),
             task_instance_of(context),
             retries=self.retries or 0,
             durable=self.durable,
@@ -237,10 +237,10 @@ class NoukaiRunJobOperator(BaseOperator):
         wait.announce()
         return wait.wait(wait.deadline(started)) if self.wait_for_completion else job.id
 
-    def _inputs(self, context: Context) -> JobInputs:
-        from noukai_airflow.task_job import JobInputs
+    def _inputs(self, context: Context) -> JobRequest:
+        from noukai_airflow._submit import JobRequest
 
-        return JobInputs(
+        return JobRequest(
             flow=self.flow,
             message=self.message,
             parameters=self.parameters,
@@ -251,22 +251,22 @@ class NoukaiRunJobOperator(BaseOperator):
         )
 
     def _resumed(self, context: Context, flow: str, job_id: str, submitted_at: datetime | None) -> JobWait:
-        from noukai_airflow.clients import shared_client
+        from noukai_airflow._client_cache import shared_client
 
         job = shared_client(self._settings).flow(flow).attach(job_id, submitted_at=submitted_at)
         return self._waiting_for(context, job)
 
     def _waiting_for(self, context: Context, job: Job) -> JobWait:
-        from noukai_airflow.job_wait import JobWait
+        from noukai_airflow._wait import JobWait
 
         self._job = job
-        self._wait = JobWait(self, context, self._settings, self._book(context), job)
+        self._wait = JobWait(self, context, self._settings, self._store(context), job)
         return self._wait
 
     def _guarded(self, context: Context, step: Callable[[], Any]) -> Any:
         """Run a step in Airflow's terms: its errors, and its two ways to end a task in the middle."""
-        from noukai_airflow.compat import AirflowTaskTerminated
-        from noukai_airflow.worker_kill import TaskKilled
+        from noukai_airflow._compat import AirflowTaskTerminated
+        from noukai_airflow._worker_kill import TaskKilled
 
         self._context = context
         try:
@@ -276,7 +276,8 @@ class NoukaiRunJobOperator(BaseOperator):
             if killed.by_user:
                 raise AirflowTaskTerminated("A user ended the task") from None
             raise NoukaiException(
-                f"The worker is ending before Noukai job {killed.job_id}. {goes_on(durable=self.durable)}",
+                f"The worker is ending before Noukai job {killed.job_id}. "
+                f"{left_running(durable=self.durable)}",
                 job_id=killed.job_id,
             ) from None
         except AirflowTaskTimeout:
@@ -304,13 +305,13 @@ class NoukaiRunJobOperator(BaseOperator):
 
         return NoukaiHook(self.noukai_conn_id)
 
-    def _book(self, context: Context) -> JobBook:
-        from noukai_airflow.records import JobBook
+    def _store(self, context: Context) -> JobStore:
+        from noukai_airflow._job_store import JobStore
 
-        return JobBook.of(context, durable=self.durable)
+        return JobStore.of(context, durable=self.durable)
 
     def _remembered_job_id(self, context: Context) -> str | None:
-        record = self._book(context).read()
+        record = self._store(context).read()
         if record is not None and record.job_id is not None:
             return record.job_id
         task_instance = task_instance_of(context)

@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowSensorTimeout, AirflowSkipException, conf
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
-from noukai_airflow.arguments import Duration
-from noukai_airflow.events import JobEvent, Reason
+from noukai_airflow._arguments import Duration
+from noukai_airflow._trigger_event import JobEvent, Reason
+from noukai_airflow._xcoms import JOB_STATUS, reported, task_instance_of
 from noukai_airflow.exceptions import (
     NoukaiException,
     NoukaiJobFailedException,
     NoukaiSensorJobFailedException,
     airflow_errors,
 )
-from noukai_airflow.xcoms import JOB_STATUS, task_instance_of, told
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from noukai_airflow._lineage import Lineage
     from noukai_airflow.hooks.noukai import NoukaiHook
-    from noukai_airflow.lineage import Lineage
     from noukai_core import Job, JobStatus
 
 _STATES = frozenset({"completed", "failed", "cancelled"})
@@ -99,16 +99,16 @@ class NoukaiJobSensor(BaseSensorOperator):
     def poke(self, context: Context) -> PokeReturnValue:
         """Look at the job once."""
         with self._failing_softly():
-            return self._look(context) or PokeReturnValue(is_done=False)
+            return self._read(context) or PokeReturnValue(is_done=False)
 
-    def _look(self, context: Context) -> PokeReturnValue | None:
+    def _read(self, context: Context) -> PokeReturnValue | None:
         """Look at the job; `None` when a fault that passes was in the way."""
         import noukai_core as core
 
         try:
             status = self._job().status()
-        except (core.Unavailable, core.MalformedAnswer) as error:
-            if not error.passing:
+        except (core.TransientError, core.InvalidResponseError) as error:
+            if not error.retryable:
                 raise
             self.log.warning("Noukai job %s: a look failed; waiting on: %s", self.job_id, error)
             return None
@@ -124,7 +124,7 @@ class NoukaiJobSensor(BaseSensorOperator):
         """
         read = JobEvent.about(self.job_id, JobEvent.read(event))
         with self._failing_softly():
-            seen = self._look(context)
+            seen = self._read(context)
             if seen:
                 return seen.xcom_value
             if deadline is not None and time.time() >= deadline:
@@ -139,18 +139,18 @@ class NoukaiJobSensor(BaseSensorOperator):
 
     def get_openlineage_facets_on_start(self) -> Lineage:
         """Tell OpenLineage the job."""
-        from noukai_airflow.lineage import job_lineage
+        from noukai_airflow._lineage import job_lineage
 
         return job_lineage(self.flow, self.job_id)
 
     def _result(self, context: Context, status: JobStatus) -> Any:
         if self.do_xcom_push:
-            task_instance_of(context).xcom_push(JOB_STATUS, told(status))
+            task_instance_of(context).xcom_push(JOB_STATUS, reported(status))
         if status.state in self.allowed_states:
             return status.result.output if status.result else None
         try:
             with airflow_errors():
-                return status.outcome().output
+                return status.result_or_raise().output
         except NoukaiJobFailedException as error:
             raise NoukaiSensorJobFailedException(str(error), job_id=error.job_id) from error
 

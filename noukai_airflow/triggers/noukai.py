@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Self
 from airflow.providers.common.compat.sdk import conf
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from noukai_airflow import kills
-from noukai_airflow.events import JobEvent, Reason
+from noukai_airflow import _kill_policy
+from noukai_airflow._trigger_event import JobEvent, Reason
 
 if TYPE_CHECKING:
     from noukai_core import AsyncJob, AsyncNoukai, Job, JobStatus
@@ -27,11 +27,11 @@ _KILL_SECONDS = 30.0
 
 # For how long a verdict is waited for, so that time is left for the cancel call. Without one the job is kept:
 # after a clear, the task's next try stops it.
-_VERDICT_SECONDS = 20.0
-_VERDICT_PAUSE = 1.0
+_DECISION_SECONDS = 20.0
+_DECISION_PAUSE = 1.0
 
 
-def settling_seconds() -> float:
+def wake_up_delay() -> float:
     """Return for how long a task is left alone after its deferral.
 
     When the scheduler hears of the end of the worker's process only after the task has been woken and queued
@@ -105,7 +105,7 @@ class NoukaiJobTrigger(BaseTrigger):
             deadline=deadline,
             poll_interval=poll_interval,
             cancel_on_kill=cancel_on_kill,
-            not_before=time.time() + settling_seconds(),
+            not_before=time.time() + wake_up_delay(),
         )
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -129,24 +129,29 @@ class NoukaiJobTrigger(BaseTrigger):
         event = await self._wait()
         if self.not_before is not None:
             # Never longer than that, however far the clocks of two machines are apart.
-            await asyncio.sleep(min(self.not_before - time.time(), settling_seconds()))
+            await asyncio.sleep(min(self.not_before - time.time(), wake_up_delay()))
         yield TriggerEvent(event.payload())  # type: ignore[no-untyped-call]
 
     async def _wait(self) -> JobEvent:
         """Wait for the job, and never raise: a trigger that raises tells its task nothing."""
         import noukai_core as core
-        from noukai_airflow.exceptions import NoukaiRefusedException
+        from noukai_airflow.exceptions import NoukaiPermanentException
 
         state: str | None = None
         try:
             async for status in self._statuses():
                 state = status.state
             reason = Reason.FINISHED
-        except core.JobWaitTimeout:
+        except core.JobTimeoutError:
             reason = Reason.DEADLINE
-        except core.JobNotFound:
+        except core.JobNotFoundError:
             reason = Reason.NOT_FOUND
-        except (core.Refused, core.InvalidInput, core.AnswerTooLarge, NoukaiRefusedException) as error:
+        except (
+            core.PermanentError,
+            core.InvalidInputError,
+            core.ResponseTooLargeError,
+            NoukaiPermanentException,
+        ) as error:
             self.log.warning("Noukai job %s: %s", self.job_id, error)
             reason = Reason.REFUSED
         except core.APIError as error:
@@ -159,33 +164,31 @@ class NoukaiJobTrigger(BaseTrigger):
 
     async def _statuses(self) -> AsyncIterator[JobStatus]:
         """Show what is new of the job. A key that was replaced in the connection is taken up."""
-        from noukai_airflow.clients import shared_async_client
+        from noukai_airflow._client_cache import shared_async_client
         from noukai_airflow.hooks.noukai import NoukaiHook
-        from noukai_core import AuthenticationFailed
+        from noukai_core import AuthenticationError
 
         hook = NoukaiHook(self.noukai_conn_id)
         settings = await hook.aget_settings()
         while True:
             try:
                 async with shared_async_client(settings) as client:
-                    watch = self._job(client).watch(
-                        timeout_ms=self._left_ms(), poll_interval=self.poll_interval
-                    )
+                    watch = self._job(client).watch(timeout=self._left(), poll_interval=self.poll_interval)
                     async for status in watch:
                         yield status
                 return
-            except AuthenticationFailed:
+            except AuthenticationError:
                 renewed = await hook.aget_settings(other_than=settings)
                 if renewed == settings:
                     raise
                 self.log.info("Noukai job %s: the connection has changed; waiting on with it", self.job_id)
                 settings = renewed
 
-    def _left_ms(self) -> float | None:
+    def _left(self) -> float | None:
         """Return the time until the deadline; never 0, since a past deadline still gets one look."""
         if self.deadline is None:
             return None
-        return max((self.deadline - time.time()) * 1000, 1.0)
+        return max(self.deadline - time.time(), 0.001)
 
     async def on_kill(self) -> None:
         """Cancel the job, if it was a user who ended the task.
@@ -216,7 +219,7 @@ class NoukaiJobTrigger(BaseTrigger):
     async def _end_job(self) -> None:
         try:
             async with asyncio.timeout(_KILL_SECONDS):
-                if await self._verdict() is kills.Verdict.KEEP:
+                if await self._decision() is _kill_policy.KillDecision.KEEP:
                     self.log.info("Noukai job %s goes on: its task still waits for it", self.job_id)
                     return
                 await self._cancel()
@@ -225,35 +228,35 @@ class NoukaiJobTrigger(BaseTrigger):
         except Exception as error:
             self.log.warning("Noukai job %s may still run: cancelling it failed: %s", self.job_id, error)
 
-    async def _verdict(self) -> kills.Verdict:
-        decided_by = time.monotonic() + _VERDICT_SECONDS
+    async def _decision(self) -> _kill_policy.KillDecision:
+        decided_by = time.monotonic() + _DECISION_SECONDS
         while True:
-            fault: Exception | None = None
+            error_seen: Exception | None = None
             try:
-                verdict = await self._judge()
+                decision = await self._decide()
             except Exception as error:
-                verdict, fault = kills.Verdict.LATER, error
-            if verdict is not kills.Verdict.LATER:
-                return verdict
+                decision, error_seen = _kill_policy.KillDecision.UNDECIDED, error
+            if decision is not _kill_policy.KillDecision.UNDECIDED:
+                return decision
             if time.monotonic() > decided_by:
-                if fault is not None:
-                    self.log.warning("Airflow does not tell the state of the task: %s", fault)
-                return kills.Verdict.KEEP
-            await asyncio.sleep(_VERDICT_PAUSE)
+                if error_seen is not None:
+                    self.log.warning("Airflow does not tell the state of the task: %s", error_seen)
+                return _kill_policy.KillDecision.KEEP
+            await asyncio.sleep(_DECISION_PAUSE)
 
-    async def _judge(self) -> kills.Verdict:
+    async def _decide(self) -> _kill_policy.KillDecision:
         task = self.task_instance
         if task is None:
-            return kills.Verdict.CANCEL
+            return _kill_policy.KillDecision.CANCEL
         try:
-            from noukai_airflow.task_states import job_of_task, state_of_task
+            from noukai_airflow._task_states import job_of_task, state_of_task
         except ImportError:  # Airflow's internals have moved on, and with them, one hopes, the fault
-            return kills.Verdict.CANCEL
-        return kills.in_triggerer(await state_of_task(task), await job_of_task(task), self.job_id)
+            return _kill_policy.KillDecision.CANCEL
+        return _kill_policy.in_triggerer(await state_of_task(task), await job_of_task(task), self.job_id)
 
     async def _cancel(self) -> None:
         """Cancel over connections of its own: the trigger's cleanup runs at the same time."""
-        from noukai_airflow.clients import new_async_client
+        from noukai_airflow._client_cache import new_async_client
         from noukai_airflow.hooks.noukai import NoukaiHook
 
         client = await new_async_client(await NoukaiHook(self.noukai_conn_id).aget_settings())

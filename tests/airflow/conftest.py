@@ -19,7 +19,7 @@ os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
 os.environ["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = f"sqlite:///{_HOME}/airflow.db"
 
 if TYPE_CHECKING:
-    from noukai_airflow.settings import ConnectionSettings
+    from noukai_airflow._connection import ConnectionSettings
     from noukai_core.emulator import Emulator
 
 KEY = "nk_test_unitairf_0123456789abcdef0123456789abcdef"
@@ -74,11 +74,11 @@ def store() -> MemoryStore:
 @pytest.fixture
 def settings(emulator: Emulator) -> ConnectionSettings:
     """A connection to the local Noukai."""
-    from noukai_airflow.settings import ConnectionSettings
+    from noukai_airflow._connection import ConnectionSettings
 
     return ConnectionSettings.of(
         "noukai_default",
         password=KEY,
         host=emulator.base_url,
-        extra={"recovery_timeout": 2, "not_found_grace": 2, "fault_patience": 2},
+        extra={"recovery_timeout": 2, "not_found_grace": 2, "retry_timeout": 2},
     )

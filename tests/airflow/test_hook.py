@@ -11,15 +11,15 @@ from urllib.parse import quote
 
 import pytest
 
-from noukai_airflow.exceptions import NoukaiRefusedException
+from noukai_airflow.exceptions import NoukaiPermanentException
 from noukai_airflow.hooks.noukai import NoukaiHook
 from tests.airflow.conftest import KEY
 
 HOST = "https://noukai.test/api/v1"
-EXTRA = {"org": "acme", "project": "demo", "fault_patience": 60}
+EXTRA = {"org": "acme", "project": "demo", "retry_timeout": 60}
 
 AS_JSON = json.dumps({"conn_type": "noukai", "password": KEY, "host": HOST, "extra": EXTRA})
-AS_URI = f"noukai://:{KEY}@{quote(HOST, safe='')}/?org=acme&project=demo&fault_patience=60"
+AS_URI = f"noukai://:{KEY}@{quote(HOST, safe='')}/?org=acme&project=demo&retry_timeout=60"
 
 
 @pytest.fixture(params=[AS_JSON, AS_URI], ids=["JSON", "URI"])
@@ -38,7 +38,7 @@ async def test_a_connection_in_an_environment_variable() -> None:
         "acme",
         "demo",
     )
-    assert dict(settings.options) == {"fault_patience": 60.0}
+    assert dict(settings.options) == {"retry_timeout": 60.0}
     assert await NoukaiHook("of_a_test").aget_settings() == settings
 
 
@@ -55,7 +55,7 @@ async def test_a_connection_that_is_missing() -> None:
 async def test_a_connection_that_is_malformed(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is wrong is named, and is asked for again the next time: it may have been put right."""
     monkeypatch.setenv("AIRFLOW_CONN_OF_A_TEST", json.dumps({"conn_type": "noukai"}))
-    with pytest.raises(NoukaiRefusedException, match="'of_a_test' has no API key"):
+    with pytest.raises(NoukaiPermanentException, match="'of_a_test' has no API key"):
         await NoukaiHook("of_a_test").aget_settings()
     monkeypatch.setenv("AIRFLOW_CONN_OF_A_TEST", AS_JSON)
     assert (await NoukaiHook("of_a_test").aget_settings()).api_key == KEY
@@ -76,11 +76,11 @@ def test_no_loop_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_no_frame_shows_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     """A traceback with local variables, as error reports have them, shows no key of a bad connection."""
-    malformed = {"conn_type": "noukai", "password": KEY, "extra": {"fault_patience": "long"}}
+    malformed = {"conn_type": "noukai", "password": KEY, "extra": {"retry_timeout": "long"}}
     monkeypatch.setenv("AIRFLOW_CONN_OF_A_TEST", json.dumps(malformed))
-    with pytest.raises(NoukaiRefusedException) as blocking:
+    with pytest.raises(NoukaiPermanentException) as blocking:
         _ = NoukaiHook("of_a_test").settings
-    with pytest.raises(NoukaiRefusedException) as waiting:
+    with pytest.raises(NoukaiPermanentException) as waiting:
         await NoukaiHook("of_a_test").aget_settings()
     for error in (blocking.value, waiting.value):
         stack = traceback.TracebackException.from_exception(error, capture_locals=True).stack

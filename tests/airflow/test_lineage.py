@@ -14,7 +14,7 @@ from noukai_airflow.sensors.noukai import NoukaiJobSensor
 from tests.airflow.conftest import MemoryStore, PretendedTask
 
 if TYPE_CHECKING:
-    from noukai_airflow.settings import ConnectionSettings
+    from noukai_airflow._connection import ConnectionSettings
     from noukai_core.emulator import Emulator
 
 FLOW = "acme/demo/flow"
@@ -28,9 +28,9 @@ class Missing:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Missing())
-import noukai_airflow.decorators.noukai, noukai_airflow.job_wait, noukai_airflow.operators.noukai
-import noukai_airflow.sensors.noukai, noukai_airflow.triggers.noukai, noukai_airflow.worker_kill
-print("noukai_airflow.lineage" in sys.modules)
+import noukai_airflow.decorators.noukai, noukai_airflow._wait, noukai_airflow.operators.noukai
+import noukai_airflow.sensors.noukai, noukai_airflow.triggers.noukai, noukai_airflow._worker_kill
+print("noukai_airflow._lineage" in sys.modules)
 """
 
 
@@ -70,9 +70,9 @@ def test_the_job_of_an_operator(
 @pytest.mark.parametrize("state", ["running", "success"])
 def test_the_job_of_a_sensor(state: str) -> None:
     """A sensor knows its job from the start."""
-    told = facets(NoukaiJobSensor(task_id="task", flow=FLOW, job_id="job-1"), state)
-    assert told["externalQuery"].externalQueryId == "job-1"
-    assert (told["noukai_job"].flow, told["noukai_job"].jobId) == (FLOW, "job-1")
+    reported = facets(NoukaiJobSensor(task_id="task", flow=FLOW, job_id="job-1"), state)
+    assert reported["externalQuery"].externalQueryId == "job-1"
+    assert (reported["noukai_job"].flow, reported["noukai_job"].jobId) == (FLOW, "job-1")
 
 
 def test_without_the_extra() -> None:

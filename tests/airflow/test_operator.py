@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from noukai_airflow import clients
-from noukai_airflow.events import JobEvent, Reason
+from noukai_airflow import _client_cache
+from noukai_airflow._trigger_event import JobEvent, Reason
 from noukai_airflow.exceptions import (
     NoukaiException,
     NoukaiJobCancelledException,
     NoukaiJobFailedException,
     NoukaiJobTimeoutException,
-    NoukaiRefusedException,
+    NoukaiPermanentException,
 )
 from noukai_airflow.hooks.noukai import NoukaiHook
 from noukai_airflow.operators.noukai import NoukaiRunJobOperator
 from tests.airflow.conftest import MemoryStore, PretendedTask
 
 if TYPE_CHECKING:
-    from noukai_airflow.settings import ConnectionSettings
+    from noukai_airflow._connection import ConnectionSettings
     from noukai_core.emulator import Emulator
 
 FLOW = "acme/demo/flow"
@@ -80,7 +80,7 @@ def test_a_malformed_flow(flow: str, connected: ConnectionSettings, context: Any
     """Bad input is refused for good, and nothing is sent."""
     task = operator()
     task.flow = flow
-    with pytest.raises(NoukaiRefusedException):
+    with pytest.raises(NoukaiPermanentException):
         task.execute(context)
     assert emulator.control.counts().get("submit", 0) == 0
 
@@ -145,7 +145,7 @@ def test_an_event_without_any_job(connected: ConnectionSettings, context: Any) -
 def test_an_event_without_arguments(connected: ConnectionSettings, context: Any, emulator: Emulator) -> None:
     """The event alone leads to the result, as in `dag.test()`, which drops the arguments of a deferral."""
     emulator.control.script("flow", result="whole", after_seconds=0)
-    job = clients.shared_client(connected).flow(FLOW).job("Hello")
+    job = _client_cache.shared_client(connected).flow(FLOW).job("Hello")
     job.wait(timeout_ms=5000)
     event = JobEvent(job.id, Reason.FINISHED, "completed").payload()
     assert operator().execute_complete(context, event) == "whole"
@@ -156,7 +156,7 @@ def test_an_event_about_another_job(connected: ConnectionSettings, context: Any,
     from airflow.providers.common.compat.sdk import TaskDeferred
 
     emulator.control.script("flow", outcome="never")
-    job = clients.shared_client(connected).flow(FLOW).job("Hello")
+    job = _client_cache.shared_client(connected).flow(FLOW).job("Hello")
     event = JobEvent("job-of-before", Reason.FINISHED, "completed").payload()
     with pytest.raises(TaskDeferred) as deferred:
         operator(deferrable=True).execute_complete(context, event, job_id=job.id, flow=FLOW)
@@ -168,7 +168,7 @@ def test_a_fault_when_the_task_goes_on(
 ) -> None:
     """A server that does not answer just after the trigger's event is waited for, as at any other time."""
     emulator.control.script("flow", result="whole", after_seconds=0)
-    job = clients.shared_client(connected).flow(FLOW).job("Hello")
+    job = _client_cache.shared_client(connected).flow(FLOW).job("Hello")
     job.wait(timeout_ms=5000)
     emulator.control.fault("status", on="poll", times=5, status=503)
     event = JobEvent(job.id, Reason.FINISHED, "completed").payload()
@@ -180,7 +180,7 @@ def test_a_job_that_ended_in_time_keeps_its_result(
 ) -> None:
     """However late the task goes on, and however slowly the server answers, the job is not given up."""
     emulator.control.script("flow", result="whole", after_seconds=0)
-    job = clients.shared_client(connected).flow(FLOW).job("Hello")
+    job = _client_cache.shared_client(connected).flow(FLOW).job("Hello")
     job.wait(timeout_ms=5000)
     emulator.control.fault("status", on="poll", times=2, status=503)
     event = JobEvent(job.id, Reason.FINISHED, "completed").payload()
@@ -194,7 +194,7 @@ def test_a_deadline_while_the_server_is_away(
 ) -> None:
     """A job that cannot be looked at when its time is over has not ended in time, and is cancelled."""
     emulator.control.script("flow", outcome="never")
-    job = clients.shared_client(connected).flow(FLOW).job("Hello")
+    job = _client_cache.shared_client(connected).flow(FLOW).job("Hello")
     emulator.control.fault("status", on="poll", times=None, status=503)
     event = JobEvent(job.id, Reason.DEADLINE).payload()
     with pytest.raises(NoukaiJobTimeoutException, match="was cancelled"):

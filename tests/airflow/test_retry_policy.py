@@ -9,8 +9,8 @@ import pytest
 import noukai_core as core
 from noukai_airflow.exceptions import (
     NoukaiJobFailedException,
-    NoukaiRefusedException,
-    NoukaiUnavailableException,
+    NoukaiPermanentException,
+    NoukaiTransientException,
 )
 
 policies = pytest.importorskip("noukai_airflow.retry_policy", exc_type=ImportError)
@@ -24,8 +24,8 @@ def decide(error: BaseException, **arguments: timedelta) -> tuple[str, timedelta
 @pytest.mark.parametrize(
     "error",
     [
-        NoukaiUnavailableException("too many requests", retry_after=120),
-        core.RateLimited("too many requests", status_code=429, retry_after=120),
+        NoukaiTransientException("too many requests", retry_after=120),
+        core.RateLimitError("too many requests", status_code=429, retry_after=120),
     ],
 )
 def test_a_rate_limit_waits_as_long_as_the_server_says(error: Exception) -> None:
@@ -35,18 +35,18 @@ def test_a_rate_limit_waits_as_long_as_the_server_says(error: Exception) -> None
 
 def test_a_server_cannot_ask_for_ever() -> None:
     """What the server asks for is limited."""
-    error = NoukaiUnavailableException("too many requests", retry_after=86_400)
+    error = NoukaiTransientException("too many requests", retry_after=86_400)
     assert decide(error, longest_delay=timedelta(minutes=10)) == ("retry", timedelta(minutes=10))
 
 
 @pytest.mark.parametrize(
     "error",
     [
-        NoukaiRefusedException("no credits"),
-        core.AuthenticationFailed("wrong key", status_code=401),
-        core.CreditsExhausted("no credits", status_code=402),
-        core.InvalidInput("message is missing"),
-        core.JobCancelled("cancelled", job_id="job-1"),
+        NoukaiPermanentException("no credits"),
+        core.AuthenticationError("wrong key", status_code=401),
+        core.InsufficientCreditsError("no credits", status_code=402),
+        core.InvalidInputError("message is missing"),
+        core.JobCancelledError("cancelled", job_id="job-1"),
     ],
 )
 def test_what_cannot_succeed_is_not_tried_again(error: Exception) -> None:
@@ -58,7 +58,7 @@ def test_what_cannot_succeed_is_not_tried_again(error: Exception) -> None:
     "error",
     [
         NoukaiJobFailedException("the model gave up"),
-        core.Unavailable("no answer"),
+        core.TransientError("no answer"),
         ValueError("something else"),
         KeyboardInterrupt(),
     ],

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowSensorTimeout, AirflowSkipException, TaskDeferred
 
-from noukai_airflow import clients
-from noukai_airflow.events import JobEvent, Reason
+from noukai_airflow import _client_cache
+from noukai_airflow._trigger_event import JobEvent, Reason
 from noukai_airflow.exceptions import (
     NoukaiException,
     NoukaiJobCancelledException,
     NoukaiJobNotFoundException,
-    NoukaiRefusedException,
+    NoukaiPermanentException,
     NoukaiSensorJobFailedException,
 )
 from noukai_airflow.hooks.noukai import NoukaiHook
@@ -22,7 +22,7 @@ from noukai_airflow.sensors.noukai import NoukaiJobSensor
 from tests.airflow.conftest import PretendedTask
 
 if TYPE_CHECKING:
-    from noukai_airflow.settings import ConnectionSettings
+    from noukai_airflow._connection import ConnectionSettings
     from noukai_core import Job
     from noukai_core.emulator import Emulator
 
@@ -34,7 +34,7 @@ def job(settings: ConnectionSettings, emulator: Emulator, monkeypatch: pytest.Mo
     """A job of somebody else's that has not ended, behind the connection that the sensors use."""
     monkeypatch.setattr(NoukaiHook, "settings", settings)
     emulator.control.script("flow", outcome="never")
-    return clients.shared_client(settings).flow(FLOW).job("Hello")
+    return _client_cache.shared_client(settings).flow(FLOW).job("Hello")
 
 
 def sensor(job_id: str, **arguments: Any) -> NoukaiJobSensor:
@@ -78,10 +78,10 @@ def test_a_job_without_a_result(
     assert sensor(job.id, deferrable=deferrable, allowed_states=(outcome,)).execute(context()) is None
 
 
-def test_a_look_that_fails(job: Job, emulator: Emulator) -> None:
+def test_a_poll_that_fails(job: Job, emulator: Emulator) -> None:
     """A fault that passes is no outcome; the next look decides."""
     emulator.control.fault("status", on="poll", times=1, status=403)
-    with pytest.raises(NoukaiRefusedException):
+    with pytest.raises(NoukaiPermanentException):
         sensor(job.id).execute(context())
     emulator.control.fault("status", on="poll", times=None, status=500)
     assert not sensor(job.id).poke(context())
@@ -107,15 +107,15 @@ def test_an_event_that_makes_no_sense_is_not_believed(event: object, job: Job, e
 )
 def test_waiting_on(event: JobEvent, job: Job) -> None:
     """After a fault, or an event about another job, the sensor waits on until the same moment."""
-    told = event.payload() | {"job_id": event.job_id or job.id}
+    reported = event.payload() | {"job_id": event.job_id or job.id}
     deadline = time.time() + 60
     with pytest.raises(TaskDeferred) as deferred:
-        sensor(job.id).execute_complete(context(), told, deadline)
+        sensor(job.id).execute_complete(context(), reported, deadline)
     assert (deferred.value.trigger.job_id, deferred.value.trigger.deadline) == (job.id, deadline)
     assert not deferred.value.trigger.cancel_on_kill
 
 
-def test_a_look_that_fails_after_the_event(job: Job, emulator: Emulator) -> None:
+def test_a_poll_that_fails_after_the_event(job: Job, emulator: Emulator) -> None:
     """A server that does not answer just after the trigger's event is no outcome: the sensor waits on."""
     emulator.control.finish(job.id)
     emulator.control.fault("status", on="poll", times=1, status=503, retry_after=60)

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from noukai_airflow import clients, kills, task_states
-from noukai_airflow.events import JobEvent, Reason
+from noukai_airflow import _client_cache, _kill_policy, _task_states
+from noukai_airflow._trigger_event import JobEvent, Reason
 from noukai_airflow.hooks.noukai import NoukaiHook
 from noukai_airflow.triggers import noukai as triggers
 from noukai_airflow.triggers.noukai import NoukaiJobTrigger
 
 if TYPE_CHECKING:
-    from noukai_airflow.settings import ConnectionSettings
+    from noukai_airflow._connection import ConnectionSettings
     from noukai_core.emulator import Emulator
 
 FLOW = "acme/demo/flow"
@@ -31,16 +31,16 @@ FLOW = "acme/demo/flow"
 def connected(settings: ConnectionSettings, monkeypatch: pytest.MonkeyPatch) -> ConnectionSettings:
     """The connection is the one to the local Noukai, whatever Airflow knows."""
 
-    async def look_up(hook: NoukaiHook) -> ConnectionSettings:
+    async def read_connection(hook: NoukaiHook) -> ConnectionSettings:
         return settings
 
-    monkeypatch.setattr(NoukaiHook, "_look_up", look_up)
+    monkeypatch.setattr(NoukaiHook, "_read_connection", read_connection)
     return settings
 
 
 def submit(settings: ConnectionSettings) -> str:
     """Submit a job, and return its id."""
-    return clients.shared_client(settings).flow(FLOW).job("Hello").id
+    return _client_cache.shared_client(settings).flow(FLOW).job("Hello").id
 
 
 def trigger(job_id: str, **arguments: Any) -> NoukaiJobTrigger:
@@ -94,8 +94,8 @@ async def test_a_task_is_left_alone_after_its_deferral(
 ) -> None:
     """The end of a job that comes too soon after the deferral is told when Airflow is ready for it."""
     emulator.control.script("flow", after_seconds=0)
-    job = clients.shared_client(connected).flow(FLOW).attach(submit(connected))
-    monkeypatch.setattr(triggers, "settling_seconds", lambda: 0.5)
+    job = _client_cache.shared_client(connected).flow(FLOW).attach(submit(connected))
+    monkeypatch.setattr(triggers, "wake_up_delay", lambda: 0.5)
     waiting = NoukaiJobTrigger.of_deferral(
         job, noukai_conn_id="noukai_default", deadline=None, poll_interval=0.05
     )
@@ -109,7 +109,7 @@ async def test_clocks_that_differ_do_not_hold_a_task_up(
 ) -> None:
     """A worker whose clock is far ahead delays its task by no more than the usual."""
     emulator.control.script("flow", after_seconds=0)
-    monkeypatch.setattr(triggers, "settling_seconds", lambda: 0.1)
+    monkeypatch.setattr(triggers, "wake_up_delay", lambda: 0.1)
     waiting = trigger(submit(connected), not_before=time.time() + 3600)
     assert (await asyncio.wait_for(event_of(waiting), 30)).state == "completed"
 
@@ -170,7 +170,7 @@ async def test_a_connection_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch)
     async def fail(hook: NoukaiHook) -> ConnectionSettings:
         raise RuntimeError("the secrets backend is down")
 
-    monkeypatch.setattr(NoukaiHook, "_look_up", fail)
+    monkeypatch.setattr(NoukaiHook, "_read_connection", fail)
     assert (await event_of(trigger("job-1"))).reason is Reason.ERROR
 
 
@@ -178,7 +178,7 @@ async def test_triggers_share_a_client(connected: ConnectionSettings, emulator: 
     """All triggers of one loop and connection use one client, and the last of them closes it."""
     emulator.control.script("flow", outcome="never")
     waits = [asyncio.create_task(event_of(trigger(submit(connected)))) for _ in range(5)]
-    leases = clients._leases.setdefault(asyncio.get_running_loop(), {})
+    leases = _client_cache._leases.setdefault(asyncio.get_running_loop(), {})
     while connected not in leases or leases[connected].users < 5:
         await asyncio.sleep(0.01)
     client = await leases[connected].client
@@ -196,9 +196,9 @@ async def test_the_hook_lends_the_client_of_the_triggers(connected: ConnectionSe
     """Tasks and triggers of one's own get the same client from the hook."""
     async with NoukaiHook().async_client() as client, NoukaiHook().async_client() as again:
         assert client is again
-        assert clients._leases[asyncio.get_running_loop()][connected].users == 2
+        assert _client_cache._leases[asyncio.get_running_loop()][connected].users == 2
         await client.verify_key()
-    assert connected not in clients._leases[asyncio.get_running_loop()]
+    assert connected not in _client_cache._leases[asyncio.get_running_loop()]
 
 
 async def test_no_client_is_made_on_the_event_loop(
@@ -228,12 +228,12 @@ async def test_a_client_that_cannot_be_made(
 ) -> None:
     """A connection that no client can be made with is told as a refusal, and leaves nothing behind."""
 
-    async def look_up(hook: NoukaiHook) -> ConnectionSettings:
+    async def read_connection(hook: NoukaiHook) -> ConnectionSettings:
         return replace(settings, base_url="not a url")
 
-    monkeypatch.setattr(NoukaiHook, "_look_up", look_up)
+    monkeypatch.setattr(NoukaiHook, "_read_connection", read_connection)
     assert (await event_of(trigger("job-1"))).reason is Reason.REFUSED
-    assert not clients._leases[asyncio.get_running_loop()]
+    assert not _client_cache._leases[asyncio.get_running_loop()]
 
 
 async def test_a_key_that_was_replaced(
@@ -242,10 +242,10 @@ async def test_a_key_that_was_replaced(
     """A trigger whose key was revoked goes on with the one that the connection has by now."""
     keys = iter("abc")
 
-    async def look_up(hook: NoukaiHook) -> ConnectionSettings:
+    async def read_connection(hook: NoukaiHook) -> ConnectionSettings:
         return replace(settings, api_key=f"nk_test_{next(keys)}")
 
-    monkeypatch.setattr(NoukaiHook, "_look_up", look_up)
+    monkeypatch.setattr(NoukaiHook, "_read_connection", read_connection)
     emulator.control.script("flow", after_seconds=0.5)
     waiting = [trigger(submit(settings)) for _ in range(3)]
     emulator.control.fault("status", on="poll", times=3, status=401)
@@ -304,23 +304,26 @@ async def test_a_shutdown_is_not_held_up(connected: ConnectionSettings, emulator
 
 
 @pytest.mark.parametrize(
-    ("arguments", "verdict"),
-    [({"cancel_on_kill": False}, kills.Verdict.CANCEL), ({"cancel_on_kill": True}, kills.Verdict.KEEP)],
+    ("arguments", "decision"),
+    [
+        ({"cancel_on_kill": False}, _kill_policy.KillDecision.CANCEL),
+        ({"cancel_on_kill": True}, _kill_policy.KillDecision.KEEP),
+    ],
     ids=["cancel_on_kill off", "still waited for"],
 )
 async def test_a_kill_that_leaves_the_job_alone(
     arguments: dict[str, bool],
-    verdict: kills.Verdict,
+    decision: _kill_policy.KillDecision,
     connected: ConnectionSettings,
     emulator: Emulator,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With `cancel_on_kill` off, or when the task still waits for the job, nothing is cancelled."""
 
-    async def judge(_: NoukaiJobTrigger) -> kills.Verdict:
-        return verdict
+    async def judge(_: NoukaiJobTrigger) -> _kill_policy.KillDecision:
+        return decision
 
-    monkeypatch.setattr(NoukaiJobTrigger, "_verdict", judge)
+    monkeypatch.setattr(NoukaiJobTrigger, "_decision", judge)
     job_id = submit(connected)
     await trigger(job_id, **arguments).on_kill()
     assert emulator.control.counts(job_id).get("cancel", 0) == 0
@@ -353,10 +356,10 @@ async def test_a_kill_while_the_task_is_on_its_way_to_a_worker(
     async def job_of_task(_: object) -> str | None:
         return waiting.job_id if now[1] else None
 
-    monkeypatch.setattr(task_states, "state_of_task", state_of_task)
-    monkeypatch.setattr(task_states, "job_of_task", job_of_task)
-    monkeypatch.setattr(triggers, "_VERDICT_SECONDS", 0.2)
-    monkeypatch.setattr(triggers, "_VERDICT_PAUSE", 0.01)
+    monkeypatch.setattr(_task_states, "state_of_task", state_of_task)
+    monkeypatch.setattr(_task_states, "job_of_task", job_of_task)
+    monkeypatch.setattr(triggers, "_DECISION_SECONDS", 0.2)
+    monkeypatch.setattr(triggers, "_DECISION_PAUSE", 0.01)
     await waiting.on_kill()
     assert emulator.control.counts(waiting.job_id).get("cancel", 0) == cancels
 
@@ -385,10 +388,10 @@ async def test_a_kill_while_airflow_does_not_tell(
     async def job_of_task(_: object) -> str:
         return waiting.job_id
 
-    monkeypatch.setattr(task_states, "state_of_task", state_of_task)
-    monkeypatch.setattr(task_states, "job_of_task", job_of_task)
-    monkeypatch.setattr(triggers, "_VERDICT_SECONDS", 0.2)
-    monkeypatch.setattr(triggers, "_VERDICT_PAUSE", 0.01)
+    monkeypatch.setattr(_task_states, "state_of_task", state_of_task)
+    monkeypatch.setattr(_task_states, "job_of_task", job_of_task)
+    monkeypatch.setattr(triggers, "_DECISION_SECONDS", 0.2)
+    monkeypatch.setattr(triggers, "_DECISION_PAUSE", 0.01)
     await waiting.on_kill()
     assert emulator.control.counts(waiting.job_id).get("cancel", 0) == cancels
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import example, given
 
-from noukai_airflow.events import JobEvent, Reason
+from noukai_airflow._connection import ConnectionSettings
+from noukai_airflow._trigger_event import JobEvent, Reason
 from noukai_airflow.hooks.noukai import NoukaiHook
-from noukai_airflow.settings import ConnectionSettings
 from noukai_airflow.triggers.noukai import NoukaiJobTrigger
 from tests.fuzz.nonsense import KEY, MARK, Given, fuzzed, scripts
 from tests.fuzz.server import Server
-from tests.fuzz.turned_time import turned_time
+from tests.fuzz.virtual_clock import turned_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,11 +42,11 @@ def events_of(
         "noukai_default", password=KEY, host="https://noukai.test/api/v1", extra={}
     )
 
-    async def look_up(hook: NoukaiHook) -> ConnectionSettings:
+    async def read_connection(hook: NoukaiHook) -> ConnectionSettings:
         return settings
 
     with pytest.MonkeyPatch.context() as patch, asyncio.Runner(loop_factory=loop) as runner:
-        patch.setattr(NoukaiHook, "_look_up", look_up)
+        patch.setattr(NoukaiHook, "_read_connection", read_connection)
         patch.setattr(
             ConnectionSettings,
             "client_arguments",
@@ -59,7 +59,7 @@ def events_of(
 @fuzzed()
 @given(scripts("poll"))
 @example([COMPLETED])
-def test_any_answer(script: list[Given]) -> None:
+def test_any_response(script: list[Given]) -> None:
     """Whatever comes back, there is one event by the deadline: a job and a reason, without key or result."""
     server = Server(2.5 * WAIT, poll=script)
     with turned_time() as clock:
@@ -70,5 +70,5 @@ def test_any_answer(script: list[Given]) -> None:
     assert event is not None
     assert (event.job_id, event.reason is Reason.ERROR) == ("job-1", False)
     assert len(event.state or "") <= 100
-    told = json.dumps(payload)
-    assert MARK not in told and RESULT not in told
+    reported = json.dumps(payload)
+    assert MARK not in reported and RESULT not in reported

@@ -13,9 +13,10 @@ from uuid import uuid4
 
 import pytest
 
-from noukai_core import AsyncNoukai, Noukai, policy
-from tests.core.shells import Blocking
-from tests.core.wire import Wire
+from noukai_core import AsyncNoukai, Noukai
+from noukai_core._engine import schedule
+from tests.core.drivers import Blocking
+from tests.core.scripted_server import ScriptedServer
 
 if TYPE_CHECKING:
     from noukai_core.emulator import Emulator
@@ -24,13 +25,13 @@ MakeClient = Callable[..., Any]
 
 
 @pytest.fixture
-def wire() -> Wire:
+def server() -> ScriptedServer:
     """A wire that takes every submission as job-1; the rest is for the test to script."""
-    return Wire()
+    return ScriptedServer()
 
 
 @pytest.fixture(params=["sync", "async"])
-def shell(request: pytest.FixtureRequest) -> str:
+def driver(request: pytest.FixtureRequest) -> str:
     """Which of the two shells this run of the test drives."""
     return str(request.param)
 
@@ -42,7 +43,7 @@ def key() -> str:
 
 
 @pytest.fixture
-def make_client(shell: str, key: str) -> Iterator[MakeClient]:
+def make_client(driver: str, key: str) -> Iterator[MakeClient]:
     """Makes clients of either shell, all with the blocking look, and closes them."""
     made: list[Any] = []
     with asyncio.Runner() as runner:
@@ -50,7 +51,7 @@ def make_client(shell: str, key: str) -> Iterator[MakeClient]:
         def make(**options: Any) -> Any:
             options.setdefault("api_key", key)
             options.setdefault("base_url", "https://noukai.test/api/v1")
-            client: Any = Noukai(**options) if shell == "sync" else Blocking(runner, AsyncNoukai(**options))
+            client: Any = Noukai(**options) if driver == "sync" else Blocking(runner, AsyncNoukai(**options))
             made.append(client)
             return client
 
@@ -60,13 +61,13 @@ def make_client(shell: str, key: str) -> Iterator[MakeClient]:
 
 
 @pytest.fixture
-def scripted(make_client: MakeClient, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> MakeClient:
+def scripted(make_client: MakeClient, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> MakeClient:
     """Makes a client of the scripted wire, with pauses so short that no test waits for a real one."""
-    monkeypatch.setattr(policy, "SHORTEST_PAUSE", 0.005)
-    monkeypatch.setattr(policy, "QUICK_PATIENCE", 0.15)
+    monkeypatch.setattr(schedule, "SHORTEST_PAUSE", 0.005)
+    monkeypatch.setattr(schedule, "SHORT_RETRY_WINDOW", 0.15)
 
     def make(**options: Any) -> Any:
-        return make_client(**{"transport": wire.transport, "poll_interval": 0.005, **options})
+        return make_client(**{"transport": server.transport, "poll_interval": 0.005, **options})
 
     return make
 
@@ -74,7 +75,7 @@ def scripted(make_client: MakeClient, wire: Wire, monkeypatch: pytest.MonkeyPatc
 @pytest.fixture
 def patient(scripted: MakeClient, monkeypatch: pytest.MonkeyPatch) -> MakeClient:
     """As `scripted`, for faults that pass: a core that is busy with something else is no fault."""
-    monkeypatch.setattr(policy, "QUICK_PATIENCE", 30.0)
+    monkeypatch.setattr(schedule, "SHORT_RETRY_WINDOW", 30.0)
     return scripted
 
 
@@ -91,4 +92,4 @@ def local(make_client: MakeClient, emulator: Emulator) -> MakeClient:
 @pytest.fixture
 def ticks_from_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     """The ticks of this process lie at whole tenths of a second."""
-    monkeypatch.setattr(policy, "_FIRST_TICK", 0.0)
+    monkeypatch.setattr(schedule, "_FIRST_TICK", 0.0)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from noukai_core import Submission
-from tests.core.wire import FLOW, Wire, refused
+from tests.core.scripted_server import FLOW, ScriptedServer, refused
 
 if TYPE_CHECKING:
     from tests.core.conftest import MakeClient
@@ -51,7 +51,9 @@ SLUGS = [
 
 @pytest.mark.parametrize("slug", SLUGS, ids=ascii)
 @pytest.mark.parametrize("place", ["flow", "flow in path", "org in path", "org", "project"])
-def test_a_slug_of_the_wrong_shape(scripted: MakeClient, wire: Wire, slug: str, place: str) -> None:
+def test_a_slug_of_the_wrong_shape(
+    scripted: MakeClient, server: ScriptedServer, slug: str, place: str
+) -> None:
     """Each part of a flow's address is checked, wherever it is given."""
 
     def act() -> None:
@@ -66,7 +68,7 @@ def test_a_slug_of_the_wrong_shape(scripted: MakeClient, wire: Wire, slug: str, 
             }
             scripted(**defaults).flow(path[place]).job(**MESSAGE)
 
-    message = refused(wire, act, place.split()[0])
+    message = refused(server, act, place.split()[0])
     assert "\x00" not in message and "\n" not in message
 
 
@@ -74,10 +76,12 @@ def test_a_slug_of_the_wrong_shape(scripted: MakeClient, wire: Wire, slug: str, 
     "flow",
     ["a/b", "acme/spelling", "acme/spelling/grade-3/jobs", "/acme/spelling/grade-3", None, 7, b"grade-3"],
 )
-def test_a_flow_that_is_not_one_or_three_slugs(scripted: MakeClient, wire: Wire, flow: Any) -> None:
+def test_a_flow_that_is_not_one_or_three_slugs(
+    scripted: MakeClient, server: ScriptedServer, flow: Any
+) -> None:
     """Two parts, four parts or no string at all: the message shows what was given."""
     refused(
-        wire,
+        server,
         lambda: scripted(org="acme", project="spelling").flow(flow),
         "flow",
         repr(flow) if flow != flow else "",
@@ -87,26 +91,28 @@ def test_a_flow_that_is_not_one_or_three_slugs(scripted: MakeClient, wire: Wire,
 @pytest.mark.parametrize(
     "version", [-1, 10**9, True, False, "latest", "", "v1", "1/../2", 1.0, math.nan, b"draft", [1]], ids=repr
 )
-def test_an_unknown_version(scripted: MakeClient, wire: Wire, version: Any) -> None:
+def test_an_unknown_version(scripted: MakeClient, server: ScriptedServer, version: Any) -> None:
     """A version is production, draft or a number that is not negative; a bool is no number."""
     flow = scripted().flow(FLOW)
     refused(
-        wire, lambda: flow.job(**MESSAGE, version=version), "version", repr(version), "production", "draft"
+        server, lambda: flow.job(**MESSAGE, version=version), "version", repr(version), "production", "draft"
     )
 
 
 @pytest.mark.parametrize("message", [7, True, b"hello", ["hello"], {"text": "hello"}, 1.5], ids=repr)
-def test_a_message_that_is_not_text(scripted: MakeClient, wire: Wire, message: Any) -> None:
+def test_a_message_that_is_not_text(scripted: MakeClient, server: ScriptedServer, message: Any) -> None:
     """A message is a string."""
     flow = scripted().flow(FLOW)
-    refused(wire, lambda: flow.job(message=message), "message", repr(message))
+    refused(server, lambda: flow.job(message=message), "message", repr(message))
 
 
 @pytest.mark.parametrize("nothing", [{}, {"message": None}, {"message": None, "parameters": None}], ids=repr)
-def test_neither_message_nor_parameters(scripted: MakeClient, wire: Wire, nothing: dict[str, Any]) -> None:
+def test_neither_message_nor_parameters(
+    scripted: MakeClient, server: ScriptedServer, nothing: dict[str, Any]
+) -> None:
     """A job needs something to work on."""
     flow = scripted().flow(FLOW)
-    refused(wire, lambda: flow.job(**nothing), "message", "parameters")
+    refused(server, lambda: flow.job(**nothing), "message", "parameters")
 
 
 NOT_JSON: list[Any] = [
@@ -127,38 +133,44 @@ NOT_JSON: list[Any] = [
 
 
 @pytest.mark.parametrize("value, shown", NOT_JSON)
-def test_parameters_that_json_cannot_carry(scripted: MakeClient, wire: Wire, value: Any, shown: str) -> None:
+def test_parameters_that_json_cannot_carry(
+    scripted: MakeClient, server: ScriptedServer, value: Any, shown: str
+) -> None:
     """The message names the parameter, and shows the value where it can be shown."""
     flow = scripted().flow(FLOW)
-    refused(wire, lambda: flow.job(parameters={"fine": 1, "words": value}), "parameters", shown)
+    refused(server, lambda: flow.job(parameters={"fine": 1, "words": value}), "parameters", shown)
 
 
 @pytest.mark.parametrize("value, shown", NOT_JSON)
-def test_overrides_that_json_cannot_carry(scripted: MakeClient, wire: Wire, value: Any, shown: str) -> None:
+def test_overrides_that_json_cannot_carry(
+    scripted: MakeClient, server: ScriptedServer, value: Any, shown: str
+) -> None:
     """Block overrides are checked as parameters are, and named as themselves."""
     flow = scripted().flow(FLOW)
-    told = "" if shown == "surrogate" else "block_overrides"
-    refused(wire, lambda: flow.job(**MESSAGE, block_overrides={"step": {"words": value}}), told, shown)
+    reported = "" if shown == "surrogate" else "block_overrides"
+    refused(server, lambda: flow.job(**MESSAGE, block_overrides={"step": {"words": value}}), reported, shown)
 
 
 @pytest.mark.parametrize("parameters", [["a"], "a", 7, [("a", 1)], True], ids=repr)
-def test_parameters_that_are_no_object(scripted: MakeClient, wire: Wire, parameters: Any) -> None:
+def test_parameters_that_are_no_object(scripted: MakeClient, server: ScriptedServer, parameters: Any) -> None:
     """Parameters are a mapping."""
     flow = scripted().flow(FLOW)
-    refused(wire, lambda: flow.job(**MESSAGE, parameters=parameters), "parameters", repr(parameters))
+    refused(server, lambda: flow.job(**MESSAGE, parameters=parameters), "parameters", repr(parameters))
 
 
-def test_the_reserved_parameter(scripted: MakeClient, wire: Wire) -> None:
+def test_the_reserved_parameter(scripted: MakeClient, server: ScriptedServer) -> None:
     """The server refuses a parameter called attachments; so does the client, before the request."""
     flow = scripted().flow(FLOW)
-    refused(wire, lambda: flow.job(**MESSAGE, parameters={"attachments": []}), "parameters", "attachments")
+    refused(server, lambda: flow.job(**MESSAGE, parameters={"attachments": []}), "parameters", "attachments")
 
 
 @pytest.mark.parametrize("overrides", [["a"], "a", {"step": 1}, {"step": ["x"]}], ids=repr)
-def test_overrides_that_are_no_object_of_objects(scripted: MakeClient, wire: Wire, overrides: Any) -> None:
+def test_overrides_that_are_no_object_of_objects(
+    scripted: MakeClient, server: ScriptedServer, overrides: Any
+) -> None:
     """Block overrides are a mapping from a step to a mapping."""
     flow = scripted().flow(FLOW)
-    refused(wire, lambda: flow.job(**MESSAGE, block_overrides=overrides), "block_overrides")
+    refused(server, lambda: flow.job(**MESSAGE, block_overrides=overrides), "block_overrides")
 
 
 URLS = [
@@ -174,10 +186,10 @@ URLS = [
 
 
 @pytest.mark.parametrize("url", URLS, ids=ascii)
-def test_a_callback_url_that_is_not_https(scripted: MakeClient, wire: Wire, url: Any) -> None:
+def test_a_callback_url_that_is_not_https(scripted: MakeClient, server: ScriptedServer, url: Any) -> None:
     """A callback goes to a whole https address."""
     flow = scripted().flow(FLOW)
-    refused(wire, lambda: flow.job(**MESSAGE, callback_url=url), "callback_url", repr(url), "https")
+    refused(server, lambda: flow.job(**MESSAGE, callback_url=url), "callback_url", repr(url), "https")
 
 
 @pytest.mark.parametrize(
@@ -185,12 +197,12 @@ def test_a_callback_url_that_is_not_https(scripted: MakeClient, wire: Wire, url:
     [["flow.cancelled"], ["flow.completed", "x"], "flow.completed", [7], {"flow.completed": 1}, 7],
     ids=repr,
 )
-def test_an_unknown_callback_event(scripted: MakeClient, wire: Wire, events: Any) -> None:
+def test_an_unknown_callback_event(scripted: MakeClient, server: ScriptedServer, events: Any) -> None:
     """Events are some of the two that exist, in a list and not in a string."""
     flow = scripted().flow(FLOW)
     url = "https://hooks.example.com"
     refused(
-        wire,
+        server,
         lambda: flow.job(**MESSAGE, callback_url=url, callback_events=events),
         "callback_events",
         "flow.failed",
@@ -201,17 +213,21 @@ DURATIONS = [0, -1, math.nan, math.inf, "30", True, b"1", 10**400]
 
 
 @pytest.mark.parametrize("value", [*DURATIONS[:3], *DURATIONS[4:]], ids=lambda value: repr(value)[:12])
-@pytest.mark.parametrize("argument", ["timeout_ms", "poll_interval"])
-@pytest.mark.parametrize("verb", ["wait", "watch"])
-def test_a_duration_of_a_wait(scripted: MakeClient, wire: Wire, verb: str, argument: str, value: Any) -> None:
-    """A wait's deadline and interval are checked before its first look."""
+@pytest.mark.parametrize(
+    "verb, argument",
+    [("wait", "timeout_ms"), ("wait", "poll_interval"), ("watch", "timeout"), ("watch", "poll_interval")],
+)
+def test_a_duration_of_a_wait(
+    scripted: MakeClient, server: ScriptedServer, verb: str, argument: str, value: Any
+) -> None:
+    """A wait's deadline and interval are checked before its first poll."""
     job = scripted().flow(FLOW).attach("job-1")
 
     def act() -> None:
         waited = getattr(job, verb)(**{argument: value})
         next(iter(waited))
 
-    refused(wire, act, argument)
+    refused(server, act, argument)
 
 
 @pytest.mark.parametrize(
@@ -219,43 +235,47 @@ def test_a_duration_of_a_wait(scripted: MakeClient, wire: Wire, verb: str, argum
     ["", "a/b", "/", "a\\b", " ", "a\nb", "a\x00", "x" * 5000, None, 7, b"job"],
     ids=lambda value: ascii(value)[:9],
 )
-def test_a_job_id_that_cannot_be_one(scripted: MakeClient, wire: Wire, job_id: Any) -> None:
+def test_a_job_id_that_cannot_be_one(scripted: MakeClient, server: ScriptedServer, job_id: Any) -> None:
     """An id is one path segment: not empty, without a slash, without control characters."""
     flow = scripted().flow(FLOW)
-    refused(wire, lambda: flow.attach(job_id), "job_id", repr(job_id)[:40])
+    refused(server, lambda: flow.attach(job_id), "job_id", repr(job_id)[:40])
 
 
 @pytest.mark.parametrize("moment", [datetime(2026, 1, 1), "2026-01-01T00:00:00Z", 1_760_000_000], ids=repr)
-def test_a_submission_time_without_a_zone(scripted: MakeClient, wire: Wire, moment: Any) -> None:
+def test_a_submission_time_without_a_zone(scripted: MakeClient, server: ScriptedServer, moment: Any) -> None:
     """The time of a submission must say which time it is."""
     flow = scripted().flow(FLOW)
-    refused(wire, lambda: flow.attach("job-1", submitted_at=moment), "submitted_at", "zone")
+    refused(server, lambda: flow.attach("job-1", submitted_at=moment), "submitted_at", "zone")
 
 
 @pytest.mark.parametrize("session_id", ["", "mine", "x\r\ny: z", 7], ids=repr)
-def test_a_session_id_that_is_no_uuid(scripted: MakeClient, wire: Wire, session_id: Any) -> None:
+def test_a_session_id_that_is_no_uuid(scripted: MakeClient, server: ScriptedServer, session_id: Any) -> None:
     """A session id is a UUID, and never a second header."""
     flow = scripted().flow(FLOW)
-    refused(wire, lambda: flow.job(**MESSAGE, session_id=session_id), "session_id", repr(session_id))
+    refused(server, lambda: flow.job(**MESSAGE, session_id=session_id), "session_id", repr(session_id))
 
 
-def test_a_submission_identity_that_is_no_uuid(scripted: MakeClient, wire: Wire) -> None:
+def test_a_submission_submission_id_that_is_no_uuid(scripted: MakeClient, server: ScriptedServer) -> None:
     """An identity of the wrong shape is refused where it is made or where it is used."""
     flow = scripted().flow(FLOW)
-    refused(wire, lambda: flow.job(**MESSAGE, submission=Submission(id="../x")), "../x")
+    refused(server, lambda: flow.job(**MESSAGE, submission=Submission(id="../x")), "../x")
 
 
-def test_a_submission_identity_with_a_time_without_a_zone(scripted: MakeClient, wire: Wire) -> None:
+def test_a_submission_submission_id_with_a_time_without_a_zone(
+    scripted: MakeClient, server: ScriptedServer
+) -> None:
     """The time of the first try must say which time it is."""
     flow = scripted().flow(FLOW)
     refused(
-        wire,
-        lambda: flow.job(**MESSAGE, submission=Submission(Submission.new().id, sent_at=datetime(2026, 1, 1))),
-        "sent_at",
+        server,
+        lambda: flow.job(
+            **MESSAGE, submission=Submission(Submission.new().id, last_sent_at=datetime(2026, 1, 1))
+        ),
+        "last_sent_at",
     )
 
 
-def test_a_key_in_the_wrong_place_is_not_shown(scripted: MakeClient, wire: Wire) -> None:
+def test_a_key_in_the_wrong_place_is_not_shown(scripted: MakeClient, server: ScriptedServer) -> None:
     """A key that ended up in another argument is not repeated in the message."""
     key = "nk_live_marked"
     client = scripted()
@@ -268,4 +288,4 @@ def test_a_key_in_the_wrong_place_is_not_shown(scripted: MakeClient, wire: Wire)
         lambda: scripted(base_url=f"http://{key}:x@noukai.test"),
         lambda: scripted(base_url=f"http://noukai.test/?key={key}"),
     ):
-        assert "marked" not in refused(wire, act)
+        assert "marked" not in refused(server, act)

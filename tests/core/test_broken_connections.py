@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from noukai_core import SubmissionUnknown, Unavailable
-from tests.core.wire import FLOW
+from noukai_core import SubmissionUnknownError, TransientError
+from tests.core.scripted_server import FLOW
 
 if TYPE_CHECKING:
     from tests.core.conftest import MakeClient
@@ -109,7 +109,7 @@ def test_a_request_that_was_sent_may_have_been_processed(make_client: MakeClient
         client = make_client(
             base_url=f"http://127.0.0.1:{server.port}/api/v1", timeout=0.3, recovery_timeout=0
         )
-        with pytest.raises(SubmissionUnknown):
+        with pytest.raises(SubmissionUnknownError):
             client.flow(FLOW).job("hello")
         client.close()
     assert server.met == 1
@@ -117,16 +117,16 @@ def test_a_request_that_was_sent_may_have_been_processed(make_client: MakeClient
 
 def test_a_connection_that_is_refused_carried_nothing(make_client: MakeClient, unheard: int) -> None:
     """When nobody listens, it is certain that there is no job: the submission may be sent again."""
-    client = make_client(base_url=f"http://127.0.0.1:{unheard}/api/v1", fault_patience=0)
-    with pytest.raises(Unavailable) as caught:
+    client = make_client(base_url=f"http://127.0.0.1:{unheard}/api/v1", retry_timeout=0)
+    with pytest.raises(TransientError) as caught:
         client.flow(FLOW).job("hello")
     assert caught.value.never_processed
 
 
 def test_a_host_that_is_not_found_saw_nothing(make_client: MakeClient) -> None:
     """When the name leads nowhere, it is certain that there is no job."""
-    client = make_client(base_url="https://noukai.invalid/api/v1", fault_patience=0)
-    with pytest.raises(Unavailable) as caught:
+    client = make_client(base_url="https://noukai.invalid/api/v1", retry_timeout=0)
+    with pytest.raises(TransientError) as caught:
         client.flow(FLOW).job("hello")
     assert caught.value.never_processed
 
@@ -134,8 +134,8 @@ def test_a_host_that_is_not_found_saw_nothing(make_client: MakeClient) -> None:
 def test_a_server_that_speaks_no_tls_saw_nothing(make_client: MakeClient) -> None:
     """When no encrypted connection comes about, it is certain that there is no job."""
     with Breaking(speak_something_else) as server:
-        client = make_client(base_url=f"https://127.0.0.1:{server.port}/api/v1", fault_patience=0)
-        with pytest.raises(Unavailable) as caught:
+        client = make_client(base_url=f"https://127.0.0.1:{server.port}/api/v1", retry_timeout=0)
+        with pytest.raises(TransientError) as caught:
             client.flow(FLOW).job("hello")
         client.close()
     assert caught.value.never_processed

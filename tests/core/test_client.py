@@ -11,34 +11,34 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from noukai_core import AsyncNoukai, InvalidInput, Noukai, NoukaiError
-from tests.core.wire import FLOW, KEY, Wire, state
+from noukai_core import AsyncNoukai, InvalidInputError, Noukai, NoukaiError
+from tests.core.scripted_server import FLOW, KEY, ScriptedServer, state
 
 if TYPE_CHECKING:
     from tests.core.conftest import MakeClient
 
 
 def test_key_and_address_come_from_the_environment(
-    scripted: MakeClient, wire: Wire, monkeypatch: pytest.MonkeyPatch
+    scripted: MakeClient, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is not given is taken from NOUKAI_API_KEY and NOUKAI_BASE_URL."""
     monkeypatch.setenv("NOUKAI_API_KEY", KEY)
     monkeypatch.setenv("NOUKAI_BASE_URL", "https://elsewhere.test/api/v9")
     scripted(api_key=None, base_url=None).flow(FLOW).job(message="hello")
-    (sent,) = wire.requests
+    (sent,) = server.requests
     assert sent.headers["Authorization"] == f"Bearer {KEY}"
     assert str(sent.url).startswith("https://elsewhere.test/api/v9/seq/")
 
 
 def test_an_argument_wins_over_the_environment(
-    scripted: MakeClient, wire: Wire, key: str, monkeypatch: pytest.MonkeyPatch
+    scripted: MakeClient, server: ScriptedServer, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is given is not looked up."""
     monkeypatch.setenv("NOUKAI_API_KEY", KEY)
     monkeypatch.setenv("NOUKAI_BASE_URL", "https://elsewhere.test/api/v9")
     scripted().flow(FLOW).job(message="hello")
-    assert wire.requests[0].headers["Authorization"] == f"Bearer {key}"
-    assert wire.requests[0].url.host == "noukai.test"
+    assert server.requests[0].headers["Authorization"] == f"Bearer {key}"
+    assert server.requests[0].url.host == "noukai.test"
 
 
 @pytest.mark.parametrize(
@@ -46,16 +46,20 @@ def test_an_argument_wins_over_the_environment(
     [(None, "https://api.noukai.dev/api/v1/"), ("dev", "http://localhost:8080/api/v1/")],
 )
 def test_the_address_without_any_setting(
-    scripted: MakeClient, wire: Wire, environment: str | None, address: str, monkeypatch: pytest.MonkeyPatch
+    scripted: MakeClient,
+    server: ScriptedServer,
+    environment: str | None,
+    address: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Without an address it is the service's own; with NOUKAI_ENV=dev a server on this machine."""
     if environment:
         monkeypatch.setenv("NOUKAI_ENV", environment)
     scripted(base_url=None).flow(FLOW).job(message="hello")
-    assert str(wire.requests[0].url).startswith(address)
+    assert str(server.requests[0].url).startswith(address)
 
 
-def test_an_address_without_encryption_is_warned_of(scripted: MakeClient, wire: Wire) -> None:
+def test_an_address_without_encryption_is_warned_of(scripted: MakeClient, server: ScriptedServer) -> None:
     """A key sent in the clear to another machine is worth a warning, and a request to this machine is not."""
     with pytest.warns(UserWarning, match="http://noukai.test"):
         scripted(base_url="http://noukai.test/api/v1")
@@ -63,7 +67,9 @@ def test_an_address_without_encryption_is_warned_of(scripted: MakeClient, wire: 
     scripted(base_url="http://127.0.0.1:8080/api/v1")
 
 
-def test_a_client_is_a_context_manager_that_closes_twice(scripted: MakeClient, wire: Wire) -> None:
+def test_a_client_is_a_context_manager_that_closes_twice(
+    scripted: MakeClient, server: ScriptedServer
+) -> None:
     """Leaving the block closes; closing again, and again, is fine."""
     with scripted() as client:
         client.flow(FLOW).job(message="hello")
@@ -72,7 +78,9 @@ def test_a_client_is_a_context_manager_that_closes_twice(scripted: MakeClient, w
 
 
 @pytest.mark.parametrize("verb", ["job", "status", "wait", "cancel", "verify_key"])
-def test_a_closed_client_says_that_it_is_closed(scripted: MakeClient, wire: Wire, verb: str) -> None:
+def test_a_closed_client_says_that_it_is_closed(
+    scripted: MakeClient, server: ScriptedServer, verb: str
+) -> None:
     """Using a closed client is an error that says so, with nothing sent."""
     client = scripted()
     flow, job = client.flow(FLOW), client.flow(FLOW).attach("job-1")
@@ -80,7 +88,7 @@ def test_a_closed_client_says_that_it_is_closed(scripted: MakeClient, wire: Wire
     acts = {"job": lambda: flow.job(message="hello"), "verify_key": client.verify_key}
     with pytest.raises(NoukaiError, match="closed"):
         acts.get(verb, getattr(job, verb, None))()
-    assert wire.requests == []
+    assert server.requests == []
 
 
 def test_a_handle_shows_what_it_is(scripted: MakeClient) -> None:
@@ -90,17 +98,17 @@ def test_a_handle_shows_what_it_is(scripted: MakeClient) -> None:
     assert "job-1" in repr(flow.attach("job-1"))
 
 
-def test_threads_may_share_a_client(wire: Wire, key: str) -> None:
+def test_threads_may_share_a_client(server: ScriptedServer, key: str) -> None:
     """Twenty threads submit and wait through one blocking client."""
-    wire.on("poll", state("completed", result="x"))
-    with Noukai(key, base_url="https://noukai.test/api/v1", transport=wire.transport) as client:
+    server.on("poll", state("completed", result="x"))
+    with Noukai(key, base_url="https://noukai.test/api/v1", transport=server.transport) as client:
 
         def run(number: int) -> Any:
             return client.flow(FLOW).job(message=str(number)).wait(timeout_ms=20_000).output
 
         with ThreadPoolExecutor(20) as threads:
             assert list(threads.map(run, range(20))) == ["x"] * 20
-    assert len({request.headers["X-Session-Id"] for request in wire.made("submit")}) == 20
+    assert len({request.headers["X-Session-Id"] for request in server.made("submit")}) == 20
 
 
 def test_submissions_of_threads_go_through_the_bound(key: str) -> None:
@@ -120,38 +128,38 @@ def test_submissions_of_threads_go_through_the_bound(key: str) -> None:
     transport = httpx.MockTransport(slowly)
     base_url = "https://noukai.test/api/v1"
     with (
-        Noukai(key, base_url=base_url, transport=transport, submissions_in_flight=2) as client,
+        Noukai(key, base_url=base_url, transport=transport, max_concurrent_submissions=2) as client,
         ThreadPoolExecutor(8) as threads,
     ):
         list(threads.map(lambda number: client.flow(FLOW).job(message=str(number)), range(12)))
     assert most == 2
 
 
-async def test_a_wait_can_be_cancelled(wire: Wire, key: str) -> None:
+async def test_a_wait_can_be_cancelled(server: ScriptedServer, key: str) -> None:
     """Cancelling the task that waits ends the wait at once, leaves the job alone and the client usable."""
-    wire.on("poll", state("running"))
+    server.on("poll", state("running"))
     base_url = "https://noukai.test/api/v1"
-    async with AsyncNoukai(key, base_url=base_url, transport=wire.transport, poll_interval=600) as client:
+    async with AsyncNoukai(key, base_url=base_url, transport=server.transport, poll_interval=600) as client:
         job = client.flow(FLOW).attach("job-1")
         waiting = asyncio.ensure_future(job.wait())
-        while not wire.made("poll"):
+        while not server.made("poll"):
             await asyncio.sleep(0.01)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
         assert (await job.status()).state == "running"
-    assert wire.made("cancel") == []
+    assert server.made("cancel") == []
 
 
-def test_a_client_of_another_event_loop_says_so(wire: Wire, key: str) -> None:
+def test_a_client_of_another_event_loop_says_so(server: ScriptedServer, key: str) -> None:
     """An async client that is used on a second loop is an error in words, not a hang."""
-    wire.on("poll", state("running"))
-    client = AsyncNoukai(key, base_url="https://noukai.test/api/v1", transport=wire.transport)
+    server.on("poll", state("running"))
+    client = AsyncNoukai(key, base_url="https://noukai.test/api/v1", transport=server.transport)
 
-    async def look() -> Any:
+    async def poll() -> Any:
         return await client.flow(FLOW).attach("job-1").status()
 
-    asyncio.run(look())
-    with pytest.raises(InvalidInput, match="loop"):
-        asyncio.run(look())
+    asyncio.run(poll())
+    with pytest.raises(InvalidInputError, match="loop"):
+        asyncio.run(poll())
     asyncio.run(client.aclose())

@@ -15,11 +15,14 @@ import httpcore
 import httpx
 import pytest
 
-from noukai_core import AsyncNoukai, InvalidInput, NoukaiError, calls, policy, room, transport
-from noukai_core.inputs import FlowPath
-from noukai_core.room import CALLS_AT_FIRST
-from noukai_core.transport import CALLS_IN_FLIGHT
-from tests.core.wire import FLOW
+from noukai_core import AsyncNoukai, InvalidInputError, NoukaiError
+from noukai_core._api import endpoints
+from noukai_core._engine import schedule
+from noukai_core._http import limiter, transports
+from noukai_core._http.limiter import CALLS_AT_FIRST
+from noukai_core._http.transports import MAX_CONCURRENT_CALLS
+from noukai_core._validation import FlowPath
+from tests.core.scripted_server import FLOW
 
 if TYPE_CHECKING:
     from tests.core.conftest import MakeClient
@@ -78,7 +81,7 @@ def test_an_idle_connection_outlives_the_longest_pause(
     client = make_client(base_url=f"http://127.0.0.1:{counter.server_address[1]}/api/v1")
     job = client.flow(FLOW).attach("job-1")
     job.status()
-    clock, pause = time.monotonic, policy.LONGEST_PAUSE * (1 + policy.JITTER)
+    clock, pause = time.monotonic, schedule.LONGEST_PAUSE * (1 + schedule.JITTER)
     monkeypatch.setattr(time, "monotonic", lambda: clock() + pause)
     job.status()
     client.close()
@@ -150,7 +153,7 @@ async def test_a_name_beyond_ascii_is_looked_up_as_httpx_does(
         raise OSError("nobody of that name")
 
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", look_up)
-    async with AsyncNoukai(key, base_url=base_url, fault_patience=0) as client:
+    async with AsyncNoukai(key, base_url=base_url, retry_timeout=0) as client:
         with pytest.raises(NoukaiError):
             await client.flow(FLOW).job("hello")
     assert set(asked) == {host}
@@ -162,7 +165,7 @@ class Crowded(httpx.AsyncBaseTransport):
     def __init__(self) -> None:
         self.held = 0
         self.most = 0
-        self.answer = asyncio.Event()
+        self.response = asyncio.Event()
         self._came = asyncio.Condition()
 
     async def holds(self, number: int) -> None:
@@ -176,7 +179,7 @@ class Crowded(httpx.AsyncBaseTransport):
             self._came.notify_all()
         self.most = max(self.most, self.held)
         await asyncio.sleep(0)  # the others get here, too, however soon this one is answered
-        await self.answer.wait()
+        await self.response.wait()
         self.held -= 1
         return httpx.Response(200, json={"executionId": "job-1", "status": "running"})
 
@@ -186,35 +189,35 @@ async def test_a_client_that_is_closed_while_a_crowd_waits(key: str) -> None:
     crowded = Crowded()
     client = AsyncNoukai(key, base_url="https://noukai.test/api/v1", transport=crowded)
     job = client.flow(FLOW).attach("job-1")
-    looks = [asyncio.ensure_future(job.status()) for _ in range(CALLS_IN_FLIGHT + 8)]
-    await crowded.holds(CALLS_IN_FLIGHT)
+    polls = [asyncio.ensure_future(job.status()) for _ in range(MAX_CONCURRENT_CALLS + 8)]
+    await crowded.holds(MAX_CONCURRENT_CALLS)
     await client.aclose()
-    crowded.answer.set()
-    outcomes = await asyncio.gather(*looks, return_exceptions=True)
+    crowded.response.set()
+    outcomes = await asyncio.gather(*polls, return_exceptions=True)
     late = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
     assert len(late) == 8
-    assert all(isinstance(error, InvalidInput) and "closed" in str(error) for error in late)
+    assert all(isinstance(error, InvalidInputError) and "closed" in str(error) for error in late)
 
 
 def test_a_stream_is_read_as_httpcores_is() -> None:
     """The arguments have the names by which httpcore passes them when it speaks to a SOCKS proxy."""
-    theirs, ours = httpcore.NetworkStream, transport._Stream  # pyright: ignore[reportPrivateUsage]
+    theirs, ours = httpcore.NetworkStream, transports._Stream  # pyright: ignore[reportPrivateUsage]
     for method in ("read", "write"):
         assert [*signature(getattr(ours, method)).parameters] == [
             *signature(getattr(theirs, method)).parameters
         ]
 
 
-async def test_a_crowd_looks_over_few_connections(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_crowd_polls_over_few_connections(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thousand looks at once of which none waits for too long share a few connections."""
-    monkeypatch.setattr(room, "LONGEST_QUEUE", 60.0)  # however busy this machine is
+    monkeypatch.setattr(limiter, "LONGEST_QUEUE", 60.0)  # however busy this machine is
     crowded = Crowded()
-    crowded.answer.set()
+    crowded.response.set()
     async with AsyncNoukai(key, base_url="https://noukai.test/api/v1", transport=crowded) as client:
         job = client.flow(FLOW).attach("job-1")
-        looks = [asyncio.ensure_future(job.status()) for _ in range(1000)]
-        assert {status.state for status in await asyncio.gather(*looks)} == {"running"}
-    assert crowded.most == CALLS_AT_FIRST < CALLS_IN_FLIGHT
+        polls = [asyncio.ensure_future(job.status()) for _ in range(1000)]
+        assert {status.state for status in await asyncio.gather(*polls)} == {"running"}
+    assert crowded.most == CALLS_AT_FIRST < MAX_CONCURRENT_CALLS
 
 
 async def test_a_slow_server_gets_more_connections(key: str) -> None:
@@ -222,11 +225,11 @@ async def test_a_slow_server_gets_more_connections(key: str) -> None:
     crowded = Crowded()
     async with AsyncNoukai(key, base_url="https://noukai.test/api/v1", transport=crowded) as client:
         job = client.flow(FLOW).attach("job-1")
-        looks = [asyncio.ensure_future(job.status()) for _ in range(1000)]
-        await crowded.holds(CALLS_IN_FLIGHT)
-        crowded.answer.set()
-        assert {status.state for status in await asyncio.gather(*looks)} == {"running"}
-    assert crowded.most == CALLS_IN_FLIGHT
+        polls = [asyncio.ensure_future(job.status()) for _ in range(1000)]
+        await crowded.holds(MAX_CONCURRENT_CALLS)
+        crowded.response.set()
+        assert {status.state for status in await asyncio.gather(*polls)} == {"running"}
+    assert crowded.most == MAX_CONCURRENT_CALLS
 
 
 async def test_a_call_that_finds_no_connection_says_that_nobody_was_asked(key: str) -> None:
@@ -234,27 +237,27 @@ async def test_a_call_that_finds_no_connection_says_that_nobody_was_asked(key: s
     crowded = Crowded()
     async with AsyncNoukai(key, base_url="https://noukai.test/api/v1", transport=crowded) as client:
         connection = client._runner._connection  # pyright: ignore[reportPrivateUsage] - a look is made again
-        look = calls.status(FlowPath(*FLOW.split("/")), "job-1")
-        held = [asyncio.ensure_future(connection.send(look)) for _ in range(CALLS_IN_FLIGHT)]
-        await crowded.holds(CALLS_IN_FLIGHT)
-        said = str(await connection.send(look, 0.1))
-        crowded.answer.set()
+        poll = endpoints.status(FlowPath(*FLOW.split("/")), "job-1")
+        held = [asyncio.ensure_future(connection.send(poll)) for _ in range(MAX_CONCURRENT_CALLS)]
+        await crowded.holds(MAX_CONCURRENT_CALLS)
+        said = str(await connection.send(poll, 0.1))
+        crowded.response.set()
         await asyncio.gather(*held)
     assert "job-1" in said
-    assert f"none of this client's {CALLS_IN_FLIGHT} connections became free within 0.1 s" in said
+    assert f"none of this client's {MAX_CONCURRENT_CALLS} connections became free within 0.1 s" in said
 
 
 async def test_submissions_have_connections_of_their_own(key: str) -> None:
     """A client that may have 24 submissions open has them, whatever the looks at other jobs take."""
     crowded = Crowded()
     client = AsyncNoukai(
-        key, base_url="https://noukai.test/api/v1", submissions_in_flight=24, transport=crowded
+        key, base_url="https://noukai.test/api/v1", max_concurrent_submissions=24, transport=crowded
     )
     flow = client.flow(FLOW)
-    looks = [asyncio.ensure_future(flow.attach("job-1").status()) for _ in range(100)]
+    polls = [asyncio.ensure_future(flow.attach("job-1").status()) for _ in range(100)]
     jobs = [asyncio.ensure_future(flow.job("hello")) for _ in range(100)]
-    await crowded.holds(CALLS_IN_FLIGHT + 24)
-    crowded.answer.set()
-    await asyncio.gather(*looks, *jobs)
+    await crowded.holds(MAX_CONCURRENT_CALLS + 24)
+    crowded.response.set()
+    await asyncio.gather(*polls, *jobs)
     await client.aclose()
-    assert crowded.most == CALLS_IN_FLIGHT + 24
+    assert crowded.most == MAX_CONCURRENT_CALLS + 24

@@ -34,7 +34,7 @@ def test_an_example_of_the_documentation_runs(example: doctest.DocTest) -> None:
 def test_both_clients_have_an_example() -> None:
     """The two classes that everybody begins with show how."""
     names = {example.name for example in examples()}
-    assert {"noukai_core.client.Noukai", "noukai_core.aio.AsyncNoukai"} <= names
+    assert {"noukai_core.client.Noukai", "noukai_core.async_client.AsyncNoukai"} <= names
 
 
 @pytest.mark.parametrize("name", noukai_core.__all__)

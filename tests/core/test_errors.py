@@ -14,41 +14,41 @@ import noukai_core
 from noukai_core import (
     APIError,
     ExecuteResult,
-    InvalidInput,
+    InvalidInputError,
     JobError,
     JobState,
     JobStatus,
     NoukaiError,
     Submission,
-    SubmissionUnknown,
+    SubmissionUnknownError,
     errors,
 )
 
 TREE = {
     "NoukaiError": "Exception",
-    "InvalidInput": "NoukaiError",
+    "InvalidInputError": "NoukaiError",
     "APIError": "NoukaiError",
-    "Refused": "APIError",
-    "BadRequest": "Refused",
-    "AuthenticationFailed": "Refused",
-    "CreditsExhausted": "Refused",
-    "AccessDenied": "Refused",
-    "FlowNotFound": "Refused",
-    "ModelKeyRejected": "Refused",
-    "CancelUnsupported": "Refused",
-    "JobNotFound": "APIError",
-    "Unavailable": "APIError",
-    "RateLimited": "Unavailable",
-    "MalformedAnswer": "APIError",
-    "Redirected": "MalformedAnswer",
-    "AnswerTooLarge": "MalformedAnswer",
-    "SubmissionUnknown": "NoukaiError",
+    "PermanentError": "APIError",
+    "BadRequestError": "PermanentError",
+    "AuthenticationError": "PermanentError",
+    "InsufficientCreditsError": "PermanentError",
+    "PermissionDeniedError": "PermanentError",
+    "FlowNotFoundError": "PermanentError",
+    "ModelKeyRejectedError": "PermanentError",
+    "CancelUnsupportedError": "PermanentError",
+    "JobNotFoundError": "APIError",
+    "TransientError": "APIError",
+    "RateLimitError": "TransientError",
+    "InvalidResponseError": "APIError",
+    "RedirectError": "InvalidResponseError",
+    "ResponseTooLargeError": "InvalidResponseError",
+    "SubmissionUnknownError": "NoukaiError",
     "JobError": "NoukaiError",
-    "JobFailed": "JobError",
-    "JobCancelled": "JobError",
-    "JobWaitTimeout": "JobError",
+    "JobFailedError": "JobError",
+    "JobCancelledError": "JobError",
+    "JobTimeoutError": "JobError",
 }
-PASSING = {"Unavailable", "RateLimited", "MalformedAnswer", "Redirected"}
+TRANSIENT = {"TransientError", "RateLimitError", "InvalidResponseError", "RedirectError"}
 KINDS = [kind for kind in vars(errors).values() if inspect.isclass(kind) and issubclass(kind, NoukaiError)]
 
 
@@ -68,8 +68,8 @@ def example(kind: type[NoukaiError]) -> NoukaiError:
             id="j-1", state=JobState.FAILED, error="why", result=ExecuteResult(output={"a": [1, None]})
         )
         return kind("Noukai job j-1 failed: why", job_id="j-1", status=status)
-    if issubclass(kind, SubmissionUnknown):
-        return kind("unknown", submission=Submission(Submission.new().id, sent_at=datetime.now(UTC)))
+    if issubclass(kind, SubmissionUnknownError):
+        return kind("unknown", submission=Submission(Submission.new().id, last_sent_at=datetime.now(UTC)))
     return kind("timeout is 0, but must be a number above 0")
 
 
@@ -82,15 +82,15 @@ def test_the_tree_is_the_documented_one() -> None:
 
 def test_errors_are_also_what_python_calls_them() -> None:
     """Bad input is a ValueError and a wait that ran out a TimeoutError, for callers who catch those."""
-    assert issubclass(noukai_core.InvalidInput, ValueError)
-    assert issubclass(noukai_core.JobWaitTimeout, TimeoutError)
-    assert not issubclass(noukai_core.Unavailable, TimeoutError)
+    assert issubclass(noukai_core.InvalidInputError, ValueError)
+    assert issubclass(noukai_core.JobTimeoutError, TimeoutError)
+    assert not issubclass(noukai_core.TransientError, TimeoutError)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if issubclass(kind, APIError)])
 def test_an_error_knows_whether_it_passes(kind: type[APIError]) -> None:
     """Faults that waiting may cure are told from those that it cannot."""
-    assert kind.passing is (kind.__name__ in PASSING)
+    assert kind.retryable is (kind.__name__ in TRANSIENT)
 
 
 def trips(error: NoukaiError) -> list[tuple[str, NoukaiError]]:
@@ -106,7 +106,7 @@ def test_an_error_survives_the_trip_to_another_process(kind: type[NoukaiError]) 
         assert type(again) is kind, way
         assert (str(again), again.args) == (str(error), error.args), way
         assert vars(again) == vars(error), way
-        assert vars(again) or kind in {NoukaiError, InvalidInput}
+        assert vars(again) or kind in {NoukaiError, InvalidInputError}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -135,10 +135,10 @@ def test_the_outcome_of_a_status(state: JobState) -> None:
     status = JobStatus(
         id="j-1", state=state, result=ExecuteResult(output=5) if state == "completed" else None
     )
-    kinds: dict[str, Any] = {"failed": noukai_core.JobFailed, "cancelled": noukai_core.JobCancelled}
+    kinds: dict[str, Any] = {"failed": noukai_core.JobFailedError, "cancelled": noukai_core.JobCancelledError}
     if state is JobState.COMPLETED:
-        assert status.outcome().output == 5
+        assert status.result_or_raise().output == 5
     else:
-        with pytest.raises(kinds.get(state, InvalidInput)) as caught:
-            status.outcome()
+        with pytest.raises(kinds.get(state, InvalidInputError)) as caught:
+            status.result_or_raise()
         assert getattr(caught.value, "status", status) is status

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from noukai_core import Submission, SubmissionUnknown
-from tests.core.wire import FLOW, Answer, Wire, reply
+from noukai_core import Submission, SubmissionUnknownError
+from tests.core.scripted_server import FLOW, HttpResponse, ScriptedServer, respond
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,17 +45,17 @@ def test_a_job_of_another_flow_is_not_taken_for_it(local: Callable[..., Any]) ->
 
 
 @pytest.mark.parametrize(
-    "answer",
-    [reply(404, json={"detail": "Not Found"}), reply(404, text="<html>no such page</html>")],
+    "response",
+    [respond(404, json={"detail": "Not Found"}), respond(404, text="<html>no such page</html>")],
     ids=["no-route", "proxy"],
 )
 def test_a_404_that_is_not_the_services_own_settles_nothing(
-    scripted: Callable[..., Any], wire: Wire, answer: Answer
+    scripted: Callable[..., Any], server: ScriptedServer, response: HttpResponse
 ) -> None:
     """A server without the session call, or a proxy, is never believed to say that there is no job."""
-    wire.on("submit", httpx.ReadTimeout("")).on("session", answer)
+    server.on("submit", httpx.ReadTimeout("")).on("session", response)
 
-    with pytest.raises(SubmissionUnknown):
+    with pytest.raises(SubmissionUnknownError):
         scripted(recovery_timeout=0.2).flow(FLOW).job("hello")
 
-    assert len(wire.made("submit")) == 1
+    assert len(server.made("submit")) == 1

@@ -20,14 +20,14 @@ from noukai_core import (
     JobStatus,
     Noukai,
 )
-from tests.core.wire import FLOW
+from tests.core.scripted_server import FLOW
 
 if TYPE_CHECKING:
     from noukai_core.emulator import Emulator
     from tests.core.conftest import MakeClient
 
 
-def test_a_job_is_submitted_looked_at_and_waited_for(local: MakeClient, emulator: Emulator) -> None:
+def test_a_job_is_submitted_polled_and_waited_for(local: MakeClient, emulator: Emulator) -> None:
     """A submitted job has an id, a state, and in the end the flow's output."""
     emulator.control.script("grade-3", after_seconds=0.2, result={"words": ["receive"]})
     with local() as client:
@@ -63,7 +63,7 @@ def test_a_failed_job_tells_its_error(local: MakeClient, emulator: Emulator) -> 
     emulator.control.script("grade-3", after_polls=1, outcome="failed", error="the model ran out of words")
     with local() as client:
         job = client.flow(FLOW).job(message="hello")
-        with pytest.raises(noukai_core.JobFailed, match="the model ran out of words") as caught:
+        with pytest.raises(noukai_core.JobFailedError, match="the model ran out of words") as caught:
             job.wait(timeout_ms=20_000)
         status = job.status()
     assert status.state is JobState.FAILED
@@ -75,11 +75,11 @@ def test_a_failed_job_tells_its_error(local: MakeClient, emulator: Emulator) -> 
 
 
 def test_a_job_cancelled_elsewhere_raises_when_waited_for(local: MakeClient, emulator: Emulator) -> None:
-    """Waiting for a job that was stopped on the server's side raises JobCancelled with the last status."""
+    """Waiting for a job that was stopped on the server raises JobCancelledError with the last status."""
     emulator.control.script("grade-3", after_polls=1, outcome="cancelled")
     with local() as client:
         job = client.flow(FLOW).job(message="hello")
-        with pytest.raises(noukai_core.JobCancelled) as caught:
+        with pytest.raises(noukai_core.JobCancelledError) as caught:
             job.wait(timeout_ms=20_000)
     assert caught.value.job_id == job.id
     assert caught.value.status.state is JobState.CANCELLED
@@ -91,7 +91,7 @@ def test_cancel_stops_a_running_job(local: MakeClient, emulator: Emulator) -> No
     with local() as client:
         job = client.flow(FLOW).job(message="hello")
         assert job.cancel() is None
-        with pytest.raises(noukai_core.JobCancelled):
+        with pytest.raises(noukai_core.JobCancelledError):
             job.wait(timeout_ms=20_000)
     assert emulator.control.counts(job.id)["cancel"] == 1
 
@@ -115,7 +115,7 @@ def test_a_wait_that_runs_out_raises_a_timeout_and_leaves_the_job_alone(
         job = client.flow(FLOW).job(message="hello")
         with pytest.raises(TimeoutError) as caught:
             job.wait(timeout_ms=300)
-        assert isinstance(caught.value, noukai_core.JobWaitTimeout)
+        assert isinstance(caught.value, noukai_core.JobTimeoutError)
         assert caught.value.job_id == job.id
         assert caught.value.status.state in {"pending", "running"}
         assert job.status().state in {"pending", "running"}
@@ -190,7 +190,7 @@ PAIRS: list[tuple[type, type]] = [(Noukai, AsyncNoukai), (Flow, AsyncFlow), (Job
 
 
 @pytest.mark.parametrize("blocking, asynchronous", PAIRS, ids=["client", "flow", "job"])
-def test_both_shells_have_the_same_names_and_parameters(blocking: type, asynchronous: type) -> None:
+def test_both_drivers_have_the_same_names_and_parameters(blocking: type, asynchronous: type) -> None:
     """A public name or parameter of one shell exists in the other; only close is called aclose there."""
     assert public(blocking) == public(asynchronous)
 
@@ -208,10 +208,10 @@ def parameters(function: Any) -> list[tuple[str, Any, Any]]:
 
 DOCUMENTED = """
 Noukai AsyncNoukai Flow AsyncFlow Job AsyncJob JobState JobStatus JobAccepted ExecuteResult Submission ApiKey
-KeyInfo RunTrace TraceStep NoukaiError InvalidInput APIError Refused BadRequest AuthenticationFailed
-CreditsExhausted AccessDenied FlowNotFound ModelKeyRejected CancelUnsupported JobNotFound Unavailable
-RateLimited MalformedAnswer Redirected AnswerTooLarge SubmissionUnknown JobError JobFailed JobCancelled
-JobWaitTimeout
+KeyInfo RunTrace TraceStep NoukaiError InvalidInputError APIError PermanentError BadRequestError
+AuthenticationError InsufficientCreditsError PermissionDeniedError FlowNotFoundError ModelKeyRejectedError
+CancelUnsupportedError JobNotFoundError TransientError RateLimitError InvalidResponseError RedirectError
+ResponseTooLargeError SubmissionUnknownError JobError JobFailedError JobCancelledError JobTimeoutError
 """
 
 

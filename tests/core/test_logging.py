@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.core.wire import FLOW, Wire, refusal, session, state
+from tests.core.scripted_server import FLOW, ScriptedServer, refusal, session, state
 
 if TYPE_CHECKING:
     from noukai_core.emulator import Emulator
@@ -20,27 +20,29 @@ def as_an_application_logs(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
 
 
-def test_one_line_for_a_change_and_none_for_a_look(
-    scripted: MakeClient, wire: Wire, caplog: pytest.LogCaptureFixture
+def test_one_line_for_a_change_and_none_for_a_poll(
+    scripted: MakeClient, server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Ten looks that show three states are three lines, which name job and flow."""
-    wire.on(
+    server.on(
         "poll", *[state("pending")] * 4, *[state("running")] * 5, state("completed", result="secret output")
     )
     scripted().flow(FLOW).attach("job-1").wait(timeout_ms=20_000)
-    assert len(wire.made("poll")) == 10
+    assert len(server.made("poll")) == 10
     assert [record.name for record in caplog.records] == ["noukai_core"] * 3
     assert [record.levelno for record in caplog.records] == [logging.INFO] * 3
-    told = [record.getMessage() for record in caplog.records]
-    assert all("job-1" in line and FLOW in line for line in told)
-    for line, word in zip(told, ["pending", "running", "completed"], strict=True):
+    reported = [record.getMessage() for record in caplog.records]
+    assert all("job-1" in line and FLOW in line for line in reported)
+    for line, word in zip(reported, ["pending", "running", "completed"], strict=True):
         assert word in line
-    assert "secret output" not in "".join(told)
+    assert "secret output" not in "".join(reported)
 
 
-def test_one_line_for_progress(scripted: MakeClient, wire: Wire, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_line_for_progress(
+    scripted: MakeClient, server: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
     """A change of progress is a line; the same progress again is none, and a huge one is told in part."""
-    wire.on(
+    server.on(
         "poll",
         state("running"),
         state("running", progress={"done": 1}),
@@ -60,20 +62,20 @@ def test_a_real_client_is_as_quiet(
     """Over real HTTP no library logs each request: a wait of many looks is a line for each state."""
     emulator.control.script("grade-3", after_polls=30)
     local(poll_interval=0.01).flow(FLOW).job(message="hello").wait(timeout_ms=20_000)
-    looks = emulator.control.counts()["poll"]
-    told = [
+    polls = emulator.control.counts()["poll"]
+    reported = [
         record for record in caplog.records if "acme" in record.getMessage() and "uvicorn" not in record.name
     ]
-    assert looks >= 30
-    assert {record.name for record in told} == {"noukai_core"}
-    assert 2 <= len(told) <= 4
+    assert polls >= 30
+    assert {record.name for record in reported} == {"noukai_core"}
+    assert 2 <= len(reported) <= 4
 
 
-def test_an_unknown_state_is_told_once(
-    scripted: MakeClient, wire: Wire, caplog: pytest.LogCaptureFixture
+def test_an_unknown_state_is_reported_once(
+    scripted: MakeClient, server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A state that nobody knows is a warning, once, and on one line whatever it holds."""
-    wire.on("poll", state("running"), *[state("paused\nERROR all is lost")] * 5, state("completed"))
+    server.on("poll", state("running"), *[state("paused\nERROR all is lost")] * 5, state("completed"))
     scripted().flow(FLOW).attach("job-1").wait(timeout_ms=20_000)
     warned = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warned) == 1
@@ -81,11 +83,13 @@ def test_an_unknown_state_is_told_once(
     assert not any("\n" in record.getMessage() for record in caplog.records)
 
 
-def test_trouble_is_told_once_and_so_is_its_end(
-    scripted: MakeClient, wire: Wire, caplog: pytest.LogCaptureFixture
+def test_trouble_is_reported_once_and_so_is_its_end(
+    scripted: MakeClient, server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Many faults in a row are one warning with job and server's words, and one line when it is over."""
-    wire.on("poll", state("running"), *[refusal(503, "OVERLOADED")] * 8, state("running"), state("completed"))
+    server.on(
+        "poll", state("running"), *[refusal(503, "OVERLOADED")] * 8, state("running"), state("completed")
+    )
     scripted().flow(FLOW).attach("job-1").wait(timeout_ms=20_000)
     warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warned) == 1
@@ -94,23 +98,23 @@ def test_trouble_is_told_once_and_so_is_its_end(
 
 
 def test_the_404_race_is_no_trouble(
-    scripted: MakeClient, wire: Wire, caplog: pytest.LogCaptureFixture
+    scripted: MakeClient, server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A job that no worker has taken yet is nothing to warn of."""
-    wire.on("poll", *[refusal(404, "JOB_NOT_FOUND")] * 5, state("completed"))
+    server.on("poll", *[refusal(404, "JOB_NOT_FOUND")] * 5, state("completed"))
     scripted().flow(FLOW).job(message="hello").wait(timeout_ms=20_000)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-def test_a_submission_that_was_looked_up_is_told(
-    scripted: MakeClient, wire: Wire, caplog: pytest.LogCaptureFixture
+def test_a_submission_that_was_looked_up_is_reported(
+    scripted: MakeClient, server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Who reads the log at night sees that an answer was lost and which job was found."""
-    wire.on("submit", refusal(502)).on("session", session("job-7"))
+    server.on("submit", refusal(502)).on("session", session("job-7"))
     scripted().flow(FLOW).job(message="the text of a child")
-    told = " ".join(record.getMessage() for record in caplog.records)
-    assert "job-7" in told and FLOW in told
-    assert "the text of a child" not in told
+    reported = " ".join(record.getMessage() for record in caplog.records)
+    assert "job-7" in reported and FLOW in reported
+    assert "the text of a child" not in reported
     assert any(record.levelno == logging.WARNING for record in caplog.records)
 
 

@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from noukai_core import NoukaiError
-from tests.core.wire import FLOW, Wire, accepted, kind_of, refusal, reply, state
+from tests.core.scripted_server import FLOW, ScriptedServer, accepted, kind_of, refusal, respond, state
 
 if TYPE_CHECKING:
     from tests.core.conftest import MakeClient
@@ -22,43 +22,45 @@ ROOT = "/api/v1/seq/acme/spelling/grade-3"
     [("production", "/jobs"), ("draft", "/v0/jobs"), (1, "/v1/jobs"), (27, "/v27/jobs")],
 )
 def test_the_version_is_in_the_path_and_never_in_the_body(
-    scripted: MakeClient, wire: Wire, version: str | int, path: str
+    scripted: MakeClient, server: ScriptedServer, version: str | int, path: str
 ) -> None:
     """Production has no version segment, a number its own, the draft v0; polls and cancels never have one."""
-    wire.on("poll", state("running")).on("cancel", reply(202, json={}))
+    server.on("poll", state("running")).on("cancel", respond(202, json={}))
     job = scripted().flow(FLOW).job(message="hello", version=version)
     job.status()
     job.cancel()
-    assert [request.url.path for request in wire.requests] == [
+    assert [request.url.path for request in server.requests] == [
         ROOT + path,
         ROOT + "/jobs/job-1",
         ROOT + "/jobs/job-1/cancel",
     ]
-    assert "version" not in json.loads(wire.requests[0].content)
+    assert "version" not in json.loads(server.requests[0].content)
 
 
-def test_the_headers_say_who_asks_and_which_contract(scripted: MakeClient, wire: Wire, key: str) -> None:
+def test_the_headers_say_who_asks_and_which_contract(
+    scripted: MakeClient, server: ScriptedServer, key: str
+) -> None:
     """Every request carries the key, the contract's version, a user agent and that it takes JSON."""
-    wire.on("poll", state("running"))
+    server.on("poll", state("running"))
     scripted().flow(FLOW).job(message="hello").status()
-    for request in wire.requests:
+    for request in server.requests:
         assert request.headers["Authorization"] == f"Bearer {key}"
         assert request.headers["X-Noukai-API-Version"] == "2026-05-31"
         assert request.headers["Accept"] == "application/json"
         assert "noukai" in request.headers["User-Agent"]
 
 
-def test_a_submission_carries_its_identity(scripted: MakeClient, wire: Wire) -> None:
+def test_a_submission_carries_its_submission_id(scripted: MakeClient, server: ScriptedServer) -> None:
     """One fresh UUID goes out as session id and as idempotency key, another one for the next submission."""
     flow = scripted().flow(FLOW)
     flow.job(message="one")
     flow.job(message="two")
-    identities = [request.headers["X-Session-Id"] for request in wire.requests]
-    assert identities == [request.headers["Idempotency-Key"] for request in wire.requests]
+    identities = [request.headers["X-Session-Id"] for request in server.requests]
+    assert identities == [request.headers["Idempotency-Key"] for request in server.requests]
     assert len({UUID(identity) for identity in identities}) == 2
 
 
-def test_the_body_has_the_names_of_the_wire(scripted: MakeClient, wire: Wire) -> None:
+def test_the_body_has_the_names_of_the_wire(scripted: MakeClient, server: ScriptedServer) -> None:
     """What the caller gives arrives under the wire's names; what is not given is not sent as null."""
     flow = scripted().flow(FLOW)
     flow.job(
@@ -70,7 +72,7 @@ def test_the_body_has_the_names_of_the_wire(scripted: MakeClient, wire: Wire) ->
         callback_events=["flow.completed"],
     )
     flow.job(parameters={"grade": 3})
-    full, small = (json.loads(request.content) for request in wire.requests)
+    full, small = (json.loads(request.content) for request in server.requests)
     assert full == {
         "message": "hello",
         "parameters": {"grade": 3, "words": ["a", None]},
@@ -86,51 +88,53 @@ def test_the_body_has_the_names_of_the_wire(scripted: MakeClient, wire: Wire) ->
 @pytest.mark.parametrize(
     "job_id", ["a?b=c", "a#b", "a b", "a%2Fb", "ü"], ids=["query", "fragment", "space", "escape", "umlaut"]
 )
-def test_a_job_id_is_one_escaped_segment(scripted: MakeClient, wire: Wire, job_id: str) -> None:
+def test_a_job_id_is_one_escaped_segment(scripted: MakeClient, server: ScriptedServer, job_id: str) -> None:
     """An opaque id reaches the server as one path segment, or is refused; it never becomes another URL."""
-    wire.on("poll", state("running", job_id))
+    server.on("poll", state("running", job_id))
     try:
         scripted().flow(FLOW).attach(job_id).status()
     except NoukaiError:
-        assert wire.requests == []
+        assert server.requests == []
         return
-    url = wire.requests[0].url
+    url = server.requests[0].url
     assert url.path == f"{ROOT}/jobs/{job_id}"
     assert (url.query, url.fragment) == (b"", "")
     assert url.raw_path.count(b"/") == ROOT.count("/") + 2
 
 
 @pytest.mark.parametrize("job_id", [".", "..", "...", "%2e%2e"])
-def test_a_job_id_of_dots_reaches_no_other_url(scripted: MakeClient, wire: Wire, job_id: str) -> None:
+def test_a_job_id_of_dots_reaches_no_other_url(
+    scripted: MakeClient, server: ScriptedServer, job_id: str
+) -> None:
     """An id that a URL parser would walk up with is refused, or stays one segment."""
-    wire.on("poll", state("running", job_id)).on("submit", accepted())
+    server.on("poll", state("running", job_id)).on("submit", accepted())
     try:
         scripted().flow(FLOW).attach(job_id).status()
     except NoukaiError:
-        assert wire.requests == []
+        assert server.requests == []
         return
-    assert wire.requests[0].url.raw_path.startswith(ROOT.encode() + b"/jobs/")
-    assert wire.requests[0].url.raw_path.rsplit(b"/", 1)[-1] not in {b"", b".", b".."}
+    assert server.requests[0].url.raw_path.startswith(ROOT.encode() + b"/jobs/")
+    assert server.requests[0].url.raw_path.rsplit(b"/", 1)[-1] not in {b"", b".", b".."}
 
 
 @pytest.mark.parametrize("base_url", ["https://noukai.test/api/v1", "https://noukai.test/api/v1/"])
 def test_a_slash_at_the_end_of_the_base_url_changes_nothing(
-    scripted: MakeClient, wire: Wire, base_url: str
+    scripted: MakeClient, server: ScriptedServer, base_url: str
 ) -> None:
     """The base URL may end with a slash or not."""
     scripted(base_url=base_url).flow(FLOW).job(message="hello")
-    assert str(wire.requests[0].url) == f"https://noukai.test{ROOT}/jobs"
+    assert str(server.requests[0].url) == f"https://noukai.test{ROOT}/jobs"
 
 
-def test_each_kind_of_call_reaches_its_own_address(scripted: MakeClient, wire: Wire) -> None:
+def test_each_kind_of_call_reaches_its_own_address(scripted: MakeClient, server: ScriptedServer) -> None:
     """The key check goes to keys/verify, the trace to the run of the job."""
-    wire.on("verify", reply(json={"org": "acme", "project": "spelling", "environment": "live"}))
-    wire.on("trace", refusal(403, "NO_KEYS_HERE"))
+    server.on("verify", respond(json={"org": "acme", "project": "spelling", "environment": "live"}))
+    server.on("trace", refusal(403, "NO_KEYS_HERE"))
     client = scripted()
     info = client.verify_key()
     with pytest.raises(NoukaiError):
         client.flow(FLOW).attach("job-1").trace()
     assert (info.org, info.project, info.environment) == ("acme", "spelling", "live")
-    assert kind_of(wire.requests[0]) == "verify"
-    assert wire.requests[0].url.path == "/api/v1/keys/verify"
-    assert wire.requests[1].url.path == f"{ROOT}/runs/job-1/trace"
+    assert kind_of(server.requests[0]) == "verify"
+    assert server.requests[0].url.path == "/api/v1/keys/verify"
+    assert server.requests[1].url.path == f"{ROOT}/runs/job-1/trace"

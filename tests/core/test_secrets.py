@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from noukai_core import AsyncNoukai, InvalidInput, JobFailed, NoukaiError
-from noukai_core.inputs import without_keys
-from tests.core.wire import FLOW, Answer, Wire, refusal, reply, session, state
+from noukai_core import AsyncNoukai, InvalidInputError, JobFailedError, NoukaiError
+from noukai_core._validation import without_keys
+from tests.core.scripted_server import FLOW, HttpResponse, ScriptedServer, refusal, respond, session, state
 
 if TYPE_CHECKING:
     from noukai_core.emulator import Emulator
@@ -87,17 +87,19 @@ def test_no_frame_of_a_refused_client_shows_the_key(
     scripted: MakeClient, marked: str, fault: dict[str, Any]
 ) -> None:
     """A traceback with local variables, as error reports have them, shows no key that a client was given."""
-    with pytest.raises(InvalidInput) as caught:
+    with pytest.raises(InvalidInputError) as caught:
         scripted(api_key=marked, **fault)
     assert MARK not in locals_of(caught.value)
-    with pytest.raises(InvalidInput) as caught:
+    with pytest.raises(InvalidInputError) as caught:
         scripted(api_key=f"Bearer {marked}")
     assert MARK not in locals_of(caught.value)
 
 
-def test_nothing_that_is_made_shows_the_key(scripted: MakeClient, wire: Wire, marked: str) -> None:
+def test_nothing_that_is_made_shows_the_key(
+    scripted: MakeClient, server: ScriptedServer, marked: str
+) -> None:
     """Neither client nor flow, job, status or acceptance shows the key when printed."""
-    wire.on("poll", state("running"))
+    server.on("poll", state("running"))
     client = scripted(api_key=marked)
     flow = client.flow(FLOW)
     job = flow.job(message="hello")
@@ -145,22 +147,22 @@ async def test_no_frame_of_a_cancelled_request_shows_the_key(marked: str) -> Non
     assert not [filename for filename, values in frames if MARK in values]
 
 
-ECHOES: list[tuple[str, Callable[[str], Answer]]] = [
+ECHOES: list[tuple[str, Callable[[str], HttpResponse]]] = [
     ("submit", lambda key: refusal(401, "INVALID_KEY", f"the key {key} is revoked")),
     ("submit", lambda key: refusal(400, f"BAD_{key}", "no")),
-    ("submit", lambda key: reply(400, text=f"Authorization: Bearer {key}")),
-    ("submit", lambda key: reply(422, json={"detail": [{"loc": ["header", key], "msg": f"{key}?"}]})),
-    ("submit", lambda key: reply(400, json={"error": {"headers": {"Authorization": key}}})),
-    ("submit", lambda key: reply(302, headers={"Location": f"https://elsewhere.test/?key={key}"})),
-    ("submit", lambda key: reply(403, json={"detail": "no"}, headers={"X-Request-ID": key})),
-    ("poll", lambda key: reply(200, html=f"<html>{key}</html>")),
+    ("submit", lambda key: respond(400, text=f"Authorization: Bearer {key}")),
+    ("submit", lambda key: respond(422, json={"detail": [{"loc": ["header", key], "msg": f"{key}?"}]})),
+    ("submit", lambda key: respond(400, json={"error": {"headers": {"Authorization": key}}})),
+    ("submit", lambda key: respond(302, headers={"Location": f"https://elsewhere.test/?key={key}"})),
+    ("submit", lambda key: respond(403, json={"detail": "no"}, headers={"X-Request-ID": key})),
+    ("poll", lambda key: respond(200, html=f"<html>{key}</html>")),
     ("poll", lambda key: refusal(503, "X", f"proxy got {key}")),
     ("poll", lambda key: state("failed", error=f"step called with {key}")),
     ("poll", lambda key: state("failed", error={"code": key, "message": key})),
     ("poll", lambda key: state("failed", error=[key])),
     ("poll", lambda key: state(f"state {key}")),
-    ("cancel", lambda key: reply(404, json={"detail": {"code": "X", "message": key}})),
-    ("verify", lambda key: reply(401, headers={"WWW-Authenticate": f'Bearer token="{key}"'}, text=key)),
+    ("cancel", lambda key: respond(404, json={"detail": {"code": "X", "message": key}})),
+    ("verify", lambda key: respond(401, headers={"WWW-Authenticate": f'Bearer token="{key}"'}, text=key)),
     ("trace", lambda key: refusal(403, "X", key)),
 ]
 
@@ -170,15 +172,15 @@ ECHOES: list[tuple[str, Callable[[str], Answer]]] = [
 )
 def test_a_server_that_repeats_the_key_is_not_repeated(
     scripted: MakeClient,
-    wire: Wire,
+    server: ScriptedServer,
     marked: str,
     call: str,
-    echo: Callable[[str], Answer],
+    echo: Callable[[str], HttpResponse],
     logged: list[logging.LogRecord],
 ) -> None:
     """A key in an answer is left out of the error, its arguments, its pickle, its traceback and the log."""
-    wire.on(call, echo(marked))
-    client = scripted(api_key=marked, fault_patience=0.02, recovery_timeout=0.02)
+    server.on(call, echo(marked))
+    client = scripted(api_key=marked, retry_timeout=0.02, recovery_timeout=0.02)
     job = client.flow(FLOW).attach("job-1")
     acts: dict[str, Callable[[], Any]] = {
         "submit": lambda: client.flow(FLOW).job(message="hello"),
@@ -194,30 +196,35 @@ def test_a_server_that_repeats_the_key_is_not_repeated(
     assert_unlogged(logged)
 
 
-@pytest.mark.parametrize("told", [f"there is no key test_12345678_{MARK}", MARK, f"{KEYS[0]}{KEYS[0]}"])
-def test_a_secret_without_its_prefix_is_not_repeated(scripted: MakeClient, wire: Wire, told: str) -> None:
+@pytest.mark.parametrize("reported", [f"there is no key test_12345678_{MARK}", MARK, f"{KEYS[0]}{KEYS[0]}"])
+def test_a_secret_without_its_prefix_is_not_repeated(
+    scripted: MakeClient, server: ScriptedServer, reported: str
+) -> None:
     """What a server says holds no part of the client's own key, not even without its prefix."""
-    wire.on(
-        "submit", reply(403, json={"detail": {"code": told, "message": told}}, headers={"X-Request-ID": told})
+    server.on(
+        "submit",
+        respond(
+            403, json={"detail": {"code": reported, "message": reported}}, headers={"X-Request-ID": reported}
+        ),
     )
-    wire.on("poll", state("failed", error=told, createdAt=told, progress={"said": told}))
+    server.on("poll", state("failed", error=reported, createdAt=reported, progress={"said": reported}))
     flow = scripted(api_key=KEYS[0]).flow(FLOW)
     with pytest.raises(NoukaiError) as refused:
         flow.job(message="hello")
-    with pytest.raises(JobFailed) as failed:
+    with pytest.raises(JobFailedError) as failed:
         flow.attach("job-1").wait()
     for error in (refused.value, failed.value):
         assert MARK not in told_by(error)
         assert MARK not in str(getattr(error, "status", ""))
 
 
-FAULTS: list[Answer | Exception] = [
+FAULTS: list[HttpResponse | Exception] = [
     httpx.ReadTimeout("slow"),
     httpx.ConnectError("refused"),
     httpx.RemoteProtocolError("hung up"),
     refusal(500, "INTERNAL_ERROR"),
     refusal(403, "NO"),
-    reply(200, text="nonsense"),
+    respond(200, text="nonsense"),
 ]
 
 
@@ -225,17 +232,17 @@ FAULTS: list[Answer | Exception] = [
 @pytest.mark.parametrize("call", ["submit", "poll", "cancel", "session"])
 def test_no_error_carries_the_key(
     scripted: MakeClient,
-    wire: Wire,
+    server: ScriptedServer,
     marked: str,
     call: str,
-    fault: Answer | Exception,
+    fault: HttpResponse | Exception,
     logged: list[logging.LogRecord],
 ) -> None:
     """Whatever goes wrong on whichever call: the error, its causes, its frames and the log are clean."""
-    wire.on("submit", httpx.ReadTimeout("") if call == "session" else fault)
+    server.on("submit", httpx.ReadTimeout("") if call == "session" else fault)
     for kind in ("poll", "cancel", "session"):
-        wire.on(kind, fault)
-    client = scripted(api_key=marked, fault_patience=0.02, recovery_timeout=0.02)
+        server.on(kind, fault)
+    client = scripted(api_key=marked, retry_timeout=0.02, recovery_timeout=0.02)
     job = client.flow(FLOW).attach("job-1")
     acts: dict[str, Callable[[], Any]] = {
         "submit": lambda: client.flow(FLOW).job(message="hello"),
@@ -261,7 +268,7 @@ def test_a_real_server_gets_the_key_and_no_log_does(
     emulator.control.fault("status", on="poll", status=503, times=1)
     with local(api_key=KEYS[0]) as client:
         job = client.flow(FLOW).job(message="hello")
-        with pytest.raises(JobFailed) as caught:
+        with pytest.raises(JobFailedError) as caught:
             job.wait(timeout_ms=20_000)
         job.cancel()
     assert MARK not in told_by(caught.value)
@@ -271,34 +278,34 @@ def test_a_real_server_gets_the_key_and_no_log_does(
 
 def assert_unlogged(logged: list[logging.LogRecord]) -> None:
     for record in logged:
-        told = f"{record.getMessage()} {record.args!r} {vars(record)!r}"
+        reported = f"{record.getMessage()} {record.args!r} {vars(record)!r}"
         if record.exc_info and record.exc_info[1]:
-            told += told_by(record.exc_info[1])
-        assert MARK not in told, record.name
+            reported += told_by(record.exc_info[1])
+        assert MARK not in reported, record.name
 
 
 @pytest.mark.parametrize("broken", [f"sk-{MARK}", f"nk_{MARK}\n{MARK}", f"Bearer nk_{MARK}", f"nk_{MARK}ü"])
-def test_a_broken_key_is_refused_unseen(scripted: MakeClient, wire: Wire, broken: str) -> None:
+def test_a_broken_key_is_refused_unseen(scripted: MakeClient, server: ScriptedServer, broken: str) -> None:
     """The message about a key of the wrong shape shows nothing of it."""
-    with pytest.raises(InvalidInput) as caught:
+    with pytest.raises(InvalidInputError) as caught:
         scripted(api_key=broken)
     assert MARK not in told_by(caught.value)
-    assert wire.requests == []
+    assert server.requests == []
 
 
-def test_a_base_url_with_a_password_is_refused_unseen(scripted: MakeClient, wire: Wire) -> None:
+def test_a_base_url_with_a_password_is_refused_unseen(scripted: MakeClient, server: ScriptedServer) -> None:
     """Credentials in a URL would travel into every log line, so they are refused, and not shown."""
-    with pytest.raises(InvalidInput, match="base_url") as caught:
+    with pytest.raises(InvalidInputError, match="base_url") as caught:
         scripted(base_url=f"https://user:{MARK}@noukai.test/api/v1")
     assert MARK not in told_by(caught.value)
 
 
 def test_a_client_is_neither_copied_nor_pickled_with_its_key(
-    scripted: MakeClient, wire: Wire, shell: str
+    scripted: MakeClient, server: ScriptedServer, driver: str
 ) -> None:
     """Pickling a client, as a careless task does with what it returns, carries no key."""
     client = scripted(api_key=KEYS[0])
-    target = client if shell == "sync" else client._target
+    target = client if driver == "sync" else client._target
     for act in (pickle.dumps, copy.deepcopy):
         try:
             copied = act(target)
@@ -313,12 +320,12 @@ def told_by_message(error: BaseException) -> str:
 
 
 def test_a_failed_call_leaves_no_request_behind_in_its_error(
-    scripted: MakeClient, wire: Wire, marked: str
+    scripted: MakeClient, server: ScriptedServer, marked: str
 ) -> None:
     """An error that is kept keeps no request and no transport alive, which hold the key."""
-    wire.on("submit", httpx.ConnectError("refused")).on("session", session())
+    server.on("submit", httpx.ConnectError("refused")).on("session", session())
     with pytest.raises(NoukaiError) as caught:
-        scripted(api_key=marked, fault_patience=0.05).flow(FLOW).job(message="hello")
+        scripted(api_key=marked, retry_timeout=0.05).flow(FLOW).job(message="hello")
     error = caught.value.with_traceback(None)
     assert error.__cause__ is None and error.__context__ is None
     referents = [type(value).__name__ for value in gc.get_referents(error, error.__dict__)]

@@ -11,19 +11,28 @@ from uuid import UUID
 import httpx
 import pytest
 
-from noukai_core import InvalidInput, Submission, SubmissionUnknown, Unavailable
-from tests.core.wire import FLOW, Answer, Wire, accepted, refusal, reply, session, state
+from noukai_core import InvalidInputError, Submission, SubmissionUnknownError, TransientError
+from tests.core.scripted_server import (
+    FLOW,
+    HttpResponse,
+    ScriptedServer,
+    accepted,
+    refusal,
+    respond,
+    session,
+    state,
+)
 
 if TYPE_CHECKING:
     from noukai_core.emulator import Emulator
     from tests.core.conftest import MakeClient
 
 
-NOTHING = reply(404, json={"detail": {"code": "SESSION_NOT_FOUND", "message": "nothing here"}})
+NOTHING = respond(404, json={"detail": {"code": "SESSION_NOT_FOUND", "message": "nothing here"}})
 EMPTY = session()
 
 
-AMBIGUOUS: dict[str, Answer | Exception] = {
+AMBIGUOUS: dict[str, HttpResponse | Exception] = {
     "timeout": httpx.ReadTimeout("slow"),
     "write timeout": httpx.WriteTimeout("slow"),
     "reset": httpx.ReadError("reset"),
@@ -31,45 +40,47 @@ AMBIGUOUS: dict[str, Answer | Exception] = {
     "hung up": httpx.RemoteProtocolError("Server disconnected without sending a response."),
     "408": refusal(408),
     "500": refusal(500, "INTERNAL_ERROR"),
-    "502": reply(502, html="<html>Bad Gateway</html>"),
+    "502": respond(502, html="<html>Bad Gateway</html>"),
     "503 that does not say when": refusal(503),
-    "504": reply(504, text="upstream timed out"),
+    "504": respond(504, text="upstream timed out"),
 }
 
 
 @pytest.mark.parametrize("kind", AMBIGUOUS)
-def test_a_job_whose_acceptance_was_lost_is_found(scripted: MakeClient, wire: Wire, kind: str) -> None:
+def test_a_job_whose_acceptance_was_lost_is_found(
+    scripted: MakeClient, server: ScriptedServer, kind: str
+) -> None:
     """After an ambiguous end the session of that identity is asked, and nothing is sent again."""
-    wire.on("submit", AMBIGUOUS[kind]).on("session", session("job-7"))
+    server.on("submit", AMBIGUOUS[kind]).on("session", session("job-7"))
     assert scripted(recovery_timeout=5).flow(FLOW).job(message="hello").id == "job-7"
-    assert len(wire.made("submit")) == 1
-    asked = wire.made("session")[0].url.path
-    assert asked == f"/api/v1/seq/sessions/{wire.identities.pop()}"
+    assert len(server.made("submit")) == 1
+    asked = server.made("session")[0].url.path
+    assert asked == f"/api/v1/seq/sessions/{server.identities.pop()}"
 
 
 @pytest.mark.parametrize("silent", [NOTHING, EMPTY], ids=["404", "an empty list"])
 def test_a_job_that_shows_up_late_in_its_session_is_found(
-    scripted: MakeClient, wire: Wire, silent: Answer
+    scripted: MakeClient, server: ScriptedServer, silent: HttpResponse
 ) -> None:
     """The row appears only when a worker has begun, so the session is asked for a while."""
-    wire.on("submit", httpx.ReadTimeout("")).on("session", silent, silent, session("job-7"))
+    server.on("submit", httpx.ReadTimeout("")).on("session", silent, silent, session("job-7"))
     assert scripted(recovery_timeout=20).flow(FLOW).job(message="hello").id == "job-7"
-    assert len(wire.made("submit")) == 1
+    assert len(server.made("submit")) == 1
 
 
 @pytest.mark.parametrize("silent", [NOTHING, EMPTY], ids=["404", "an empty list"])
 @pytest.mark.parametrize("kind", ["timeout", "502"])
 def test_a_submission_that_made_no_job_is_sent_again(
-    scripted: MakeClient, wire: Wire, silent: Answer, kind: str
+    scripted: MakeClient, server: ScriptedServer, silent: HttpResponse, kind: str
 ) -> None:
     """When the session stays empty for the whole time, the same submission goes out again."""
-    wire.on("submit", AMBIGUOUS[kind], accepted("job-8")).on("session", silent)
+    server.on("submit", AMBIGUOUS[kind], accepted("job-8")).on("session", silent)
     begin = time.monotonic()
     assert scripted(recovery_timeout=0.2).flow(FLOW).job(message="hello").id == "job-8"
     assert time.monotonic() - begin >= 0.2
-    first, second = wire.made("submit")
+    first, second = server.made("submit")
     assert (first.url, first.content) == (second.url, second.content)
-    assert len(wire.identities) == 1
+    assert len(server.identities) == 1
 
 
 @pytest.mark.parametrize(
@@ -79,124 +90,134 @@ def test_a_submission_that_made_no_job_is_sent_again(
         refusal(500),
         refusal(403, "NO_KEYS_HERE"),
         refusal(405),
-        reply(200, json={"a": 1}),
+        respond(200, json={"a": 1}),
     ],
     ids=["unreachable", "500", "403", "405", "nonsense"],
 )
-def test_what_cannot_be_settled_names_the_identity(
-    scripted: MakeClient, wire: Wire, unanswerable: Answer | Exception
+def test_what_cannot_be_settled_names_the_submission_id(
+    scripted: MakeClient, server: ScriptedServer, unanswerable: HttpResponse | Exception
 ) -> None:
     """When the session cannot be asked, the error names the identity, and no second run is paid for."""
-    wire.on("submit", httpx.ReadTimeout("")).on("session", unanswerable)
+    server.on("submit", httpx.ReadTimeout("")).on("session", unanswerable)
     begin = time.monotonic()
-    with pytest.raises(SubmissionUnknown) as caught:
+    with pytest.raises(SubmissionUnknownError) as caught:
         scripted(recovery_timeout=0.2).flow(FLOW).job(message="hello")
     assert time.monotonic() - begin < 5
-    assert {caught.value.submission.id} == wire.identities
+    assert {caught.value.submission.id} == server.identities
     assert caught.value.submission.id in str(caught.value)
-    assert caught.value.submission.sent_at is not None
-    assert len(wire.made("submit")) == 1
+    assert caught.value.submission.last_sent_at is not None
+    assert len(server.made("submit")) == 1
 
 
 @pytest.mark.parametrize("status", [401, 403, 405])
-def test_a_session_that_refuses_for_good_is_asked_once(scripted: MakeClient, wire: Wire, status: int) -> None:
+def test_a_session_that_refuses_for_good_is_asked_once(
+    scripted: MakeClient, server: ScriptedServer, status: int
+) -> None:
     """Where sessions are not for API keys, nobody waits a minute to learn it."""
-    wire.on("submit", httpx.ReadTimeout("")).on("session", refusal(status))
-    with pytest.raises(SubmissionUnknown, match=str(status)):
+    server.on("submit", httpx.ReadTimeout("")).on("session", refusal(status))
+    with pytest.raises(SubmissionUnknownError, match=str(status)):
         scripted().flow(FLOW).job(message="hello")
-    assert len(wire.made("session")) == 1
+    assert len(server.made("session")) == 1
 
 
-def test_a_later_try_settles_it(scripted: MakeClient, wire: Wire) -> None:
+def test_a_later_try_settles_it(scripted: MakeClient, server: ScriptedServer) -> None:
     """The identity of a submission that stayed unknown finds its job later, with nothing sent again."""
-    wire.on("submit", httpx.ReadTimeout("")).on("session", refusal(500))
-    with pytest.raises(SubmissionUnknown) as caught:
+    server.on("submit", httpx.ReadTimeout("")).on("session", refusal(500))
+    with pytest.raises(SubmissionUnknownError) as caught:
         scripted(recovery_timeout=0.2).flow(FLOW).job(message="hello")
-    wire.on("session", session("job-7"))
+    server.on("session", session("job-7"))
     assert scripted().flow(FLOW).job(message="hello", submission=caught.value.submission).id == "job-7"
-    assert len(wire.made("submit")) == 1
+    assert len(server.made("submit")) == 1
 
 
 def test_a_submission_of_an_earlier_process_is_asked_for_first(local: MakeClient, emulator: Emulator) -> None:
     """With the time of its first try, an identity finds the job that a crashed process submitted."""
     submission = Submission.new()
     first = local().flow(FLOW).job(message="hello", submission=submission)
-    again = Submission(submission.id, sent_at=datetime.now(UTC))
+    again = Submission(submission.id, last_sent_at=datetime.now(UTC))
     found = local().flow(FLOW).job(message="hello", submission=again)
     assert found.id == first.id
     assert len(emulator.control.jobs()) == 1
     assert emulator.control.counts()["submit"] == 1
 
 
-def test_a_submission_that_never_arrived_is_sent_by_the_later_try(scripted: MakeClient, wire: Wire) -> None:
+def test_a_submission_that_never_arrived_is_sent_by_the_later_try(
+    scripted: MakeClient, server: ScriptedServer
+) -> None:
     """When the session of an old try holds nothing, the job is submitted, under the same identity."""
-    wire.on("session", NOTHING)
-    old = Submission(Submission.new().id, sent_at=datetime.now(UTC) - timedelta(hours=1))
+    server.on("session", NOTHING)
+    old = Submission(Submission.new().id, last_sent_at=datetime.now(UTC) - timedelta(hours=1))
     assert scripted().flow(FLOW).job(message="hello", submission=old).id == "job-1"
-    assert [request.method for request in wire.requests] == ["GET", "POST"]
-    assert wire.identities == {old.id}
+    assert [request.method for request in server.requests] == ["GET", "POST"]
+    assert server.identities == {old.id}
 
 
-def test_a_fresh_identity_costs_no_question(scripted: MakeClient, wire: Wire) -> None:
+def test_a_fresh_submission_id_costs_no_question(scripted: MakeClient, server: ScriptedServer) -> None:
     """A submission that was never sent is sent at once, under the identity that the caller stored before."""
     submission = Submission.new()
     scripted().flow(FLOW).job(message="hello", submission=submission)
-    assert [request.method for request in wire.requests] == ["POST"]
-    assert wire.identities == {str(UUID(submission.id))}
+    assert [request.method for request in server.requests] == ["POST"]
+    assert server.identities == {str(UUID(submission.id))}
 
 
-def test_the_look_up_can_be_turned_off(scripted: MakeClient, wire: Wire) -> None:
+def test_the_poll_up_can_be_turned_off(scripted: MakeClient, server: ScriptedServer) -> None:
     """Without the look-up an ambiguous end is an error at once: no question, no second submission."""
-    wire.on("submit", httpx.ReadTimeout("")).on("session", session("job-7"))
-    with pytest.raises(SubmissionUnknown):
+    server.on("submit", httpx.ReadTimeout("")).on("session", session("job-7"))
+    with pytest.raises(SubmissionUnknownError):
         scripted(recovery_timeout=0).flow(FLOW).job(message="hello")
-    assert [request.method for request in wire.requests] == ["POST"]
+    assert [request.method for request in server.requests] == ["POST"]
 
 
-def test_a_session_of_the_users_own_is_never_taken_for_an_identity(scripted: MakeClient, wire: Wire) -> None:
+def test_a_session_of_the_users_own_is_never_taken_for_an_submission_id(
+    scripted: MakeClient, server: ScriptedServer
+) -> None:
     """A user's session may group many jobs, so it is sent as given and proves nothing about this one."""
     own = Submission.new().id
-    wire.on("submit", httpx.ReadTimeout("")).on("session", session("somebody-elses"))
-    with pytest.raises(SubmissionUnknown):
+    server.on("submit", httpx.ReadTimeout("")).on("session", session("somebody-elses"))
+    with pytest.raises(SubmissionUnknownError):
         scripted().flow(FLOW).job(message="hello", session_id=own)
-    (sent,) = wire.requests
+    (sent,) = server.requests
     assert sent.headers["X-Session-Id"] == own
     assert UUID(sent.headers["Idempotency-Key"]) != UUID(own)
 
 
-def test_an_identity_travels_beside_a_session_of_the_users_own(scripted: MakeClient, wire: Wire) -> None:
+def test_an_submission_id_travels_beside_a_session_of_the_users_own(
+    scripted: MakeClient, server: ScriptedServer
+) -> None:
     """With both given, the session is the user's and the identity is the idempotency key."""
     own, submission = Submission.new().id, Submission.new()
     scripted().flow(FLOW).job(message="hello", session_id=own, submission=submission)
-    assert wire.requests[0].headers["X-Session-Id"] == own
-    assert wire.requests[0].headers["Idempotency-Key"] == submission.id
+    assert server.requests[0].headers["X-Session-Id"] == own
+    assert server.requests[0].headers["Idempotency-Key"] == submission.id
 
 
 def test_a_doubtful_submission_in_a_session_of_the_users_own_sends_nothing(
-    scripted: MakeClient, wire: Wire
+    scripted: MakeClient, server: ScriptedServer
 ) -> None:
     """What an earlier try may have sent cannot be settled there, so nothing is sent again."""
-    submission = Submission(Submission.new().id, sent_at=datetime.now(UTC))
-    with pytest.raises(SubmissionUnknown):
+    submission = Submission(Submission.new().id, last_sent_at=datetime.now(UTC))
+    with pytest.raises(SubmissionUnknownError):
         scripted().flow(FLOW).job(message="hello", session_id=Submission.new().id, submission=submission)
-    assert wire.requests == []
+    assert server.requests == []
 
 
-def test_a_submission_that_is_still_being_processed_is_looked_up(scripted: MakeClient, wire: Wire) -> None:
+def test_a_submission_that_is_still_being_processed_is_looked_up(
+    scripted: MakeClient, server: ScriptedServer
+) -> None:
     """409 to an idempotency key means that the first request is not through yet: its job is found."""
-    wire.on("submit", refusal(409)).on("session", EMPTY, session("job-7"))
+    server.on("submit", refusal(409)).on("session", EMPTY, session("job-7"))
     assert scripted(recovery_timeout=5).flow(FLOW).job(message="hello").id == "job-7"
-    assert len(wire.made("submit")) == 1
+    assert len(server.made("submit")) == 1
 
 
-def test_a_step_of_the_job_is_not_taken_for_the_job(scripted: MakeClient, wire: Wire) -> None:
+def test_a_step_of_the_job_is_not_taken_for_the_job(scripted: MakeClient, server: ScriptedServer) -> None:
     """Of what a session lists, only an execution that was submitted as a job is one."""
     entries = [
         {"executionId": "step-1", "status": "running", "triggerType": "step"},
         {"executionId": "job-7", "status": "running", "triggerType": "job"},
     ]
-    wire.on("submit", httpx.ReadTimeout("")).on(
-        "session", reply(json={"sessionId": "x", "executions": entries})
+    server.on("submit", httpx.ReadTimeout("")).on(
+        "session", respond(json={"sessionId": "x", "executions": entries})
     )
     assert scripted().flow(FLOW).job(message="hello").id == "job-7"
 
@@ -219,51 +240,55 @@ def test_a_server_error_without_a_job_ends_in_one_job(local: MakeClient, emulato
     assert [made["id"] for made in emulator.control.jobs()] == [job.id]
 
 
-def test_a_doubt_is_not_forgotten_over_a_refused_connection(scripted: MakeClient, wire: Wire) -> None:
+def test_a_doubt_is_not_forgotten_over_a_refused_connection(
+    scripted: MakeClient, server: ScriptedServer
+) -> None:
     """A timeout followed by a server that is gone stays unknown: the first request may have made the job."""
-    wire.on("submit", httpx.ReadTimeout(""), httpx.ConnectError("refused")).on(
+    server.on("submit", httpx.ReadTimeout(""), httpx.ConnectError("refused")).on(
         "session", httpx.ConnectError("refused")
     )
-    with pytest.raises(SubmissionUnknown):
-        scripted(recovery_timeout=0.4, fault_patience=0.4).flow(FLOW).job(message="hello")
-    assert len(wire.made("submit")) == 1
+    with pytest.raises(SubmissionUnknownError):
+        scripted(recovery_timeout=0.4, retry_timeout=0.4).flow(FLOW).job(message="hello")
+    assert len(server.made("submit")) == 1
 
 
-def test_a_submission_that_is_lost_again_and_again_ends(scripted: MakeClient, wire: Wire) -> None:
+def test_a_submission_that_is_lost_again_and_again_ends(scripted: MakeClient, server: ScriptedServer) -> None:
     """A server that loses every submission and knows of no job is an error after a few tries."""
-    wire.on("submit", refusal(500)).on("session", NOTHING).on("poll", state("running"))
-    with pytest.raises(Unavailable) as caught:
+    server.on("submit", refusal(500)).on("session", NOTHING).on("poll", state("running"))
+    with pytest.raises(TransientError) as caught:
         scripted(recovery_timeout=0.1).flow(FLOW).job(message="hello")
     assert caught.value.status_code == 500
-    assert 2 <= len(wire.made("submit")) <= 5
-    assert len(wire.identities) == 1
+    assert 2 <= len(server.made("submit")) <= 5
+    assert len(server.identities) == 1
 
 
-def test_a_job_submitted_by_a_later_try_is_as_young_as_it_is(scripted: MakeClient, wire: Wire) -> None:
+def test_a_job_submitted_by_a_later_try_is_as_young_as_it_is(
+    scripted: MakeClient, server: ScriptedServer
+) -> None:
     """A job is not taken for as old as its identity, so its first 404s are still waited out."""
-    wire.on("session", NOTHING).on("poll", refusal(404, "JOB_NOT_FOUND"), state("completed", result="x"))
-    old = Submission(Submission.new().id, sent_at=datetime.now(UTC) - timedelta(hours=1))
+    server.on("session", NOTHING).on("poll", refusal(404, "JOB_NOT_FOUND"), state("completed", result="x"))
+    old = Submission(Submission.new().id, last_sent_at=datetime.now(UTC) - timedelta(hours=1))
     job = scripted().flow(FLOW).job(message="hello", submission=old)
     assert job.wait(timeout_ms=20_000).output == "x"
     assert datetime.now(UTC) - job.submitted_at < timedelta(minutes=5)
 
 
-def test_without_the_look_up_nobody_is_sent_in_circles(scripted: MakeClient, wire: Wire) -> None:
+def test_without_the_poll_up_nobody_is_sent_in_circles(scripted: MakeClient, server: ScriptedServer) -> None:
     """With the look-up off, the error does not advise the same submission, which would end the same."""
-    wire.on("submit", httpx.ReadTimeout(""))
-    with pytest.raises(SubmissionUnknown, match="only when there is none") as caught:
+    server.on("submit", httpx.ReadTimeout(""))
+    with pytest.raises(SubmissionUnknownError, match="only when there is none") as caught:
         scripted(recovery_timeout=0).flow(FLOW).job(message="hello")
     assert "the server is asked first" not in str(caught.value)
 
 
-def test_a_broken_tls_connection_is_an_unclear_end(scripted: MakeClient, wire: Wire) -> None:
+def test_a_broken_tls_connection_is_an_unclear_end(scripted: MakeClient, server: ScriptedServer) -> None:
     """A TLS fault in the middle of a submission is a fault like a reset: the job is looked up."""
-    wire.on("submit", ssl.SSLError("decryption failed")).on("session", session("job-7"))
+    server.on("submit", ssl.SSLError("decryption failed")).on("session", session("job-7"))
     assert scripted(recovery_timeout=5).flow(FLOW).job(message="hello").id == "job-7"
-    assert len(wire.made("submit")) == 1
+    assert len(server.made("submit")) == 1
 
 
 def test_a_submission_with_a_wrong_id_is_named() -> None:
     """The message about a wrong identity does not name the session id, which was not given."""
-    with pytest.raises(InvalidInput, match="the id of a submission is 'x'"):
+    with pytest.raises(InvalidInputError, match="the id of a submission is 'x'"):
         Submission("x")

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from noukai_core import AsyncNoukai
-from tests.core.wire import FLOW, KEY, Wire
+from tests.core.scripted_server import FLOW, KEY, ScriptedServer
 
 if TYPE_CHECKING:
     from tests.core.conftest import MakeClient
@@ -30,7 +30,7 @@ async def test_a_crowd_of_submissions_goes_through_a_bound() -> None:
 
     transport = httpx.MockTransport(slowly)
     async with AsyncNoukai(
-        api_key=KEY, base_url="https://noukai.test/api/v1", transport=transport, submissions_in_flight=3
+        api_key=KEY, base_url="https://noukai.test/api/v1", transport=transport, max_concurrent_submissions=3
     ) as client:
         flow = client.flow(FLOW)
         jobs = await asyncio.gather(*(flow.job(message=str(number)) for number in range(20)))
@@ -50,7 +50,7 @@ async def test_a_cancelled_submission_gives_its_place_back() -> None:
 
     transport = httpx.MockTransport(first_hangs)
     async with AsyncNoukai(
-        api_key=KEY, base_url="https://noukai.test/api/v1", transport=transport, submissions_in_flight=1
+        api_key=KEY, base_url="https://noukai.test/api/v1", transport=transport, max_concurrent_submissions=1
     ) as client:
         hanging = asyncio.ensure_future(client.flow(FLOW).job(message="one"))
         await stuck.wait()
@@ -61,14 +61,14 @@ async def test_a_cancelled_submission_gives_its_place_back() -> None:
             assert (await client.flow(FLOW).job(message="two")).id == "job-1"
 
 
-def test_an_interrupted_submission_is_not_swallowed(scripted: MakeClient, wire: Wire) -> None:
+def test_an_interrupted_submission_is_not_swallowed(scripted: MakeClient, server: ScriptedServer) -> None:
     """Ctrl-C while a submission is on its way goes through."""
 
     def interrupted(request: httpx.Request) -> httpx.Response:
         raise KeyboardInterrupt
 
     act: Callable[[], Any] = lambda: scripted().flow(FLOW).job(message="hello")  # noqa: E731
-    wire.on("submit", interrupted)
+    server.on("submit", interrupted)
     with pytest.raises(KeyboardInterrupt):
         act()
-    assert wire.made("session") == []
+    assert server.made("session") == []

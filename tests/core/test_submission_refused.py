@@ -11,24 +11,24 @@ import httpx
 import pytest
 
 from noukai_core import (
-    AccessDenied,
     APIError,
-    AuthenticationFailed,
-    BadRequest,
-    CreditsExhausted,
-    FlowNotFound,
-    ModelKeyRejected,
-    RateLimited,
-    Unavailable,
-    policy,
+    AuthenticationError,
+    BadRequestError,
+    FlowNotFoundError,
+    InsufficientCreditsError,
+    ModelKeyRejectedError,
+    PermissionDeniedError,
+    RateLimitError,
+    TransientError,
 )
-from tests.core.wire import FLOW, Answer, Wire, accepted, refusal
+from noukai_core._engine import schedule
+from tests.core.scripted_server import FLOW, HttpResponse, ScriptedServer, accepted, refusal
 
 if TYPE_CHECKING:
     from noukai_core.emulator import Emulator
     from tests.core.conftest import MakeClient
 
-SURELY_NOT_PROCESSED: dict[str, Answer | Exception] = {
+SURELY_NOT_PROCESSED: dict[str, HttpResponse | Exception] = {
     "refused": httpx.ConnectError("[Errno 111] Connection refused"),
     "never connected": httpx.ConnectTimeout("no route"),
     "429": refusal(429, "RATE_LIMITED", Retry_After="1"),
@@ -37,11 +37,13 @@ SURELY_NOT_PROCESSED: dict[str, Answer | Exception] = {
 
 
 @pytest.mark.parametrize("kind", SURELY_NOT_PROCESSED)
-def test_what_was_surely_not_processed_is_sent_again(scripted: MakeClient, wire: Wire, kind: str) -> None:
+def test_what_was_surely_not_processed_is_sent_again(
+    scripted: MakeClient, server: ScriptedServer, kind: str
+) -> None:
     """A refused connection, a 429 or a 503 that says when: sent again, and no session is asked."""
-    wire.on("submit", SURELY_NOT_PROCESSED[kind], accepted("job-8"))
+    server.on("submit", SURELY_NOT_PROCESSED[kind], accepted("job-8"))
     assert scripted().flow(FLOW).job(message="hello").id == "job-8"
-    assert (len(wire.made("submit")), len(wire.made("session")), len(wire.identities)) == (2, 0, 1)
+    assert (len(server.made("submit")), len(server.made("session")), len(server.identities)) == (2, 0, 1)
 
 
 @pytest.mark.parametrize("form", [1, "http-date"])
@@ -49,7 +51,7 @@ def test_retry_after_is_honoured(
     local: MakeClient, emulator: Emulator, form: int | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A submission waits as long as the server asks, in either form, before it is sent again."""
-    monkeypatch.setattr(policy, "SHORTEST_PAUSE", 0.005)
+    monkeypatch.setattr(schedule, "SHORTEST_PAUSE", 0.005)
     emulator.control.fault("status", on="submit", status=429, retry_after=form, seconds=1, times=1)
     local().flow(FLOW).job(message="hello")
     refused, taken = emulator.control.requests("submit")
@@ -59,14 +61,16 @@ def test_retry_after_is_honoured(
 
 
 @pytest.mark.parametrize("form", ["seconds", "http-date"])
-def test_retry_after_beyond_the_patience_ends_at_once(scripted: MakeClient, wire: Wire, form: str) -> None:
+def test_retry_after_beyond_the_retry_window_ends_at_once(
+    scripted: MakeClient, server: ScriptedServer, form: str
+) -> None:
     """Asked to come back in an hour, the client says so instead of holding a worker for an hour."""
     later = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
-    wire.on(
+    server.on(
         "submit", refusal(429, "RATE_LIMITED", "too many", Retry_After="3600" if form == "seconds" else later)
     )
     begin = time.monotonic()
-    with pytest.raises(RateLimited) as caught:
+    with pytest.raises(RateLimitError) as caught:
         scripted().flow(FLOW).job(message="hello")
     assert time.monotonic() - begin < 10
     assert 3500 < caught.value.retry_after <= 3600
@@ -92,38 +96,38 @@ def test_retry_after_beyond_the_patience_ends_at_once(scripted: MakeClient, wire
     ids=ascii,
 )
 def test_a_retry_after_that_makes_no_sense_is_passed_over(
-    scripted: MakeClient, wire: Wire, header: str
+    scripted: MakeClient, server: ScriptedServer, header: str
 ) -> None:
     """An unreadable Retry-After on a 429 neither breaks the submission nor stops it."""
     raw = [(b"Retry-After", header.encode())]
-    wire.on("submit", lambda request: httpx.Response(429, headers=raw), accepted("job-8"))
+    server.on("submit", lambda request: httpx.Response(429, headers=raw), accepted("job-8"))
     assert scripted().flow(FLOW).job(message="hello").id == "job-8"
 
 
-def test_a_server_that_never_takes_it_is_an_error_after_the_patience(
-    scripted: MakeClient, wire: Wire
+def test_a_server_that_never_takes_it_is_an_error_after_the_retry_window(
+    scripted: MakeClient, server: ScriptedServer
 ) -> None:
     """A connection refused for longer than the patience ends as unavailable: surely no job exists."""
-    wire.on("submit", SURELY_NOT_PROCESSED["refused"])
-    with pytest.raises(Unavailable) as caught:
-        scripted(fault_patience=0.5).flow(FLOW).job(message="hello")
+    server.on("submit", SURELY_NOT_PROCESSED["refused"])
+    with pytest.raises(TransientError) as caught:
+        scripted(retry_timeout=0.5).flow(FLOW).job(message="hello")
     assert caught.value.status_code is None
-    assert wire.made("session") == []
-    assert len(wire.made("submit")) >= 2
+    assert server.made("session") == []
+    assert len(server.made("submit")) >= 2
 
 
 REFUSALS: list[Any] = [
-    (400, "MISSING_MESSAGE", BadRequest),
-    (413, "MESSAGES_TOO_LARGE", BadRequest),
-    (422, "", BadRequest),
-    (401, "", AuthenticationFailed),
-    (402, "INSUFFICIENT_CREDITS", CreditsExhausted),
-    (403, "", AccessDenied),
-    (404, "FLOW_NOT_FOUND", FlowNotFound),
-    (404, "", FlowNotFound),
-    (500, "BYOK_KEY_REJECTED", ModelKeyRejected),
-    (502, "byok_key_rejected", ModelKeyRejected),
-    (503, "BYOK_KEY_REJECTED", ModelKeyRejected),
+    (400, "MISSING_MESSAGE", BadRequestError),
+    (413, "MESSAGES_TOO_LARGE", BadRequestError),
+    (422, "", BadRequestError),
+    (401, "", AuthenticationError),
+    (402, "INSUFFICIENT_CREDITS", InsufficientCreditsError),
+    (403, "", PermissionDeniedError),
+    (404, "FLOW_NOT_FOUND", FlowNotFoundError),
+    (404, "", FlowNotFoundError),
+    (500, "BYOK_KEY_REJECTED", ModelKeyRejectedError),
+    (502, "byok_key_rejected", ModelKeyRejectedError),
+    (503, "BYOK_KEY_REJECTED", ModelKeyRejectedError),
 ]
 
 
@@ -131,14 +135,14 @@ REFUSALS: list[Any] = [
     "status, code, kind", REFUSALS, ids=lambda value: getattr(value, "__name__", str(value))
 )
 def test_a_permanent_refusal_ends_at_once(
-    scripted: MakeClient, wire: Wire, status: int, code: str, kind: type[APIError]
+    scripted: MakeClient, server: ScriptedServer, status: int, code: str, kind: type[APIError]
 ) -> None:
     """A refusal for good is raised after one request, with status, code, words and request id."""
-    wire.on("submit", refusal(status, code, "the very words"))
+    server.on("submit", refusal(status, code, "the very words"))
     with pytest.raises(kind) as caught:
         scripted().flow(FLOW).job(message="hello")
     error = caught.value
     assert (error.status_code, error.code or "", error.request_id) == (status, code.upper(), "req-42")
-    assert error.passing is False
+    assert error.retryable is False
     assert all(part in str(error) for part in ("the very words", "req-42", str(status), FLOW))
-    assert len(wire.requests) == 1
+    assert len(server.requests) == 1

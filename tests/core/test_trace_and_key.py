@@ -7,20 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from noukai_core import (
-    AccessDenied,
-    APIError,
-    AuthenticationFailed,
-    JobNotFound,
-    Refused,
-)
-from tests.core.wire import FLOW, Wire, refusal, reply
+from noukai_core import APIError, AuthenticationError, JobNotFoundError, PermanentError, PermissionDeniedError
+from tests.core.scripted_server import FLOW, ScriptedServer, refusal, respond
 
 if TYPE_CHECKING:
     from tests.core.conftest import MakeClient
 
 
-def test_a_trace_adds_up(scripted: MakeClient, wire: Wire) -> None:
+def test_a_trace_adds_up(scripted: MakeClient, server: ScriptedServer) -> None:
     """Tokens and cost of all steps are summed, to the last digit; steps that tell neither are no trouble."""
     steps = [
         {"stepId": "draft", "attempt": 1, "status": "completed", "durationMs": 812, "modelUsed": "m-1"},
@@ -29,9 +23,9 @@ def test_a_trace_adds_up(scripted: MakeClient, wire: Wire) -> None:
         {"stepId": "odd", "tokens": "many", "costUsd": "cheap", "durationMs": "long"},
         "no step at all",
     ]
-    wire.on(
+    server.on(
         "trace",
-        reply(json={"flowRun": {"id": "r", "status": "COMPLETED", "durationMs": 1_000}, "steps": steps}),
+        respond(json={"flowRun": {"id": "r", "status": "COMPLETED", "durationMs": 1_000}, "steps": steps}),
     )
     trace = scripted().flow(FLOW).attach("job-1").trace()
     assert (trace.status, trace.duration_ms, trace.total_tokens) == ("completed", 1_000, 17)
@@ -45,27 +39,31 @@ def test_a_trace_adds_up(scripted: MakeClient, wire: Wire) -> None:
     [[], None, {}, [{"durationMs": 10**400}], [{"costUsd": "NaN"}], [{"costUsd": "9e999999"}] * 2],
     ids=lambda value: repr(value)[:20],
 )
-def test_a_trace_that_tells_nothing_adds_up_to_nothing(scripted: MakeClient, wire: Wire, steps: Any) -> None:
+def test_a_trace_that_tells_nothing_adds_up_to_nothing(
+    scripted: MakeClient, server: ScriptedServer, steps: Any
+) -> None:
     """Without numbers the sums are unknown, which is not the same as zero."""
-    wire.on("trace", reply(json={"flowRun": {"status": "running"}, "steps": steps}))
+    server.on("trace", respond(json={"flowRun": {"status": "running"}, "steps": steps}))
     trace = scripted().flow(FLOW).attach("job-1").trace()
     assert (trace.total_tokens, trace.cost_usd) == (None, None)
 
 
-@pytest.mark.parametrize("status, kind", [(404, JobNotFound), (403, AccessDenied), (405, Refused)])
+@pytest.mark.parametrize(
+    "status, kind", [(404, JobNotFoundError), (403, PermissionDeniedError), (405, PermanentError)]
+)
 def test_a_trace_that_cannot_be_read(
-    scripted: MakeClient, wire: Wire, status: int, kind: type[APIError]
+    scripted: MakeClient, server: ScriptedServer, status: int, kind: type[APIError]
 ) -> None:
     """Servers need not show traces to API keys: that is an error at once, which names the job."""
-    wire.on("trace", refusal(status))
+    server.on("trace", refusal(status))
     with pytest.raises(kind) as caught:
         scripted().flow(FLOW).attach("job-1").trace()
     assert caught.value.job_id == "job-1"
-    assert len(wire.requests) == 1
+    assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize(
-    "answer, expected",
+    "response, expected",
     [
         ({"org": "acme", "project": "spelling", "environment": "test"}, ("acme", "spelling", "test")),
         ({"organization": {"slug": "acme"}, "project": {"slug": "spelling"}}, ("acme", "spelling", None)),
@@ -75,17 +73,17 @@ def test_a_trace_that_cannot_be_read(
     ids=["bare", "objects", "slugs", "nothing"],
 )
 def test_the_keys_home_is_read_tolerantly(
-    scripted: MakeClient, wire: Wire, answer: dict[str, Any], expected: tuple[str | None, ...]
+    scripted: MakeClient, server: ScriptedServer, response: dict[str, Any], expected: tuple[str | None, ...]
 ) -> None:
     """The fields have no documented names: what can be recognised is told, and a good key is a good key."""
-    wire.on("verify", reply(json=answer))
+    server.on("verify", respond(json=response))
     info = scripted().verify_key()
     assert (info.org, info.project, info.environment) == expected
 
 
-def test_a_wrong_key_is_told_at_once(scripted: MakeClient, wire: Wire) -> None:
+def test_a_wrong_key_is_reported_at_once(scripted: MakeClient, server: ScriptedServer) -> None:
     """verify_key() on a revoked key raises after one request."""
-    wire.on("verify", refusal(401, "INVALID_KEY"))
-    with pytest.raises(AuthenticationFailed):
+    server.on("verify", refusal(401, "INVALID_KEY"))
+    with pytest.raises(AuthenticationError):
         scripted().verify_key()
-    assert len(wire.requests) == 1
+    assert len(server.requests) == 1

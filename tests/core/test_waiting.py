@@ -9,18 +9,18 @@ import httpx
 import pytest
 
 from noukai_core import (
-    AccessDenied,
     APIError,
-    AuthenticationFailed,
-    BadRequest,
-    CreditsExhausted,
-    JobNotFound,
-    JobWaitTimeout,
-    ModelKeyRejected,
-    RateLimited,
-    Unavailable,
+    AuthenticationError,
+    BadRequestError,
+    InsufficientCreditsError,
+    JobNotFoundError,
+    JobTimeoutError,
+    ModelKeyRejectedError,
+    PermissionDeniedError,
+    RateLimitError,
+    TransientError,
 )
-from tests.core.wire import FLOW, Answer, Wire, refusal, reply, state
+from tests.core.scripted_server import FLOW, HttpResponse, ScriptedServer, refusal, respond, state
 
 if TYPE_CHECKING:
     from noukai_core.emulator import Emulator
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 DONE = state("completed", result="x")
-PASSING: dict[str, Answer | Exception] = {
+TRANSIENT: dict[str, HttpResponse | Exception] = {
     "timeout": httpx.ReadTimeout("slow"),
     "refused": httpx.ConnectError("refused"),
     "reset": httpx.ReadError("reset"),
@@ -37,65 +37,67 @@ PASSING: dict[str, Answer | Exception] = {
     "425": refusal(425),
     "429": refusal(429, "RATE_LIMITED"),
     "500": refusal(500, "INTERNAL_ERROR"),
-    "502": reply(502, html="<html>Bad Gateway</html>"),
+    "502": respond(502, html="<html>Bad Gateway</html>"),
     "503": refusal(503),
     "504": refusal(504),
-    "520": reply(520),
+    "520": respond(520),
 }
 
 
-@pytest.mark.parametrize("kind", PASSING)
-def test_a_passing_fault_is_waited_out(scripted: MakeClient, wire: Wire, kind: str) -> None:
+@pytest.mark.parametrize("kind", TRANSIENT)
+def test_a_transient_error_is_waited_out(scripted: MakeClient, server: ScriptedServer, kind: str) -> None:
     """Faults between two good answers cost the job nothing."""
-    wire.on("poll", state("running"), *[PASSING[kind]] * 3, DONE)
+    server.on("poll", state("running"), *[TRANSIENT[kind]] * 3, DONE)
     assert scripted().flow(FLOW).attach("job-1").wait(timeout_ms=20_000).output == "x"
-    assert len(wire.made("poll")) == 5
+    assert len(server.made("poll")) == 5
 
 
-@pytest.mark.parametrize("kind", PASSING)
-def test_a_fault_that_does_not_pass_is_an_error_after_the_patience(
-    scripted: MakeClient, wire: Wire, kind: str
+@pytest.mark.parametrize("kind", TRANSIENT)
+def test_a_fault_that_does_not_pass_is_an_error_after_the_retry_window(
+    scripted: MakeClient, server: ScriptedServer, kind: str
 ) -> None:
     """After the patience without one good answer the last fault is raised, with what is known of it."""
-    wire.on("poll", PASSING[kind])
+    server.on("poll", TRANSIENT[kind])
     begin = time.monotonic()
-    with pytest.raises(Unavailable) as caught:
-        scripted(fault_patience=0.06).flow(FLOW).attach("job-1").wait(timeout_ms=20_000)
+    with pytest.raises(TransientError) as caught:
+        scripted(retry_timeout=0.06).flow(FLOW).attach("job-1").wait(timeout_ms=20_000)
     assert 0.06 <= time.monotonic() - begin < 5
     assert caught.value.job_id == "job-1"
     assert caught.value.status_code == (int(kind) if kind.isdigit() else None)
-    assert isinstance(caught.value, RateLimited) == (kind == "429")
+    assert isinstance(caught.value, RateLimitError) == (kind == "429")
     assert caught.value.request_id == (None if kind in {"502", "520"} or not kind.isdigit() else "req-42")
     assert "job-1" in str(caught.value) and FLOW in str(caught.value)
 
 
-def test_any_number_of_faults_is_waited_out_inside_the_patience(scripted: MakeClient, wire: Wire) -> None:
+def test_any_number_of_faults_is_waited_out_inside_the_retry_window(
+    scripted: MakeClient, server: ScriptedServer
+) -> None:
     """The patience is time, not a count: a hundred quick faults do not use it up."""
-    wire.on("poll", *[refusal(503)] * 100, DONE)
+    server.on("poll", *[refusal(503)] * 100, DONE)
     assert scripted(poll_interval=0.001).flow(FLOW).attach("job-1").wait(timeout_ms=50_000).output == "x"
 
 
 @pytest.mark.parametrize(
     "status, code, kind",
     [
-        (400, "EXECUTION_ID_INVALID", BadRequest),
-        (401, "", AuthenticationFailed),
-        (402, "CREDITS_EXHAUSTED", CreditsExhausted),
-        (403, "", AccessDenied),
-        (422, "", BadRequest),
-        (404, "JOB_NOT_FOUND", JobNotFound),
-        (404, "RUN_NOT_FOUND", JobNotFound),
-        (500, "BYOK_KEY_REJECTED", ModelKeyRejected),
-        (502, "byok_key_rejected", ModelKeyRejected),
+        (400, "EXECUTION_ID_INVALID", BadRequestError),
+        (401, "", AuthenticationError),
+        (402, "CREDITS_EXHAUSTED", InsufficientCreditsError),
+        (403, "", PermissionDeniedError),
+        (422, "", BadRequestError),
+        (404, "JOB_NOT_FOUND", JobNotFoundError),
+        (404, "RUN_NOT_FOUND", JobNotFoundError),
+        (500, "BYOK_KEY_REJECTED", ModelKeyRejectedError),
+        (502, "byok_key_rejected", ModelKeyRejectedError),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
 @pytest.mark.parametrize("verb", ["wait", "status"])
 def test_a_permanent_refusal_ends_a_wait_at_once(
-    scripted: MakeClient, wire: Wire, verb: str, status: int, code: str, kind: type[APIError]
+    scripted: MakeClient, server: ScriptedServer, verb: str, status: int, code: str, kind: type[APIError]
 ) -> None:
     """One refused look is the end, and the error carries status, code, request id and job id."""
-    wire.on("poll", refusal(status, code, "the very words"))
+    server.on("poll", refusal(status, code, "the very words"))
     with pytest.raises(kind) as caught:
         getattr(scripted().flow(FLOW).attach("job-1"), verb)()
     error = caught.value
@@ -106,10 +108,10 @@ def test_a_permanent_refusal_ends_a_wait_at_once(
         "job-1",
     )
     assert all(part in str(error) for part in ("the very words", "req-42", "job-1", str(status)))
-    assert len(wire.made("poll")) == 1
+    assert len(server.made("poll")) == 1
 
 
-def test_the_end_is_seen_by_a_last_look_at_the_deadline(local: MakeClient, emulator: Emulator) -> None:
+def test_the_end_is_seen_by_a_last_poll_at_the_deadline(local: MakeClient, emulator: Emulator) -> None:
     """The pause is cut to the deadline, and there the job is looked at once more."""
     emulator.control.script("grade-3", after_polls=2, result="x")
     job = local().flow(FLOW).job(message="hello")
@@ -117,60 +119,62 @@ def test_the_end_is_seen_by_a_last_look_at_the_deadline(local: MakeClient, emula
     assert emulator.control.counts(job.id)["poll"] == 2
 
 
-def test_a_finished_job_is_returned_by_the_first_look(scripted: MakeClient, wire: Wire) -> None:
+def test_a_finished_job_is_returned_by_the_first_poll(scripted: MakeClient, server: ScriptedServer) -> None:
     """The first look comes at once, whatever the interval."""
-    wire.on("poll", DONE)
+    server.on("poll", DONE)
     begin = time.monotonic()
     assert scripted(poll_interval=600).flow(FLOW).attach("job-1").wait(timeout_ms=60_000).output == "x"
     assert time.monotonic() - begin < 5
-    assert len(wire.made("poll")) == 1
+    assert len(server.made("poll")) == 1
 
 
-def test_a_hanging_look_does_not_move_the_deadline(local: MakeClient, emulator: Emulator) -> None:
+def test_a_hanging_poll_does_not_move_the_deadline(local: MakeClient, emulator: Emulator) -> None:
     """A look that hangs is given up soon after the deadline, not after the request's own timeout."""
     emulator.control.script("grade-3", outcome="never")
     job = local(timeout=30).flow(FLOW).job(message="hello")
     emulator.control.fault("slow", on="poll", times=None, seconds=20)
     begin = time.monotonic()
-    with pytest.raises(JobWaitTimeout) as caught:
+    with pytest.raises(JobTimeoutError) as caught:
         job.wait(timeout_ms=500)
     assert time.monotonic() - begin < 5
     assert caught.value.status is None
     emulator.control.clear_faults()
 
 
-def test_a_timeout_tells_the_fault_that_stood_in_the_way(scripted: MakeClient, wire: Wire) -> None:
+def test_a_timeout_tells_the_fault_that_stood_in_the_way(
+    scripted: MakeClient, server: ScriptedServer
+) -> None:
     """At the deadline a wait that was troubled says by what."""
-    wire.on("poll", state("running"), refusal(503, "OVERLOADED"))
-    with pytest.raises(JobWaitTimeout, match="OVERLOADED") as caught:
+    server.on("poll", state("running"), refusal(503, "OVERLOADED"))
+    with pytest.raises(JobTimeoutError, match="OVERLOADED") as caught:
         scripted().flow(FLOW).attach("job-1").wait(timeout_ms=500)
     assert caught.value.status.state == "running"
 
 
-def test_a_long_retry_after_does_not_move_the_deadline(scripted: MakeClient, wire: Wire) -> None:
+def test_a_long_retry_after_does_not_move_the_deadline(scripted: MakeClient, server: ScriptedServer) -> None:
     """A server that asks for an hour gets one look at the deadline, and none before it."""
-    wire.on("poll", refusal(429, Retry_After="3600"))
+    server.on("poll", refusal(429, Retry_After="3600"))
     begin = time.monotonic()
-    with pytest.raises(JobWaitTimeout):
+    with pytest.raises(JobTimeoutError):
         scripted().flow(FLOW).attach("job-1").wait(timeout_ms=300)
     assert time.monotonic() - begin < 5
-    assert len(wire.made("poll")) <= 2
+    assert len(server.made("poll")) <= 2
 
 
-def test_retry_after_holds_back_the_next_look(scripted: MakeClient, wire: Wire) -> None:
+def test_retry_after_holds_back_the_next_poll(scripted: MakeClient, server: ScriptedServer) -> None:
     """A look waits as long as the server asks, also when the interval is shorter."""
-    wire.on("poll", refusal(503, Retry_After="1"), DONE)
+    server.on("poll", refusal(503, Retry_After="1"), DONE)
     begin = time.monotonic()
     scripted(poll_interval=0.01).flow(FLOW).attach("job-1").wait(timeout_ms=20_000)
     assert time.monotonic() - begin >= 1
-    assert len(wire.made("poll")) == 2
+    assert len(server.made("poll")) == 2
 
 
-GOOD: dict[str, tuple[str, Answer]] = {
+GOOD: dict[str, tuple[str, HttpResponse]] = {
     "status": ("poll", state("running")),
-    "cancel": ("cancel", reply(202)),
-    "trace": ("trace", reply(json={"flowRun": {}, "steps": []})),
-    "verify_key": ("verify", reply(json={"org": "acme"})),
+    "cancel": ("cancel", respond(202)),
+    "trace": ("trace", respond(json={"flowRun": {}, "steps": []})),
+    "verify_key": ("verify", respond(json={"org": "acme"})),
 }
 
 
@@ -179,20 +183,20 @@ def single_call(client: Any, verb: str) -> Any:
 
 
 @pytest.mark.parametrize("verb", GOOD)
-def test_a_single_call_tries_again(patient: MakeClient, wire: Wire, verb: str) -> None:
+def test_a_single_call_tries_again(patient: MakeClient, server: ScriptedServer, verb: str) -> None:
     """One look, a cancel, a trace and a key check survive faults that pass."""
-    kind, answer = GOOD[verb]
-    wire.on(kind, refusal(502), httpx.ReadError("reset"), answer)
+    kind, response = GOOD[verb]
+    server.on(kind, refusal(502), httpx.ReadError("reset"), response)
     single_call(patient(), verb)
-    assert len(wire.made(kind)) == 3
+    assert len(server.made(kind)) == 3
 
 
 @pytest.mark.parametrize("verb", GOOD)
-def test_a_single_call_gives_up_soon(scripted: MakeClient, wire: Wire, verb: str) -> None:
+def test_a_single_call_gives_up_soon(scripted: MakeClient, server: ScriptedServer, verb: str) -> None:
     """A fault that stays is raised after a few seconds, not after the patience of a wait."""
     kind, _ = GOOD[verb]
-    wire.on(kind, refusal(503))
-    with pytest.raises(Unavailable) as caught:
+    server.on(kind, refusal(503))
+    with pytest.raises(TransientError) as caught:
         single_call(scripted(), verb)
     assert caught.value.job_id == (None if verb == "verify_key" else "job-1")
-    assert len(wire.made(kind)) >= 2
+    assert len(server.made(kind)) >= 2

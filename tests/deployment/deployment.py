@@ -9,8 +9,8 @@ from typing import Any
 
 import psutil
 
-from demo.airflow_server import LocalAirflow
-from demo.processes import Component, descendants, title
+from devtools.airflow_server import LocalAirflow
+from devtools.processes import Component, descendants, title
 from tests.deployment.servers import PostgreSQL, Redis
 
 DAGS = Path(__file__).parent / "dags"

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from demo.processes import Component, ServerError, free_port, make_folder, remove_folder, wait_until
+from devtools.processes import Component, ServerError, free_port, make_folder, remove_folder, wait_until
 
 _RELEASE = "pginstall18"
 

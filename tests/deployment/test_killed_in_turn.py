@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from demo.airflow_server import FINAL_STATES
-from demo.processes import ServerError, wait_until
+from devtools.airflow_server import FINAL_STATES
+from devtools.processes import ServerError, wait_until
 from tests.faults import kinds, scale
 from tests.faults.balance import Report, check_balance, check_share
 from tests.faults.jobs import Plan, plans

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from demo.processes import wait_until
+from devtools.processes import wait_until
 
 ROOT = Path(__file__).parents[2]
 

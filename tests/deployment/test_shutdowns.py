@@ -11,7 +11,7 @@ from uuid import uuid4
 import psutil
 import pytest
 
-from demo.processes import wait_until
+from devtools.processes import wait_until
 from tests.e2e_airflow.conftest import Run
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def start(dag_id: str, deployment: Deployment, noukai: NoukaiProcess) -> tuple[R
     return run, job["id"], deployment.task_process(dag_id, run.run_id, "job")
 
 
-def wait_for_looks(run: Run, job_id: str, more: int = 3) -> None:
+def wait_for_polls(run: Run, job_id: str, more: int = 3) -> None:
     """Wait until somebody looks at the job again."""
     seen = run.control.counts(job_id)["poll"]
     wait_until(lambda: run.control.counts(job_id)["poll"] >= seen + more, "looks at the job")
@@ -62,7 +62,7 @@ def test_grace_that_is_long_enough(way: str, workers: Deployment, noukai: Noukai
     run, job_id, process = start(way, workers, noukai)
     worker = workers.worker_of(process)
     os.kill(worker.pid, signal.SIGTERM)
-    wait_for_looks(run, job_id)
+    wait_for_polls(run, job_id)
     run.control.finish(job_id, result={"kept": True})
     assert run.wait_for("success") == "success"
     assert run.xcom() == {"kept": True}
@@ -77,7 +77,7 @@ def test_grace_that_is_too_short(way: str, workers: Deployment, noukai: NoukaiPr
     run, job_id, process = start(way, workers, noukai)
     worker = workers.worker_of(process)
     os.kill(worker.pid, signal.SIGTERM)
-    wait_for_looks(run, job_id)
+    wait_for_polls(run, job_id)
     worker.kill()
     check_second_try(run, job_id)
 

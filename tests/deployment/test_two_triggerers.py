@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from demo.airflow_server import LocalAirflow
-from demo.processes import wait_until
+from devtools.airflow_server import LocalAirflow
+from devtools.processes import wait_until
 from tests.deployment.deployment import DAGS, SILENCE_SECONDS
 from tests.deployment.servers import PostgreSQL
 from tests.e2e_airflow.conftest import KEY, PROMPT, Run, Runs
@@ -68,7 +68,7 @@ class Shared:
     second: list[int]
     jobs: dict[int, str]
 
-    def wait_for_looks(self, *indexes: int) -> None:
+    def wait_for_polls(self, *indexes: int) -> None:
         """Wait until somebody looks at the jobs (again)."""
         seen = {index: self._looks(index) for index in indexes}
         for index in indexes:
@@ -117,7 +117,7 @@ def shared(airflow: LocalAirflow, emulator_server: Emulator) -> Iterator[Shared]
     jobs = {index: run.xcom("job_id", map_index=index) for index in range(JOBS)}
     shared = Shared(run, first, [index for index in range(JOBS) if index not in first], jobs)
     second = airflow.extra_triggerer("triggerer-2", "--capacity", str(JOBS))
-    shared.wait_for_looks(*range(JOBS))
+    shared.wait_for_polls(*range(JOBS))
     yield shared
     second.kill()
     airflow.triggerer.resume()
@@ -129,7 +129,7 @@ def test_the_other_triggerer_takes_over(airflow: LocalAirflow, shared: Shared) -
     """When a triggerer dies, the other one waits for its jobs too: none is cancelled or submitted again."""
     assert len({holder(shared.run, index) for index in range(JOBS)}) == 2
     airflow.triggerer.kill()
-    shared.wait_for_looks(*range(JOBS))
+    shared.wait_for_polls(*range(JOBS))
     shared.finish(*range(JOBS))
     assert shared.run.submissions() == len(shared.run.jobs()) == JOBS
     assert shared.cancels(*range(JOBS)) == [0] * JOBS
@@ -138,7 +138,7 @@ def test_the_other_triggerer_takes_over(airflow: LocalAirflow, shared: Shared) -
 def test_hand_over_after_a_stall(airflow: LocalAirflow, shared: Shared) -> None:
     """A triggerer that stalls and recovers cancels none of the jobs that the other one has taken over."""
     airflow.triggerer.stall()
-    shared.wait_for_looks(*range(JOBS))
+    shared.wait_for_polls(*range(JOBS))
     airflow.triggerer.resume()
     for index in shared.first:
         wait_until(
@@ -160,7 +160,7 @@ def test_a_person_ends_tasks(airflow: LocalAirflow, shared: Shared) -> None:
     shared.end_by_a_person(of_the_first)
     shared.end_by_a_person(of_the_second)
     airflow.triggerer.kill()
-    shared.wait_for_looks(taken_over, last, *others)
+    shared.wait_for_polls(taken_over, last, *others)
     shared.end_by_a_person(taken_over)
     shared.finish(last, *others)
     assert shared.run.submissions() == len(shared.run.jobs()) == JOBS

@@ -18,8 +18,8 @@ from uuid import uuid4
 
 import pytest
 
-from demo.airflow_server import LocalAirflow
-from demo.processes import wait_until
+from devtools.airflow_server import LocalAirflow
+from devtools.processes import wait_until
 
 if TYPE_CHECKING:
     from noukai_core.emulator import Emulator, EmulatorControl
@@ -62,7 +62,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def airflow(emulator_server: Emulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAirflow]:
     """A running Airflow that knows the example DAGs and the DAGs of this suite."""
-    extra = {"run_url_template": JOB_PAGE, "fault_patience": 4, "recovery_timeout": 4, "not_found_grace": 4}
+    extra = {"run_url_template": JOB_PAGE, "retry_timeout": 4, "recovery_timeout": 4, "not_found_grace": 4}
     connection = {"conn_type": "noukai", "password": KEY, "host": emulator_server.base_url, "extra": extra}
     home = tmp_path_factory.mktemp("airflow")
     lineage = {"type": "file", "log_file_path": str(home / LINEAGE), "append": True}
@@ -185,7 +185,7 @@ class Run:
         """Count the requests to cancel a job."""
         return self.control.counts(job_id).get("cancel", 0)
 
-    def wait_for_looks(self, job_id: str, more: int = 2) -> None:
+    def wait_for_polls(self, job_id: str, more: int = 2) -> None:
         """Wait until somebody looks at the job (again)."""
         seen = self.control.counts(job_id).get("poll", 0)
         wait_until(

@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from demo.processes import wait_until
+from devtools.processes import wait_until
 from tests.e2e_airflow.conftest import KEY
 
 if TYPE_CHECKING:
-    from demo.airflow_server import LocalAirflow
+    from devtools.airflow_server import LocalAirflow
     from noukai_core.emulator import Emulator
     from tests.e2e_airflow.conftest import Runs
 
 
 def press_test(airflow: LocalAirflow, **fields: Any) -> tuple[bool, str]:
     """Press the button that tests a connection."""
-    answer = airflow.post(
+    response = airflow.post(
         "/connections/test", {"connection_id": "of_a_test", "conn_type": "noukai", **fields}
     )
-    return answer["status"], answer["message"]
+    return response["status"], response["message"]
 
 
 def test_the_form(airflow: LocalAirflow) -> None:
@@ -84,7 +84,7 @@ def test_a_connection_of_the_web_page(airflow: LocalAirflow, runs: Runs, emulato
     )
     run.start().wait_until_watched()
     job = run.job()
-    run.wait_for_looks(job["id"])
+    run.wait_for_polls(job["id"])
     assert job["flow"] == f"acme/tests/{run.flow}"
     airflow.change_connection(run.dag_id, conn_type="noukai", password=KEY.replace("e2e", "new"))
     run.control.fault("status", on="poll", times=1, flow=run.flow, status=401)

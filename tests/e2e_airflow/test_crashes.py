@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from demo.processes import wait_until
+from devtools.processes import wait_until
 
 if TYPE_CHECKING:
     from tests.e2e_airflow.conftest import Run, Runs
@@ -58,7 +58,7 @@ def test_killed_with_a_task_that_is_not_durable(started: dict[str, Run]) -> None
     assert (run.submissions(), run.cancels(first), run.cancels(second["id"])) == (2, 0, 0)
 
 
-def test_killed_before_the_answer(started: dict[str, Run]) -> None:
+def test_killed_before_the_response(started: dict[str, Run]) -> None:
     """A worker that dies before it learns the job's id costs no second job: the retry finds it."""
     run = started["submitting"].start()
     run.wait_for("running")
@@ -69,14 +69,14 @@ def test_killed_before_the_answer(started: dict[str, Run]) -> None:
     run.finish_well(run.job()["id"])
 
 
-def test_answer_lost_with_a_job(started: dict[str, Run]) -> None:
+def test_response_lost_with_a_job(started: dict[str, Run]) -> None:
     """When the answer to a submission is lost, the job is found, and nothing is sent again."""
     run = started["lost with a job"]
     run.wait_for("deferred")
     run.finish_well(run.job()["id"])
 
 
-def test_answer_lost_without_a_job(started: dict[str, Run]) -> None:
+def test_response_lost_without_a_job(started: dict[str, Run]) -> None:
     """When a submission is lost before it made a job, it is sent again, and one job comes of it."""
     run = started["lost without a job"]
     run.wait_for("deferred")

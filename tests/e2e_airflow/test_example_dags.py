@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from demo.airflow_server import LocalAirflow
+    from devtools.airflow_server import LocalAirflow
     from noukai_core.emulator import Emulator
 
 EXAMPLES = (

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from demo.processes import wait_until
+from devtools.processes import wait_until
 from tests.e2e_airflow.conftest import TELLS_TRIGGERS
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from demo.processes import wait_until
+from devtools.processes import wait_until
 from tests.e2e_airflow.conftest import LINEAGE
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ def facets(run: Run, kind: str) -> dict[str, Any]:
     file = run.airflow.home / LINEAGE
     lines = file.read_text().splitlines() if file.exists() else []
     events = [event for event in map(json.loads, lines) if event["job"]["name"] == f"{run.dag_id}.job"]
-    told = [event["run"]["facets"] for event in events if event["eventType"] == kind]
-    return told[-1] if told else {}
+    reported = [event["run"]["facets"] for event in events if event["eventType"] == kind]
+    return reported[-1] if reported else {}
 
 
 def test_openlineage(runs: Runs) -> None:

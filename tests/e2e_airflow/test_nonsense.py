@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from demo.processes import descendants
+from devtools.processes import descendants
 from tests.e2e_airflow.conftest import KEY
 from tests.fuzz.raw_server import ENDLESS, Answers, Pieces, RawServer
 
 if TYPE_CHECKING:
-    from demo.airflow_server import LocalAirflow
+    from devtools.airflow_server import LocalAirflow
 
-EXTRA = {"request_timeout": 1, "fault_patience": 100, "max_answer_bytes": 1_000_000}
+EXTRA = {"request_timeout": 1, "retry_timeout": 100, "max_response_bytes": 1_000_000}
 MEMORY = 100_000_000
 
 # What is larger than allowed is given up for good.
@@ -34,24 +34,24 @@ def job_server(looks: Sequence[Answers], then: Answers) -> RawServer:
     """Take a submission as a server does that is well; answer the first looks so, and all others `then`."""
     left = list(looks)
 
-    def answer(request: bytes) -> Pieces:
+    def response(request: bytes) -> Pieces:
         if request.startswith(b"POST "):
             return said("202 Accepted", executionId="job-1", status="started")
         return (left.pop(0) if left else then)(request)
 
-    return RawServer(answer)
+    return RawServer(response)
 
 
 def peak_memory(pid: int) -> int:
     """Return the most bytes that a process and its children have held, each for itself."""
-    told = "".join(Path(f"/proc/{each}/status").read_text() for each in (pid, *descendants(pid)))
-    return sum(int(line.split()[1]) * 1024 for line in told.splitlines() if line.startswith("VmHWM:"))
+    reported = "".join(Path(f"/proc/{each}/status").read_text() for each in (pid, *descendants(pid)))
+    return sum(int(line.split()[1]) * 1024 for line in reported.splitlines() if line.startswith("VmHWM:"))
 
 
 @pytest.mark.parametrize(
     "name, outcome", [("waited out", "success"), *((name, "failed") for name in TOO_LARGE[:2])]
 )
-def test_answers_without_end(airflow: LocalAirflow, name: str, outcome: str) -> None:
+def test_responses_without_end(airflow: LocalAirflow, name: str, outcome: str) -> None:
     """The triggerer goes on, in little memory; the task ends well once the server does, or is given up."""
     looks = [ENDLESS[each] for each in WAITED_OUT] if name == "waited out" else [ENDLESS[name]] * 1000
     before = airflow.triggerer.pid, peak_memory(airflow.triggerer.pid)

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from demo.processes import wait_until
+from devtools.processes import wait_until
 from tests.e2e_airflow.conftest import TELLS_TRIGGERS
 
 if TYPE_CHECKING:
-    from demo.airflow_server import LocalAirflow
+    from devtools.airflow_server import LocalAirflow
     from tests.e2e_airflow.conftest import Runs
 
 LONG = {"outcome": "never"}
@@ -34,10 +34,10 @@ def test_triggerer_shut_down(runs: Runs, triggerers: LocalAirflow) -> None:
     run = runs.start("deferred", **LONG)
     run.wait_for("deferred")
     job_id = run.job()["id"]
-    run.wait_for_looks(job_id)
+    run.wait_for_polls(job_id)
     triggerers.triggerer.terminate()
     triggerers.triggerer.start()
-    run.wait_for_looks(job_id)
+    run.wait_for_polls(job_id)
     run.finish_well(job_id)
 
 
@@ -46,7 +46,7 @@ def test_triggerer_killed(runs: Runs, triggerers: LocalAirflow) -> None:
     run = runs.start("deferred", **LONG)
     run.wait_for("deferred")
     job_id = run.job()["id"]
-    run.wait_for_looks(job_id)
+    run.wait_for_polls(job_id)
     triggerers.triggerer.kill()
     run.control.finish(job_id, result={"whole": True})
     triggerers.triggerer.start()
@@ -61,7 +61,7 @@ def test_hand_over_after_a_stall(runs: Runs, triggerers: LocalAirflow) -> None:
     run = runs.start("deferred", **LONG)
     run.wait_for("deferred")
     job_id = run.job()["id"]
-    run.wait_for_looks(job_id)
+    run.wait_for_polls(job_id)
     triggerers.extra_triggerer()
     triggerers.triggerer.stall()
     seen = run.control.counts(job_id)["poll"]
@@ -71,7 +71,7 @@ def test_hand_over_after_a_stall(runs: Runs, triggerers: LocalAirflow) -> None:
     triggerers.triggerer.resume()
     let_go = "its task still waits for it" if TELLS_TRIGGERS else "trigger completed"
     wait_until(lambda: let_go in run.logs(), "the first triggerer to let go", timeout=60)
-    run.wait_for_looks(job_id)
+    run.wait_for_polls(job_id)
     run.finish_well(job_id)
 
 
@@ -83,7 +83,7 @@ def test_mark_failed_while_the_triggerer_is_down(runs: Runs, triggerers: LocalAi
     run = runs.start("deferred", **LONG)
     run.wait_for("deferred")
     job_id = run.job()["id"]
-    run.wait_for_looks(job_id)
+    run.wait_for_polls(job_id)
     triggerers.triggerer.terminate()
     run.mark("failed")
     triggerers.triggerer.start()
@@ -103,7 +103,7 @@ def test_clear_while_the_triggerer_is_down(runs: Runs, triggerers: LocalAirflow)
     run = runs.start("deferred", **LONG)
     run.wait_for("deferred")
     first = run.job()["id"]
-    run.wait_for_looks(first)
+    run.wait_for_polls(first)
     triggerers.triggerer.kill()
     run.clear()
     _, second = run.wait_for_jobs(2)
@@ -111,7 +111,7 @@ def test_clear_while_the_triggerer_is_down(runs: Runs, triggerers: LocalAirflow)
         run.wait_for_end(first, "cancelled")
     run.wait_for("deferred")
     triggerers.triggerer.start()
-    run.wait_for_looks(second["id"])
+    run.wait_for_polls(second["id"])
     run.control.finish(second["id"])
     assert run.wait_for("success") == "success"
     assert (run.submissions(), run.cancels(first), run.cancels(second["id"])) == (2, int(TELLS_TRIGGERS), 0)
@@ -122,7 +122,7 @@ def test_airflows_own_limit_while_the_triggerer_is_down(runs: Runs, triggerers: 
     run = runs.start("deferred_short_backstop", **LONG)
     run.wait_for("deferred")
     job_id = run.job()["id"]
-    run.wait_for_looks(job_id)
+    run.wait_for_polls(job_id)
     triggerers.triggerer.kill()
     assert run.wait_for("failed", timeout=90) == "failed"
     assert (run.submissions(), run.cancels(job_id), run.job()["state"]) == (1, 1, "cancelled")

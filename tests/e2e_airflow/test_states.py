@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from demo.processes import wait_until
+from devtools.processes import wait_until
 from tests.e2e_airflow.conftest import AIRFLOW
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from demo.processes import wait_until
+from devtools.processes import wait_until
 
 if TYPE_CHECKING:
     from tests.e2e_airflow.conftest import Run, Runs

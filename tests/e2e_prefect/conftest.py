@@ -15,8 +15,8 @@ from uuid import uuid4
 
 import pytest
 
-from demo.prefect_server import LocalPrefect
-from demo.processes import wait_until
+from devtools.prefect_server import LocalPrefect
+from devtools.processes import wait_until
 
 if TYPE_CHECKING:
     from noukai_core.emulator import Emulator, EmulatorControl

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from demo.prefect_server import LocalPrefect
+    from devtools.prefect_server import LocalPrefect
     from tests.e2e_prefect.conftest import Run, Runs
 
 ENDLESS = {"outcome": "never"}
@@ -22,7 +22,7 @@ def started(runs: Runs) -> dict[str, Run]:
         "any": runs.start("batch_of_four", raise_on="any"),
         "first": runs.start("batch_of_four", raise_on="first"),
         "retried": runs.start("batch_retried", script=ENDLESS),
-        "in flight": runs.start("batch_in_flight", script=ENDLESS),
+        "max concurrency": runs.start("batch_max_concurrency", script=ENDLESS),
         "too slow": runs.start("batch_too_slow"),
         "timed out": runs.start("batch_timed_out", script=ENDLESS),
         "submitted": runs.start("batch_submitted", script=ENDLESS),
@@ -97,9 +97,9 @@ def test_retry_submits_what_is_missing(started: dict[str, Run], prefect: LocalPr
     assert run.submissions() == 5
 
 
-def test_in_flight(started: dict[str, Run]) -> None:
-    """No more jobs than `in_flight` exist unfinished at any time."""
-    run = started["in flight"]
+def test_max_concurrency(started: dict[str, Run]) -> None:
+    """No more jobs than `max_concurrency` exist unfinished at any time."""
+    run = started["max concurrency"]
     run.wait_for_jobs(2, "running")
     for number in range(5):
         unfinished = [job["id"] for job in run.jobs() if job["state"] in ("pending", "running")]

@@ -15,10 +15,10 @@ from uuid import uuid4
 
 import pytest
 
-from demo.processes import wait_until
+from devtools.processes import wait_until
 
 if TYPE_CHECKING:
-    from demo.prefect_server import LocalPrefect
+    from devtools.prefect_server import LocalPrefect
     from noukai_core.emulator import Emulator
 
 FLOWS = Path(__file__).parent / "flows"

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from demo.processes import wait_until
+from devtools.processes import wait_until
 
 if TYPE_CHECKING:
-    from demo.prefect_server import LocalPrefect
+    from devtools.prefect_server import LocalPrefect
     from noukai_core.emulator import Emulator, EmulatorControl
 
 EXAMPLES = Path(__file__).parents[2] / "example_flows"

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from demo.processes import wait_until
+from devtools.processes import wait_until
 from tests.e2e_prefect.conftest import JOB_PAGE, KEY
 
 if TYPE_CHECKING:
-    from demo.prefect_server import LocalPrefect
+    from devtools.prefect_server import LocalPrefect
     from tests.e2e_prefect.conftest import Run, Runs
 
 # Prefect 3.6 loses the flow before it can run the hooks of a run that it served: a warning in the run's log

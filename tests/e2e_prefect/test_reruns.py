@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from demo.processes import wait_until
+from devtools.processes import wait_until
 
 if TYPE_CHECKING:
-    from demo.prefect_server import LocalPrefect
+    from devtools.prefect_server import LocalPrefect
 
 FLOWS = Path(__file__).parent / "flows"
 
@@ -166,7 +166,7 @@ def test_killed_while_it_submits(run: Any, prefect: LocalPrefect) -> None:
 
 
 @pytest.mark.parametrize("how", LOST)
-def test_answer_to_the_submission_lost(run: Any, prefect: LocalPrefect, how: str) -> None:
+def test_response_to_the_submission_lost(run: Any, prefect: LocalPrefect, how: str) -> None:
     """When the answer to a submission is lost, the job that it made is the one that is waited for."""
     assert prefect.state(run.id) == "Completed"
     assert run.submissions() == 1
@@ -224,7 +224,7 @@ def test_two_credentials(run: Any, prefect: LocalPrefect) -> None:
     assert len({job["session_id"] for job in run.jobs()}) == 2
 
 
-def test_no_task_run_for_a_look(run: Any, prefect: LocalPrefect) -> None:
+def test_no_task_run_for_a_poll(run: Any, prefect: LocalPrefect) -> None:
     """However often a job is looked at, it is one task run."""
     assert prefect.state(run.id) == "Completed"
     assert run.task_states() == ["Completed"]

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from demo.processes import wait_until
+from devtools.processes import wait_until
 
 if TYPE_CHECKING:
-    from demo.prefect_server import LocalPrefect
+    from devtools.prefect_server import LocalPrefect
     from tests.e2e_prefect.conftest import Run, Runs
 
 FLOWS = Path(__file__).parent / "flows"

@@ -38,19 +38,19 @@ class Driver:
         return await self.client.post(path, **options)
 
     async def submit(self, flow: str = FLOW, headers: dict[str, str] | None = None, **body: Any) -> str:
-        answer = await self.post(f"{flow}/jobs", json=body or {"message": "hello"}, headers=headers)
-        assert answer.status_code == 202, answer.text
-        return str(answer.json()["executionId"])
+        response = await self.post(f"{flow}/jobs", json=body or {"message": "hello"}, headers=headers)
+        assert response.status_code == 202, response.text
+        return str(response.json()["executionId"])
 
-    async def look(self, job_id: str, flow: str = FLOW) -> dict[str, Any]:
-        answer = await self.get(f"{flow}/jobs/{job_id}")
-        assert answer.status_code == 200, answer.text
-        return dict(answer.json())
+    async def poll(self, job_id: str, flow: str = FLOW) -> dict[str, Any]:
+        response = await self.get(f"{flow}/jobs/{job_id}")
+        assert response.status_code == 200, response.text
+        return dict(response.json())
 
     async def control(self, method: str, path: str, body: Any = None, **params: Any) -> Any:
-        answer = await self.command(method, path, body, **params)
-        assert answer.status_code == 200, answer.text
-        return answer.json()
+        response = await self.command(method, path, body, **params)
+        assert response.status_code == 200, response.text
+        return response.json()
 
     async def command(self, method: str, path: str, body: Any = None, **params: Any) -> httpx.Response:
         url = self.client.base_url.copy_with(raw_path=f"/_emulator/{path}".encode())
@@ -66,6 +66,6 @@ class Driver:
         return dict(await self.control("GET", f"jobs/{job_id}"))
 
 
-def code(answer: httpx.Response) -> tuple[int, str]:
+def code(response: httpx.Response) -> tuple[int, str]:
     """The status of a refusal, and the server's own code for it."""
-    return answer.status_code, answer.json()["detail"]["code"]
+    return response.status_code, response.json()["detail"]["code"]

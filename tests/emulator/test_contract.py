@@ -13,11 +13,11 @@ from tests.emulator.driver import FLOW, Driver, code
 
 async def test_a_submission_is_accepted(noukai: Driver) -> None:
     """202, with the job's id, `started`, the flow's id and the number of its blocks."""
-    answer = await noukai.post(f"{FLOW}/jobs", json={"message": "hello"})
-    assert answer.status_code == 202
-    assert set(answer.json()) == {"executionId", "status", "flowId", "blockCount"}
-    assert answer.json()["status"] == "started"
-    assert answer.json()["blockCount"] == 1
+    response = await noukai.post(f"{FLOW}/jobs", json={"message": "hello"})
+    assert response.status_code == 202
+    assert set(response.json()) == {"executionId", "status", "flowId", "blockCount"}
+    assert response.json()["status"] == "started"
+    assert response.json()["blockCount"] == 1
 
 
 @pytest.mark.parametrize(
@@ -27,35 +27,35 @@ async def test_a_submission_is_accepted(noukai: Driver) -> None:
 )
 async def test_the_version_stands_in_the_path(noukai: Driver, segment: str, version: Any) -> None:
     """Production has no segment, `v0` is the draft, `vN` a published version; a look has none."""
-    answer = await noukai.post(f"{FLOW}{segment}/jobs", json={"message": "hello"})
-    job_id = answer.json()["executionId"]
+    response = await noukai.post(f"{FLOW}{segment}/jobs", json={"message": "hello"})
+    job_id = response.json()["executionId"]
     assert (await noukai.job(job_id))["version"] == version
-    assert (await noukai.look(job_id))["status"] == "pending"
+    assert (await noukai.poll(job_id))["status"] == "pending"
 
 
 async def test_without_a_script_a_job_completes_after_a_second(noukai: Driver) -> None:
     """It is pending, then running, and after a second completed with its input as the result."""
     job_id = await noukai.submit(message="hello", parameters={"grade": 3})
-    assert (await noukai.look(job_id))["status"] == "pending"
+    assert (await noukai.poll(job_id))["status"] == "pending"
     noukai.clock.advance(0.5)
-    running = await noukai.look(job_id)
+    running = await noukai.poll(job_id)
     assert running["status"] == "running"
     assert "result" not in running
     noukai.clock.advance(0.5)
-    completed = await noukai.look(job_id)
+    completed = await noukai.poll(job_id)
     assert completed["status"] == "completed"
     assert completed["executionId"] == job_id
     assert completed["result"] == {"message": "hello", "parameters": {"grade": 3}}
     assert (await noukai.job(job_id))["states"] == ["pending", "running", "completed"]
 
 
-async def test_a_look_tells_the_three_times(noukai: Driver) -> None:
+async def test_a_poll_tells_the_three_times(noukai: Driver) -> None:
     """Created, started and completed are ISO 8601 with a zone, each there as soon as it has come."""
     job_id = await noukai.submit()
-    pending = await noukai.look(job_id)
+    pending = await noukai.poll(job_id)
     assert (pending["startedAt"], pending["completedAt"]) == (None, None)
     noukai.clock.advance(2)
-    times = await noukai.look(job_id)
+    times = await noukai.poll(job_id)
     created, started, completed = (
         datetime.fromisoformat(times[name]) for name in ("createdAt", "startedAt", "completedAt")
     )
@@ -64,14 +64,14 @@ async def test_a_look_tells_the_three_times(noukai: Driver) -> None:
     assert (completed - created).total_seconds() == pytest.approx(1.0)
 
 
-async def test_every_answer_has_a_request_id(noukai: Driver) -> None:
+async def test_every_response_has_a_request_id(noukai: Driver) -> None:
     """Good answers and refusals carry an `X-Request-ID` of their own, which the log of requests has too."""
-    answers = [
+    responses = [
         await noukai.post(f"{FLOW}/jobs", json={"message": "hello"}),
         await noukai.get(f"{FLOW}/jobs/job_unknown"),
         await noukai.get("nowhere"),
     ]
-    ids = [answer.headers["X-Request-ID"] for answer in answers]
+    ids = [response.headers["X-Request-ID"] for response in responses]
     assert len(set(ids)) == 3
     assert [entry["request_id"] for entry in await noukai.control("GET", "requests")] == ids
 
@@ -79,15 +79,15 @@ async def test_every_answer_has_a_request_id(noukai: Driver) -> None:
 @pytest.mark.parametrize("path", ["jobs/job_unknown", "jobs/job_unknown/cancel"])
 async def test_an_unknown_job(noukai: Driver, path: str) -> None:
     """404 with the code of an unknown job, for a look and for a cancel."""
-    answer = await (noukai.post if path.endswith("cancel") else noukai.get)(f"{FLOW}/{path}")
-    assert code(answer) == (404, "JOB_NOT_FOUND")
+    response = await (noukai.post if path.endswith("cancel") else noukai.get)(f"{FLOW}/{path}")
+    assert code(response) == (404, "JOB_NOT_FOUND")
 
 
 async def test_a_job_belongs_to_its_flow(noukai: Driver) -> None:
     """Under another flow's path the job is unknown."""
     job_id = await noukai.submit()
-    answer = await noukai.get(f"seq/acme/spelling/grade-4/jobs/{job_id}")
-    assert code(answer) == (404, "JOB_NOT_FOUND")
+    response = await noukai.get(f"seq/acme/spelling/grade-4/jobs/{job_id}")
+    assert code(response) == (404, "JOB_NOT_FOUND")
 
 
 async def test_a_job_has_no_version_in_its_path(noukai: Driver) -> None:
@@ -101,7 +101,7 @@ async def test_cancel_ends_a_job(noukai: Driver) -> None:
     job_id = await noukai.submit()
     assert (await noukai.post(f"{FLOW}/jobs/{job_id}/cancel")).status_code == 202
     noukai.clock.advance(10)
-    assert (await noukai.look(job_id))["status"] == "cancelled"
+    assert (await noukai.poll(job_id))["status"] == "cancelled"
     assert (await noukai.job(job_id))["states"] == ["pending", "cancelled"]
 
 
@@ -110,7 +110,7 @@ async def test_cancel_of_a_finished_job_changes_nothing(noukai: Driver) -> None:
     job_id = await noukai.submit()
     noukai.clock.advance(1)
     assert code(await noukai.post(f"{FLOW}/jobs/{job_id}/cancel")) == (409, "JOB_ALREADY_FINISHED")
-    assert (await noukai.look(job_id))["status"] == "completed"
+    assert (await noukai.poll(job_id))["status"] == "completed"
 
 
 async def test_a_session_lists_what_was_submitted_under_it(noukai: Driver) -> None:
@@ -119,10 +119,10 @@ async def test_a_session_lists_what_was_submitted_under_it(noukai: Driver) -> No
     first = await noukai.submit(headers={"X-Session-Id": session_id})
     second = await noukai.submit(headers={"X-Session-Id": session_id.upper()})
     await noukai.submit(headers={"X-Session-Id": str(uuid4())})
-    answer = (await noukai.get(f"seq/sessions/{session_id}")).json()
-    assert answer["sessionId"] == session_id
-    assert [execution["executionId"] for execution in answer["executions"]] == [first, second]
-    execution = answer["executions"][0]
+    response = (await noukai.get(f"seq/sessions/{session_id}")).json()
+    assert response["sessionId"] == session_id
+    assert [execution["executionId"] for execution in response["executions"]] == [first, second]
+    execution = response["executions"][0]
     assert (execution["slug"], execution["triggerType"], execution["status"]) == ("grade-3", "job", "pending")
     assert execution["snapshotsAvailable"] is False
 
@@ -143,29 +143,29 @@ async def test_the_404_race(noukai: Driver) -> None:
     assert (await noukai.get("flow-runs")).json() == {"runs": []}
     noukai.clock.advance(3)
     assert [(await noukai.get(path)).status_code for path in paths] == [200, 200, 200]
-    assert (await noukai.look(job_id))["status"] == "completed"
+    assert (await noukai.poll(job_id))["status"] == "completed"
 
 
 @pytest.mark.parametrize("environment", ["live", "test"])
 async def test_a_key_is_verified(noukai: Driver, environment: str) -> None:
     """The answer tells the key's org, project and environment."""
     headers = {"Authorization": f"Bearer nk_{environment}_12345678_{'x' * 32}"}
-    answer = await noukai.get("keys/verify", headers=headers)
-    assert answer.status_code == 200
-    assert answer.json()["environment"] == environment
-    assert {"org", "project"} <= set(answer.json())
+    response = await noukai.get("keys/verify", headers=headers)
+    assert response.status_code == 200
+    assert response.json()["environment"] == environment
+    assert {"org", "project"} <= set(response.json())
 
 
 @pytest.mark.parametrize("authorization", ["", "Bearer", "Bearer sk_live_1", "Basic nk_live_1"])
 async def test_a_bad_key(noukai: Driver, authorization: str) -> None:
     """401 with `WWW-Authenticate` on every call, and nothing is done."""
     headers = {"Authorization": authorization}
-    for answer in (
+    for response in (
         await noukai.get("keys/verify", headers=headers),
         await noukai.post(f"{FLOW}/jobs", json={"message": "hello"}, headers=headers),
     ):
-        assert code(answer) == (401, "INVALID_API_KEY")
-        assert answer.headers["WWW-Authenticate"].startswith("Bearer ")
+        assert code(response) == (401, "INVALID_API_KEY")
+        assert response.headers["WWW-Authenticate"].startswith("Bearer ")
     assert await noukai.control("GET", "jobs") == []
 
 
@@ -193,9 +193,9 @@ async def test_runs_are_listed_newest_first(noukai: Driver) -> None:
 )
 async def test_a_list_of_runs_that_cannot_be(noukai: Driver, params: dict[str, Any]) -> None:
     """422, with the parameter that is wrong."""
-    answer = await noukai.get("flow-runs", params=params)
-    assert answer.status_code == 422
-    assert answer.json()["detail"][0]["loc"] == ["query", *params]
+    response = await noukai.get("flow-runs", params=params)
+    assert response.status_code == 422
+    assert response.json()["detail"][0]["loc"] == ["query", *params]
 
 
 @pytest.mark.parametrize("path", [FLOW + "/runs/{}/trace", "flow-runs/{}/trace"])
@@ -251,9 +251,9 @@ async def test_a_trace_of_an_unknown_run(noukai: Driver, path: str) -> None:
 @pytest.mark.parametrize("method, path, status", [("GET", "nowhere", 404), ("DELETE", FLOW + "/jobs", 405)])
 async def test_what_is_no_call(noukai: Driver, method: str, path: str, status: int) -> None:
     """An unknown path and a wrong method are answered in words of JSON."""
-    answer = await noukai.client.request(method, path)
-    assert answer.status_code == status
-    assert answer.json() == {"detail": {404: "Not Found", 405: "Method Not Allowed"}[status]}
+    response = await noukai.client.request(method, path)
+    assert response.status_code == status
+    assert response.json() == {"detail": {404: "Not Found", 405: "Method Not Allowed"}[status]}
 
 
 async def test_two_submissions_with_one_idempotency_key_are_two_jobs(noukai: Driver) -> None:

@@ -39,17 +39,17 @@ def test_requests_are_counted_by_job(emulator: Emulator, client: httpx.Client) -
     assert (total["submit"], total["poll"], total["cancel"], total["other"]) == (2, 3, 1, 1)
 
 
-def test_a_request_is_told_without_its_key(emulator: Emulator, client: httpx.Client) -> None:
+def test_a_request_is_reported_without_its_key(emulator: Emulator, client: httpx.Client) -> None:
     """Kind, method, path, headers, job, status and time are there; the key is not."""
     job_id = submit(client)
     client.get(f"{FLOW}/jobs/{job_id}", headers={"X-Session-Id": "mine"})
-    (look,) = emulator.control.requests("poll", job_id)
-    assert (look["method"], look["path"]) == ("GET", f"/api/v1/{FLOW}/jobs/{job_id}")
-    assert (look["job_id"], look["status"]) == (job_id, 200)
-    assert look["headers"]["x-session-id"] == "mine"
-    assert look["headers"]["authorization"] == "Bearer ***"
+    (poll,) = emulator.control.requests("poll", job_id)
+    assert (poll["method"], poll["path"]) == ("GET", f"/api/v1/{FLOW}/jobs/{job_id}")
+    assert (poll["job_id"], poll["status"]) == (job_id, 200)
+    assert poll["headers"]["x-session-id"] == "mine"
+    assert poll["headers"]["authorization"] == "Bearer ***"
     assert "verysecret" not in str(emulator.control.requests())
-    assert look["time"] > emulator.control.requests("submit")[0]["time"]
+    assert poll["time"] > emulator.control.requests("submit")[0]["time"]
 
 
 @pytest.mark.parametrize(

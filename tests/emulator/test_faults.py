@@ -12,8 +12,8 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from noukai_core.emulator.delivery import ConnectionDropped
-from noukai_core.emulator.faults import FAULTS, Call, Faults
+from noukai_core.emulator._delivery import ConnectionDropped
+from noukai_core.emulator._faults import FAULTS, Call, Faults
 from tests.emulator.driver import FLOW, Driver, code
 
 HELLO = {"message": "hello"}
@@ -46,7 +46,7 @@ async def test_a_closed_and_a_reset_connection_differ(over_socket: Driver) -> No
         await over_socket.get("keys/verify")
 
 
-async def test_a_truncated_answer(over_socket: Driver) -> None:
+async def test_a_truncated_response(over_socket: Driver) -> None:
     """The answer begins well and breaks off; what was asked for has been done."""
     await over_socket.fault("truncated", on="submit")
     with pytest.raises(httpx.RemoteProtocolError, match=r"incomplete|peer closed"):
@@ -54,24 +54,24 @@ async def test_a_truncated_answer(over_socket: Driver) -> None:
     assert await jobs(over_socket) == 1
 
 
-async def test_a_large_truncated_answer(over_socket: Driver) -> None:
+async def test_a_large_truncated_response(over_socket: Driver) -> None:
     """The half that is sent arrives, however large it is."""
     await over_socket.script(after_polls=1, result_bytes=4_000_000)
     job_id = await over_socket.submit()
     await over_socket.fault("truncated", on="poll")
     received = 0
     with pytest.raises(httpx.RemoteProtocolError):
-        async with over_socket.client.stream("GET", f"{FLOW}/jobs/{job_id}") as answer:
-            async for chunk in answer.aiter_raw():
+        async with over_socket.client.stream("GET", f"{FLOW}/jobs/{job_id}") as response:
+            async for chunk in response.aiter_raw():
                 received += len(chunk)
     assert 1_900_000 < received < 2_100_000
 
 
-async def test_a_slow_answer(over_socket: Driver) -> None:
+async def test_a_slow_response(over_socket: Driver) -> None:
     """The job is there at once, the answer comes later."""
     await over_socket.fault("slow", on="submit", seconds=0.3)
-    answer = await over_socket.post(f"{FLOW}/jobs", json=HELLO)
-    assert answer.elapsed.total_seconds() >= 0.3
+    response = await over_socket.post(f"{FLOW}/jobs", json=HELLO)
+    assert response.elapsed.total_seconds() >= 0.3
     await over_socket.fault("slow", on="submit", seconds=30)
     with pytest.raises(httpx.ReadTimeout):
         await over_socket.post(f"{FLOW}/jobs", json=HELLO, timeout=0.3)
@@ -85,17 +85,17 @@ async def test_a_slow_answer(over_socket: Driver) -> None:
 async def test_a_status(noukai: Driver, status: int, body: str) -> None:
     """The answer has the status, in JSON or as the page of a proxy, and nothing was done."""
     await noukai.fault("status", status=status, body=body)
-    answer = await noukai.post(f"{FLOW}/jobs", json=HELLO)
-    assert answer.status_code == status
-    assert ("json" if body == "json" else "html") in answer.headers["Content-Type"]
+    response = await noukai.post(f"{FLOW}/jobs", json=HELLO)
+    assert response.status_code == status
+    assert ("json" if body == "json" else "html") in response.headers["Content-Type"]
     assert await jobs(noukai) == 0
 
 
 async def test_a_status_with_words_of_its_own(noukai: Driver) -> None:
     """The code and the message can be chosen, and the request can take effect all the same."""
     await noukai.fault("status", status=503, code="BYOK_KEY_REJECTED", message="bad key", takes_effect=True)
-    answer = await noukai.post(f"{FLOW}/jobs", json=HELLO)
-    assert answer.json() == {"detail": {"code": "BYOK_KEY_REJECTED", "message": "bad key"}}
+    response = await noukai.post(f"{FLOW}/jobs", json=HELLO)
+    assert response.json() == {"detail": {"code": "BYOK_KEY_REJECTED", "message": "bad key"}}
     assert await jobs(noukai) == 1
 
 
@@ -111,9 +111,9 @@ async def test_retry_after_in_both_forms(noukai: Driver) -> None:
 async def test_nonsense(noukai: Driver) -> None:
     """The answer is what the test says, and the job is made unless the test says otherwise."""
     await noukai.fault("nonsense", body="<html>", content_type="text/html", status=200)
-    answer = await noukai.post(f"{FLOW}/jobs", json=HELLO)
-    assert (answer.status_code, answer.text) == (200, "<html>")
-    assert answer.headers["Content-Type"].startswith("text/html")
+    response = await noukai.post(f"{FLOW}/jobs", json=HELLO)
+    assert (response.status_code, response.text) == (200, "<html>")
+    assert response.headers["Content-Type"].startswith("text/html")
     assert await jobs(noukai) == 1
     await noukai.fault("nonsense", takes_effect=False)
     await noukai.post(f"{FLOW}/jobs", json=HELLO)
@@ -125,7 +125,7 @@ async def test_a_job_that_is_not_found(noukai: Driver) -> None:
     job_id = await noukai.submit()
     await noukai.fault("not_found")
     assert code(await noukai.get(f"{FLOW}/jobs/{job_id}")) == (404, "JOB_NOT_FOUND")
-    assert (await noukai.look(job_id))["status"] == "pending"
+    assert (await noukai.poll(job_id))["status"] == "pending"
     await noukai.fault("not_found", on="submit")
     assert code(await noukai.post(f"{FLOW}/jobs", json=HELLO)) == (404, "FLOW_NOT_FOUND")
 
@@ -137,24 +137,24 @@ async def test_a_server_without_cancel(noukai: Driver, status: int, detail: str)
     """The cancel is answered as a path that does not exist, and the job goes on."""
     job_id = await noukai.submit()
     await noukai.fault("no_cancel", status=status, times=None)
-    answer = await noukai.post(f"{FLOW}/jobs/{job_id}/cancel")
-    assert (answer.status_code, answer.json()) == (status, {"detail": detail})
-    assert (await noukai.look(job_id))["status"] == "pending"
+    response = await noukai.post(f"{FLOW}/jobs/{job_id}/cancel")
+    assert (response.status_code, response.json()) == (status, {"detail": detail})
+    assert (await noukai.poll(job_id))["status"] == "pending"
 
 
 async def test_an_expired_key(noukai: Driver) -> None:
     """401 with `WWW-Authenticate`, though the key is a good one."""
     await noukai.fault("expired_key")
-    answer = await noukai.get("keys/verify")
-    assert answer.status_code == 401
-    assert "invalid_token" in answer.headers["WWW-Authenticate"]
+    response = await noukai.get("keys/verify")
+    assert response.status_code == 401
+    assert "invalid_token" in response.headers["WWW-Authenticate"]
 
 
 async def test_a_redirect(noukai: Driver) -> None:
     """To wherever the test says."""
     await noukai.fault("redirect", location="https://example.org/", status=302)
-    answer = await noukai.get("keys/verify")
-    assert (answer.status_code, answer.headers["Location"]) == (302, "https://example.org/")
+    response = await noukai.get("keys/verify")
+    assert (response.status_code, response.headers["Location"]) == (302, "https://example.org/")
 
 
 async def test_a_race_of_one_submission(noukai: Driver) -> None:
@@ -162,9 +162,9 @@ async def test_a_race_of_one_submission(noukai: Driver) -> None:
     await noukai.fault("race", seconds=10)
     late, prompt = await noukai.submit(), await noukai.submit()
     assert (await noukai.get(f"{FLOW}/jobs/{late}")).status_code == 404
-    assert (await noukai.look(prompt))["status"] == "pending"
+    assert (await noukai.poll(prompt))["status"] == "pending"
     noukai.clock.advance(10)
-    assert (await noukai.look(late))["status"] == "completed"
+    assert (await noukai.poll(late))["status"] == "completed"
 
 
 async def test_a_fault_is_met_so_many_times(noukai: Driver) -> None:
@@ -187,8 +187,8 @@ async def test_a_fault_is_about_some_requests(noukai: Driver) -> None:
     assert (await noukai.get(f"{FLOW}/jobs/{first}")).status_code == 200
     assert (await noukai.get(f"{FLOW}/jobs/{second}")).status_code == 500
     flows = ("acme/spelling/grade-3", "acme/spelling/grade-4", "other/spelling/grade-3")
-    answers = [await noukai.post(f"seq/{flow}/jobs", json=HELLO) for flow in flows]
-    assert [answer.status_code for answer in answers] == [202, 502, 504]
+    responses = [await noukai.post(f"seq/{flow}/jobs", json=HELLO) for flow in flows]
+    assert [response.status_code for response in responses] == [202, 502, 504]
 
 
 async def test_faults_are_switched_off(noukai: Driver) -> None:
@@ -304,9 +304,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize("wanted, words", BAD, ids=lambda value: json.dumps(value)[:40])
 async def test_a_fault_that_makes_no_sense(noukai: Driver, wanted: dict[str, Any], words: str) -> None:
     """400, with what is wrong and what is allowed; nothing is switched on."""
-    answer = await noukai.command("POST", "faults", wanted)
-    assert answer.status_code == 400
-    assert words in answer.json()["error"]
+    response = await noukai.command("POST", "faults", wanted)
+    assert response.status_code == 400
+    assert words in response.json()["error"]
     assert await noukai.control("GET", "faults") == []
 
 
@@ -332,5 +332,5 @@ async def test_every_kind_of_fault_leaves_the_server_in_good_order(over_socket: 
         except httpx.TransportError:
             assert kind in ("drop_before", "drop_after", "truncated")
     await over_socket.control("DELETE", "faults")
-    assert (await over_socket.look(job_id))["status"] == "pending"
+    assert (await over_socket.poll(job_id))["status"] == "pending"
     assert (await over_socket.get("keys/verify")).status_code == 200

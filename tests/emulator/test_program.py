@@ -65,22 +65,22 @@ def start() -> Iterator[Start]:
 
 
 def submit(base_url: str) -> str:
-    answer = httpx.post(
+    response = httpx.post(
         f"{base_url}/{FLOW}/jobs", json={"message": "hello"}, headers=HEADERS, trust_env=False
     )
-    return str(answer.json()["executionId"])
+    return str(response.json()["executionId"])
 
 
-def look(base_url: str, job_id: str) -> dict[str, object]:
-    answer = httpx.get(f"{base_url}/{FLOW}/jobs/{job_id}", headers=HEADERS, trust_env=False)
-    assert answer.status_code == 200, answer.text
-    return dict(answer.json())
+def poll(base_url: str, job_id: str) -> dict[str, object]:
+    response = httpx.get(f"{base_url}/{FLOW}/jobs/{job_id}", headers=HEADERS, trust_env=False)
+    assert response.status_code == 200, response.text
+    return dict(response.json())
 
 
 def test_it_says_where_it_listens(start: Start) -> None:
     """The line comes when a request can come, and nothing else is printed."""
     program = start()
-    assert look(program.base_url, submit(program.base_url))["status"] in ("pending", "running")
+    assert poll(program.base_url, submit(program.base_url))["status"] in ("pending", "running")
     assert program.end(signal.SIGTERM) == (0, "", "")
 
 
@@ -104,7 +104,7 @@ def test_it_ends_cleanly_and_promptly(start: Start, by: signal.Signals) -> None:
             stream.read()
 
 
-def test_it_ends_in_the_background_of_a_shell(start: Start) -> None:
+def test_it_ends_in_the_background_of_a_driver(start: Start) -> None:
     """A shell starts background jobs with SIGINT ignored; SIGINT ends the emulator nevertheless."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -122,23 +122,23 @@ def test_a_script_file(start: Start, tmp_path: Path) -> None:
         json.dumps({"grade-3": {"outcome": "failed", "after_polls": 1, "error": "no words left"}})
     )
     program = start("--script", file)
-    assert look(program.base_url, submit(program.base_url))["error"] == "no words left"
+    assert poll(program.base_url, submit(program.base_url))["error"] == "no words left"
 
 
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGKILL])
-def test_a_book_outlives_the_program(start: Start, tmp_path: Path, by: signal.Signals) -> None:
+def test_a_state_file_outlives_the_program(start: Start, tmp_path: Path, by: signal.Signals) -> None:
     """However it ends, the jobs that it has told of are there after a restart, and their ends too."""
-    book, script = tmp_path / "jobs.book", tmp_path / "script.json"
+    state_file, script = tmp_path / "jobs.book", tmp_path / "script.json"
     script.write_text('{"grade-3": {"outcome": "never"}}')
-    program = start("--book", book, "--script", script)
+    program = start("--state-file", state_file, "--script", script)
     jobs = [submit(program.base_url) for _ in range(20)]
     cancel = f"{program.base_url}/{FLOW}/jobs/{jobs[0]}/cancel"
     assert httpx.post(cancel, headers=HEADERS, trust_env=False).status_code == 202
     program.end(by)
-    again = start("--book", book, "--script", script)
+    again = start("--state-file", state_file, "--script", script)
     with EmulatorControl(again.base_url) as control:
         assert [job["id"] for job in control.jobs()] == jobs
-    assert [look(again.base_url, job_id)["status"] for job_id in jobs[:2]] == ["cancelled", "running"]
+    assert [poll(again.base_url, job_id)["status"] for job_id in jobs[:2]] == ["cancelled", "running"]
 
 
 def test_a_restart_on_the_same_port(start: Start) -> None:
@@ -196,7 +196,7 @@ def certificate(folder: Path) -> tuple[Path, Path]:
     [
         (["--script", "/nowhere/script.json"], "/nowhere/script.json"),
         (["--script", "{script}"], "outcome='lost'"),
-        (["--book", "{script}"], "is not a book"),
+        (["--state-file", "{script}"], "is not a book"),
         (["--port", "70000"], "70000"),
         (["--tls-cert", "/nowhere/cert.pem"], "No such file"),
         (["--tls-cert", "{script}"], "PEM"),

@@ -57,9 +57,11 @@ async def test_a_submission_against_the_rules(noukai: Driver, body: dict[str, An
 )
 async def test_a_body_of_the_wrong_form(noukai: Driver, content: bytes, where: list[str]) -> None:
     """422 with a list of what is wrong and where, and there is no job."""
-    answer = await noukai.post(f"{FLOW}/jobs", content=content, headers={"Content-Type": "application/json"})
-    assert answer.status_code == 422
-    assert answer.json()["detail"][0]["loc"] == where
+    response = await noukai.post(
+        f"{FLOW}/jobs", content=content, headers={"Content-Type": "application/json"}
+    )
+    assert response.status_code == 422
+    assert response.json()["detail"][0]["loc"] == where
     assert await noukai.control("GET", "jobs") == []
 
 
@@ -77,8 +79,8 @@ async def test_a_slug_of_another_shape_names_no_flow(noukai: Driver, slug: str) 
 
 async def test_a_session_id_is_a_uuid(noukai: Driver) -> None:
     """400 at the submission and at the look-up."""
-    answer = await noukai.post(f"{FLOW}/jobs", json=HELLO, headers={"X-Session-Id": "mine"})
-    assert code(answer) == (400, "SESSION_ID_INVALID")
+    response = await noukai.post(f"{FLOW}/jobs", json=HELLO, headers={"X-Session-Id": "mine"})
+    assert code(response) == (400, "SESSION_ID_INVALID")
     assert code(await noukai.get("seq/sessions/mine")) == (400, "SESSION_ID_INVALID")
 
 
@@ -87,4 +89,4 @@ async def test_a_missing_flow(noukai: Driver) -> None:
     job_id = await noukai.submit()
     await noukai.script(missing=True)
     assert code(await noukai.post(f"{FLOW}/jobs", json=HELLO)) == (404, "FLOW_NOT_FOUND")
-    assert (await noukai.look(job_id))["status"] == "pending"
+    assert (await noukai.poll(job_id))["status"] == "pending"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from noukai_core.emulator import Emulator
-from noukai_core.emulator.script import Script
+from noukai_core.emulator._script import Script
 from tests.emulator.driver import FLOW, Driver
 
 
@@ -19,19 +19,19 @@ async def test_an_outcome_after_a_time(noukai: Driver, outcome: str) -> None:
     await noukai.script(outcome=outcome, after_seconds=60)
     job_id = await noukai.submit()
     noukai.clock.advance(59.9)
-    assert (await noukai.look(job_id))["status"] == "running"
+    assert (await noukai.poll(job_id))["status"] == "running"
     noukai.clock.advance(0.1)
-    assert (await noukai.look(job_id))["status"] == outcome
+    assert (await noukai.poll(job_id))["status"] == outcome
     assert (await noukai.job(job_id))["outcome"] == outcome
 
 
 @pytest.mark.parametrize("outcome", ["completed", "failed", "cancelled"])
-async def test_an_outcome_after_a_number_of_looks(noukai: Driver, outcome: str) -> None:
+async def test_an_outcome_after_a_number_of_polls(noukai: Driver, outcome: str) -> None:
     """The look with that number sees the end, whatever the clock says."""
     await noukai.script(outcome=outcome, after_polls=3)
     job_id = await noukai.submit()
     noukai.clock.advance(3600)
-    assert [(await noukai.look(job_id))["status"] for _ in range(4)] == [
+    assert [(await noukai.poll(job_id))["status"] for _ in range(4)] == [
         "running",
         "running",
         outcome,
@@ -44,44 +44,44 @@ async def test_a_job_that_never_ends(noukai: Driver) -> None:
     await noukai.script(outcome="never")
     job_id = await noukai.submit()
     noukai.clock.advance(1_000_000)
-    assert (await noukai.look(job_id))["status"] == "running"
+    assert (await noukai.poll(job_id))["status"] == "running"
 
 
 @pytest.mark.parametrize("spec", [{"after_seconds": 0}, {"after_polls": 0}])
 async def test_a_job_that_takes_no_time(noukai: Driver, spec: dict[str, Any]) -> None:
     """It is over at the first look."""
     await noukai.script(**spec)
-    assert (await noukai.look(await noukai.submit()))["status"] == "completed"
+    assert (await noukai.poll(await noukai.submit()))["status"] == "completed"
 
 
-async def test_a_look_that_meets_a_fault_is_not_counted(noukai: Driver) -> None:
+async def test_a_poll_that_meets_a_fault_is_not_counted(noukai: Driver) -> None:
     """Only looks that are answered bring a job on."""
     await noukai.script(after_polls=2)
     await noukai.fault("status", on="poll", status=503, times=5)
     job_id = await noukai.submit()
     for _ in range(5):
         assert (await noukai.get(f"{FLOW}/jobs/{job_id}")).status_code == 503
-    assert [(await noukai.look(job_id))["status"] for _ in range(2)] == ["running", "completed"]
+    assert [(await noukai.poll(job_id))["status"] for _ in range(2)] == ["running", "completed"]
 
 
 @pytest.mark.parametrize("result", [{"words": ["receive"]}, [1, 2.5], "text", 7, False, None])
 async def test_a_result_of_any_shape(noukai: Driver, result: Any) -> None:
     """The output is what the script says, `null` included."""
     await noukai.script(result=result, after_polls=1)
-    assert (await noukai.look(await noukai.submit()))["result"] == result
+    assert (await noukai.poll(await noukai.submit()))["result"] == result
 
 
 async def test_a_result_of_a_size(noukai: Driver) -> None:
     """The output has as many bytes as the script says."""
     await noukai.script(result_bytes=100_000, after_polls=1)
-    assert len((await noukai.look(await noukai.submit()))["result"]) == 100_000
+    assert len((await noukai.poll(await noukai.submit()))["result"]) == 100_000
 
 
 @pytest.mark.parametrize("error", ["no words left", {"code": "MODEL_DOWN", "message": "no words left"}])
 async def test_an_error_of_either_shape(noukai: Driver, error: Any) -> None:
     """A failed job tells the script's error, and has no result."""
     await noukai.script(outcome="failed", error=error, after_polls=1)
-    status = await noukai.look(await noukai.submit())
+    status = await noukai.poll(await noukai.submit())
     assert status["error"] == error
     assert "result" not in status
 
@@ -93,15 +93,15 @@ async def test_progress_is_spread_over_the_run(noukai: Driver) -> None:
     seen = []
     for seconds in (0, 2, 4, 4):
         noukai.clock.advance(seconds)
-        seen.append((await noukai.look(job_id))["progress"])
+        seen.append((await noukai.poll(job_id))["progress"])
     assert seen == [None, {"step": 1}, {"step": 2}, {"step": 2}]
 
 
-async def test_progress_is_spread_over_the_looks(noukai: Driver) -> None:
+async def test_progress_is_spread_over_the_polls(noukai: Driver) -> None:
     """A job that is counted in looks shows its progress by them."""
     await noukai.script(progress=[{"step": 1}, {"step": 2}], after_polls=4)
     job_id = await noukai.submit()
-    assert [(await noukai.look(job_id))["progress"]["step"] for _ in range(4)] == [1, 2, 2, 2]
+    assert [(await noukai.poll(job_id))["progress"]["step"] for _ in range(4)] == [1, 2, 2, 2]
 
 
 async def test_progress_by_hand(noukai: Driver) -> None:
@@ -109,7 +109,7 @@ async def test_progress_by_hand(noukai: Driver) -> None:
     await noukai.script(progress=[{"step": 1}], outcome="never")
     job_id = await noukai.submit()
     await noukai.control("POST", f"jobs/{job_id}/progress", {"step": 9})
-    assert (await noukai.look(job_id))["progress"] == {"step": 9}
+    assert (await noukai.poll(job_id))["progress"] == {"step": 9}
 
 
 async def test_a_job_is_finished_by_hand(noukai: Driver) -> None:
@@ -119,9 +119,9 @@ async def test_a_job_is_finished_by_hand(noukai: Driver) -> None:
     await noukai.control("POST", f"jobs/{first}/finish", {"result": None})
     await noukai.control("POST", f"jobs/{second}/finish", {"outcome": "failed", "error": "by hand"})
     await noukai.control("POST", f"jobs/{third}/finish", {})
-    assert (await noukai.look(first))["result"] is None
-    assert (await noukai.look(second))["error"] == "by hand"
-    assert (await noukai.look(third))["result"] == "scripted"
+    assert (await noukai.poll(first))["result"] is None
+    assert (await noukai.poll(second))["error"] == "by hand"
+    assert (await noukai.poll(third))["result"] == "scripted"
 
 
 async def test_the_more_exact_layer_wins(noukai: Driver) -> None:
@@ -133,11 +133,11 @@ async def test_the_more_exact_layer_wins(noukai: Driver) -> None:
     await noukai.script("acme/spelling/grade-3", result="path")
     own = {"_emulator": {"result": "own"}}
     assert [
-        (await noukai.look(await noukai.submit(flow, message="x", parameters=parameters), flow))["result"]
+        (await noukai.poll(await noukai.submit(flow, message="x", parameters=parameters), flow))["result"]
         for flow, parameters in ((other, {}), (slug, {}), (path, {}), (path, own))
     ] == ["every", "slug", "path", "own"]
     await noukai.script("grade-2", outcome="failed")
-    assert (await noukai.look(await noukai.submit(slug), slug))["error"] == "every"
+    assert (await noukai.poll(await noukai.submit(slug), slug))["error"] == "every"
 
 
 async def test_a_later_layer_says_the_duration_in_its_own_way(noukai: Driver) -> None:
@@ -145,16 +145,16 @@ async def test_a_later_layer_says_the_duration_in_its_own_way(noukai: Driver) ->
     await noukai.script("*", after_polls=1, result="x")
     await noukai.script(after_seconds=5, result_bytes=3)
     job_id = await noukai.submit()
-    assert (await noukai.look(job_id))["status"] == "pending"
+    assert (await noukai.poll(job_id))["status"] == "pending"
     noukai.clock.advance(5)
-    assert (await noukai.look(job_id))["result"] == "xxx"
+    assert (await noukai.poll(job_id))["result"] == "xxx"
 
 
 async def test_the_jobs_own_specification_is_not_echoed(noukai: Driver) -> None:
     """The input comes back as the result without what was meant for the emulator."""
     own = {"after_polls": 1}
     job_id = await noukai.submit(message="hello", parameters={"grade": 3, "_emulator": own})
-    assert (await noukai.look(job_id))["result"] == {"message": "hello", "parameters": {"grade": 3}}
+    assert (await noukai.poll(job_id))["result"] == {"message": "hello", "parameters": {"grade": 3}}
 
 
 async def test_a_script_changes_only_later_jobs(noukai: Driver) -> None:
@@ -162,16 +162,16 @@ async def test_a_script_changes_only_later_jobs(noukai: Driver) -> None:
     await noukai.script(outcome="failed", after_polls=1)
     job_id = await noukai.submit()
     await noukai.script(outcome="completed", after_polls=1)
-    assert (await noukai.look(job_id))["status"] == "failed"
+    assert (await noukai.poll(job_id))["status"] == "failed"
 
 
 async def test_a_slow_cancel(over_socket: Driver) -> None:
     """The cancel takes effect at once, and its answer takes as long as the script says."""
     await over_socket.script(outcome="never", cancel_seconds=0.3)
     job_id = await over_socket.submit()
-    answer = await over_socket.post(f"{FLOW}/jobs/{job_id}/cancel")
-    assert answer.status_code == 202
-    assert answer.elapsed.total_seconds() >= 0.3
+    response = await over_socket.post(f"{FLOW}/jobs/{job_id}/cancel")
+    assert response.status_code == 202
+    assert response.elapsed.total_seconds() >= 0.3
 
 
 BAD: list[tuple[Any, str]] = [
@@ -200,9 +200,9 @@ def test_a_script_that_makes_no_sense(spec: Any, words: str) -> None:
 
 async def test_a_script_by_control_that_makes_no_sense(noukai: Driver) -> None:
     """400 with the same words."""
-    answer = await noukai.command("POST", "script", {"flow": "grade-3", "outcome": "lost"})
-    assert answer.status_code == 400
-    assert "outcome='lost'" in answer.json()["error"]
+    response = await noukai.command("POST", "script", {"flow": "grade-3", "outcome": "lost"})
+    assert response.status_code == 400
+    assert "outcome='lost'" in response.json()["error"]
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ async def test_a_script_by_control_that_makes_no_sense(noukai: Driver) -> None:
     [b'{"flow": "a", "result": 1e999}', b'{"flow": "a", "result": "\\ud800"}', b"[" * 100_000, b"{", b"\xff"],
     ids=lambda body: repr(body)[:40],
 )
-async def test_a_script_that_no_answer_could_show(noukai: Driver, body: bytes) -> None:
+async def test_a_script_that_no_response_could_show(noukai: Driver, body: bytes) -> None:
     """What could not be written into an answer later is refused at once."""
     url = noukai.client.base_url.copy_with(raw_path=b"/_emulator/script")
     assert (await noukai.post(str(url), content=body)).status_code == 400

@@ -30,9 +30,9 @@ async def test_a_finished_run_is_replayed(noukai: Driver) -> None:
     await noukai.script(steps=STEPS, result="done")
     job_id = await noukai.submit()
     noukai.clock.advance(1)
-    answer = await noukai.get(f"{FLOW}/runs/{job_id}/trace/stream")
-    assert answer.headers["Content-Type"].startswith("text/event-stream")
-    events = parsed(answer.text)
+    response = await noukai.get(f"{FLOW}/runs/{job_id}/trace/stream")
+    assert response.headers["Content-Type"].startswith("text/event-stream")
+    events = parsed(response.text)
     assert [(event["eventType"], event.get("stepId")) for event in events] == [
         ("run_started", None),
         ("step_started", "draft"),
@@ -78,8 +78,8 @@ async def test_events_come_as_they_happen(over_socket: Driver) -> None:
     await over_socket.script(outcome="never", after_seconds=10)
     job_id = await over_socket.submit()
     over_socket.clock.advance(2)
-    async with over_socket.client.stream("GET", f"{FLOW}/runs/{job_id}/trace/stream") as answer:
-        chunks = answer.aiter_text()
+    async with over_socket.client.stream("GET", f"{FLOW}/runs/{job_id}/trace/stream") as response:
+        chunks = response.aiter_text()
         assert "run_started" in await anext(chunks)
         await over_socket.control("POST", f"jobs/{job_id}/finish", {})
         assert "flow_completed" in "".join([chunk async for chunk in chunks])

@@ -33,16 +33,16 @@ def check_balance(book: list[dict[str, Any]], wanted: Iterable[str], reports: It
         wanted: The message of each submission that was meant to be made.
         reports: What was told of the jobs.
     """
-    messages, told = list(wanted), list(reports)
+    messages, reported = list(wanted), list(reports)
     wrong = {
         "submitted under several identities": _repeated(
             message for message, _ in {(job["message"], job["idempotency_key"]) for job in book}
         ),
         "identities with several jobs": _repeated(job["idempotency_key"] for job in book),
         "submissions without exactly one job": _unequal(messages, (job["message"] for job in book)),
-        "submissions without exactly one report": _unequal(messages, (report.message for report in told)),
+        "submissions without exactly one report": _unequal(messages, (report.message for report in reported)),
         "jobs that were not reported as they are": _unequal(
-            (Report(job["message"], job["id"], job["outcome"]) for job in book), told
+            (Report(job["message"], job["id"], job["outcome"]) for job in book), reported
         ),
         "jobs that nobody waits for": [job["id"] for job in book if job["state"] not in ENDS],
     }

@@ -30,9 +30,9 @@ class Plan(NamedTuple):
     @property
     def parameters(self) -> dict[str, Any]:
         """Tell the local Noukai."""
-        by_looks = {"after_polls": self.after_polls}
+        by_polls = {"after_polls": self.after_polls}
         by_time = {"after_seconds": self.after_seconds}
-        return {"_emulator": {"outcome": self.outcome, **(by_looks if self.after_polls else by_time)}}
+        return {"_emulator": {"outcome": self.outcome, **(by_polls if self.after_polls else by_time)}}
 
 
 def plans(number: int, *, with_endless: bool = False, most_polls: int | None = None) -> list[Plan]:

@@ -11,7 +11,7 @@ from collections.abc import Coroutine, Iterator
 from types import TracebackType
 from typing import Any, Self
 
-from demo.processes import free_port
+from devtools.processes import free_port
 
 CUTS = ("refused", "silent")
 """The ways in which a network is cut: nobody listens any more, or nothing comes through."""

@@ -9,7 +9,7 @@ from typing import Self
 
 import httpx
 
-from demo.processes import Component, ServerError, free_port, wait_until
+from devtools.processes import Component, ServerError, free_port, wait_until
 from noukai_core.emulator import EmulatorControl
 
 
@@ -21,7 +21,7 @@ class NoukaiProcess:
         self.base_url = f"http://127.0.0.1:{self.port}/api/v1"
         self.control = EmulatorControl(self.base_url)
         command = [sys.executable, "-m", "noukai_core.emulator", "--port", str(self.port)]
-        book = ["--book", str(folder / "jobs.book")]
+        book = ["--state-file", str(folder / "jobs.book")]
         self._component = Component("noukai", [*command, *book], {}, folder / "noukai.log")
 
     def __enter__(self) -> Self:

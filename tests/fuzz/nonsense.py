@@ -192,21 +192,21 @@ class Given:
 
     status: int
     headers: tuple[tuple[bytes, bytes], ...]
-    pieces: tuple[bytes, ...]
+    chunks: tuple[bytes, ...]
     fault: type[Exception] | None = None
 
-    def response(self) -> httpx.Response:
+    def respond(self) -> httpx.Response:
         """Answer a request."""
-        if self.fault is not None and not self.pieces:
+        if self.fault is not None and not self.chunks:
             raise self.fault(f"the fault quotes {KEY}")
         return httpx.Response(
-            self.status, headers=list(self.headers), stream=_Stream(self.pieces, self.fault)
+            self.status, headers=list(self.headers), stream=_Stream(self.chunks, self.fault)
         )
 
 
 class _Stream(httpx.SyncByteStream, httpx.AsyncByteStream):
-    def __init__(self, pieces: tuple[bytes, ...], fault: type[Exception] | None) -> None:
-        self._pieces = pieces
+    def __init__(self, chunks: tuple[bytes, ...], fault: type[Exception] | None) -> None:
+        self._pieces = chunks
         self._fault = fault
 
     def __iter__(self) -> Iterator[bytes]:
@@ -215,15 +215,15 @@ class _Stream(httpx.SyncByteStream, httpx.AsyncByteStream):
             raise self._fault(f"the fault quotes {KEY}")
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        for piece in self:
-            yield piece
+        for chunk in self:
+            yield chunk
 
 
 _PACK = {b"gzip": gzip.compress, b"deflate": zlib.compress}
 
 
 @st.composite
-def answers(draw: st.DrawFn, kind: str) -> Given:
+def responses(draw: st.DrawFn, kind: str) -> Given:
     """Draw an answer to one kind of call."""
     headers = tuple(draw(_headers))
     body = draw(_bodies(CALLS[kind]))
@@ -232,11 +232,11 @@ def answers(draw: st.DrawFn, kind: str) -> Given:
         for encoding in encodings.lower().split(b","):
             body = _PACK.get(encoding.strip(), bytes)(body)
     cut = draw(st.integers(0, 3)) and len(body) // 2
-    pieces = tuple(part for part in (body[:cut], body[cut:]) if part)
+    chunks = tuple(part for part in (body[:cut], body[cut:]) if part)
     fault = draw(st.sampled_from(_FAULTS)) if not draw(st.integers(0, 15)) else None
-    return Given(draw(st.sampled_from(_STATUSES) | st.integers(100, 999)), headers, pieces, fault)
+    return Given(draw(st.sampled_from(_STATUSES) | st.integers(100, 999)), headers, chunks, fault)
 
 
 def scripts(kind: str) -> st.SearchStrategy[list[Given]]:
     """Draw some answers to one kind of call; the last is given for ever."""
-    return st.lists(answers(kind), min_size=1, max_size=3)
+    return st.lists(responses(kind), min_size=1, max_size=3)

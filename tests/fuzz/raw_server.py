@@ -15,14 +15,14 @@ from typing import Self
 DRIP_SECONDS = 0.02
 
 
-class Wire(Enum):
+class ScriptedServer(Enum):
     """What a server does between the bytes that it sends."""
 
     PAUSE = "let a moment pass"
     RESET = "reset the connection"
 
 
-Pieces = Iterable[bytes | Wire]
+Pieces = Iterable[bytes | ScriptedServer]
 Answers = Callable[[bytes], Pieces]
 """What comes back for the beginning of a request."""
 
@@ -34,8 +34,8 @@ _BLOCK = 64 * 1024
 class RawServer:
     """Sends what `answer` gives to the first request of each connection, and then keeps silent."""
 
-    def __init__(self, answer: Answers) -> None:
-        self.answer = answer
+    def __init__(self, response: Answers) -> None:
+        self.response = response
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self._thread = threading.Thread(target=self._accept)
         self._ending = threading.Event()
@@ -68,22 +68,22 @@ class RawServer:
     def _serve(self, connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
             connection.settimeout(0.2)
-            for piece in self.answer(connection.recv(_BLOCK)):
+            for chunk in self.response(connection.recv(_BLOCK)):
                 if self._ending.is_set():
                     return
-                if piece is Wire.PAUSE:
+                if chunk is ScriptedServer.PAUSE:
                     self._ending.wait(DRIP_SECONDS)
-                elif piece is Wire.RESET:
+                elif chunk is ScriptedServer.RESET:
                     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                     return
                 else:
-                    self._send(connection, piece)
+                    self._send(connection, chunk)
             self._keep_silent(connection)
 
-    def _send(self, connection: socket.socket, piece: bytes) -> None:
-        while piece and not self._ending.is_set():
+    def _send(self, connection: socket.socket, chunk: bytes) -> None:
+        while chunk and not self._ending.is_set():
             with contextlib.suppress(TimeoutError):
-                piece = piece[connection.send(piece) :]
+                chunk = chunk[connection.send(chunk) :]
 
     def _keep_silent(self, connection: socket.socket) -> None:
         while not self._ending.is_set():
@@ -97,7 +97,7 @@ def _for_ever(begin: bytes, again: bytes) -> Answers:
 
 
 def _in_drops(begin: bytes, again: bytes) -> Answers:
-    return lambda _: itertools.chain([begin], itertools.cycle([Wire.PAUSE, again]))
+    return lambda _: itertools.chain([begin], itertools.cycle([ScriptedServer.PAUSE, again]))
 
 
 def _bomb() -> Answers:

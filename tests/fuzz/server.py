@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import httpx
 
-from tests.core.wire import kind_of
+from tests.core.scripted_server import kind_of
 from tests.fuzz.nonsense import Given
 
 TAKEN = Given(202, (), (b'{"executionId":"job-1","status":"started"}',))
@@ -29,4 +29,4 @@ class Server:
         self.requests.append(request)
         assert len(self.requests) <= self._most, "this asks again and again, and hardly pauses"
         script = self._scripts.get(kind_of(request), [UNKNOWN])
-        return (script.pop(0) if len(script) > 1 else script[0]).response()
+        return (script.pop(0) if len(script) > 1 else script[0]).respond()

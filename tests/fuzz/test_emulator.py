@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from noukai_core.emulator import Emulator
-from noukai_core.emulator.delivery import ConnectionDropped
+from noukai_core.emulator._delivery import ConnectionDropped
 from tests.fuzz.nonsense import KEY, fuzzed, values
 
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
@@ -117,8 +117,8 @@ async def ask_all(requests: list[Asked]) -> list[int]:
         for method, path, headers, body in requests:
             url = httpx.URL("http://emulator").copy_with(raw_path=path.replace(JOB, job_id).encode())
             try:
-                answer = await client.request(method, url, headers=list(headers.items()), content=body)
-                statuses.append(answer.status_code)
+                response = await client.request(method, url, headers=list(headers.items()), content=body)
+                statuses.append(response.status_code)
             except ConnectionDropped:
                 statuses.append(0)
     return statuses
@@ -171,8 +171,8 @@ def test_any_bytes(emulator: Emulator) -> None:
             try:
                 connection.sendall(b"".join(lines))
                 connection.shutdown(socket.SHUT_WR)
-                while answer := connection.recv(65536):
-                    assert b" 500 " not in answer
+                while response := connection.recv(65536):
+                    assert b" 500 " not in response
             except OSError as fault:
                 assert not isinstance(fault, TimeoutError)
         assert emulator.control.counts()["cancel"] == 0

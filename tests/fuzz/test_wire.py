@@ -9,23 +9,24 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from noukai_core import NoukaiError, policy
-from tests.core.wire import FLOW
+from noukai_core import NoukaiError
+from noukai_core._engine import schedule
+from tests.core.scripted_server import FLOW
+from tests.fuzz.drivers import DRIVERS, client_of
 from tests.fuzz.nonsense import KEY, MARK, fuzzed
-from tests.fuzz.raw_server import ENDLESS, RawServer, Wire
-from tests.fuzz.shells import SHELLS, client_of
+from tests.fuzz.raw_server import ENDLESS, RawServer, ScriptedServer
 
 MEGABYTE = 1024 * 1024
-IMPATIENT: dict[str, Any] = {"timeout": 0.3, "fault_patience": 0.5, "max_answer_bytes": MEGABYTE}
+SHORT_RETRY: dict[str, Any] = {"timeout": 0.3, "retry_timeout": 0.5, "max_response_bytes": MEGABYTE}
 
 
-@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("driver", DRIVERS)
 @pytest.mark.parametrize("name", ENDLESS)
-def test_an_answer_without_end(name: str, shell: str) -> None:
+def test_an_response_without_end(name: str, driver: str) -> None:
     """It is given up within a request's time and the cap on its size; the wait ends in one of our errors."""
     with (
         RawServer(ENDLESS[name]) as server,
-        client_of(shell, **IMPATIENT, api_key=KEY, base_url=server.base_url) as client,
+        client_of(driver, **SHORT_RETRY, api_key=KEY, base_url=server.base_url) as client,
     ):
         tracemalloc.start()
         try:
@@ -79,20 +80,20 @@ _LINES = st.sampled_from(
 )
 
 
-@pytest.mark.parametrize("shell", SHELLS)
-def test_any_bytes(shell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_any_bytes(driver: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever bytes come, a look ends as a status or as one of our errors, which does not show the key."""
-    monkeypatch.setattr(policy, "QUICK_PATIENCE", 0.0)
+    monkeypatch.setattr(schedule, "SHORT_RETRY_WINDOW", 0.0)
     with (
         RawServer(lambda _: ()) as server,
-        client_of(shell, **IMPATIENT | {"timeout": 0.05}, api_key=KEY, base_url=server.base_url) as client,
+        client_of(driver, **SHORT_RETRY | {"timeout": 0.05}, api_key=KEY, base_url=server.base_url) as client,
     ):
 
         @fuzzed()
         @given(st.lists(_LINES | st.binary(max_size=30), max_size=12), st.booleans())
         @example([KEY.encode() + b"\r\n"], True)
-        def check(pieces: list[bytes], resets: bool) -> None:
-            server.answer = lambda _: [b"".join(pieces), *[Wire.RESET] * resets]
+        def check(chunks: list[bytes], resets: bool) -> None:
+            server.response = lambda _: [b"".join(chunks), *[ScriptedServer.RESET] * resets]
             try:
                 client.flow(FLOW).attach("job-1").status()
             except NoukaiError as error:

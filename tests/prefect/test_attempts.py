@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from prefect import flow
 
-from noukai_core import InvalidInput, JobWaitTimeout
+from noukai_core import InvalidInputError, JobTimeoutError
 from noukai_prefect import NoukaiCredentials, arun_noukai_job, arun_noukai_jobs
 
 if TYPE_CHECKING:
@@ -31,17 +31,17 @@ async def many(credentials: NoukaiCredentials, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("run", [one, many])
-@pytest.mark.parametrize("place", [flow, lambda run: run], ids=["in a flow", "without a flow"])
+@pytest.mark.parametrize("slot", [flow, lambda run: run], ids=["in a flow", "without a flow"])
 async def test_retry_of_a_young_job(
     credentials: NoukaiCredentials,
     emulator: Emulator,
-    place: Callable[..., Any],
+    slot: Callable[..., Any],
     run: Callable[..., Awaitable[Any]],
 ) -> None:
     """A retry waits for the job that is there, with and without a flow, even before Noukai knows the job."""
     emulator.control.script("grade-3", visible_after_seconds=60)
-    with pytest.raises((JobWaitTimeout, ExceptionGroup)):
-        await place(run)(credentials, **NO_TIME)
+    with pytest.raises((JobTimeoutError, ExceptionGroup)):
+        await slot(run)(credentials, **NO_TIME)
     assert emulator.control.counts()["submit"] == 1
 
 
@@ -57,13 +57,13 @@ async def test_retry_of_a_failed_job_without_a_flow(
 
 
 @pytest.mark.parametrize("parameters", [{1: "a", "b": 2}, {("a", "b"): 1}])
-async def test_parameters_that_cannot_be_told_apart(
+async def test_parameters_that_cannot_be_reported_apart(
     credentials: NoukaiCredentials, emulator: Emulator, parameters: dict[Any, Any]
 ) -> None:
     """Parameters whose keys are no strings are refused as such, and of many inputs only those."""
-    with pytest.raises(InvalidInput, match="keys must be strings"):
+    with pytest.raises(InvalidInputError, match="keys must be strings"):
         await arun_noukai_job(credentials, FLOW, parameters=parameters)
     inputs = ["good", {"parameters": parameters}]
     good, bad = await arun_noukai_jobs(credentials, FLOW, inputs, raise_on="none")
-    assert (good.output, type(bad.error)) == ({"message": "good"}, InvalidInput)
+    assert (good.output, type(bad.error)) == ({"message": "good"}, InvalidInputError)
     assert emulator.control.counts()["submit"] == 1

@@ -12,17 +12,17 @@ import pytest
 
 from noukai_core import AsyncFlow
 from noukai_prefect import NoukaiCredentials
-from noukai_prefect.batch import Batch, BatchOptions
-from noukai_prefect.batch_record import BatchRecord
-from noukai_prefect.context import RunContext
-from noukai_prefect.running import JobInputs
+from noukai_prefect._batch import Batch, BatchOptions
+from noukai_prefect._batch_table import BatchTable
+from noukai_prefect._run import JobRequest
+from noukai_prefect._run_context import RunContext
 
 if TYPE_CHECKING:
     from noukai_core.emulator import Emulator
 
 FLOW = "acme/spelling/grade-3"
 PLACE = "0f8e2c52-7d6f-4d0a-9a3e-55a8c8a1b9d4"
-INPUTS = [JobInputs(FLOW, "hello")] * 2
+INPUTS = [JobRequest(FLOW, "hello")] * 2
 OVER = RunContext(None, None, 1, time.monotonic(), None)  # its time is up: an interruption is to end the jobs
 
 
@@ -35,15 +35,15 @@ async def flow(credentials: NoukaiCredentials, emulator: Emulator) -> AsyncItera
 
 
 async def interrupt(
-    flow: AsyncFlow, record: BatchRecord, emulator: Emulator, moment: tuple[str, int], timeout: float | None
+    flow: AsyncFlow, record: BatchTable, emulator: Emulator, moment: tuple[str, int], timeout: float | None
 ) -> list[str]:
     """Interrupt a batch with room for one job at a moment, and return the states of the jobs."""
     options = BatchOptions(
         timeout=timeout,
         poll_interval=None,
         cancel_on_timeout=False,
-        in_flight=1,
-        looks_per_second=50,
+        max_concurrency=1,
+        max_polls_per_second=50,
         raise_on="none",
     )
     batch = asyncio.ensure_future(Batch(flow, INPUTS, options, OVER, record).outcomes())
@@ -56,7 +56,7 @@ async def interrupt(
 
 async def test_jobs_that_wait_for_room(flow: AsyncFlow, emulator: Emulator) -> None:
     """A job of an earlier attempt is cancelled also when its row still waits for room."""
-    record = BatchRecord(OVER, PLACE, FLOW, len(INPUTS), None)
+    record = BatchTable(OVER, PLACE, FLOW, len(INPUTS), None)
     for row in record.rows:
         row.job_id, row.state = (await flow.job("hello")).id, "running"
     assert await interrupt(flow, record, emulator, ("poll", 1), None) == ["cancelled"] * 2
@@ -64,5 +64,5 @@ async def test_jobs_that_wait_for_room(flow: AsyncFlow, emulator: Emulator) -> N
 
 async def test_jobs_that_nobody_waits_for_any_more(flow: AsyncFlow, emulator: Emulator) -> None:
     """A job that was left to run when its time was over is cancelled with those that are waited for."""
-    record = BatchRecord(OVER, PLACE, FLOW, len(INPUTS), None)
+    record = BatchTable(OVER, PLACE, FLOW, len(INPUTS), None)
     assert await interrupt(flow, record, emulator, ("submit", 2), 1.5) == ["cancelled"] * 2

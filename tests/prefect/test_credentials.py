@@ -10,10 +10,9 @@ import pytest
 from prefect.blocks.core import Block
 from pydantic import SecretStr
 
-from noukai_core import AsyncNoukai, InvalidInput, Noukai
+from noukai_core import AsyncNoukai, InvalidInputError, Noukai
 from noukai_prefect import NoukaiCredentials, NoukaiJob, NoukaiJobRun
-
-from .conftest import KEY
+from tests.prefect.conftest import KEY
 
 if TYPE_CHECKING:
     from noukai_core.emulator import Emulator
@@ -55,10 +54,10 @@ def test_org_and_project(emulator: Emulator) -> None:
         assert client.flow("grade-3").path == "acme/spelling/grade-3"
 
 
-def test_wrong_fields_are_told(emulator: Emulator) -> None:
+def test_wrong_fields_are_reported(emulator: Emulator) -> None:
     """A key that is none is refused before a request, and not shown."""
     block = NoukaiCredentials(api_key=SecretStr("sk-secret-of-another"), base_url=emulator.base_url)
-    with pytest.raises(InvalidInput) as refused:
+    with pytest.raises(InvalidInputError) as refused:
         block.get_client()
     assert "sk-secret-of-another" not in str(refused.value)
     assert emulator.control.requests() == []

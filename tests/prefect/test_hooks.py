@@ -13,14 +13,8 @@ from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from pydantic import SecretStr
 
-from noukai_prefect import (
-    NoukaiCredentials,
-    arun_noukai_jobs,
-    asubmit_noukai_job,
-    cancel_noukai_jobs,
-    hooks,
-)
-from noukai_prefect.records import ARTIFACT_KEY, artifacts_of, read_records
+from noukai_prefect import NoukaiCredentials, arun_noukai_jobs, asubmit_noukai_job, cancel_noukai_jobs, hooks
+from noukai_prefect._job_store import ARTIFACT_KEY, artifacts_of, read_records
 
 if TYPE_CHECKING:
     from noukai_core.emulator import Emulator, EmulatorControl

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from noukai_core import InvalidInput, JobFailed, JobState
+from noukai_core import InvalidInputError, JobFailedError, JobState
 from noukai_prefect import NoukaiCredentials, NoukaiJob, NoukaiJobRun
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def test_from_id(job: NoukaiJob, credentials: NoukaiCredentials, emulator: Emula
 def test_failure_is_raised_by_the_wait(job: NoukaiJob, emulator: Emulator) -> None:
     """A failed job raises where it is waited for, not only where its result is fetched."""
     emulator.control.script("grade-3", outcome="failed", error="no luck")
-    with pytest.raises(JobFailed, match="no luck"):
+    with pytest.raises(JobFailedError, match="no luck"):
         job.trigger().wait_for_completion()
 
 
@@ -93,9 +93,9 @@ def test_version(credentials: NoukaiCredentials, emulator: Emulator, version: st
 
 def test_bad_fields_send_nothing(credentials: NoukaiCredentials, emulator: Emulator) -> None:
     """A block with neither message nor parameters is refused before a request."""
-    with pytest.raises(InvalidInput):
+    with pytest.raises(InvalidInputError):
         NoukaiJob(credentials=credentials, flow=FLOW).trigger()
-    with pytest.raises(InvalidInput, match="version"):
+    with pytest.raises(InvalidInputError, match="version"):
         NoukaiJob(credentials=credentials, flow=FLOW, message="hello", version="latest").trigger()
     assert emulator.control.requests() == []
 

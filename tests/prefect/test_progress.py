@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from noukai_prefect.events import percent
+from noukai_prefect._events import percent
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ import pytest
 from prefect.tasks import Task
 
 from noukai_core import (
-    FlowNotFound,
-    InvalidInput,
-    JobCancelled,
-    JobFailed,
-    JobNotFound,
-    JobWaitTimeout,
+    FlowNotFoundError,
+    InvalidInputError,
+    JobCancelledError,
+    JobFailedError,
+    JobNotFoundError,
+    JobTimeoutError,
     NoukaiError,
 )
 from noukai_prefect import (
@@ -25,11 +25,11 @@ from noukai_prefect import (
     arun_noukai_jobs,
     asubmit_noukai_job,
     await_for_noukai_job,
+    is_retryable,
     run_noukai_job,
     run_noukai_jobs,
     submit_noukai_job,
     wait_for_noukai_job,
-    worth_retrying,
 )
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ async def test_submit_then_wait(call: Call, credentials: NoukaiCredentials, emul
 async def test_failed(call: Call, credentials: NoukaiCredentials, emulator: Emulator) -> None:
     """A failed job raises with the flow's own words and the id."""
     emulator.control.script("grade-3", outcome="failed", error="no luck")
-    with pytest.raises(JobFailed, match="no luck") as failed:
+    with pytest.raises(JobFailedError, match="no luck") as failed:
         await call("run", credentials, FLOW, "hello")
     assert failed.value.job_id == emulator.control.jobs()[0]["id"]
 
@@ -92,7 +92,7 @@ async def test_failed(call: Call, credentials: NoukaiCredentials, emulator: Emul
 async def test_cancelled(call: Call, credentials: NoukaiCredentials, emulator: Emulator) -> None:
     """A job that is cancelled on the Noukai side raises by default, and is a state where that is wanted."""
     emulator.control.script("grade-3", outcome="cancelled")
-    with pytest.raises(JobCancelled):
+    with pytest.raises(JobCancelledError):
         await call("run", credentials, FLOW, "hello")
     state = await call("run", credentials, FLOW, "hello", on_cancelled="cancel")
     assert state.is_cancelled()
@@ -101,7 +101,7 @@ async def test_cancelled(call: Call, credentials: NoukaiCredentials, emulator: E
 async def test_timeout(call: Call, credentials: NoukaiCredentials, emulator: Emulator) -> None:
     """At the deadline the job is cancelled, and the error is a `TimeoutError` for Prefect."""
     emulator.control.script("grade-3", outcome="never")
-    with pytest.raises(JobWaitTimeout) as late:
+    with pytest.raises(JobTimeoutError) as late:
         await call("run", credentials, FLOW, "hello", timeout=0.3)
     assert isinstance(late.value, TimeoutError)
     assert emulator.control.jobs()[0]["state"] == "cancelled"
@@ -112,7 +112,7 @@ async def test_timeout_that_keeps_the_job(
 ) -> None:
     """The job can be left running at the deadline."""
     emulator.control.script("grade-3", outcome="never")
-    with pytest.raises(JobWaitTimeout):
+    with pytest.raises(JobTimeoutError):
         await call("run", credentials, FLOW, "hello", timeout=0.3, cancel_on_timeout=False)
     assert emulator.control.counts()["cancel"] == 0
 
@@ -137,21 +137,21 @@ async def test_bad_input_sends_nothing(
     call: Call, credentials: NoukaiCredentials, emulator: Emulator, flow: str, given: dict[str, Any]
 ) -> None:
     """Bad input ends before anything was sent, also when it is about the wait alone."""
-    with pytest.raises(InvalidInput):
+    with pytest.raises(InvalidInputError):
         await call("run", credentials, flow, **given)
     assert emulator.control.requests() == []
 
 
 async def test_unknown_job(call: Call, credentials: NoukaiCredentials) -> None:
     """A job that the server does not know is an error that names it."""
-    with pytest.raises(JobNotFound, match="job_unknown"):
+    with pytest.raises(JobNotFoundError, match="job_unknown"):
         await call("wait", credentials, FLOW, "job_unknown")
 
 
 async def test_no_such_flow(call: Call, credentials: NoukaiCredentials, emulator: Emulator) -> None:
     """A refusal for good ends at once, with no second try."""
     emulator.control.script("grade-3", missing=True)
-    with pytest.raises(FlowNotFound):
+    with pytest.raises(FlowNotFoundError):
         await call("run", credentials, FLOW, "hello")
     assert emulator.control.counts()["submit"] == 1
 
@@ -188,12 +188,12 @@ async def test_many_of_nothing(call: Call, credentials: NoukaiCredentials, emula
 
 
 @pytest.mark.parametrize(
-    ("inputs", "options", "told"),
+    ("inputs", "options", "reported"),
     [
         ([{"massage": "a"}], {}, "massage"),
         (["a", 7], {}, r"inputs\[1\]"),
         ("abc", {}, "inputs"),
-        (["a"], {"in_flight": 0}, "in_flight"),
+        (["a"], {"max_concurrency": 0}, "max_concurrency"),
         (["a"], {"raise_on": "never"}, "raise_on"),
         (["a"], {"timeout": -1}, "timeout"),
     ],
@@ -204,10 +204,10 @@ async def test_many_of_nonsense(
     emulator: Emulator,
     inputs: Any,
     options: dict[str, Any],
-    told: str,
+    reported: str,
 ) -> None:
     """Inputs and options that make no sense are named, and nothing is sent."""
-    with pytest.raises(InvalidInput, match=told):
+    with pytest.raises(InvalidInputError, match=reported):
         await call("many", credentials, FLOW, inputs, **options)
     assert emulator.control.requests() == []
 
@@ -217,7 +217,7 @@ async def test_one_bad_input_of_many(call: Call, credentials: NoukaiCredentials,
     inputs = ["a", {"parameters": {"x": float("nan")}}]
     good, bad = await call("many", credentials, FLOW, inputs, raise_on="none")
     assert good.state == "completed"
-    assert isinstance(bad.error, InvalidInput)
+    assert isinstance(bad.error, InvalidInputError)
     with pytest.raises(ExceptionGroup, match="1 of 2") as raised:
         await call("many", credentials, FLOW, inputs, raise_on="any")
     assert len(raised.value.exceptions) == 1
@@ -244,14 +244,22 @@ class _Anything:
 @pytest.mark.parametrize(
     ("error", "worth"),
     [
-        (JobFailed("failed", job_id="job_1", status=None), True),
-        (JobWaitTimeout("late", job_id="job_1", status=None), True),
-        (JobCancelled("cancelled", job_id="job_1", status=None), False),
-        (InvalidInput("wrong"), False),
+        (JobFailedError("failed", job_id="job_1", status=None), True),
+        (JobTimeoutError("late", job_id="job_1", status=None), True),
+        (JobCancelledError("cancelled", job_id="job_1", status=None), False),
+        (InvalidInputError("wrong"), False),
         (NoukaiError("something"), True),
         (ValueError("of the flow"), True),
-        (ExceptionGroup("2 of 3", [JobFailed("f", job_id="j", status=None), InvalidInput("w")]), True),
-        (ExceptionGroup("2 of 3", [JobCancelled("c", job_id="j", status=None), InvalidInput("w")]), False),
+        (
+            ExceptionGroup("2 of 3", [JobFailedError("f", job_id="j", status=None), InvalidInputError("w")]),
+            True,
+        ),
+        (
+            ExceptionGroup(
+                "2 of 3", [JobCancelledError("c", job_id="j", status=None), InvalidInputError("w")]
+            ),
+            False,
+        ),
     ],
 )
 async def test_worth_retrying(error: Exception, worth: bool) -> None:
@@ -261,4 +269,4 @@ async def test_worth_retrying(error: Exception, worth: bool) -> None:
     state = await exception_to_failed_state(error)
     run: Any = None
     task: Task[..., Any] = run_noukai_job
-    assert worth_retrying(task, run, state) is worth
+    assert is_retryable(task, run, state) is worth

@@ -14,7 +14,7 @@ from typing import Self
 
 from cryptography.fernet import Fernet, InvalidToken
 
-from demo.processes import Component, descendants
+from devtools.processes import Component, descendants
 
 Place = tuple[str, bytes]
 

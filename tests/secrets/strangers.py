@@ -82,8 +82,8 @@ class Echo(Stranger):
         return 400, headers, json.dumps(refusal).encode()
 
     def _job(self, method: str, path: str, said: str) -> dict[str, Any]:
-        told = {"progress": {"said": said}, "createdAt": said, "error": {"code": said, "message": said}}
+        reported = {"progress": {"said": said}, "createdAt": said, "error": {"code": said, "message": said}}
         if method == "POST":
             return {"executionId": "job-of-echo", "status": "started", "flowId": said, "blockCount": 1}
         state = "failed" if "/echo-failed-" in path else "completed"
-        return {"executionId": "job-of-echo", "status": state, "result": {"said": said}, **told}
+        return {"executionId": "job-of-echo", "status": state, "result": {"said": said}, **reported}

@@ -3,7 +3,7 @@
 As a program, which ends on Ctrl-C or SIGTERM::
 
     python -m noukai_core.emulator              # http://127.0.0.1:8080/api/v1, where NOUKAI_ENV=dev points
-    python -m noukai_core.emulator --port 0 --script script.json --book jobs.book
+    python -m noukai_core.emulator --port 0 --script script.json --state-file jobs.book
 
 It prints one line, ``Noukai emulator: http://127.0.0.1:PORT/api/v1``, once it listens. Any key that begins
 with ``nk_`` is accepted. In a test::
@@ -123,10 +123,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .control import EmulatorControl
+from noukai_core.emulator._control import EmulatorControl
 
 if TYPE_CHECKING:
-    from .server import Emulator
+    from noukai_core.emulator._server import Emulator
 
 __all__ = ["Emulator", "EmulatorControl"]
 
@@ -135,7 +135,7 @@ def __getattr__(name: str) -> Any:
     if name != "Emulator":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        from .server import Emulator
+        from noukai_core.emulator._server import Emulator
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in ("starlette", "uvicorn"):

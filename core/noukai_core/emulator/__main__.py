@@ -17,11 +17,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Blocked before any thread begins: so a signal ends the wait below, and never breaks into the server.
     signal.pthread_sigmask(signal.SIG_BLOCK, _END)
     try:
-        from . import Emulator
+        from noukai_core.emulator import Emulator
 
         emulator = Emulator(
             wanted.script,
-            book=wanted.book,
+            state_file=wanted.state_file,
             host=wanted.host,
             port=wanted.port,
             tls_cert=wanted.tls_cert,
@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         "--port", type=_port, default=8080, help="the port; 0 picks a free one (default: 8080)"
     )
     parser.add_argument("--script", type=Path, metavar="FILE", help="JSON: how the jobs behave, by flow slug")
-    parser.add_argument("--book", type=Path, metavar="FILE", help="keeps the jobs over a restart")
+    parser.add_argument("--state-file", type=Path, metavar="FILE", help="keeps the jobs over a restart")
     parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="a certificate (PEM), to serve HTTPS")
     parser.add_argument("--tls-key", type=Path, metavar="FILE", help="the certificate's key (PEM)")
     parser.add_argument(

@@ -40,9 +40,9 @@ def batch_retried(flow: str) -> list[dict[str, Any]]:
 
 
 @flow
-async def batch_in_flight(flow: str) -> list[dict[str, Any]]:
+async def batch_max_concurrency(flow: str) -> list[dict[str, Any]]:
     credentials = await NoukaiCredentials.aload("default")
-    return shown(await arun_noukai_jobs(credentials, flow, ["a", "b", "c", "d", "e"], in_flight=2))
+    return shown(await arun_noukai_jobs(credentials, flow, ["a", "b", "c", "d", "e"], max_concurrency=2))
 
 
 @flow

@@ -10,13 +10,13 @@ from prefect import flow
 
 from noukai_prefect import (
     NoukaiCredentials,
+    _run,
+    _run_context,
     arun_noukai_job,
     arun_noukai_jobs,
     cancel_noukai_jobs,
-    context,
-    keep_noukai_jobs,
+    log_resumable_noukai_jobs,
     run_noukai_job,
-    running,
 )
 
 
@@ -32,14 +32,14 @@ async def observed_with_block(credentials: NoukaiCredentials, flow: str) -> Any:
 
 @flow
 def without_event(flow: str) -> Any:
-    context._cancel_event = lambda flow, task_run_id: None  # as in a Prefect that has none
+    _run_context._cancel_event = lambda flow, task_run_id: None  # as in a Prefect that has none
     return run_noukai_job.submit(NoukaiCredentials.load("default"), flow, "hello").result()
 
 
 @flow
 async def struck_in_between(flow: str) -> Any:
     # Between the submission and the wait.
-    running.job_event = lambda run, what, *job: time.sleep(25 if what == "submitted" else 0)
+    _run.job_event = lambda run, what, *job: time.sleep(25 if what == "submitted" else 0)
     return await arun_noukai_job(await NoukaiCredentials.aload("default"), flow, "hello")
 
 
@@ -48,7 +48,7 @@ async def with_other_credentials(flow: str) -> Any:
     return await arun_noukai_job(await NoukaiCredentials.aload("other"), flow, "in a subflow")
 
 
-@flow(on_cancellation=[cancel_noukai_jobs], on_crashed=[keep_noukai_jobs])
+@flow(on_cancellation=[cancel_noukai_jobs], on_crashed=[log_resumable_noukai_jobs])
 async def hooked(flow: str) -> Any:
     credentials = await NoukaiCredentials.aload("default")
     return await asyncio.gather(

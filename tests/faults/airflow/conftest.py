@@ -36,7 +36,7 @@ def airflow(
     noukai_process: NoukaiProcess, network: Network, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[CrowdedAirflow]:
     """A running Airflow, whose connections but `noukai_direct` lead over the network."""
-    extra = {"request_timeout": REQUEST_SECONDS, "looks_per_second": 200}
+    extra = {"request_timeout": REQUEST_SECONDS, "max_polls_per_second": 200}
     over_network = {
         "conn_type": "noukai",
         "password": KEY,
@@ -46,8 +46,8 @@ def airflow(
     connections = {
         "noukai_default": over_network,
         "noukai_direct": {**over_network, "host": noukai_process.base_url},
-        "noukai_patient": {**over_network, "extra": {**extra, "fault_patience": PATIENCE_SECONDS}},
-        "noukai_impatient": {**over_network, "extra": {**extra, "fault_patience": IMPATIENCE_SECONDS}},
+        "noukai_patient": {**over_network, "extra": {**extra, "retry_timeout": PATIENCE_SECONDS}},
+        "noukai_impatient": {**over_network, "extra": {**extra, "retry_timeout": IMPATIENCE_SECONDS}},
     }
     settings = {
         **PROMPT,

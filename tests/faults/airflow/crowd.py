@@ -14,8 +14,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple, Self
 
-from demo.airflow_server import LocalAirflow
-from demo.processes import Component, ServerError, free_port, wait_until
+from devtools.airflow_server import LocalAirflow
+from devtools.processes import Component, ServerError, free_port, wait_until
 from noukai_core import AsyncNoukai
 from noukai_core.emulator import EmulatorControl
 from tests.faults import scale
@@ -53,10 +53,10 @@ def submit(base_url: str, plans: Sequence[Plan]) -> list[Submitted]:
     return asyncio.run(run())
 
 
-def watched(number: int, most_looks: int) -> list[Plan]:
+def watched(number: int, max_polls: int) -> list[Plan]:
     """Draw so many jobs, each of which ends with one of its first looks."""
     draw = Random(scale.SEED)
-    return [plan._replace(after_polls=draw.randint(1, most_looks)) for plan in plans(number)]
+    return [plan._replace(after_polls=draw.randint(1, max_polls)) for plan in plans(number)]
 
 
 def held(number: int) -> list[Plan]:

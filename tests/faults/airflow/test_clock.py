@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from demo.processes import Component
+from devtools.processes import Component
 from tests.faults.airflow.crowd import Crowd, CrowdedAirflow, finish, held, submit
 from tests.faults.airflow.turned_clock import TurnedClock
 from tests.faults.balance import check_balance

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from demo.processes import wait_until
+from devtools.processes import wait_until
 from tests.e2e_airflow.conftest import Run
 from tests.faults import scale
 from tests.faults.airflow.conftest import CUT_SECONDS
@@ -22,7 +22,7 @@ TASKS = 3
 
 
 @pytest.mark.parametrize("how", CUTS)
-def test_a_cut_within_the_patience(
+def test_a_cut_within_the_retry_window(
     airflow: CrowdedAirflow, noukai: NoukaiProcess, network: Network, how: str
 ) -> None:
     """A cut network ends no wait: jobs that end in the meantime, or after it, have one event each."""
@@ -39,7 +39,9 @@ def test_a_cut_within_the_patience(
     assert noukai.control.counts()["cancel"] == 0
 
 
-def test_cuts_beyond_the_patience(airflow: CrowdedAirflow, noukai: NoukaiProcess, network: Network) -> None:
+def test_cuts_beyond_the_retry_window(
+    airflow: CrowdedAirflow, noukai: NoukaiProcess, network: Network
+) -> None:
     """A cut that outlasts the patience wakes the tasks, and costs no job.
 
     A task that finds Noukai there again goes on waiting; one that does not fails, and its retry attaches.

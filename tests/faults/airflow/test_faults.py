@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from demo.processes import wait_until
+from devtools.processes import wait_until
 from tests.faults import scale
 from tests.faults.airflow.crowd import CrowdedAirflow, finish, held, submit, watched
 from tests.faults.balance import check_balance, check_share
@@ -13,7 +13,7 @@ from tests.faults.network import Network
 from tests.faults.noukai import NoukaiProcess
 
 # A thousand jobs get few looks: each 429 halves their budget, whatever it was that Noukai complained about.
-MOST_LOOKS = 3
+MAX_POLLS = 3
 
 WAIT_SECONDS = 1200.0 if scale.FULL else 240.0
 
@@ -29,7 +29,7 @@ def test_faults(airflow: CrowdedAirflow, noukai: NoukaiProcess, network: Network
     Connections are refused by the network, now and then; all the other faults come from Noukai.
     """
     kinds = MIXES[mix]
-    wanted = watched(scale.JOBS, MOST_LOOKS) if mix == "mixed" else watched(scale.JOBS_OF_ONE_KIND, 1)
+    wanted = watched(scale.JOBS, MAX_POLLS) if mix == "mixed" else watched(scale.JOBS_OF_ONE_KIND, 1)
     switch_on(noukai.control, *(kind for kind in kinds if kind != REFUSED))
     jobs = submit(noukai.base_url, wanted)
     if REFUSED in kinds:

@@ -7,7 +7,7 @@ from collections import Counter
 import psutil
 import pytest
 
-from demo.processes import wait_until
+from devtools.processes import wait_until
 from tests.faults import scale
 from tests.faults.airflow.crowd import CrowdedAirflow, submit
 from tests.faults.balance import check_balance

@@ -13,13 +13,13 @@ from uuid import uuid4
 from noukai_core import (
     APIError,
     AsyncNoukai,
-    JobCancelled,
-    JobFailed,
-    JobWaitTimeout,
+    JobCancelledError,
+    JobFailedError,
+    JobTimeoutError,
     Noukai,
-    Refused,
+    PermanentError,
     Submission,
-    SubmissionUnknown,
+    SubmissionUnknownError,
 )
 from tests.faults.balance import Report
 from tests.faults.core.refusing import AsyncRefusing, Refusing, subject
@@ -39,8 +39,8 @@ def options(base_url: str) -> dict[str, Any]:
         "base_url": base_url,
         "timeout": REQUEST_SECONDS,
         "recovery_timeout": 3 * REQUEST_SECONDS,
-        "looks_per_second": 200,  # what a local Noukai answers on one core beside its clients
-        "submissions_in_flight": 64,
+        "max_polls_per_second": 200,  # what a local Noukai answers on one core beside its clients
+        "max_concurrent_submissions": 64,
     }
 
 
@@ -68,7 +68,7 @@ def run_async(base_url: str, plans: list[Plan], refused: float = 0.0) -> tuple[l
     return asyncio.run(run()), transport.refusals.share
 
 
-SHELLS: dict[str, Callable[..., tuple[list[Report], float]]] = {"sync": run_sync, "async": run_async}
+DRIVERS: dict[str, Callable[..., tuple[list[Report], float]]] = {"sync": run_sync, "async": run_async}
 
 
 async def _story(flow: Any, plan: Plan) -> Report:
@@ -80,11 +80,11 @@ async def _story(flow: Any, plan: Plan) -> Report:
         result = await _answer(job.wait(timeout_ms=_PATIENCE_WITH_ENDLESS_MS if endless else None))
         assert result.output == {"message": plan.message}, "this is the output of another job"
         state = "completed"
-    except JobFailed:
+    except JobFailedError:
         state = "failed"
-    except JobCancelled:
+    except JobCancelledError:
         state = "cancelled"
-    except JobWaitTimeout:
+    except JobTimeoutError:
         await _persistently(job.cancel)
         state = "cancelled"
     return Report(plan.message, job.id, state)
@@ -93,18 +93,18 @@ async def _story(flow: Any, plan: Plan) -> Report:
 async def submitted(flow: Any, plan: Plan) -> Any:
     """Submit as a task with retries does: under the same identity again.
 
-    An error other than `SubmissionUnknown` says that there is no job. The book shows two if that is not so.
+    An error other than `SubmissionUnknownError` says that there is no job; the emulator shows two if it lies.
     """
     submission = Submission.new()
     for _ in range(_MOST_TRIES):
         try:
             return await _answer(flow.job(plan.message, parameters=plan.parameters, submission=submission))
-        except SubmissionUnknown as unknown:
+        except SubmissionUnknownError as unknown:
             submission = unknown.submission
-        except Refused:
+        except PermanentError:
             raise
         except APIError:
-            submission = replace(submission, sent_at=None)
+            submission = replace(submission, last_sent_at=None)
     raise AssertionError(f"{plan.message} was not taken in {_MOST_TRIES} tries")
 
 
@@ -112,7 +112,7 @@ async def _persistently(act: Callable[[], Any]) -> None:
     for _ in range(_MOST_TRIES):
         try:
             return await _answer(act())
-        except Refused:
+        except PermanentError:
             raise
         except APIError:
             continue

@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from demo.processes import wait_until
+from devtools.processes import wait_until
 from tests.faults import scale
 from tests.faults.balance import check_balance, check_share
-from tests.faults.core.crowd import SHELLS
+from tests.faults.core.crowd import DRIVERS
 from tests.faults.jobs import plans
 from tests.faults.kinds import KINDS, RACE, REFUSED, switch_on
 from tests.faults.noukai import NoukaiProcess
@@ -18,12 +18,12 @@ pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shell", SHELLS)
-def test_one_kind_of_fault(noukai: NoukaiProcess, shell: str, kind: str) -> None:
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_one_kind_of_fault(noukai: NoukaiProcess, driver: str, kind: str) -> None:
     """Whatever one kind of fault does, each submission has one job and each job one report."""
     wanted = plans(scale.JOBS_OF_ONE_KIND, with_endless=True)
     switch_on(noukai.control, kind)
-    reports, refused = SHELLS[shell](noukai.base_url, wanted, scale.SHARE if kind == REFUSED else 0.0)
+    reports, refused = DRIVERS[driver](noukai.base_url, wanted, scale.SHARE if kind == REFUSED else 0.0)
     check_balance(noukai.control.jobs(), (plan.message for plan in wanted), reports)
     if kind == REFUSED:
         assert 0.6 * scale.SHARE < refused < 1.4 * scale.SHARE
@@ -31,24 +31,24 @@ def test_one_kind_of_fault(noukai: NoukaiProcess, shell: str, kind: str) -> None
         check_share(noukai.control.requests(), scale.SHARE, *(["submit"] if kind == RACE else []))
 
 
-@pytest.mark.parametrize("shell", SHELLS)
-def test_all_kinds_of_faults(noukai: NoukaiProcess, shell: str) -> None:
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_all_kinds_of_faults(noukai: NoukaiProcess, driver: str) -> None:
     """With every kind of fault among the requests of the same jobs, the books balance too."""
     wanted = plans(scale.JOBS, with_endless=True)
     refused = scale.SHARE / len(KINDS)
     switch_on(noukai.control, *KINDS, share=scale.SHARE - refused)
-    reports, met = SHELLS[shell](noukai.base_url, wanted, refused)
+    reports, met = DRIVERS[driver](noukai.base_url, wanted, refused)
     check_balance(noukai.control.jobs(), (plan.message for plan in wanted), reports)
     check_share(noukai.control.requests(), scale.SHARE - refused)
     assert met > refused / 2
 
 
-@pytest.mark.parametrize("shell", SHELLS)
-def test_restart_in_the_middle(noukai: NoukaiProcess, shell: str) -> None:
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_restart_in_the_middle(noukai: NoukaiProcess, driver: str) -> None:
     """When Noukai is killed and started again amid the submissions, the books balance."""
     wanted = plans(scale.JOBS)
     with ThreadPoolExecutor(1) as aside:
-        run = aside.submit(SHELLS[shell], noukai.base_url, wanted)
+        run = aside.submit(DRIVERS[driver], noukai.base_url, wanted)
         wait_until(
             lambda: run.done() or len(noukai.control.jobs()) >= scale.JOBS // 3,
             "a third of the jobs",

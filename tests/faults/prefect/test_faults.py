@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.prefect_server import LocalPrefect
+from devtools.prefect_server import LocalPrefect
 from tests.faults import scale
 from tests.faults.balance import Report, check_balance, check_share
 from tests.faults.jobs import FLOW, plans
@@ -35,9 +35,9 @@ def test_all_kinds_of_faults(noukai: NoukaiProcess, tmp_path: Path) -> None:
         run = prefect.run("under-faults/local", {"flow": FLOW, "inputs": inputs})
         assert prefect.wait_for(run, timeout=RUN_SECONDS) == "Completed"
         outcomes = prefect.result(run)
-    told = [
+    reported = [
         Report(plan.message, outcome["job_id"], outcome["state"])
         for plan, outcome in zip(wanted, outcomes, strict=True)
     ]
-    check_balance(noukai.control.jobs(), (plan.message for plan in wanted), told)
+    check_balance(noukai.control.jobs(), (plan.message for plan in wanted), reported)
     check_share(noukai.control.requests(), scale.SHARE)

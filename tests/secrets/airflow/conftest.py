@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from cryptography.fernet import Fernet
 
-from demo.airflow_server import LocalAirflow
-from demo.processes import Component, free_port, wait_until
+from devtools.airflow_server import LocalAirflow
+from devtools.processes import Component, free_port, wait_until
 from tests.secrets.marks import Mark, marked_key
 from tests.secrets.places import Place, Processes, cells
 from tests.secrets.strangers import Echo, Stranger
@@ -144,13 +144,13 @@ def evidence(
 
 
 def _connections(found: Evidence, noukai: str, echo: str) -> None:
-    short = {"fault_patience": 2, "recovery_timeout": 2, "not_found_grace": 2}
+    short = {"retry_timeout": 2, "recovery_timeout": 2, "not_found_grace": 2}
     nowhere = f"http://127.0.0.1:{free_port()}/api/v1"
     for name, password, host, extra in (
         ("noukai_default", found.key, noukai, {"run_url_template": "https://noukai.test/{flow}/{job_id}"}),
         ("bad_key", f"Bearer {found.key}", noukai, {}),
         ("cut_key", found.key.removeprefix("nk_"), noukai, {}),
-        ("bad_extra", found.key, noukai, {"fault_patience": "long"}),
+        ("bad_extra", found.key, noukai, {"retry_timeout": "long"}),
         ("bad_org", found.key, noukai, {"org": "acme"}),
         ("unreachable", found.key, nowhere, {}),
         ("echo", found.key, echo, {}),

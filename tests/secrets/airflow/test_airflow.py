@@ -93,7 +93,7 @@ def told_by_api(evidence: Evidence) -> list[Place]:
 
 def test_tests_of_connections(evidence: Evidence) -> None:
     """The button that tests a connection says what is wrong, and not with which key."""
-    works = {name for name, told in evidence.tests_of_connections.items() if told["status"]}
+    works = {name for name, reported in evidence.tests_of_connections.items() if reported["status"]}
     assert works == {"noukai_default"}
     assert not evidence.secret.is_in(json.dumps(evidence.tests_of_connections).encode())
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from demo.prefect_server import LocalPrefect
-from demo.processes import wait_until
+from devtools.prefect_server import LocalPrefect
+from devtools.processes import wait_until
 from tests.e2e_prefect.conftest import entrypoints
 from tests.secrets.marks import Mark, marked_key
 from tests.secrets.places import Place, Processes
@@ -38,14 +38,14 @@ ENDS = {
 OUTCOMES = {
     **dict.fromkeys(("completed", "web_page_later", "echo_completed"), "completed"),
     **dict.fromkeys(("in_two_steps", "by_block", "batch"), "completed"),
-    **dict.fromkeys(("failed", "echo_failed"), "JobFailed"),
-    "cancelled": "JobCancelled",
-    **dict.fromkeys(("refused_key", "refused_key_later"), "AuthenticationFailed"),
-    "refused_model_key": "ModelKeyRejected",
-    "redirected": "Redirected",
-    **dict.fromkeys(("redirected_later", "deadline"), "JobWaitTimeout"),
-    **dict.fromkeys(("bad_key", "bad_org"), "InvalidInput"),
-    "echo_refused": "BadRequest",
+    **dict.fromkeys(("failed", "echo_failed"), "JobFailedError"),
+    "cancelled": "JobCancelledError",
+    **dict.fromkeys(("refused_key", "refused_key_later"), "AuthenticationError"),
+    "refused_model_key": "ModelKeyRejectedError",
+    "redirected": "RedirectError",
+    **dict.fromkeys(("redirected_later", "deadline"), "JobTimeoutError"),
+    **dict.fromkeys(("bad_key", "bad_org"), "InvalidInputError"),
+    "echo_refused": "BadRequestError",
     **dict.fromkeys(("batch_failed", "batch_refused", "batch_echo_failed"), "ExceptionGroup"),
 }
 

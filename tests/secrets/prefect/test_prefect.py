@@ -99,7 +99,7 @@ def told_by_api(evidence: Evidence) -> list[Place]:
         found += [("artifacts", prefect.artifacts(run)), ("logs", prefect.logs(run))]
     found += [("events", prefect.events(name)) for name in ("noukai.job.*", "prefect.block.*", "prefect.*")]
     found += [("blocks", prefect.block("noukai-credentials", name)) for name in ("default", "bad-key")]
-    return [(name, json.dumps(told).encode()) for name, told in found]
+    return [(name, json.dumps(reported).encode()) for name, reported in found]
 
 
 def test_processes(evidence: Evidence) -> None:

@@ -16,10 +16,10 @@ from noukai_core import (
     Flow,
     Job,
     JobAccepted,
-    JobFailed,
+    JobFailedError,
     JobState,
     JobStatus,
-    JobWaitTimeout,
+    JobTimeoutError,
     KeyInfo,
     Noukai,
     NoukaiError,
@@ -73,10 +73,10 @@ def errors(job: Job) -> None:
     """An error tells its job; a timeout can be caught as the builtin."""
     try:
         job.wait(timeout_ms=1)
-    except JobWaitTimeout as error:
+    except JobTimeoutError as error:
         builtin: TimeoutError = error
         raise builtin from error
-    except JobFailed as error:
+    except JobFailedError as error:
         assert_type(error.job_id, str)
         assert_type(error.status, JobStatus | None)
         base: NoukaiError = error

@@ -37,10 +37,10 @@ def write_down(context: Any) -> None:
     error = context.get("exception")
     if not isinstance(error, BaseException):
         return
-    told = traceback.TracebackException.from_exception(error, capture_locals=True)
+    reported = traceback.TracebackException.from_exception(error, capture_locals=True)
     folder = Path(os.environ["AIRFLOW_HOME"]) / "frames"
     folder.mkdir(exist_ok=True)
-    (folder / f"{context['ti'].task_id}.txt").write_text("".join(told.format()))
+    (folder / f"{context['ti'].task_id}.txt").write_text("".join(reported.format()))
 
 
 DEFERRED: dict[str, Any] = {"deferrable": True, "inline_wait": 0, "poll_interval": 0.5}

@@ -26,7 +26,7 @@ from noukai_prefect import (
     asubmit_noukai_job,
     await_for_noukai_job,
     cancel_noukai_jobs,
-    keep_noukai_jobs,
+    log_resumable_noukai_jobs,
     run_noukai_job,
     run_noukai_jobs,
 )
@@ -40,10 +40,10 @@ def noukai_flow(name: str, sign: str) -> str:
 
 def write_down(name: str, error: BaseException) -> None:
     """Write an error down."""
-    told = traceback.TracebackException.from_exception(error, capture_locals=True)
+    reported = traceback.TracebackException.from_exception(error, capture_locals=True)
     folder = HOME / "frames"
     folder.mkdir(exist_ok=True)
-    (folder / f"{name}.txt").write_text("".join(told.format()))
+    (folder / f"{name}.txt").write_text("".join(reported.format()))
 
 
 @flow
@@ -109,7 +109,7 @@ def failing(sign: str) -> Any:
     return run_noukai_job.submit(credentials, noukai_flow("failing", sign), sign).result()
 
 
-@flow(on_cancellation=[cancel_noukai_jobs], on_crashed=[keep_noukai_jobs])
+@flow(on_cancellation=[cancel_noukai_jobs], on_crashed=[log_resumable_noukai_jobs])
 async def endless(sign: str) -> Any:
     credentials = await NoukaiCredentials.aload("default")
     return await arun_noukai_job(credentials, noukai_flow("endless", sign), sign)

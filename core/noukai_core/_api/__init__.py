@@ -1,0 +1,1 @@
+"""Calls of the API and what their responses mean. No I/O."""

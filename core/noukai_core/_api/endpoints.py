@@ -1,0 +1,304 @@
+"""Every call of the API: its request, and how its answer is read. No I/O.
+
+A new call is one more function here that returns a ``Call``; both shells can then send it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
+from typing import Any, Generic, NamedTuple, TypeVar
+from urllib.parse import quote
+
+from noukai_core import _validation
+from noukai_core._api.parsing import (
+    HttpResponse,
+    error_of,
+    is_own_404,
+    job_error,
+    list_of,
+    malformed,
+    mapping_of,
+    object_of,
+    one_line,
+)
+from noukai_core._validation import FlowPath, is_list, is_mapping
+from noukai_core.errors import (
+    APIError,
+    CancelUnsupportedError,
+    FlowNotFoundError,
+    InvalidInputError,
+    JobNotFoundError,
+)
+from noukai_core.models import ExecuteResult, JobAccepted, JobState, JobStatus, KeyInfo, RunTrace, TraceStep
+
+T = TypeVar("T")
+
+# Numbers that are larger make no sense, and their sum may be more than Decimal can hold.
+_MOST_DIGITS = 100
+
+_WAITING_STATES = {"started": JobState.PENDING, "queued": JobState.PENDING}
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One request, and how its answer is read.
+
+    ``read`` returns what the response says, or raises the ``APIError`` that it stands for.
+    ``operation`` begins the message of that error.
+    """
+
+    method: str
+    path: str
+    operation: str
+    read: Callable[[HttpResponse], T] = field(repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    body: bytes | None = field(default=None, repr=False)
+    job_id: str | None = None
+    submits: bool = False
+
+
+def outcome(call: Call[T], response: HttpResponse | APIError, key: str) -> T | APIError:
+    """Return what the answer to a call with this key says, or the error that it stands for."""
+    if isinstance(response, APIError):
+        return response
+    try:
+        return call.read(response.without(key))
+    except APIError as error:
+        return error.with_traceback(None)
+
+
+class Execution(NamedTuple):
+    """What a session's list tells of one execution."""
+
+    id: str
+    slug: str | None
+    trigger: str | None
+    started_at: str | None
+
+
+def submit(flow: FlowPath, version: int | None, body: bytes, headers: Mapping[str, str]) -> Call[JobAccepted]:
+    """Submit a job. The version stands in the path only: none for production, ``v0`` for the draft."""
+    operation = f"Submitting a job of {flow}"
+
+    def read(response: HttpResponse) -> JobAccepted:
+        value = object_of(response, operation, missing=FlowNotFoundError)
+        job_id = _id(value)
+        if job_id is None:
+            raise malformed(response, operation, "has no job id")
+        return JobAccepted(id=job_id, state=_state(value) or JobState.PENDING)
+
+    segment = "" if version is None else f"/v{version}"
+    path = f"{_flow(flow)}{segment}/jobs"
+    return Call("POST", path, operation, read, headers={**headers}, body=body, submits=True)
+
+
+def status(flow: FlowPath, job_id: str) -> Call[JobStatus]:
+    """Look at a job."""
+    operation = f"Looking at job {job_id} of {flow}"
+
+    def read(response: HttpResponse) -> JobStatus:
+        value = object_of(response, operation, job_id, missing=JobNotFoundError)
+        state = _state(value)
+        if state is None:
+            raise malformed(response, operation, "has no state", job_id)
+        fields = {
+            "result": _result(state, value),
+            "error": job_error(value.get("error")),
+            "created_at": _text(value, "created_at", "createdAt"),
+            "started_at": _text(value, "started_at", "startedAt"),
+            "completed_at": _text(value, "completed_at", "completedAt"),
+            "progress": _progress(value.get("progress")),
+        }
+        # A waiting job keeps its status, and pydantic half a kilobyte more for fields that it is given.
+        reported: dict[str, Any] = {name: field for name, field in fields.items() if field is not None}
+        return JobStatus(id=job_id, state=state, **reported)
+
+    return Call("GET", _job(flow, job_id), operation, read, job_id=job_id)
+
+
+def cancel(flow: FlowPath, job_id: str) -> Call[None]:
+    """Cancel a job.
+
+    No source names this route. It is assumed by analogy, and here is the only place that knows it.
+    """
+    operation = f"Cancelling job {job_id} of {flow}"
+
+    def read(response: HttpResponse) -> None:
+        if response.ok or response.status_code in (409, 410):
+            return
+        error = error_of(response, operation, job_id, missing=JobNotFoundError)
+        if _no_cancel_route(error):
+            raise CancelUnsupportedError(
+                f"{operation}: this server has no way to cancel a job (HTTP {response.status_code}). "
+                "The job goes on: stop it in the Noukai console if it must not.",
+                status_code=response.status_code,
+                code=error.code,
+                request_id=error.request_id,
+                job_id=job_id,
+            )
+        raise error
+
+    return Call("POST", f"{_job(flow, job_id)}/cancel", operation, read, job_id=job_id)
+
+
+def _no_cancel_route(error: APIError) -> bool:
+    if error.status_code == 404:
+        return error.code != "JOB_NOT_FOUND"
+    return error.status_code in (405, 501)
+
+
+def session(session_id: str) -> Call[tuple[Execution, ...]]:
+    """List what was submitted under a session; nothing when the server does not know it (yet)."""
+    operation = f"Looking up what was submitted as {session_id}"
+
+    def read(response: HttpResponse) -> tuple[Execution, ...]:
+        if response.status_code == 404 and is_own_404(response):
+            return ()
+        listed: object = object_of(response, operation).get("executions")
+        if not is_list(listed):
+            raise malformed(response, operation, "has no list of executions")
+        return tuple(_executions(listed))
+
+    return Call("GET", f"seq/sessions/{_segment(session_id)}", operation, read)
+
+
+def verify_key() -> Call[KeyInfo]:
+    """Check the key; this does not count as a request."""
+    operation = "Checking the API key"
+
+    def read(response: HttpResponse) -> KeyInfo:
+        value = object_of(response, operation)
+        return KeyInfo(
+            org=_name(value, "org", "organization", "organisation"),
+            project=_name(value, "project"),
+            environment=_name(value, "environment", "env"),
+        )
+
+    return Call("GET", "keys/verify", operation, read)
+
+
+def trace(flow: FlowPath, job_id: str) -> Call[RunTrace]:
+    """Read how a run went. Some deployments refuse this to API keys."""
+    operation = f"Reading the trace of job {job_id} of {flow}"
+
+    def read(response: HttpResponse) -> RunTrace:
+        value = object_of(response, operation, job_id, missing=JobNotFoundError)
+        run = mapping_of(value.get("flowRun") or value.get("flow_run"))
+        return RunTrace(
+            status=_state(run),
+            duration_ms=_number(_any(run, "durationMs", "duration_ms")),
+            steps=tuple(_step(mapping_of(step)) for step in list_of(value.get("steps"))),
+        )
+
+    return Call("GET", f"{_flow(flow)}/runs/{_segment(job_id)}/trace", operation, read, job_id=job_id)
+
+
+def _flow(flow: FlowPath) -> str:
+    return "seq/" + "/".join(_segment(part) for part in flow)
+
+
+def _job(flow: FlowPath, job_id: str) -> str:
+    return f"{_flow(flow)}/jobs/{_segment(job_id)}"
+
+
+def _segment(text: str) -> str:
+    return quote(text, safe="")
+
+
+def _id(value: Mapping[str, Any]) -> str | None:
+    for name in ("executionId", "execution_id", "jobId", "job_id", "id"):
+        found = value.get(name)
+        if isinstance(found, int) and not isinstance(found, bool):
+            found = str(found)
+        if isinstance(found, str):
+            try:
+                return _validation.job_id(found)
+            except InvalidInputError:
+                continue
+    return None
+
+
+def _state(value: Mapping[str, Any]) -> str | None:
+    for name in ("status", "state"):
+        word = value.get(name)
+        if isinstance(word, str) and word.strip():
+            state = one_line(word).lower()[:100]
+            return _WAITING_STATES.get(state, state)
+    return None
+
+
+def _result(state: str, value: Mapping[str, Any]) -> ExecuteResult | None:
+    output = value.get("result")
+    if output is None and state != JobState.COMPLETED:
+        return None
+    return ExecuteResult(output=output)
+
+
+def _progress(value: object) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    return dict(value) if is_mapping(value) else {"progress": value}
+
+
+def _executions(listed: Sequence[Any]) -> Iterator[Execution]:
+    for entry in listed:
+        value = mapping_of(entry)
+        job_id = _id(value)
+        if job_id is not None:
+            yield Execution(
+                job_id,
+                _text(value, "slug"),
+                _text(value, "triggerType", "trigger_type"),
+                _text(value, "startedAt", "started_at"),
+            )
+
+
+def _step(value: Mapping[str, Any]) -> TraceStep:
+    tokens = value.get("tokens")
+    total = mapping_of(tokens).get("total", tokens)
+    attempt = value.get("attempt")
+    return TraceStep(
+        id=_text(value, "stepId", "step_id"),
+        status=_text(value, "status"),
+        attempt=attempt if isinstance(attempt, int) else None,
+        duration_ms=_number(_any(value, "durationMs", "duration_ms")),
+        model=_text(value, "modelUsed", "model_used"),
+        tokens=total if isinstance(total, int) and not isinstance(total, bool) else None,
+        cost_usd=_decimal(_any(value, "costUsd", "cost_usd")),
+    )
+
+
+def _any(value: Mapping[str, Any], *names: str) -> Any:
+    return next((value[name] for name in names if value.get(name) is not None), None)
+
+
+def _text(value: Mapping[str, Any], *names: str) -> str | None:
+    found = _any(value, *names)
+    return found if isinstance(found, str) else None
+
+
+def _name(value: Mapping[str, Any], *names: str) -> str | None:
+    """Read a name that may come bare, with a suffix, or inside an object."""
+    for name in names:
+        found = _any(value, name, f"{name}Slug", f"{name}_slug", f"{name}Name", f"{name}_name")
+        found = _any(mapping_of(found), "slug", "name", "id") or found
+        if isinstance(found, str):
+            return found
+    return None
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if 0 <= value <= sys.float_info.max else None
+
+
+def _decimal(value: object) -> Decimal | None:
+    try:
+        amount = Decimal(str(value)) if isinstance(value, str | int | float) else None
+    except InvalidOperation:
+        return None
+    return amount if amount is not None and amount.is_finite() and amount.adjusted() < _MOST_DIGITS else None

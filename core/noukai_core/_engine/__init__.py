@@ -1,0 +1,1 @@
+"""Decisions over time, as generators of effects."""

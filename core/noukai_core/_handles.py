@@ -1,0 +1,175 @@
+"""What the handles of both shells know, without I/O: a flow, a job, and the steps of what they do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Generic, TypeVar
+
+from noukai_core import _validation
+from noukai_core._api import endpoints
+from noukai_core._engine.effects import Effects, send_with_retries
+from noukai_core._engine.rate_limit import shared_rate_limiter
+from noukai_core._engine.submit import Submission, Submitted, find, submit_once
+from noukai_core._engine.wait import Poller
+from noukai_core._options import ClientOptions
+from noukai_core._validation import FlowPath, Version
+from noukai_core.errors import JobNotFoundError
+from noukai_core.models import JobAccepted, JobState, JobStatus, RunTrace
+
+_MILLISECONDS = 1000.0
+
+R = TypeVar("R")
+
+
+class FlowHandle(Generic[R]):
+    """A flow that jobs can be submitted to."""
+
+    def __init__(self, runner: R, path: FlowPath, settings: ClientOptions) -> None:
+        self._runner = runner
+        self._path = path
+        self._settings = settings
+
+    @property
+    def path(self) -> str:
+        """The flow as ``org/project/slug``."""
+        return str(self._path)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.path!r})"
+
+    def _submitting(
+        self,
+        message: str | None,
+        parameters: Mapping[str, Any] | None,
+        block_overrides: Mapping[str, Mapping[str, Any]] | None,
+        trace: bool,
+        version: Version,
+        session_id: str | None,
+        callback_url: str | None,
+        callback_events: Sequence[str] | None,
+        submission: Submission,
+    ) -> Effects[Submitted]:
+        """Check everything, and return the steps that submit a job once."""
+        body = _validation.job_body(
+            message=message,
+            parameters=parameters,
+            block_overrides=block_overrides,
+            trace=trace,
+            callback_url=callback_url,
+            callback_events=callback_events,
+        )
+        session = None if session_id is None else _validation.session_id(session_id)
+        call = endpoints.submit(
+            self._path, _validation.version_number(version), body, submission.headers(session)
+        )
+        return submit_once(
+            call,
+            submission,
+            self._path,
+            time.monotonic,
+            # A session of the user's own may group many jobs, so it cannot tell which one this was.
+            recovery_timeout=self._settings.recovery_timeout if session is None else 0.0,
+            retry_timeout=self._settings.retry_timeout,
+        )
+
+    def _finding(self, submission: Submission) -> Effects[JobAccepted | None]:
+        return find(submission, self._path, time.monotonic)
+
+
+class JobHandle(Generic[R]):
+    """A job that exists."""
+
+    def __init__(
+        self,
+        runner: R,
+        job_id: str,
+        path: FlowPath,
+        settings: ClientOptions,
+        *,
+        submitted_at: datetime | None = None,
+        accepted: JobAccepted | None = None,
+    ) -> None:
+        self._runner = runner
+        self._id = _validation.job_id(job_id)
+        self._path = path
+        self._settings = settings
+        self._submitted_at = (
+            None if submitted_at is None else _validation.moment(submitted_at, "submitted_at")
+        )
+        self._accepted = accepted
+        self._submitted_on_clock = _on_monotonic_clock(self._submitted_at)
+
+    @property
+    def id(self) -> str:
+        """The job's id, such as ``job_abc123``."""
+        return self._id
+
+    @property
+    def flow(self) -> str:
+        """The job's flow as ``org/project/slug``."""
+        return str(self._path)
+
+    @property
+    def submitted_at(self) -> datetime | None:
+        """When the job was submitted, if this handle knows."""
+        return self._submitted_at
+
+    @property
+    def accepted(self) -> JobAccepted | None:
+        """The answer to the submission, if this handle made it."""
+        return self._accepted
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.id!r}, flow={self.flow!r})"
+
+    def _in_race_until(self) -> float:
+        """Until when a 404 may only mean that no worker has written the job down yet."""
+        return (
+            float("-inf")
+            if self._submitted_on_clock is None
+            else self._submitted_on_clock + self._settings.not_found_grace
+        )
+
+    def _polling(self) -> Effects[JobStatus]:
+        call = endpoints.status(self._path, self._id)
+        try:
+            return (yield from send_with_retries(call, time.monotonic))
+        except JobNotFoundError:
+            if time.monotonic() >= self._in_race_until():
+                raise
+        return JobStatus(id=self._id, state=JobState.PENDING)
+
+    def _watching(self, timeout: float | None, poll_interval: float | None) -> Effects[JobStatus]:
+        poller = Poller(
+            self._path,
+            self._id,
+            self._settings,
+            shared_rate_limiter(
+                self._settings.base_url, self._settings.api_key, self._settings.max_polls_per_second
+            ),
+            time.monotonic,
+            submitted_at=self._submitted_on_clock,
+            timeout=None if timeout is None else _validation.seconds(timeout, "timeout"),
+            interval=None if poll_interval is None else _validation.seconds(poll_interval, "poll_interval"),
+        )
+        return poller.effects()
+
+    def _waiting(self, timeout_ms: float | None, poll_interval: float | None) -> Effects[JobStatus]:
+        timeout = None if timeout_ms is None else _validation.seconds(timeout_ms, "timeout_ms")
+        return self._watching(None if timeout is None else timeout / _MILLISECONDS, poll_interval)
+
+    def _cancelling(self) -> Effects[None]:
+        call = endpoints.cancel(self._path, self._id)
+        return send_with_retries(call, time.monotonic, missing_until=self._in_race_until())
+
+    def _tracing(self) -> Effects[RunTrace]:
+        return send_with_retries(endpoints.trace(self._path, self._id), time.monotonic)
+
+
+def _on_monotonic_clock(moment: datetime | None) -> float | None:
+    """Convert a point in time once, so that a clock that is set later moves no deadline."""
+    if moment is None:
+        return None
+    return time.monotonic() - max(0.0, (datetime.now(UTC) - moment).total_seconds())

@@ -1,0 +1,179 @@
+"""What a request is, and what came of it: an answer, or the error that a fault on the way stands for."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import ssl
+import zlib
+from functools import cache
+from typing import Any
+
+import httpx
+
+from noukai_core._api.endpoints import Call
+from noukai_core._api.parsing import HttpResponse, one_line
+from noukai_core._http.limiter import ConnectionLimiter
+from noukai_core._http.messages import HttpRequest, TooLarge
+from noukai_core._http.transports import MAX_CONCURRENT_CALLS, async_transport, blocking_transport
+from noukai_core._options import ClientOptions
+from noukai_core._validation import ApiKey
+from noukai_core.errors import (
+    APIError,
+    InvalidInputError,
+    InvalidResponseError,
+    ResponseTooLargeError,
+    TransientError,
+)
+
+API_VERSION = "2026-05-31"
+
+# Behind a proxy, anyio lets a TLS fault amid an exchange pass as it is, and httpcore does not map it.
+_FAULTS = (httpx.TransportError, httpx.DecodingError, ssl.SSLError, zlib.error)
+
+_NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
+
+_OWN_TIMEOUTS_FIRST = 0.5
+"""Seconds that the transport's timeouts are given first: they tell whether anything was sent."""
+
+
+@cache
+def _user_agent() -> str:
+    return f"noukai-orchestration/{importlib.metadata.version('noukai-orchestration')}"
+
+
+class BaseConnection:
+    """What the blocking and the async connection have in common."""
+
+    def __init__(self, settings: ClientOptions) -> None:
+        self._settings = settings
+        self._closed = False
+        try:
+            address = httpx.URL(settings.base_url)
+            address.host.encode("idna")  # as the look-up of the name will do
+        except (httpx.InvalidURL, ValueError) as fault:
+            raise InvalidInputError(
+                f"base_url {settings.base_url!r} is not a valid address: {fault}"
+            ) from None
+        # As httpx reads it, whatever carries the request: aiohttp takes `straße` for `strasse`, a stranger.
+        self._base_url = str(address).rstrip("/")
+        self._headers = {
+            "Authorization": ApiKey(f"Bearer {settings.api_key}"),
+            "X-Noukai-API-Version": API_VERSION,
+            "User-Agent": _user_agent(),
+            "Accept": "application/json",
+            "Accept-Encoding": "gzip",
+        }
+
+    def _request(self, call: Call[Any], timeout: float) -> HttpRequest:
+        if self._closed:
+            raise InvalidInputError(f"{call.operation}: the client is closed; make a new one")
+        headers = {**self._headers, **call.headers}
+        if call.body is not None:
+            headers["Content-Type"] = "application/json"
+        return HttpRequest(call.method, f"{self._base_url}/{call.path}", headers, call.body, timeout)
+
+    def _too_large(self, call: Call[Any], head: HttpResponse) -> ResponseTooLargeError:
+        return ResponseTooLargeError(
+            f"{call.operation}: the answer is larger than {self._settings.max_response_bytes} bytes. "
+            "Raise max_response_bytes if the flow's output is meant to be so large.",
+            status_code=head.status_code,
+            request_id=head.request_id,
+            job_id=call.job_id,
+        )
+
+    def _no_response(self, call: Call[Any], fault: Exception, timeout: float) -> APIError:
+        said = one_line(str(fault))  # h11 quotes what it cannot read, whatever it is
+        if isinstance(fault, httpx.DecodingError | zlib.error):
+            return InvalidResponseError(
+                f"{call.operation}: the answer's encoding is broken: {said}", job_id=call.job_id
+            )
+        reason = said or f"nothing within {timeout:g} s"
+        return TransientError(
+            f"{call.operation}: no answer from {self._settings.base_url} ({type(fault).__name__}: {reason})",
+            job_id=call.job_id,
+            never_processed=isinstance(fault, _NEVER_SENT),
+        )
+
+
+class Connection(BaseConnection):
+    """Sends calls and blocks until they are answered. Threads may share it."""
+
+    def __init__(self, settings: ClientOptions, transport: httpx.BaseTransport | None) -> None:
+        super().__init__(settings)
+        self._transport = blocking_transport(settings, transport)
+
+    def send(self, call: Call[Any], timeout: float | None = None) -> HttpResponse | APIError:
+        """Send a call once; every fault comes back as a value, without what it was raised from."""
+        allowed = self._settings.timeout if timeout is None else timeout
+        request = self._request(call, allowed)
+        try:
+            return self._transport.exchange(request, self._settings.max_response_bytes)
+        except TooLarge as large:
+            return self._too_large(call, large.head)
+        except _FAULTS as fault:
+            return self._no_response(call, fault, allowed)
+
+    def close(self) -> None:
+        """Close the connections; a second time does nothing."""
+        if not self._closed:
+            self._closed = True
+            self._transport.close()
+
+
+class AsyncConnection(BaseConnection):
+    """Sends calls on one event loop."""
+
+    def __init__(self, settings: ClientOptions, transport: httpx.AsyncBaseTransport | None) -> None:
+        super().__init__(settings)
+        self._transport = async_transport(settings, transport)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._room = ConnectionLimiter(MAX_CONCURRENT_CALLS)
+
+    async def send(self, call: Call[Any], timeout: float | None = None) -> HttpResponse | APIError:
+        """Send a call once; every fault comes back as a value, without what it was raised from."""
+        allowed = self._settings.timeout if timeout is None else timeout
+        self._check_loop()
+        if call.submits:  # whoever submits has waited for its turn already
+            return await self._exchange(call, allowed)
+        if not await self._room.enter(allowed):
+            return self._not_sent(call, allowed)
+        try:
+            return await self._exchange(call, allowed)
+        finally:
+            self._room.leave()
+
+    async def _exchange(self, call: Call[Any], allowed: float) -> HttpResponse | APIError:
+        request = self._request(call, allowed)  # not before: the client may be closed meanwhile
+        try:
+            async with asyncio.timeout(allowed + _OWN_TIMEOUTS_FIRST):
+                return await self._transport.exchange(request, self._settings.max_response_bytes)
+        except TooLarge as large:
+            return self._too_large(call, large.head)
+        except TimeoutError:
+            return self._no_response(call, httpx.ReadTimeout(""), allowed)
+        except _FAULTS as fault:
+            return self._no_response(call, fault, allowed)
+
+    def _not_sent(self, call: Call[Any], waited: float) -> TransientError:
+        return TransientError(
+            f"{call.operation}: not sent to {self._settings.base_url}, as none of this client's "
+            f"{MAX_CONCURRENT_CALLS} connections became free within {waited:g} s",
+            job_id=call.job_id,
+            never_processed=True,
+        )
+
+    def _check_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+        elif self._loop is not loop:
+            raise InvalidInputError(
+                "this client belongs to another event loop: make one client for each loop"
+            )
+
+    async def aclose(self) -> None:
+        """Close the connections; a second time does nothing."""
+        if not self._closed:
+            self._closed = True
+            await self._transport.aclose()

@@ -1,0 +1,135 @@
+"""What carries the requests: httpx's own transport for the blocking client, aiohttp for the async one."""
+
+from __future__ import annotations
+
+import math
+import ssl
+import time
+from functools import cache
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import httpx
+
+from noukai_core._api.parsing import HttpResponse
+from noukai_core._http.httpx_transport import AsyncHttpxTransport, HttpxTransport
+from noukai_core._http.messages import HttpRequest
+from noukai_core._options import ClientOptions
+
+IDLE_CONNECTION_EXPIRY = 90.0
+"""Seconds; longer than the longest pause between two looks, so that a waiting job keeps its connection."""
+
+MAX_CONCURRENT_CALLS = 32
+"""The most requests that one client has open at the same time beside its submissions, each on a connection.
+
+An async client has fewer as long as they are enough (`room.py`).
+"""
+
+
+class AsyncTransport(Protocol):
+    """What an async client sends its requests over."""
+
+    async def exchange(self, request: HttpRequest, most_bytes: int) -> HttpResponse:
+        """Send a request, and return its answer."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        ...
+
+
+def blocking_transport(settings: ClientOptions, given: httpx.BaseTransport | None) -> HttpxTransport:
+    """Return what carries the requests of a blocking client: what the user gave, or what is made here."""
+    if given is not None:
+        return HttpxTransport(given)
+    proxy = _proxy(settings.base_url)
+    transport = httpx.HTTPTransport(verify=_tls_context(), limits=_limits(settings), proxy=proxy)
+    # httpx passes this on to httpcore by no argument of its own.
+    pool: Any = transport._pool  # pyright: ignore[reportPrivateUsage]
+    pool._network_backend = _Sockets(pool._network_backend)
+    return HttpxTransport(transport)
+
+
+def async_transport(settings: ClientOptions, given: httpx.AsyncBaseTransport | None) -> AsyncTransport:
+    """Return what carries the requests of an async client: what the user gave, or what is made here."""
+    if given is not None:
+        return AsyncHttpxTransport(given)
+    proxy = _proxy(settings.base_url)
+    if proxy is not None:  # aiohttp does not know every kind of proxy that httpx does
+        return AsyncHttpxTransport(
+            httpx.AsyncHTTPTransport(verify=_tls_context(), limits=_limits(settings), proxy=proxy)
+        )
+    from noukai_core._http.aiohttp_transport import (
+        AiohttpTransport,  # only here: to import aiohttp takes a tenth of a second
+    )
+
+    return AiohttpTransport(_tls_context(), _most_connections(settings), IDLE_CONNECTION_EXPIRY)
+
+
+def _most_connections(settings: ClientOptions) -> int:
+    return MAX_CONCURRENT_CALLS + settings.max_concurrent_submissions
+
+
+def _limits(settings: ClientOptions) -> httpx.Limits:
+    most = _most_connections(settings)
+    return httpx.Limits(
+        max_connections=most, max_keepalive_connections=most, keepalive_expiry=IDLE_CONNECTION_EXPIRY
+    )
+
+
+@cache
+def _tls_context() -> ssl.SSLContext:
+    """Return the one TLS context of this process: to make one takes tens of milliseconds."""
+    return httpx.create_ssl_context()
+
+
+def _proxy(base_url: str) -> str | None:
+    """Return the proxy that the environment names for this server."""
+    parts = urlsplit(base_url)
+    proxies = getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy or proxy_bypass(parts.hostname or ""):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"
+
+
+class _Sockets:
+    """Opens the connections of a blocking transport, in place of what httpcore has for that."""
+
+    def __init__(self, httpcores: Any) -> None:
+        self._httpcores = httpcores
+
+    def connect_tcp(self, *arguments: Any, **options: Any) -> _Stream:
+        return _Stream(self._httpcores.connect_tcp(*arguments, **options))
+
+
+class _Stream:
+    """A connection on which a whole answer is read in the time that a request has.
+
+    httpcore's own gives that time to each read. A server that sends its headers in drops, or one
+    `100 Continue` after another, would hold the caller for days, or for ever.
+    """
+
+    def __init__(self, httpcores: Any) -> None:
+        self._httpcores = httpcores
+        self._ends = math.inf
+
+    # httpcore passes these arguments by their names, too.
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._httpcores.write(buffer, timeout)
+        self._ends = math.inf if timeout is None else time.monotonic() + timeout
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        left = self._ends - time.monotonic()
+        if left <= 0:
+            raise httpx.ReadTimeout("the answer did not end in time")
+        data: bytes = self._httpcores.read(max_bytes, timeout if timeout is None else min(timeout, left))
+        return data
+
+    def start_tls(self, *arguments: Any, **options: Any) -> _Stream:
+        return _Stream(self._httpcores.start_tls(*arguments, **options))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._httpcores, name)

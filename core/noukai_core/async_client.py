@@ -1,0 +1,225 @@
+"""The async shell: ``AsyncNoukai``, ``AsyncFlow``, ``AsyncJob``. It does what ``client`` does, awaitable."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Self
+
+from noukai_core._api import endpoints
+from noukai_core._engine.effects import Effects, Emit, Send, Sleep, T, send_with_retries
+from noukai_core._engine.submit import Submission
+from noukai_core._handles import FlowHandle, JobHandle
+from noukai_core._http.connection import AsyncConnection
+from noukai_core._options import ClientOptions, describe
+from noukai_core._validation import Version, hidden
+from noukai_core.models import ExecuteResult, JobAccepted, JobStatus, KeyInfo, RunTrace
+
+if TYPE_CHECKING:
+    import httpx
+
+
+class AsyncRunner:
+    """Runs the steps of decisions: sends what they ask for, and sleeps when they pause."""
+
+    def __init__(self, settings: ClientOptions, transport: httpx.AsyncBaseTransport | None) -> None:
+        self._connection = AsyncConnection(settings, transport)
+        self._key = settings.api_key
+        self._submitting = asyncio.Semaphore(settings.max_concurrent_submissions)
+
+    async def run(self, effects: Effects[T]) -> T:
+        """Run steps to their end, and return what they decided."""
+        outcome: Any = None
+        while True:
+            try:
+                effect = effects.send(outcome)
+            except StopIteration as end:
+                decided: T = end.value
+                return decided
+            outcome = await self._take(effect)
+
+    async def show(self, effects: Effects[Any]) -> AsyncGenerator[JobStatus, None]:
+        """Run steps, and pass on what they show."""
+        outcome: Any = None
+        while True:
+            try:
+                effect = effects.send(outcome)
+            except StopIteration:
+                return
+            if isinstance(effect, Emit):
+                yield effect.status
+            outcome = await self._take(effect)
+
+    async def aclose(self) -> None:
+        """Close the connections; a second time does nothing."""
+        await self._connection.aclose()
+
+    async def _take(self, effect: Sleep | Send | Emit) -> Any:
+        if isinstance(effect, Sleep) and effect.seconds > 0:
+            await asyncio.sleep(effect.seconds)
+        return await self._send(effect) if isinstance(effect, Send) else None
+
+    async def _send(self, request: Send) -> Any:
+        call = request.call
+        if call.submits:
+            async with self._submitting:
+                response = await self._connection.send(call, request.timeout)
+        else:
+            response = await self._connection.send(call, request.timeout)
+        return endpoints.outcome(call, response, self._key)
+
+
+class AsyncNoukai:
+    """The async client of the Noukai job API. It belongs to one event loop, and is an async context manager.
+
+    Its arguments are those of ``Noukai``; ``transport`` is an async one.
+
+    Example:
+        >>> import asyncio
+        >>> from noukai_core import AsyncNoukai
+        >>> from noukai_core.emulator import Emulator
+        >>> async def spell(message: str, base_url: str) -> str:
+        ...     async with AsyncNoukai("nk_test_key", base_url=base_url) as client:
+        ...         job = await client.flow("acme/spelling/grade-3").job(message=message)
+        ...         return (await job.wait(timeout_ms=60_000)).output["message"]
+        >>> with Emulator() as emulator:
+        ...     asyncio.run(spell("Helo", emulator.base_url))
+        'Helo'
+    """
+
+    def __init__(
+        self,
+        api_key: str | None = None,
+        *,
+        base_url: str | None = None,
+        org: str | None = None,
+        project: str | None = None,
+        timeout: float = 30.0,
+        poll_interval: float | None = None,
+        retry_timeout: float = 300.0,
+        not_found_grace: float = 60.0,
+        recovery_timeout: float = 60.0,
+        max_polls_per_second: float = 50.0,
+        max_concurrent_submissions: int = 16,
+        max_response_bytes: int = 64 * 1024 * 1024,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        api_key = hidden(api_key)
+        self._settings = ClientOptions.of(
+            api_key=api_key,
+            base_url=base_url,
+            org=org,
+            project=project,
+            timeout=timeout,
+            poll_interval=poll_interval,
+            retry_timeout=retry_timeout,
+            not_found_grace=not_found_grace,
+            recovery_timeout=recovery_timeout,
+            max_polls_per_second=max_polls_per_second,
+            max_concurrent_submissions=max_concurrent_submissions,
+            max_response_bytes=max_response_bytes,
+        )
+        self._runner = AsyncRunner(self._settings, transport)
+
+    def flow(self, path: str) -> AsyncFlow:
+        """Name a flow, as ``"org/project/slug"`` or, inside this client's org and project, as a slug.
+
+        Raises:
+            InvalidInputError: It is not the address of a flow.
+        """
+        return AsyncFlow(self._runner, self._settings.flow_path(path), self._settings)
+
+    async def verify_key(self) -> KeyInfo:
+        """Check the key; see ``Noukai.verify_key``."""
+        return await self._runner.run(send_with_retries(endpoints.verify_key(), time.monotonic))
+
+    async def aclose(self) -> None:
+        """Close the connections. Closing twice is fine."""
+        await self._runner.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        return describe(self)
+
+
+class AsyncFlow(FlowHandle[AsyncRunner]):
+    """A flow that jobs can be submitted to. Made by ``AsyncNoukai.flow``."""
+
+    async def job(
+        self,
+        message: str | None = None,
+        *,
+        parameters: Mapping[str, Any] | None = None,
+        block_overrides: Mapping[str, Mapping[str, Any]] | None = None,
+        trace: bool = False,
+        version: Version = "production",
+        session_id: str | None = None,
+        callback_url: str | None = None,
+        callback_events: Sequence[str] | None = None,
+        submission: Submission | None = None,
+    ) -> AsyncJob:
+        """Submit a job, once; see ``Flow.job`` for the arguments and errors."""
+        identity = submission or Submission.new()
+        effects = self._submitting(
+            message,
+            parameters,
+            block_overrides,
+            trace,
+            version,
+            session_id,
+            callback_url,
+            callback_events,
+            identity,
+        )
+        submitted = await self._runner.run(effects)
+        return self._job(submitted.job.id, submitted.at, submitted.job)
+
+    def attach(self, job_id: str, *, submitted_at: datetime | None = None) -> AsyncJob:
+        """Return the handle of a job that exists, without a request; see ``Flow.attach``."""
+        return self._job(job_id, submitted_at, None)
+
+    async def find(self, submission: Submission) -> AsyncJob | None:
+        """Look for the job of a submission, and submit nothing; see ``Flow.find``."""
+        found = await self._runner.run(self._finding(submission))
+        return None if found is None else self._job(found.id, submission.last_sent_at, None)
+
+    def _job(self, job_id: str, submitted_at: datetime | None, accepted: JobAccepted | None) -> AsyncJob:
+        return AsyncJob(
+            self._runner, job_id, self._path, self._settings, submitted_at=submitted_at, accepted=accepted
+        )
+
+
+class AsyncJob(JobHandle[AsyncRunner]):
+    """A job that exists. Made by ``AsyncFlow.job`` and ``AsyncFlow.attach``."""
+
+    async def status(self) -> JobStatus:
+        """Look at the job once; see ``Job.status``."""
+        return await self._runner.run(self._polling())
+
+    async def wait(
+        self, *, timeout_ms: float | None = None, poll_interval: float | None = None
+    ) -> ExecuteResult:
+        """Wait for the end of the job; see ``Job.wait`` for the arguments and errors."""
+        status = await self._runner.run(self._waiting(timeout_ms, poll_interval))
+        return status.result_or_raise()
+
+    def watch(
+        self, *, timeout: float | None = None, poll_interval: float | None = None
+    ) -> AsyncGenerator[JobStatus, None]:
+        """Wait for the end of the job, and yield what is new; see ``Job.watch``."""
+        return self._runner.show(self._watching(timeout, poll_interval))
+
+    async def cancel(self) -> None:
+        """Cancel the job; see ``Job.cancel``."""
+        await self._runner.run(self._cancelling())
+
+    async def trace(self) -> RunTrace:
+        """Read how the run went; see ``Job.trace``."""
+        return await self._runner.run(self._tracing())

@@ -1,0 +1,225 @@
+"""Faults: which request meets one.
+
+Whether a request meets a fault that has a probability is a function of the fault's seed, of what was
+submitted, and of how often that job has been asked about in this way. It depends neither on ids nor on the
+order in which requests arrive, so a seed gives the same faults to the same jobs in every run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, NamedTuple
+
+from noukai_core.emulator._checks import (
+    FLAG,
+    HEADER,
+    OBJECTS,
+    SECONDS,
+    TEXT,
+    WHOLE,
+    Check,
+    check_all,
+    is_header,
+    is_seconds,
+)
+from noukai_core.emulator._request_log import KINDS
+
+ANY = "any"
+
+
+class Kind(NamedTuple):
+    """A kind of fault: the call that it is about, whether a request takes effect, and its options."""
+
+    on: str
+    takes_effect: bool
+    options: Mapping[str, Check]
+
+
+_STATUS = Check(lambda value: value in range(200, 600), "a status code from 200 to 599")
+_RETRY_AFTER = Check(
+    lambda value: is_seconds(value) or is_header(value), 'a number of seconds, "http-date", or another text'
+)
+_BODY = Check(lambda value: value in ("json", "html"), "json or html")
+_DROP = {"reset": FLAG}
+
+FAULTS = {
+    "status": Kind(
+        ANY,
+        False,
+        {
+            "status": _STATUS,
+            "code": TEXT,
+            "message": TEXT,
+            "retry_after": _RETRY_AFTER,
+            "seconds": SECONDS,
+            "body": _BODY,
+            "takes_effect": FLAG,
+        },
+    ),
+    "drop_before": Kind(ANY, False, _DROP),
+    "drop_after": Kind(ANY, True, _DROP),
+    "slow": Kind(ANY, True, {"seconds": SECONDS}),
+    "truncated": Kind(ANY, True, {}),
+    "nonsense": Kind(
+        ANY, True, {"status": _STATUS, "body": TEXT, "content_type": HEADER, "takes_effect": FLAG}
+    ),
+    "not_found": Kind("poll", False, {}),
+    "no_cancel": Kind("cancel", False, {"status": _STATUS}),
+    "expired_key": Kind(ANY, False, {}),
+    "redirect": Kind(ANY, False, {"location": HEADER, "status": _STATUS}),
+    "race": Kind("submit", True, {"seconds": SECONDS}),
+    "mixed": Kind(ANY, False, {"of": OBJECTS}),
+}
+_CHECKS = {
+    "kind": Check(lambda value: value in tuple(FAULTS), f"one of {', '.join(FAULTS)}"),
+    "on": Check(lambda value: value in (ANY, *KINDS), f"one of {ANY}, {', '.join(KINDS)}"),
+    "times": Check(lambda value: value is None or WHOLE.passes(value), "a whole number, or null for no end"),
+    "flow": TEXT,
+    "job_id": TEXT,
+    "probability": Check(
+        lambda value: isinstance(value, int | float) and 0 <= value <= 1, "a number from 0 to 1"
+    ),
+    "seed": WHOLE,
+}
+
+
+class Call(NamedTuple):
+    """What a fault can be about: one request, and the submission that it concerns."""
+
+    kind: str
+    flow: str | None
+    job_id: str | None
+    subject: str
+
+
+@dataclass(slots=True)
+class Fault:
+    """A fault that is switched on."""
+
+    id: int
+    kind: str
+    on: str
+    times: int | None
+    flow: str | None
+    job_id: str | None
+    probability: float | None
+    seed: int
+    options: dict[str, Any]
+    of: list[Fault] = field(default_factory=list["Fault"])
+    met: int = 0
+    _asked: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
+
+    @classmethod
+    def wanted(cls, number: int, given: Mapping[str, Any]) -> Fault:
+        """Make the fault that a test asks for."""
+        kind = given.get("kind")
+        options = dict(FAULTS[kind].options) if isinstance(kind, str) and kind in FAULTS else {}
+        values = check_all(given, f"the fault {kind!r}", {**_CHECKS, **options})
+        if "kind" not in values:
+            raise ValueError(f"the fault has no kind: one of {', '.join(FAULTS)}")
+        probability = values.get("probability")
+        return cls(
+            id=number,
+            kind=values["kind"],
+            on=values.get("on", FAULTS[values["kind"]].on),
+            times=values.get("times", 1 if probability is None else None),
+            flow=values.get("flow"),
+            job_id=values.get("job_id"),
+            probability=probability,
+            seed=values.get("seed", 0),
+            options={name: value for name, value in values.items() if name in options},
+            of=list(_parts(number, values.get("of", []))),
+        )
+
+    @property
+    def takes_effect(self) -> bool:
+        """Tell whether a request is carried out before its answer goes wrong."""
+        return bool(self.options.get("takes_effect", FAULTS[self.kind].takes_effect))
+
+    def met_by(self, call: Call) -> Fault | None:
+        """Return the fault that a request meets: this one, one of its parts, or none."""
+        parts = [part for part in self.of if part._concerns(call)]
+        if not self._concerns(call) or (self.kind == "mixed" and not parts):
+            return None
+        draw = self._draw(call)
+        if self.probability is not None and draw.random() >= self.probability:
+            return None
+        self._count()
+        if not parts:
+            return self
+        part = draw.choice(parts)
+        part._count()
+        return part
+
+    def view(self) -> dict[str, Any]:
+        """Show the fault, and how often it was met."""
+        names = ("id", "kind", "on", "times", "flow", "job_id", "probability", "seed", "met")
+        shown = {name: getattr(self, name) for name in names}
+        return {**shown, **self.options, **({"of": [part.view() for part in self.of]} if self.of else {})}
+
+    def _concerns(self, call: Call) -> bool:
+        flows = (call.flow, (call.flow or "").rpartition("/")[2])
+        return (
+            self.on in (ANY, call.kind)
+            and self.times != 0
+            and self.job_id in (None, call.job_id)
+            and (self.flow is None or self.flow in flows)
+        )
+
+    def _draw(self, call: Call) -> Random:
+        self._asked[call.kind, call.subject] += 1
+        nth = self._asked[call.kind, call.subject]
+        return Random(f"{self.seed}/{self.id}/{call.kind}/{call.subject}/{nth}")
+
+    def _count(self) -> None:
+        self.met += 1
+        if self.times is not None:
+            self.times -= 1
+
+
+def _parts(number: int, wanted: list[dict[str, Any]]) -> Iterator[Fault]:
+    for part in wanted:
+        if part.get("kind") == "mixed":
+            raise ValueError("the fault 'mixed' cannot be a part of another")
+        yield Fault.wanted(number, {"times": None, **part})
+
+
+class Faults:
+    """All faults that are switched on, in the order in which they were."""
+
+    def __init__(self) -> None:
+        self._faults: list[Fault] = []
+        self._next = 1
+
+    def add(self, given: Mapping[str, Any]) -> int:
+        """Switch a fault on, and return its number."""
+        fault = Fault.wanted(self._next, given)
+        if fault.kind == "mixed" and not fault.of:
+            raise ValueError("the fault 'mixed' has no list `of` the faults that it mixes")
+        self._faults.append(fault)
+        self._next += 1
+        return fault.id
+
+    def met_by(self, call: Call) -> Fault | None:
+        """Return the first fault that a request meets."""
+        for fault in self._faults:
+            met = fault.met_by(call)
+            if met is not None:
+                return met
+        return None
+
+    def clear(self) -> None:
+        """Switch all faults off."""
+        self._faults.clear()
+
+    def reset(self) -> None:
+        """Switch all faults off and number them from the beginning, so that seeds repeat."""
+        self._faults.clear()
+        self._next = 1
+
+    def views(self) -> list[dict[str, Any]]:
+        """Show the faults."""
+        return [fault.view() for fault in self._faults]

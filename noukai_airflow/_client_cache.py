@@ -1,0 +1,73 @@
+"""Clients that are shared: making one costs little, but its open connections are worth keeping."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+if TYPE_CHECKING:
+    from noukai_airflow._connection import ConnectionSettings
+    from noukai_core import AsyncNoukai, Noukai
+
+
+@dataclass
+class _Lease:
+    client: asyncio.Task[AsyncNoukai]
+    users: int = 0
+
+
+_lock = threading.Lock()
+_clients: dict[ConnectionSettings, Noukai] = {}
+_leases: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[ConnectionSettings, _Lease]] = WeakKeyDictionary()
+
+# A forked child must not write to the sockets of its parent.
+os.register_at_fork(after_in_child=_clients.clear)
+
+
+def shared_client(settings: ConnectionSettings) -> Noukai:
+    """Return this process's client for a connection. It stays open as long as the process lives."""
+    from noukai_core import Noukai
+
+    with _lock:
+        client = _clients.get(settings)
+        if client is None:
+            client = _clients[settings] = Noukai(**settings.client_arguments())
+        return client
+
+
+@asynccontextmanager
+async def shared_async_client(settings: ConnectionSettings) -> AsyncGenerator[AsyncNoukai, None]:
+    """Lend this event loop's client for a connection. The last user closes it."""
+    leases = _leases.setdefault(asyncio.get_running_loop(), {})
+    lease = leases.get(settings)
+    if lease is None:
+        lease = leases[settings] = _Lease(asyncio.create_task(new_async_client(settings)))
+    lease.users += 1
+    try:
+        yield await asyncio.shield(lease.client)
+    finally:
+        lease.users -= 1
+        if lease.users == 0:
+            del leases[settings]
+            await _close(lease)
+
+
+async def new_async_client(settings: ConnectionSettings) -> AsyncNoukai:
+    """Make a client without blocking the event loop: a process's first one reads all trusted certificates."""
+    from noukai_core import AsyncNoukai
+
+    return await asyncio.to_thread(AsyncNoukai, **settings.client_arguments())
+
+
+async def _close(lease: _Lease) -> None:
+    try:
+        client = await lease.client
+    except Exception:  # it was never made, which its users have been told
+        return
+    await client.aclose()

@@ -1,0 +1,139 @@
+"""What an Airflow connection of the type `noukai` says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+from noukai_airflow.exceptions import NoukaiPermanentException
+
+# The connection's name for an option of the client, and the client's own.
+_OPTIONS = {
+    "request_timeout": "timeout",
+    "retry_timeout": "retry_timeout",
+    "not_found_grace": "not_found_grace",
+    "recovery_timeout": "recovery_timeout",
+    "max_polls_per_second": "max_polls_per_second",
+    "max_response_bytes": "max_response_bytes",
+}
+_URL_FIELDS = ("org", "project", "flow", "job_id")
+
+
+@dataclass(frozen=True)
+class ConnectionSettings:
+    """The content of a connection, checked as far as it can be without a request.
+
+    Equal ones can share a client.
+
+    Attributes:
+        conn_id: The connection, for messages.
+        api_key: The key.
+        base_url: The address of the API, or `None` for the service itself.
+        org: With `project`, lets a task name a flow by its slug alone.
+        project: See `org`.
+        run_url_template: The URL of a job's page, with `{org}`, `{project}`, `{flow}` and `{job_id}` in it.
+        options: More arguments of the client.
+    """
+
+    conn_id: str
+    api_key: str = field(repr=False)
+    base_url: str | None = None
+    org: str | None = None
+    project: str | None = None
+    run_url_template: str | None = None
+    options: tuple[tuple[str, float], ...] = ()
+
+    @classmethod
+    def of(
+        cls, conn_id: str, *, password: str | None, host: str | None, extra: Mapping[str, Any]
+    ) -> ConnectionSettings:
+        """Read the fields of a connection.
+
+        Raises:
+            NoukaiPermanentException: A field is missing or malformed.
+        """
+        if not password:
+            raise NoukaiPermanentException(
+                f"The Airflow connection {conn_id!r} has no API key: put one that begins with nk_ in its "
+                "password field."
+            )
+        return cls(
+            conn_id=conn_id,
+            api_key=password,
+            base_url=host or None,
+            org=_text(extra, "org", conn_id),
+            project=_text(extra, "project", conn_id),
+            run_url_template=_url_template(extra, conn_id),
+            options=tuple(_options(extra, conn_id)),
+        )
+
+    def client_arguments(self) -> dict[str, Any]:
+        """Return the arguments that a client for this connection is made with."""
+        return {
+            "api_key": self.api_key,
+            "base_url": self.base_url,
+            "org": self.org,
+            "project": self.project,
+            **dict(self.options),
+        }
+
+    @property
+    def recovers_submissions(self) -> bool:
+        """Whether the server may be asked for the job of a submission with an ambiguous end."""
+        return dict(self.options).get("recovery_timeout") != 0
+
+    def run_url(self, flow_path: str, job_id: str) -> str | None:
+        """Return the URL of a job's page, when the connection has a template for it."""
+        if not self.run_url_template:
+            return None
+        org, project, flow = flow_path.split("/")
+        return self.run_url_template.format(
+            org=org, project=project, flow=flow, job_id=quote(job_id, safe="")
+        )
+
+
+def _text(extra: Mapping[str, Any], name: str, conn_id: str) -> str | None:
+    value = extra.get(name)
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str):
+        raise _malformed(conn_id, name, "text")
+    return value
+
+
+def _url_template(extra: Mapping[str, Any], conn_id: str) -> str | None:
+    template = _text(extra, "run_url_template", conn_id)
+    if template is None:
+        return None
+    if not template.startswith(("https://", "http://")):
+        raise _malformed(conn_id, "run_url_template", "a URL that begins with https://")
+    try:
+        template.format(**dict.fromkeys(_URL_FIELDS, "x"))
+    except (KeyError, IndexError, ValueError, AttributeError):
+        names = ", ".join(f"{{{name}}}" for name in _URL_FIELDS)
+        raise _malformed(conn_id, "run_url_template", f"a URL with nothing but {names} in braces") from None
+    return template
+
+
+def _options(extra: Mapping[str, Any], conn_id: str) -> list[tuple[str, float]]:
+    options: list[tuple[str, float]] = []
+    for name, argument in _OPTIONS.items():
+        value = extra.get(name)
+        if value is None or value == "":
+            continue
+        if isinstance(value, bool):
+            raise _malformed(conn_id, name, "a number")
+        try:
+            number = int(float(value)) if argument == "max_response_bytes" else float(value)
+        except (TypeError, ValueError, OverflowError):
+            raise _malformed(conn_id, name, "a number") from None
+        options.append((argument, number))
+    return options
+
+
+def _malformed(conn_id: str, name: str, allowed: str) -> NoukaiPermanentException:
+    return NoukaiPermanentException(
+        f"The Airflow connection {conn_id!r} has a malformed {name!r} in its extra: it must be {allowed}."
+    )

@@ -1,0 +1,222 @@
+"""The job of one task: found again or submitted, so that a task never pays for two where one is meant."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import noukai_core as core
+from noukai_airflow._client_cache import shared_client
+from noukai_airflow._job_store import JobRecord, JobStore, derived_submission_id
+
+if TYPE_CHECKING:
+    from airflow.sdk.types import RuntimeTaskInstanceProtocol
+
+    from noukai_airflow._connection import ConnectionSettings
+    from noukai_core import Flow, Job, Submission
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """What is submitted."""
+
+    flow: str
+    message: str | None
+    parameters: Mapping[str, Any] | None
+    block_overrides: Mapping[str, Mapping[str, Any]] | None
+    version: Any
+    trace: bool
+    session_id: str | None
+
+
+class TaskJob:
+    """Finds or submits the job of a running task.
+
+    Args:
+        settings: The connection.
+        inputs: What to submit, should it come to that.
+        book: Where the task remembers its job.
+        task_instance: The running task.
+        retries: How often the task may be tried again.
+        durable: Whether an earlier try's job is looked for.
+        cancel_on_kill: Whether a person who clears the task wants its job to end.
+    """
+
+    def __init__(
+        self,
+        settings: ConnectionSettings,
+        inputs: JobRequest,
+        store: JobStore,
+        task_instance: RuntimeTaskInstanceProtocol,
+        *,
+        retries: int,
+        durable: bool,
+        cancel_on_kill: bool,
+    ) -> None:
+        self._settings = settings
+        self._inputs = inputs
+        self._store = store
+        self._task = task_instance
+        self._retries = retries
+        self._durable = durable
+        self._cancel_on_kill = cancel_on_kill
+        self._client = shared_client(settings)
+
+    def obtain(self) -> Job:
+        """Return the job that this try waits for."""
+        record = self._store.read()
+        if record is None:
+            return self._submit_without_record()
+        if record.max_tries != self._task.max_tries or record.abandoned:
+            return self._replace(record)
+        if record.job_id is None:
+            return self._submit_again(record)
+        return self._attach(record, record.job_id)
+
+    def _attach(self, record: JobRecord, job_id: str) -> Job:
+        """Take up the job of an earlier try, unless it cannot give a result any more."""
+        job = self._client.flow(record.flow).attach(job_id, submitted_at=record.sent)
+        try:
+            state = job.status().state
+        except core.JobNotFoundError:
+            log.warning("Noukai job %s of an earlier try is not known any more; submitting a new one", job_id)
+            return self._submit(core.Submission.new())
+        except core.TransientError:
+            return job
+        if state == core.JobState.FAILED:
+            log.info("Noukai job %s of an earlier try failed; submitting a new one", job_id)
+            return self._submit(core.Submission.new())
+        log.info("Noukai job %s of an earlier try is %s; attached to it", job_id, state)
+        return job
+
+    def _replace(self, record: JobRecord) -> Job:
+        """Stop the job of a task that was cleared, or that gave its job up, and submit a new one."""
+        old = self._job_of(record)
+        if old is not None:
+            if record.abandoned or self._cancel_on_kill:
+                _stop(old)
+            else:
+                log.info("Noukai job %s of before goes on: cancel_on_kill is off", old.id)
+            return self._submit(core.Submission.new())
+        if self._can_ask_server():
+            return self._submit_again(replace(record, max_tries=self._task.max_tries, abandoned=False))
+        log.warning(
+            "Whether the submission %s made a job is not known; submitting anew, since the task was cleared",
+            record.submission_id,
+        )
+        return self._submit(core.Submission.new())
+
+    def _job_of(self, record: JobRecord) -> Job | None:
+        flow = self._client.flow(record.flow)
+        if record.job_id is not None:
+            return flow.attach(record.job_id, submitted_at=record.sent)
+        if not self._can_ask_server():
+            return None
+        try:
+            return flow.find(record.submission())
+        except core.NoukaiError:
+            return None
+
+    def _submit_without_record(self) -> Job:
+        """Submit; where nothing is remembered, ask the server first what earlier tries submitted."""
+        if not self._durable or self._store.is_durable or not self._can_ask_server():
+            return self._submit(core.Submission.new())
+        earlier = self._earlier_tries()
+        for number in range(earlier):
+            # Sent now, for all that is known: so the server is given time to show a job of a moment ago.
+            record = JobRecord.new(self._task.max_tries, self._derived(number), self._flow().path)
+            job = self._send(record.submission())
+            try:
+                state = job.status().state
+            except core.TransientError:
+                return job
+            # A cancelled one was given up by the task itself: one that a person cancelled leads to no further
+            # try.
+            if state not in (core.JobState.FAILED, core.JobState.CANCELLED):
+                return job
+        return self._submit(core.Submission(self._derived(earlier)))
+
+    def _earlier_tries(self) -> int:
+        """Count the tries since the task was last cleared, without this one."""
+        return max(0, self._task.try_number - 1 - (self._task.max_tries - self._retries))
+
+    def _derived(self, number: int) -> str:
+        task = self._task
+        return derived_submission_id(
+            task.dag_id, task.run_id, task.task_id, task.map_index or 0, task.max_tries, number
+        )
+
+    def _submit(self, submission: Submission) -> Job:
+        """Submit for the first time."""
+        record = JobRecord.new(self._task.max_tries, submission.id, self._flow().path)
+        return self._remembered(record, submission)
+
+    def _submit_again(self, record: JobRecord) -> Job:
+        """Submit what may have been submitted already: the server is asked first."""
+        return self._remembered(record, record.submission())
+
+    def _remembered(self, record: JobRecord, submission: Submission) -> Job:
+        self._store.write(record)
+        try:
+            job = self._send(submission)
+        except core.SubmissionUnknownError:
+            raise
+        except core.NoukaiError as error:
+            # What the job client refuses itself, the server was not asked about: there may be an earlier job.
+            if submission.last_sent_at is None or not isinstance(error, core.InvalidInputError):
+                self._store.forget()
+            raise
+        try:
+            self._store.write(replace(record, job_id=job.id, flow=job.flow))
+        except Exception as error:  # the submission is remembered, and leads to the job
+            log.warning("Airflow did not store the id of Noukai job %s: %s", job.id, error)
+        return job
+
+    def _send(self, submission: Submission) -> Job:
+        inputs = self._inputs
+        return self._flow().job(
+            inputs.message,
+            parameters=inputs.parameters,
+            block_overrides=inputs.block_overrides,
+            trace=inputs.trace,
+            version=inputs.version,
+            session_id=inputs.session_id,
+            submission=submission,
+        )
+
+    def _flow(self) -> Flow:
+        return self._client.flow(self._inputs.flow)
+
+    def _can_ask_server(self) -> bool:
+        return self._inputs.session_id is None and self._settings.recovers_submissions
+
+
+def _stop(job: Job) -> None:
+    """Cancel a job that makes way for a new one, unless it has ended."""
+    try:
+        finished = job.status().finished
+    except core.NoukaiError:
+        finished = False
+    if not finished:
+        cancel_if_possible(job, "it makes way for a new job")
+
+
+def cancel_if_possible(job: Job, reason: str) -> bool:
+    """Cancel a job, and say so. When that fails, say which job may run on, and return `False`."""
+    try:
+        job.cancel()
+    except core.JobNotFoundError:
+        log.info("Noukai job %s is not known any more, so there is nothing to cancel", job.id)
+    except core.CancelUnsupportedError:
+        log.warning("Noukai job %s of %s may run on: this server cannot cancel jobs", job.id, job.flow)
+        return False
+    except core.NoukaiError as error:
+        log.warning("Noukai job %s of %s may run on: cancelling it failed: %s", job.id, job.flow, error)
+        return False
+    else:
+        log.info("Noukai job %s: cancelled, %s", job.id, reason)
+    return True

@@ -1,0 +1,38 @@
+"""Questions to Airflow about a task, from inside a triggerer.
+
+They use messages that are Airflow's own business.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.sdk.execution_time import task_runner
+from airflow.sdk.execution_time.comms import GetTaskStates
+from airflow.sdk.execution_time.xcom import XCom
+
+from noukai_airflow._kill_policy import state_of
+from noukai_airflow._xcoms import JOB_ID
+
+
+async def state_of_task(task: Any) -> str | None:
+    """Return the state that a task instance now has in the database."""
+    answer: Any = await task_runner.SUPERVISOR_COMMS.asend(
+        GetTaskStates(
+            dag_id=task.dag_id,
+            task_ids=[task.task_id],
+            run_ids=[task.run_id],
+            map_index=task.map_index if task.map_index >= 0 else None,
+        )
+    )
+    if not hasattr(answer, "task_states"):
+        raise RuntimeError(f"asked for task states, Airflow answered {answer!r}")
+    return state_of(answer.task_states, task.run_id, task.task_id, task.map_index)
+
+
+async def job_of_task(task: Any) -> str | None:
+    """Return the job that a task instance now has, by its XCom."""
+    value = await XCom.aget_one(
+        key=JOB_ID, dag_id=task.dag_id, task_id=task.task_id, run_id=task.run_id, map_index=task.map_index
+    )
+    return value if isinstance(value, str) else None

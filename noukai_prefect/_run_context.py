@@ -1,0 +1,155 @@
+"""Where the code runs: in which flow run and task run, and whether Prefect wants it to stop."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.exceptions import MissingContextError
+from prefect.logging import get_logger, get_run_logger
+
+if TYPE_CHECKING:
+    LoggerOrAdapter = logging.Logger | logging.LoggerAdapter[logging.Logger]
+
+
+# A task's time is told by one clock, and measured by Prefect with another.
+_CLOCK_SLACK = 0.2
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """The runs that the current code belongs to.
+
+    Attributes:
+        flow_run_id: The flow run, if there is one.
+        task_run_id: The task run, if there is one.
+        task_attempt: How often the task run has been started.
+        times_out_at: When Prefect's own timeout of the task or of the flow strikes, on the monotonic clock.
+        cancel_event: Prefect's event for a task that runs in a thread.
+        called_by: The parent's task run that stands for this flow run, if it is a subflow's.
+        attempt: What stands for this attempt of the flow run in this process, and lives no longer than it; of
+            a task that has no flow, this attempt of the task.
+    """
+
+    flow_run_id: UUID | None
+    task_run_id: UUID | None
+    task_attempt: int
+    times_out_at: float | None
+    cancel_event: threading.Event | None
+    called_by: UUID | None = None
+    attempt: FlowRunContext | TaskRunContext | None = None
+
+    @classmethod
+    def current(cls) -> RunContext:
+        """Return where the calling code runs."""
+        task, flow = TaskRunContext.get(), FlowRunContext.get()
+        task_run = task.task_run if task else None
+        flow_run = flow.flow_run if flow else None
+        return cls(
+            flow_run_id=flow_run.id if flow_run else task_run.flow_run_id if task_run else None,
+            task_run_id=task_run.id if task_run else None,
+            task_attempt=task_run.run_count if task_run else 1,
+            times_out_at=_times_out_at(task, flow),
+            cancel_event=_cancel_event(flow, task_run.id if task_run else None),
+            called_by=flow_run.parent_task_run_id if flow_run else None,
+            attempt=flow or task,
+        )
+
+    @property
+    def scope(self) -> UUID | None:
+        """What stays the same when the code runs again: a subflow may be given a new flow run by then."""
+        return self.called_by or self.flow_run_id or self.task_run_id
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether Prefect's own timeout of the task or of the flow has struck."""
+        return self.times_out_at is not None and time.monotonic() >= self.times_out_at - _CLOCK_SLACK
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether a task that runs in a thread of its own is to stop.
+
+        Nothing interrupts such a task. Prefect has an event for it, which is also set when the flow has
+        simply ended before the task; why the flow is leaving shows in the main thread. And an async flow that
+        blocks its loop with `future.result()` does not come to leave at all when it is interrupted.
+        """
+        if threading.current_thread() is not threading.main_thread() and _interrupts() > 0:
+            return True
+        if self.cancel_event is None or not self.cancel_event.is_set():
+            return False
+        return self.timed_out or _leaves_because_of() is not None
+
+    @property
+    def must_ask_server(self) -> bool:
+        """Whether only Prefect's server can tell that the task is to stop.
+
+        What a task in a thread listens to are Prefect's private parts, which may be gone in its next version.
+        A task in a process of its own, as of a process pool, is told nothing.
+        """
+        in_thread = threading.current_thread() is not threading.main_thread()
+        in_process = multiprocessing.parent_process() is not None
+        heard_no_reason = self.cancel_event is None or self.cancel_event.is_set()
+        return (in_thread or in_process) and self.flow_run_id is not None and heard_no_reason
+
+    def logger(self) -> LoggerOrAdapter:
+        """Return the logger of the run, or the package's own outside of one."""
+        try:
+            return get_run_logger()
+        except MissingContextError:
+            return get_logger("noukai_prefect")
+
+
+def timed_in_thread() -> bool:
+    """Whether Prefect's timeout of the task throws an exception into this thread, wherever that then is."""
+    task = TaskRunContext.get()
+    timed = task is not None and task.task.timeout_seconds is not None
+    return timed and threading.current_thread() is not threading.main_thread()
+
+
+def _times_out_at(task: TaskRunContext | None, flow: FlowRunContext | None) -> float | None:
+    limits = [(task.start_time, task.task.timeout_seconds)] if task else []
+    if flow is not None and flow.flow is not None:
+        limits.append((flow.start_time, flow.flow.timeout_seconds))
+    ends = [start.timestamp() + seconds for start, seconds in limits if seconds is not None]
+    return time.monotonic() + min(ends) - time.time() if ends else None
+
+
+def _cancel_event(flow: FlowRunContext | None, task_run_id: UUID | None) -> threading.Event | None:
+    """Return the event that stops a submitted task. No public name leads to it (PrefectHQ/prefect#15873)."""
+    events: Any = getattr(flow.task_runner, "_cancel_events", None) if flow else None
+    event = events.get(task_run_id) if isinstance(events, dict) else None  # pyright: ignore
+    return event if isinstance(event, threading.Event) else None
+
+
+def interrupted_by_a_person() -> bool:
+    """Whether this process was interrupted from its terminal."""
+    cause = _leaves_because_of()
+    return _interrupts() > 0 or (cause is not None and issubclass(cause, KeyboardInterrupt))
+
+
+def _interrupts() -> int:
+    """Count the interrupts that asyncio has turned into a cancellation (asyncio.Runner, Python 3.11)."""
+    runner = getattr(getattr(signal.getsignal(signal.SIGINT), "func", None), "__self__", None)
+    return int(getattr(runner, "_interrupt_count", 0))
+
+
+def _leaves_because_of() -> type[BaseException] | None:
+    """Return what makes the main thread leave the task runner, where it then waits for the tasks."""
+    main = threading.main_thread().ident
+    frames: dict[int, FrameType] = sys._current_frames()  # pyright: ignore[reportPrivateUsage]
+    frame = frames.get(main) if main is not None else None
+    while frame is not None:
+        if frame.f_code.co_name == "__exit__" and "task_runners" in frame.f_code.co_filename:
+            kind: Any = frame.f_locals.get("exc_type")
+            return kind if isinstance(kind, type) and issubclass(kind, BaseException) else None
+        frame = frame.f_back
+    return None

@@ -1,0 +1,89 @@
+"""Run a coroutine from blocking code, so that each thing is written once.
+
+With no event loop in this thread, one is made for the call. Where one already runs (a sync task that is
+called directly from an async flow), and where Prefect's timeout would strike in the middle of the loop, the
+coroutine runs on a loop in a thread of its own, and this thread waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any, Generic, TypeVar, cast
+
+from noukai_prefect._run_context import timed_in_thread
+
+T = TypeVar("T")
+
+_WAIT_SECONDS = 0.2
+_CLEANUP_SECONDS = 15.0
+
+
+def run_blocking(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end. An interruption of the wait cancels it, and lets it clean up."""
+    if _in_loop() or timed_in_thread():
+        return _Beside(coroutine).result()
+    return asyncio.run(coroutine)
+
+
+def _in_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+class _Beside(Generic[T]):
+    """A coroutine on a loop in another thread, with the context of this one."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
+        self._coroutine = coroutine
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._outcome: T | None = None
+        self._error: BaseException | None = None
+        self._interrupted = False
+        self._beginning = threading.Lock()
+        # Not the thread's own `join`: Python 3.11 takes a thread for ended when a signal interrupts it.
+        self._ended = threading.Event()
+        context = contextvars.copy_context()
+        self._thread = threading.Thread(
+            target=context.run, args=(self._run,), name="noukai-wait", daemon=True
+        )
+
+    def result(self) -> T:
+        try:
+            self._thread.start()
+            while not self._ended.wait(_WAIT_SECONDS):
+                pass
+        except BaseException:
+            with self._beginning:
+                self._interrupted = True
+            if self._loop is not None and self._task is not None:
+                with suppress(RuntimeError):  # the loop has just ended
+                    self._loop.call_soon_threadsafe(self._task.cancel)
+                self._ended.wait(_CLEANUP_SECONDS)
+            raise
+        if self._error is not None:
+            raise self._error
+        return cast("T", self._outcome)
+
+    def _run(self) -> None:
+        async def main() -> Any:
+            with self._beginning:
+                if self._interrupted:
+                    return None
+                self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+            return await self._coroutine
+
+        try:
+            self._outcome = asyncio.run(main())
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._coroutine.close()
+            self._ended.set()

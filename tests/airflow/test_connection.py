@@ -1,0 +1,92 @@
+"""What a connection says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from noukai_airflow._connection import ConnectionSettings
+from noukai_airflow.exceptions import NoukaiPermanentException
+from tests.airflow.conftest import KEY
+
+
+def settings(extra: dict[str, Any] | None = None, **fields: Any) -> ConnectionSettings:
+    arguments = {"password": KEY, "host": "https://noukai.test/api/v1"} | fields
+    return ConnectionSettings.of("my_conn", extra=extra or {}, **arguments)
+
+
+def test_every_field_reaches_the_client() -> None:
+    """Key, address, org, project and options become the arguments of a client."""
+    options = {
+        "request_timeout": 5,
+        "retry_timeout": "60",
+        "max_polls_per_second": 10,
+        "max_response_bytes": 1024,
+    }
+    arguments = settings({"org": "acme", "project": "demo", **options}).client_arguments()
+    assert arguments == {
+        "api_key": KEY,
+        "base_url": "https://noukai.test/api/v1",
+        "org": "acme",
+        "project": "demo",
+        "timeout": 5.0,
+        "retry_timeout": 60.0,
+        "max_polls_per_second": 10.0,
+        "max_response_bytes": 1024,
+    }
+
+
+def test_empty_fields_count_as_absent() -> None:
+    """A form leaves empty text behind, which is no value."""
+    empty = settings({"org": "", "project": None, "run_url_template": "", "retry_timeout": ""}, host="")
+    assert (empty.base_url, empty.org, empty.project, empty.run_url_template, empty.options) == (
+        None,
+        None,
+        None,
+        None,
+        (),
+    )
+
+
+@pytest.mark.parametrize("password", [None, ""])
+def test_a_connection_without_a_key(password: str | None) -> None:
+    """The error names the connection and the field."""
+    with pytest.raises(NoukaiPermanentException, match=r"'my_conn' has no API key.*password"):
+        settings(password=password)
+
+
+@pytest.mark.parametrize(
+    ("extra", "name"),
+    [
+        ({"org": 7}, "org"),
+        ({"run_url_template": "ftp://x/{job_id}"}, "run_url_template"),
+        ({"run_url_template": "https://x/{nothing}"}, "run_url_template"),
+        ({"run_url_template": "https://x/{job_id"}, "run_url_template"),
+        ({"retry_timeout": "soon"}, "retry_timeout"),
+        ({"recovery_timeout": True}, "recovery_timeout"),
+        ({"max_response_bytes": "inf"}, "max_response_bytes"),
+        ({"max_response_bytes": "nan"}, "max_response_bytes"),
+    ],
+)
+def test_a_malformed_field(extra: dict[str, Any], name: str) -> None:
+    """The error names the connection and the field that is wrong."""
+    with pytest.raises(NoukaiPermanentException, match=rf"'my_conn' has a malformed '{name}'"):
+        settings(extra)
+
+
+def test_the_page_of_a_job() -> None:
+    """The template is filled in, and the id cannot leave its place in the URL."""
+    made = settings({"run_url_template": "https://app.test/{org}/{project}/{flow}/runs/{job_id}"})
+    assert made.run_url("acme/demo/flow", "job?1") == "https://app.test/acme/demo/flow/runs/job%3F1"
+    assert settings().run_url("acme/demo/flow", "job-1") is None
+
+
+def test_the_key_is_not_shown() -> None:
+    """Nothing that is printed of a connection holds its key."""
+    assert KEY not in repr(settings())
+
+
+def test_equal_connections_share() -> None:
+    """The settings can tell which tasks may share a client."""
+    assert len({settings(), settings(), settings({"org": "a1", "project": "b1"})}) == 2

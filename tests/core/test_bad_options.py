@@ -1,0 +1,111 @@
+"""What a client may be made with, and what not: a clear error, and not one request."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from noukai_core import InvalidInputError, Noukai
+from tests.core.scripted_server import FLOW, ScriptedServer, refused
+
+if TYPE_CHECKING:
+    from tests.core.conftest import MakeClient
+
+MESSAGE: dict[str, Any] = {"message": "hello"}
+
+
+@pytest.mark.parametrize("key", [None, "", "   "])
+def test_no_key(scripted: MakeClient, server: ScriptedServer, key: str | None) -> None:
+    """Without a key the message tells the argument and the variable that would do instead."""
+    refused(
+        server,
+        lambda: scripted(api_key=key).flow(FLOW).job(**MESSAGE),
+        "api_key",
+        "NOUKAI_API_KEY" if not key else "",
+    )
+
+
+@pytest.mark.parametrize(
+    "key", ["sk-marked", "marked", "NK_marked", "nk_", "nk_marked\nx", "nk_mär", 7, b"nk_marked"]
+)
+def test_a_key_of_the_wrong_shape_is_refused_unseen(
+    scripted: MakeClient, server: ScriptedServer, key: Any
+) -> None:
+    """A key that cannot be one is refused, and the message does not show it."""
+    message = refused(server, lambda: scripted(api_key=key).flow(FLOW).job(**MESSAGE), "api_key", "nk_")
+    assert "marked" not in message
+
+
+@pytest.mark.parametrize("half, missing", [({"org": "acme"}, "project"), ({"project": "spelling"}, "org")])
+def test_half_of_org_and_project(
+    scripted: MakeClient, server: ScriptedServer, half: dict[str, str], missing: str
+) -> None:
+    """Org without project, or the other way round, names the one that is missing."""
+    refused(server, lambda: scripted(**half).flow("grade-3"), missing)
+
+
+def test_a_slug_alone_without_org_and_project(scripted: MakeClient, server: ScriptedServer) -> None:
+    """A slug alone needs a client that knows the rest."""
+    refused(server, lambda: scripted().flow("grade-3"), "grade-3", "org", "project")
+
+
+DURATIONS = [0, -1, math.nan, math.inf, "30", True, b"1", 10**400]
+
+
+@pytest.mark.parametrize("value", DURATIONS, ids=lambda value: repr(value)[:12])
+@pytest.mark.parametrize("argument", ["timeout", "poll_interval"])
+def test_a_duration_of_the_client(
+    scripted: MakeClient, server: ScriptedServer, argument: str, value: Any
+) -> None:
+    """Seconds are a finite number above zero."""
+    refused(
+        server, lambda: scripted(**{argument: value}), argument, str(value)[:12] if value != 10**400 else ""
+    )
+
+
+@pytest.mark.parametrize("value", [-1, math.nan, "30", True, b"1"], ids=repr)
+@pytest.mark.parametrize("argument", ["retry_timeout", "not_found_grace", "recovery_timeout"])
+def test_a_retry_window_of_the_client(
+    scripted: MakeClient, server: ScriptedServer, argument: str, value: Any
+) -> None:
+    """How long to be patient is a number of seconds that is not negative."""
+    refused(server, lambda: scripted(**{argument: value}), argument)
+
+
+@pytest.mark.parametrize("value", [0, -1, math.nan, "30", True], ids=repr)
+@pytest.mark.parametrize(
+    "argument", ["max_polls_per_second", "max_concurrent_submissions", "max_response_bytes"]
+)
+def test_a_bound_of_the_client(
+    scripted: MakeClient, server: ScriptedServer, argument: str, value: Any
+) -> None:
+    """A bound of nothing at all would be an endless wait."""
+    refused(server, lambda: scripted(**{argument: value}), argument)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "noukai.test", "ftp://noukai.test", "http://", "http://noukai.test/?a=b", "http://[", 7],
+    ids=repr,
+)
+def test_a_base_url_that_is_none(scripted: MakeClient, server: ScriptedServer, url: Any) -> None:
+    """The base URL is a whole http address."""
+    refused(server, lambda: scripted(base_url=url), "base_url")
+
+
+@pytest.mark.parametrize("host", ["xn--", "noukai..test", f"{'n' * 70}.test"])
+def test_a_host_that_is_no_name_is_refused(make_client: MakeClient, host: str) -> None:
+    """An address that cannot be asked at all is refused when the client is made."""
+    with pytest.raises(InvalidInputError, match="base_url"):
+        make_client(base_url=f"https://{host}/")
+
+
+def test_the_warning_about_plain_http_names_the_callers_line() -> None:
+    """The warning points at the line that makes the client."""
+    with pytest.warns(UserWarning, match="not https") as caught:
+        Noukai("nk_test_key", base_url="http://noukai.invalid/api/v1").close()
+    assert caught[0].filename == __file__
+    assert caught[0].lineno == inspect.currentframe().f_lineno - 2  # type: ignore[union-attr]

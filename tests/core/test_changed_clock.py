@@ -1,0 +1,125 @@
+"""Decisions over minutes, with a clock that the test turns by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from noukai_core import Submission
+from noukai_core._api.endpoints import Call, cancel, outcome, submit
+from noukai_core._api.parsing import HttpResponse
+from noukai_core._engine.effects import Effects, Send, Sleep, T, send_with_retries
+from noukai_core._engine.rate_limit import PollRateLimiter
+from noukai_core._engine.submit import submit_once
+from noukai_core._engine.wait import Poller
+from noukai_core._options import ClientOptions
+from noukai_core._validation import FlowPath
+from noukai_core.errors import APIError, TransientError
+from tests.core.scripted_server import KEY
+
+FLOW = FlowPath("acme", "spelling", "grade-3")
+NOTHING = HttpResponse(404, {}, b'{"detail": {"code": "SESSION_NOT_FOUND"}}')
+MISSING = HttpResponse(404, {}, b'{"detail": {"code": "JOB_NOT_FOUND"}}')
+FAULT = HttpResponse(502, {}, b"")
+RUNNING = HttpResponse(200, {}, b'{"status": "running"}')
+COMPLETED = HttpResponse(200, {}, b'{"status": "completed"}')
+
+
+class Turned:
+    """A clock, and a server whose answers depend on it."""
+
+    def __init__(self, response: Callable[[Call[Any], float], HttpResponse | APIError]) -> None:
+        self.now = 0.0
+        self.sent: list[str] = []
+        self._answer = response
+
+    def __call__(self) -> float:
+        return self.now
+
+    def run(self, effects: Effects[T]) -> T:
+        response: Any = None
+        while True:
+            try:
+                step = effects.send(response)
+            except StopIteration as end:
+                decided: T = end.value
+                return decided
+            response = None
+            if isinstance(step, Sleep):
+                self.now += step.seconds
+            elif isinstance(step, Send):
+                self.sent.append(step.call.method)
+                response = outcome(step.call, self._answer(step.call, self.now), KEY)
+
+
+def test_a_job_made_at_the_end_of_a_long_request_is_found() -> None:
+    """The time in which a job must show up counts from the end of the request, however long it took."""
+
+    def respond(call: Call[Any], now: float) -> HttpResponse | APIError:
+        if call.submits:
+            clock.now += 120
+            return TransientError("timed out")
+        return NOTHING if now < 170 else HttpResponse(200, {}, b'{"executions": [{"executionId": "job-7"}]}')
+
+    clock = Turned(respond)
+    call = submit(FLOW, None, b"{}", {})
+    submitted = clock.run(
+        submit_once(call, Submission.new(), FLOW, clock, recovery_timeout=60, retry_timeout=300)
+    )
+    assert submitted.job.id == "job-7"
+    assert clock.sent.count("POST") == 1
+
+
+def test_a_job_that_an_earlier_try_submitted_after_minutes_of_refusals_is_found() -> None:
+    """An earlier try may have sent its request minutes after it began, so its job may still show up."""
+
+    def respond(call: Call[Any], now: float) -> HttpResponse | APIError:
+        if call.submits:
+            return HttpResponse(202, {}, b'{"executionId": "job-8"}')
+        return NOTHING if now < 30 else HttpResponse(200, {}, b'{"executions": [{"executionId": "job-7"}]}')
+
+    clock = Turned(respond)
+    began = datetime.now(UTC) - timedelta(seconds=280)
+    call = submit(FLOW, None, b"{}", {})
+    submission = Submission(Submission.new().id, last_sent_at=began)
+    submitted = clock.run(submit_once(call, submission, FLOW, clock, recovery_timeout=60, retry_timeout=300))
+    assert (submitted.job.id, submitted.at) == ("job-7", began)
+    assert "POST" not in clock.sent
+
+
+def test_one_fault_after_a_pause_longer_than_the_retry_window_is_waited_out() -> None:
+    """A job that is looked at every ten minutes is not given up for one 502."""
+    responses = iter([RUNNING, FAULT, RUNNING, COMPLETED])
+    clock = Turned(lambda call, now: next(responses))
+    settings = ClientOptions.of(
+        api_key="nk_test_key",
+        base_url="https://noukai.test/api/v1",
+        org=None,
+        project=None,
+        timeout=30,
+        poll_interval=600,
+        retry_timeout=300,
+        not_found_grace=60,
+        recovery_timeout=60,
+        max_polls_per_second=50,
+        max_concurrent_submissions=1,
+        max_response_bytes=1000,
+    )
+    status = clock.run(Poller(FLOW, "job-1", settings, PollRateLimiter(50), clock).effects())
+    assert status.finished
+
+
+def test_a_cancel_goes_on_until_the_race_is_over() -> None:
+    """A job that the server comes to know in the last second of the race is cancelled."""
+    clock = Turned(lambda call, now: MISSING if now < 59 else HttpResponse(200, {}, b"{}"))
+    clock.run(send_with_retries(cancel(FLOW, "job-1"), clock, missing_until=60))
+    assert 59 <= clock.now <= 60
+
+
+def test_a_fault_late_in_the_race_does_not_stop_a_cancel() -> None:
+    """The patience with faults counts from the last answer, and a 404 inside the race is one."""
+    responses = iter([MISSING] * 4 + [FAULT, HttpResponse(200, {}, b"{}")])
+    clock = Turned(lambda call, now: next(responses))
+    clock.run(send_with_retries(cancel(FLOW, "job-1"), clock, missing_until=60))
+    assert len(clock.sent) == 6

@@ -1,0 +1,133 @@
+"""The identities of a flow run's submissions: the same in every attempt, and different for each job."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from prefect.context import FlowRunContext
+
+from noukai_prefect._job_store import JobRecord, JobStore, store_of
+from noukai_prefect._run_context import RunContext
+
+FLOW = "acme/spelling/grade-3"
+INPUTS = {"message": "hello", "parameters": {"b": 1, "a": 2}}
+FLOW_RUN = uuid4()
+
+
+def context(
+    task_run_id: UUID | None = None, *, flow_run_id: UUID = FLOW_RUN, task_attempt: int = 1
+) -> RunContext:
+    """Stand for code in a flow run."""
+    return RunContext(flow_run_id, task_run_id, task_attempt, None, None)
+
+
+def test_equal_submissions_have_places_of_their_own() -> None:
+    """Three equal submissions of one attempt are three jobs."""
+    store = JobStore(uuid4())
+    assert len({store.slot(context(uuid4()), FLOW, INPUTS) for _ in range(3)}) == 3
+
+
+def test_a_rerun_comes_to_the_same_places() -> None:
+    """The next attempt, which has a book of its own, finds the same places in whichever order."""
+    scope = uuid4()
+    first, second = JobStore(scope), JobStore(scope)
+    slots = {first.slot(context(uuid4()), FLOW, INPUTS) for _ in range(3)}
+    assert {second.slot(context(uuid4()), FLOW, INPUTS) for _ in range(3)} == slots
+
+
+def test_a_store_ends_with_its_attempt() -> None:
+    """Each attempt of a run has one book, and a process that runs many flows keeps none of them."""
+    run = replace(context(uuid4()), attempt=FlowRunContext.model_construct())
+    store = store_of(run)
+    assert store is not None
+    assert store_of(run) is store
+    assert store_of(replace(run, attempt=FlowRunContext.model_construct())) is not store
+    gone = weakref.ref(store)
+    del run, store
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_task_retry_keeps_its_places() -> None:
+    """A task that submits twice finds both of its places when it is tried again, and no other's."""
+    store = JobStore(uuid4())
+    mine, other = uuid4(), uuid4()
+    slots = [store.slot(context(mine), FLOW, INPUTS) for _ in range(2)]
+    store.slot(context(other), FLOW, INPUTS)
+    again = context(mine, task_attempt=2)
+    assert [store.slot(again, FLOW, INPUTS) for _ in range(2)] == slots
+    assert store.slot(again, FLOW, INPUTS) not in slots
+
+
+@pytest.mark.parametrize(
+    ("flow", "inputs"),
+    [
+        ("acme/spelling/grade-4", INPUTS),
+        (FLOW, {**INPUTS, "message": "hallo"}),
+        (FLOW, {**INPUTS, "server": "http://other"}),
+    ],
+)
+def test_other_inputs_have_other_places(flow: str, inputs: dict[str, Any]) -> None:
+    """Another flow, input or server is never mistaken for the same submission."""
+    store = JobStore(uuid4())
+    assert store.slot(context(), FLOW, INPUTS) != store.slot(context(), flow, inputs)
+
+
+def test_the_order_of_parameters_does_not_matter() -> None:
+    """Equal inputs are equal however they were written."""
+    scope = uuid4()
+    turned = {"parameters": {"a": 2, "b": 1}, "message": "hello"}
+    assert JobStore(scope).slot(context(), FLOW, INPUTS) == JobStore(scope).slot(context(), FLOW, turned)
+
+
+def test_flow_runs_share_nothing() -> None:
+    """Two flow runs with the same inputs have different identities."""
+    assert JobStore(uuid4()).slot(context(), FLOW, INPUTS) != JobStore(uuid4()).slot(context(), FLOW, INPUTS)
+
+
+def test_threads_never_share_a_place() -> None:
+    """Mapped tasks that submit at the same moment each have their own place."""
+    store, slots, gate = JobStore(uuid4()), list[str](), threading.Barrier(20)
+
+    def submit() -> None:
+        gate.wait(10)
+        slots.append(store.slot(context(uuid4()), FLOW, INPUTS))
+
+    threads = [threading.Thread(target=submit) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(set(slots)) == 20
+
+
+def test_a_record_survives_its_artifact() -> None:
+    """What an artifact keeps is what was written down, and the next generation has an identity of its own."""
+    record = JobRecord(
+        str(uuid4()),
+        FLOW,
+        str(uuid4()),
+        2,
+        datetime.now(UTC),
+        "job_1",
+        ended=True,
+        credentials="default",
+        artifact_id=uuid4(),
+    )
+    assert JobRecord.read(record.metadata(), record.artifact_id) == record
+    after = record.next()
+    assert (after.slot, after.resubmission, after.job_id, after.ended) == (record.slot, 3, None, False)
+    assert after.submission_id != record.submission_id
+
+
+@pytest.mark.parametrize("metadata", [{}, {"identity": "x"}, {"note": "of somebody else"}])
+def test_an_artifact_of_somebody_else_is_no_record(metadata: dict[str, str]) -> None:
+    """An artifact with the same key and other content is passed over."""
+    assert JobRecord.read(metadata, uuid4()) is None
