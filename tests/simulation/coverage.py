@@ -1,0 +1,59 @@
+"""The distinct states that schedules reach: what a caller sees at the end of a request, and what is true then."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TypeAlias
+
+from tests.simulation.invariants import History
+from tests.simulation.network import End, Exchange
+from tests.simulation.pages import Response
+from tests.simulation.process import Call
+
+State: TypeAlias = tuple[str | int | bool, ...]
+
+_MANY = 3
+
+
+def states(history: History) -> Iterator[State]:
+    """Yield the states of one schedule."""
+    for call in history.calls:
+        before = "begins"
+        for number, exchange in enumerate(call.exchanges):
+            seen = _seen(exchange.end)
+            yield _state(history, call, exchange, before, seen, number)
+            before = seen
+        outcome = "died" if call.ended is None else type(call.error or call.result).__name__
+        yield (call.kind, outcome, before, min(call.process, _MANY), min(len(call.exchanges), _MANY))
+
+
+def _state(
+    history: History, call: Call, exchange: Exchange, before: str, seen: str, number: int
+) -> State:
+    ended_at = exchange.sent_at if exchange.ended_at is None else exchange.ended_at
+    sent = history.by_submission.get(exchange.submission, ())
+    jobs = sum(job.created_at <= ended_at for one in sent for job in one.jobs)
+    doubts = [
+        one.ended_at
+        for one in sent
+        if one is not exchange and not one.surely_not_processed and one.ended_at is not None
+    ]
+    settled = bool(doubts) and max(doubts) + history.simulation.recovery_timeout <= exchange.sent_at
+    return (
+        call.kind,
+        exchange.kind,
+        before,
+        seen,
+        min(sum(one.number < exchange.number for one in sent), _MANY),
+        min(jobs, 2),
+        min(len(doubts), 2),
+        settled,
+        min(call.process, _MANY),
+        number == 0,
+    )
+
+
+def _seen(end: End | None) -> str:
+    if not isinstance(end, Response):
+        return end or "nobody there"
+    return f"{end.status}{'' if end.own else ' foreign'}{' proof' if end.proves_absence else ''}"

@@ -1,0 +1,125 @@
+"""Runs schedules, by their seeds, and counts the distinct states that they reach."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from noukai_core._engine import rate_limit
+from tests.simulation.choices import Choices, Decision
+from tests.simulation.clock import Clock, LivingClock, living_in
+from tests.simulation.coverage import State, states
+from tests.simulation.invariants import History, Violation, violations
+from tests.simulation.scenarios import Asking, Crowd, Submitting
+from tests.simulation.simulation import Simulation
+
+_LIVING = LivingClock()
+
+_CHUNK = 1000
+
+_SCENARIOS: tuple[Callable[[Simulation], Submitting | Crowd | Asking], ...] = (
+    Submitting,
+    Submitting,
+    Submitting,
+    Submitting,
+    Asking,
+    Crowd,
+)
+
+
+class Outcome(NamedTuple):
+    """What came of one schedule.
+
+    Attributes:
+        seed: Its seed.
+        decisions: The decisions that were not harmless.
+        violations: The invariants that do not hold.
+        states: The states that it reached.
+        story: What happened, if it was told.
+        unusual: What the decisions mean, likewise.
+    """
+
+    seed: int
+    decisions: Mapping[Decision, int]
+    violations: list[Violation]
+    states: set[State]
+    story: list[str]
+    unusual: list[str]
+
+
+@contextmanager
+def virtual_time() -> Iterator[None]:
+    """Let the core live in virtual time."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with living_in(_LIVING, "noukai_core"):
+            yield
+    finally:
+        logging.disable(level)
+
+
+def run(seed: int, replayed: Mapping[Decision, int] | None = None, *, told: bool = False) -> Outcome:
+    """Run one schedule, inside of `virtual_time`."""
+    choices = Choices(seed, replayed)
+    clock = Clock()
+    _LIVING.clock, _LIVING.jitter = clock, choices.jitter
+    rate_limit._limiter.cache_clear()  # each process has its own, and each schedule another time
+    simulation = Simulation(choices, clock, told=told)
+    scenario = _SCENARIOS[choices.index("scenario", len(_SCENARIOS))](simulation)
+    scenario.begin()
+    simulation.run()
+    simulation.dispose()
+    history = History(simulation)
+    return Outcome(
+        seed,
+        choices.made,
+        violations(history),
+        set(states(history)),
+        simulation.story.lines,
+        [choices.described.get(decision, decision[0]) for decision in choices.made],
+    )
+
+
+class Chunk(NamedTuple):
+    """What came of the schedules of some seeds.
+
+    Attributes:
+        schedules: How many there were.
+        states: The states that this process had not reached before.
+        violated: The first schedule for each invariant that did not hold, by its name.
+    """
+
+    schedules: int
+    states: set[State]
+    violated: dict[str, Outcome]
+
+
+_reached: set[State] = set()
+
+
+def run_chunk(seeds: range) -> Chunk:
+    """Run the schedules of some seeds."""
+    violated: dict[str, Outcome] = {}
+    new: set[State] = set()
+    with virtual_time():
+        for seed in seeds:
+            outcome = run(seed)
+            new |= outcome.states - _reached
+            for violation in outcome.violations:
+                violated.setdefault(violation.invariant, outcome)
+    _reached.update(new)
+    return Chunk(len(seeds), new, violated)
+
+
+def explore(first_seed: int, schedules: int, processes: int) -> Iterator[Chunk]:
+    """Run many schedules in several processes."""
+    chunks = [
+        range(seed, min(seed + _CHUNK, first_seed + schedules))
+        for seed in range(first_seed, first_seed + schedules, _CHUNK)
+    ]
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        yield from pool.imap_unordered(run_chunk, chunks)

@@ -1,0 +1,85 @@
+"""The pages of gateways that stand between a client and the service. None says anything about a job."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A response on the wire.
+
+    Attributes:
+        origin: Who wrote it: `service`, or the name of a gateway.
+        proves_absence: Whether it is the service's own word that a session holds no job.
+    """
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    origin: str = "service"
+    proves_absence: bool = False
+
+    @property
+    def own(self) -> bool:
+        """Whether the service itself wrote it."""
+        return self.origin == "service"
+
+    def __str__(self) -> str:
+        return f"{self.status} of the {self.origin}: {self.body[:90].decode('utf-8', 'replace')}"
+
+
+def _json(origin: str, status: int, value: Any, **headers: str) -> Response:
+    body = json.dumps(value).encode()
+    return Response(status, body, {"content-type": "application/json", **headers}, origin)
+
+
+def _text(origin: str, status: int, body: str, kind: str = "text/html", **headers: str) -> Response:
+    return Response(status, body.encode(), {"content-type": kind, **headers}, origin)
+
+
+_NGINX = "<html><head><title>{0}</title></head><body><center><h1>{0}</h1></center><hr>nginx</body></html>"
+
+FOREIGN_404 = (
+    _text("Traefik", 404, "404 page not found\n", "text/plain"),
+    _text("Kubernetes ingress", 404, "default backend - 404", "text/plain"),
+    _text("nginx", 404, _NGINX.format("404 Not Found")),
+    _json("AWS API Gateway", 404, {"message": "Not Found"}),
+    _json("Kong", 404, {"message": "no Route matched with those values"}),
+    _json(
+        "NestJS",
+        404,
+        {"statusCode": 404, "message": "Cannot GET /api/v1/seq", "error": "Not Found"},
+    ),
+    _json(
+        "Spring",
+        404,
+        {"timestamp": "2030-01-01T00:00:00Z", "status": 404, "error": "Not Found", "path": "/api/v1/seq"},
+    ),
+    _json("Django REST", 404, {"detail": "Not found."}),
+    _json("FastAPI", 404, {"detail": "Not Found"}),
+    _json("gRPC gateway", 404, {"code": 5, "message": "Not Found", "details": []}),
+    _json(
+        "problem+json",
+        404,
+        {"type": "about:blank", "title": "Not Found", "status": 404, "detail": "No static resource"},
+    ),
+    _text(
+        "S3",
+        404,
+        '<?xml version="1.0"?><Error><Code>NoSuchKey</Code><Message>The key does not exist.</Message></Error>',
+        "application/xml",
+    ),
+)
+
+GATEWAY_ERRORS = (
+    _text("nginx", 502, _NGINX.format("502 Bad Gateway")),
+    _text("nginx", 504, _NGINX.format("504 Gateway Time-out")),
+    _json("Envoy", 503, {"message": "no healthy upstream"}),
+    _text("load balancer", 503, _NGINX.format("503 Service Unavailable"), **{"retry-after": "3"}),
+    _text("login page", 200, "<!doctype html><html><title>Sign in</title></html>"),
+    _json("portal", 200, {"status": "ok"}),
+)

@@ -1,0 +1,421 @@
+"""The service, written from its reference: what is documented, and a habit for everything that is not."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+from tests.simulation.choices import Choices
+from tests.simulation.clock import EPOCH, Clock
+from tests.simulation.pages import Response
+
+if TYPE_CHECKING:
+    from tests.simulation.network import Exchange
+
+ORG_PROJECT_SLUG = ("acme", "spelling", "grade-3")
+FLOW = "/".join(ORG_PROJECT_SLUG)
+
+LISTING_LAGS = (0.0, 3.0, 20.0, 55.0, 58.0)
+LATE_LAGS = (90.0, math.inf)
+
+READABLE_IDS = ("executionId", "execution_id", "jobId", "job_id", "id")
+UNREADABLE_IDS = ("runId", "uuid", "with a slash", "null", "object", "bare text")
+
+TRIGGERS = ("job", "missing", "null", "JOB", "Job", "api", "async_job", "number")
+SLUGS = ("slug", "missing", "null", "full path", "upper case", "display name")
+LISTS = ("executions", "items", "by id", "null")
+
+ABSENCES = (
+    "own 404",
+    "empty list",
+    "own 404 without a code",
+    "FastAPI 404",
+    "no route",
+    "another flow's step",
+)
+KEYS = ("ignored", "same job", "409 while busy", "409 for ever")
+CANCELS = ("202", "204", "405", "501", "FastAPI 404")
+
+WORDS: tuple[Mapping[str, str], ...] = (
+    {},
+    {"completed": "COMPLETED", "failed": "FAILED", "cancelled": "CANCELLED", "running": "RUNNING"},
+    {"completed": "succeeded", "failed": "error", "cancelled": "canceled"},
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """What the reference leaves open.
+
+    Attributes:
+        listing_lag: Seconds until a job shows in the list of its session.
+        polling_lag: Seconds until a job's own route knows it.
+        row_id: How a row of the list spells the id.
+        trigger: How it spells `triggerType`.
+        slug: How it spells the slug.
+        listing: How the list itself is spelled.
+        others: The kinds of other entries in the session.
+        absence: What is answered for a session that holds nothing.
+        key: What an idempotency key does.
+        accepted_id: How the response to a submission spells the id.
+        cancel: What the cancel route answers.
+        words: Other words for states.
+        state_name: The field of a state.
+    """
+
+    listing_lag: float
+    polling_lag: float
+    row_id: str
+    trigger: str
+    slug: str
+    listing: str
+    others: tuple[str, ...]
+    absence: str
+    key: str
+    accepted_id: str
+    cancel: str
+    words: Mapping[str, str]
+    state_name: str
+
+    @classmethod
+    def chosen(cls, choices: Choices) -> Habits:
+        """Choose the habits of one schedule."""
+        odd = choices.pick("oddness of the service", (0.0, 0.3), 0.8)
+        return cls(
+            listing_lag=choices.pick("listing lag", LISTING_LAGS + LATE_LAGS, 0.6),
+            polling_lag=choices.pick("polling lag", (0.0, 2.0, 30.0, 55.0), 0.3),
+            row_id=choices.pick("id in the list", READABLE_IDS + UNREADABLE_IDS, odd),
+            trigger=choices.pick("triggerType in the list", TRIGGERS, odd),
+            slug=choices.pick("slug in the list", SLUGS, odd),
+            listing=choices.pick("name of the list", LISTS, 0.05),
+            others=choices.pick("other entries", ((), ("step",), ("execute", "step")), 0.15),
+            absence=choices.pick("absence", ABSENCES, 1.5 * odd),
+            key=choices.pick("idempotency key", KEYS, 0.3),
+            accepted_id=choices.pick("id of the accepted", READABLE_IDS + UNREADABLE_IDS, odd / 2),
+            cancel=choices.pick("cancel route", CANCELS, 0.3),
+            words=choices.pick("state words", WORDS, 0.2),
+            state_name=choices.pick("state field", ("status", "state"), 0.1),
+        )
+
+    @property
+    def readable(self) -> bool:
+        """Whether the list is spelled as documented, up to the case and style of names."""
+        return (
+            self.row_id in READABLE_IDS
+            and self.trigger in ("job", "missing", "null")
+            and self.slug in ("slug", "missing", "null")
+            and self.listing == "executions"
+        )
+
+    @property
+    def tells_absence(self) -> bool:
+        """Whether the service says in its own form that a session holds no job."""
+        return self.absence in ("own 404", "empty list", "another flow's step")
+
+
+class ServerJob:
+    """A job that the service runs.
+
+    Attributes:
+        id: Its id.
+        session: The session that it was submitted under.
+        exchange: The request that made it.
+        created_at: When it was made.
+        ends_at: When it ends by itself.
+        final: The state in which it then is.
+        cancelled_at: When it was cancelled.
+        cancels: How often it was told to end.
+        output: What it returns.
+    """
+
+    __slots__ = (
+        "cancelled_at",
+        "cancels",
+        "created_at",
+        "ends_at",
+        "exchange",
+        "final",
+        "id",
+        "key",
+        "output",
+        "session",
+    )
+
+    def __init__(self, job_id: str, session: str, key: str, exchange: Exchange, ends_at: float) -> None:
+        self.id = job_id
+        self.session = session
+        self.key = key
+        self.exchange = exchange
+        self.created_at = exchange.clock_now
+        self.ends_at = ends_at
+        self.final = "completed"
+        self.cancelled_at = math.inf
+        self.cancels = 0
+        self.output = {"answer": job_id}
+
+    def state(self, now: float) -> str:
+        """Return the state at a moment."""
+        if min(self.cancelled_at, self.ends_at) > now:
+            return "running" if now > self.created_at + 0.5 else "pending"
+        return "cancelled" if self.cancelled_at < self.ends_at else self.final
+
+    def finished(self, now: float) -> bool:
+        """Whether it has ended."""
+        return min(self.cancelled_at, self.ends_at) <= now
+
+
+class Server:
+    """The service.
+
+    Args:
+        clock: The time.
+        choices: What decides.
+        habits: What the reference leaves open.
+        recovery_timeout: Seconds in which a job shows in the list, of a service that keeps what is
+            documented.
+        trouble: How probable it is that the service fails or refuses at a request.
+
+    Attributes:
+        jobs: All jobs, by id.
+        lists_in_time: Whether a job shows in the list of its session inside the recovery window, as is
+            documented.
+    """
+
+    def __init__(
+        self, clock: Clock, choices: Choices, habits: Habits, recovery_timeout: float, trouble: float
+    ) -> None:
+        self._clock = clock
+        self._choices = choices
+        self.habits = habits
+        self._recovery_timeout = recovery_timeout
+        self.trouble = trouble
+        self.jobs: dict[str, ServerJob] = {}
+        # Without a look-up, nothing depends on when a job shows.
+        self.lists_in_time = recovery_timeout == 0 or habits.listing_lag < recovery_timeout
+
+    def respond(self, exchange: Exchange) -> Response:
+        """Process a request that has arrived."""
+        match exchange.kind:
+            case "submit":
+                return self._submit(exchange)
+            case "session":
+                return self._trouble(exchange) or self._session(exchange.path.rpartition("/")[2])
+            case "cancel":
+                return self._trouble(exchange) or self._cancel(exchange)
+            case "poll":
+                return self._trouble(exchange) or self._poll(exchange)
+            case "trace":
+                return self._trouble(exchange) or _own(200, {"flowRun": {"status": "running"}, "steps": []})
+            case _:
+                return self._trouble(exchange) or _own(200, {"org": "acme", "project": "spelling"})
+
+    def new_job(self, exchange: Exchange, session: str, key: str) -> ServerJob:
+        """Run one more job."""
+        seconds = self._choices.pick("job runs for", (1.5, 0.0, 5.0, 40.0, 600.0), 0.5)
+        job_id = self._choices.pick("job id", ("exec-{}", "job_{}", "fr_01HX{}"), 0.1).format(
+            len(self.jobs) + 1
+        )
+        job = ServerJob(job_id, session, key, exchange, self._clock.now + seconds)
+        job.final = self._choices.pick("job ends as", ("completed", "failed", "cancelled"), 0.2)
+        self.jobs[job.id] = job
+        exchange.jobs.append(job)
+        return job
+
+    def listed(self, job: ServerJob) -> bool:
+        """Whether a job shows in the list of its session."""
+        now = self._clock.now
+        if now >= job.created_at + self.habits.listing_lag:
+            return True
+        # However late a request has arrived: what is documented counts from its end for the client.
+        ended_at = job.exchange.ended_at
+        return (
+            self.lists_in_time
+            and ended_at is not None
+            and now >= ended_at + self._recovery_timeout - 1.0
+        )
+
+    def _known(self, job: ServerJob) -> bool:
+        return self._clock.now >= job.created_at + self.habits.polling_lag or self.listed(job)
+
+    def _trouble(self, exchange: Exchange) -> Response | None:
+        """Return what the service answers when it fails or refuses without doing anything."""
+        if not self._choices.happens(f"trouble of the service at {exchange.kind}", self.trouble):
+            return None
+        return self._choices.pick(f"trouble at {exchange.kind}", _TROUBLES)
+
+    def _submit(self, exchange: Exchange) -> Response:
+        headers = exchange.headers
+        session, key = headers.get("x-session-id", ""), headers.get("idempotency-key", "")
+        earlier = next((job for job in self.jobs.values() if job.key == key), None)
+        if earlier is not None and self.habits.key != "ignored":
+            busy = self.habits.key == "409 while busy" and self._clock.now < earlier.created_at + 40.0
+            if busy or self.habits.key == "409 for ever":
+                return _own_error(409, "CONFLICT", "this submission is being processed")
+            return self._accepted(earlier)
+        if self._choices.happens("trouble of the service at submit", self.trouble):
+            fails, works = self._choices.pick("trouble at submit", _SUBMIT_TROUBLES)
+            if not works:
+                return fails
+            self.new_job(exchange, session, key)
+            return fails
+        return self._accepted(self.new_job(exchange, session, key))
+
+    def _accepted(self, job: ServerJob) -> Response:
+        status = self._choices.pick("status of the accepted", (202, 200, 201), 0.1)
+        if self.habits.accepted_id == "bare text":
+            return _own(status, job.id)
+        spelled = _spelled_id(self.habits.accepted_id, job.id)
+        return _own(status, {**spelled, "status": "started", "flowId": "flow-1", "blockCount": 3})
+
+    def _session(self, session: str) -> Response:
+        habits = self.habits
+        if habits.absence == "no route":
+            return _own(404, {"detail": "Not Found"})
+        mine = [job for job in self.jobs.values() if job.session == session and self.listed(job)]
+        rows = [self._row(job) for job in mine]
+        if not rows:
+            match habits.absence:
+                case "own 404":
+                    return _own_error(404, "SESSION_NOT_FOUND", "no such session", proves_absence=True)
+                case "own 404 without a code":
+                    return _own(404, {"detail": "Session not found"})
+                case "FastAPI 404":
+                    return _own(404, {"detail": "Not Found"})
+        others = (*habits.others, "step") if habits.absence == "another flow's step" else habits.others
+        rows[:0] = [_other(kind, number) for number, kind in enumerate(others)]
+        match habits.listing:
+            case "by id":
+                listed: Any = {str(number): row for number, row in enumerate(rows)}
+            case "null" if not mine:
+                listed = None
+            case _:
+                listed = rows
+        name = "items" if habits.listing == "items" else "executions"
+        return _own(
+            200,
+            {"sessionId": session, name: listed},
+            proves_absence=not mine and habits.listing == "executions",
+        )
+
+    def _row(self, job: ServerJob) -> Any:
+        habits = self.habits
+        if habits.row_id == "bare text":
+            return job.id
+        row: dict[str, Any] = {**_spelled_id(habits.row_id, job.id), "flowId": "flow-1"}
+        org, project, slug = ORG_PROJECT_SLUG
+        slugs = {
+            "slug": slug,
+            "null": None,
+            "full path": f"{org}/{project}/{slug}",
+            "upper case": slug.upper(),
+            "display name": "Spelling, Grade 3",
+        }
+        if habits.slug in slugs:
+            row["slug"] = slugs[habits.slug]
+        if habits.trigger != "missing":
+            row["triggerType"] = {"null": None, "number": 3}.get(habits.trigger, habits.trigger)
+        row["status"] = self._word(job)
+        row["startedAt"] = datetime.fromtimestamp(EPOCH + job.created_at, UTC).isoformat()
+        row["snapshotsAvailable"] = False
+        return row
+
+    def _word(self, job: ServerJob) -> str:
+        state = job.state(self._clock.now)
+        return self.habits.words.get(state, state)
+
+    def _job(self, exchange: Exchange, place: int) -> ServerJob | None:
+        job = self.jobs.get(unquote(exchange.path.split("/")[place]))
+        return job if job is not None and self._known(job) else None
+
+    def _poll(self, exchange: Exchange) -> Response:
+        job = self._job(exchange, -1)
+        if job is None:
+            return _own_error(404, "JOB_NOT_FOUND", "no such job")
+        value: dict[str, Any] = {"executionId": job.id, self.habits.state_name: self._word(job)}
+        if job.finished(self._clock.now):
+            state = job.state(self._clock.now)
+            if state == "completed":
+                value["result"] = job.output
+            elif state == "failed":
+                value["error"] = "a step failed"
+        return _own(200, value)
+
+    def _cancel(self, exchange: Exchange) -> Response:
+        match self.habits.cancel:
+            case "405":
+                return _own(405, {"detail": "Method Not Allowed"})
+            case "501":
+                return _own_error(501, "NOT_IMPLEMENTED", "no cancel")
+            case "FastAPI 404":
+                return _own(404, {"detail": "Not Found"})
+        job = self._job(exchange, -2)
+        if job is None:
+            return _own_error(404, "JOB_NOT_FOUND", "no such job")
+        if job.finished(self._clock.now):
+            return _own_error(self._choices.pick("cancel of the ended", (409, 410)), "FINISHED", "it has ended")
+        job.cancels += 1
+        job.cancelled_at = min(
+            job.cancelled_at, self._clock.now + self._choices.pick("cancel takes", (0.0, 5.0), 0.3)
+        )
+        return _own(int(self.habits.cancel), {"executionId": job.id, "status": "cancelled"})
+
+
+def _own(status: int, value: Any, *, proves_absence: bool = False, **headers: str) -> Response:
+    body = json.dumps(value).encode()
+    return Response(
+        status, body, {"content-type": "application/json", **headers}, proves_absence=proves_absence
+    )
+
+
+def _own_error(
+    status: int, code: str, message: str, *, proves_absence: bool = False, **headers: str
+) -> Response:
+    value = {"detail": {"code": code, "message": message}}
+    return _own(status, value, proves_absence=proves_absence, **headers)
+
+
+def _spelled_id(name: str, job_id: str) -> dict[str, Any]:
+    match name:
+        case "with a slash":
+            return {"executionId": f"exec/{job_id}"}
+        case "null":
+            return {"executionId": None}
+        case "object":
+            return {"executionId": {"value": job_id}}
+        case _:
+            return {name: job_id}
+
+
+def _other(kind: str, number: int) -> dict[str, Any]:
+    return {"executionId": f"{kind}-{number}", "slug": "grade-3", "triggerType": kind, "status": "completed"}
+
+
+_RETRY_AFTER = {"retry-after": "2"}
+
+_TROUBLES = (
+    _own_error(503, "UNAVAILABLE", "try again"),
+    _own_error(500, "INTERNAL_ERROR", "oops"),
+    _own_error(429, "RATE_LIMITED", "slow down"),
+    _own_error(429, "RATE_LIMITED", "slow down", **_RETRY_AFTER),
+    _own_error(503, "UNAVAILABLE", "try again", **_RETRY_AFTER),
+)
+
+_SUBMIT_TROUBLES = (
+    # What is answered, and whether it took effect all the same.
+    (_own_error(503, "UNAVAILABLE", "try again"), False),
+    (_own_error(503, "UNAVAILABLE", "try again"), True),
+    (_own_error(503, "UNAVAILABLE", "try again", **_RETRY_AFTER), True),
+    (_own_error(503, "UNAVAILABLE", "try again", **_RETRY_AFTER), False),
+    (_own_error(500, "INTERNAL_ERROR", "oops"), False),
+    (_own_error(500, "INTERNAL_ERROR", "oops"), True),
+    (_own_error(429, "RATE_LIMITED", "slow down"), False),
+    (_own_error(429, "RATE_LIMITED", "slow down", **_RETRY_AFTER), False),
+    (_own_error(402, "INSUFFICIENT_CREDITS", "no credits"), False),
+    (_own_error(404, "FLOW_NOT_FOUND", "no such flow"), False),
+    (_own_error(422, "MISSING_MESSAGE", "no message"), False),
+)
