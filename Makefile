@@ -9,7 +9,7 @@ SHELL := /bin/sh
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-airflow test-prefect test-floor test-airflow-floor test-prefect-floor test-deployment test-faults \
-	check check-style check-types check-imports environments format requirements clean
+	simulate check check-style check-types check-imports environments format requirements clean
 
 # What another environment, an orchestrator's settings or a developer's own key would change stays outside.
 unexport $(filter AIRFLOW_% PREFECT_% NOUKAI_% PIP_TARGET PIP_PREFIX PIP_REQUIRE_VIRTUALENV,$(.VARIABLES))
@@ -44,7 +44,7 @@ define suites
 @mkdir -p .build/pytest
 @set -e; for suite in $(2); do \
 	printf '\n== tests/%s in .venv/%s\n' $$suite $(1); \
-	case $$suite in core|emulator|fuzz|faults/core) processes="-n 4";; *) processes="";; esac; \
+	case $$suite in core|emulator|fuzz|simulation|faults/core) processes="-n 4";; *) processes="";; esac; \
 	$(3) .venv/$(1)/bin/python -m pytest -q $$processes tests/$$suite; \
 done
 endef
@@ -58,7 +58,7 @@ demo: .venv/airflow/ready .venv/prefect/ready ## watch Noukai jobs run in Airflo
 test: test-airflow test-prefect ## run every test, with the newest Airflow and the newest Prefect
 
 test-airflow: .venv/airflow/ready
-	$(call suites,airflow,architecture packaging typing core emulator fuzz airflow e2e_airflow secrets/test_marks.py secrets/airflow faults/airflow)
+	$(call suites,airflow,architecture packaging typing core emulator fuzz simulation airflow e2e_airflow secrets/test_marks.py secrets/airflow faults/airflow)
 
 test-prefect: .venv/prefect/ready
 	$(call suites,prefect,typing core emulator faults/core prefect e2e_prefect secrets/prefect)
@@ -77,6 +77,9 @@ test-faults: .venv/airflow/ready .venv/prefect/ready ## run thousands of jobs wh
 
 test-deployment: .venv/airflow-deployment/ready ## run hundreds of jobs under faults on Celery, Redis and PostgreSQL, and kill the processes
 	$(call suites,airflow-deployment,deployment)
+
+simulate: .venv/airflow/ready ## search a million schedules for a broken promise; SCHEDULES=… and SEED=… choose others
+	@PYTHONPATH=. .venv/airflow/bin/python -m tests.simulation --schedules $(or $(SCHEDULES),1000000) $(if $(SEED),--seed $(SEED))
 
 environments: .venv/airflow/ready .venv/prefect/ready .venv/airflow-floor/ready .venv/prefect-floor/ready ## build all that the tests need
 

@@ -36,7 +36,9 @@ def main() -> int:
         if time.monotonic() - shown >= options.report_every or done == options.schedules:
             shown = time.monotonic()
             rate = done / (shown - started)
-            print(f"{done} schedules, {rate:.0f}/s, {len(reached)} states, {len(violated)} violated", flush=True)
+            print(
+                f"{done} schedules, {rate:.0f}/s, {len(reached)} states, {len(violated)} violated", flush=True
+            )
     print(_plateau(growth))
     with virtual_time():
         for invariant, outcome in violated.items():

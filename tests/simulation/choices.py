@@ -1,4 +1,4 @@
-"""Every decision of a schedule, from a seed or from a list of the decisions that are not the harmless ones."""
+"""Every decision of a schedule, from a seed or from a list of the decisions that are not harmless."""
 
 from __future__ import annotations
 

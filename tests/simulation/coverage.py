@@ -1,4 +1,4 @@
-"""The distinct states that schedules reach: what a caller sees at the end of a request, and what is true then."""
+"""The distinct states that schedules reach: what a caller sees of a request, and what is true then."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ def states(history: History) -> Iterator[State]:
         yield (call.kind, outcome, before, min(call.process, _MANY), min(len(call.exchanges), _MANY))
 
 
-def _state(
-    history: History, call: Call, exchange: Exchange, before: str, seen: str, number: int
-) -> State:
+def _state(history: History, call: Call, exchange: Exchange, before: str, seen: str, number: int) -> State:
     ended_at = exchange.sent_at if exchange.ended_at is None else exchange.ended_at
     sent = history.by_submission.get(exchange.submission, ())
     jobs = sum(job.created_at <= ended_at for one in sent for job in one.jobs)

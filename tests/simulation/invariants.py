@@ -182,7 +182,11 @@ def _needlessly_unknown(history: History, call: Call) -> str | None:
         return None
     lookups = [exchange for exchange in call.exchanges if exchange.kind == "session"]
     answered = [one for one in lookups if isinstance(one.end, Response) and one.end.status in (200, 404)]
-    if lookups and len(answered) == len(lookups) and all(one.end.own for one in answered if isinstance(one.end, Response)):
+    if (
+        lookups
+        and len(answered) == len(lookups)
+        and all(one.end.own for one in answered if isinstance(one.end, Response))
+    ):
         return "it says that it is not known, although the service has told"
     return None
 
@@ -253,7 +257,8 @@ def _cancel_outcome(history: History, call: Call) -> str | None:
     if call.error is None:
         done = job.cancels or job.finished(_ended(call))
         accepted = any(
-            isinstance(exchange.end, Response) and (exchange.end.status < 300 or exchange.end.status in (409, 410))
+            isinstance(exchange.end, Response)
+            and (exchange.end.status < 300 or exchange.end.status in (409, 410))
             for exchange in call.exchanges
         )
         return None if done or accepted else "it returned, but the job was not cancelled"
@@ -306,7 +311,9 @@ def every_wait_polls_soon(history: History) -> Iterator[str]:
         return
     for call in waits:
         others = [
-            one for one in waits if one is not call and one.started <= call.started and _ended(one) >= call.started
+            one
+            for one in waits
+            if one is not call and one.started <= call.started and _ended(one) >= call.started
         ]
         recent = sum(
             call.started - 1.0 <= exchange.sent_at <= call.started

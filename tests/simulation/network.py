@@ -203,7 +203,9 @@ class Network:
                 self._end_after(LATENCY, exchange, page, done)
             case "late":
                 self._end_after(timeout, exchange, TIMED_OUT, done)
-                lateness = self._choices.pick(f"lateness of a {kind}", (1.0, 20.0, self._recovery_timeout - 5))
+                lateness = self._choices.pick(
+                    f"lateness of a {kind}", (1.0, 20.0, self._recovery_timeout - 5)
+                )
                 clock.after(timeout + max(lateness, 0.0), lambda: self._receive_late(exchange))
             case _:
                 delay = LATENCY
@@ -217,9 +219,7 @@ class Network:
         kind = exchange.kind
         match fate:
             case "lost on the way back":
-                self._end_after(
-                    exchange.sent_at + timeout - self._clock.now, exchange, TIMED_OUT, done
-                )
+                self._end_after(exchange.sent_at + timeout - self._clock.now, exchange, TIMED_OUT, done)
                 return
             case "reset on the way back":
                 self._end_after(LATENCY, exchange, NO_RESPONSE, done)
@@ -254,9 +254,7 @@ class Network:
             self._story.tell("{0}: the service answers {1}", exchange, response)
         return response
 
-    def _end_after(
-        self, seconds: float, exchange: Exchange, end: End, done: Callable[[End], None]
-    ) -> None:
+    def _end_after(self, seconds: float, exchange: Exchange, end: End, done: Callable[[End], None]) -> None:
         def arrive() -> None:
             if exchange.ended_at is None:
                 exchange.ended_at, exchange.end = self._clock.now, end

@@ -70,7 +70,7 @@ FOREIGN_404 = (
     _text(
         "S3",
         404,
-        '<?xml version="1.0"?><Error><Code>NoSuchKey</Code><Message>The key does not exist.</Message></Error>',
+        '<?xml version="1.0"?><Error><Code>NoSuchKey</Code><Message>No such key.</Message></Error>',
         "application/xml",
     ),
 )

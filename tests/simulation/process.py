@@ -168,9 +168,7 @@ class Task:
         while True:
             self._turn += 1
             try:
-                effect = (
-                    self._coroutine.throw(error) if error is not None else self._coroutine.send(value)
-                )
+                effect = self._coroutine.throw(error) if error is not None else self._coroutine.send(value)
             except StopIteration as end:
                 self._end(None, end.value)
                 return

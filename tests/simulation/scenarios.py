@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import uuid
 from datetime import UTC, datetime, timedelta
@@ -105,10 +106,8 @@ class Submitting:
             await Effect(StoreWrite("identity", identity))
             await Effect(StoreWrite("sent at", self._now(process)))
             job = await self._submit(process, process.tasks[0], submission)
-            try:
+            with contextlib.suppress(StoreError):
                 await Effect(StoreWrite("job", job.id))
-            except StoreError:
-                pass
         else:
             job = process.flow.attach(job_id, submitted_at=sent_at)
         if self._choices.pick("waits for the job", (True, False)):
@@ -154,12 +153,10 @@ class Submitting:
 
     async def _submit_as_well(self, process: Process, submission: Submission) -> None:
         task = process.tasks[-1]
-        try:
+        with contextlib.suppress(NoukaiError):
             await self._simulation.call(
                 task, "job", submission.id, process.flow.job("text", submission=submission)
             )
-        except NoukaiError:
-            pass
 
     async def _wait(self, process: Process, task: Task, job: AsyncJob) -> None:
         timeout = self._choices.pick("deadline of the wait", (30.0, 1.0, 0.001, 400.0), 0.5)
@@ -206,7 +203,9 @@ class Crowd:
         for number in range(count):
             begins = choices.pick("wait begins at", (0.0, 0.05, 0.5, 3.0))
             simulation.clock.after(begins, lambda number=number: self._one(process, f"wait {number + 1}"))  # type: ignore[misc]
-        simulation.clock.after(choices.pick("last wait begins at", (20.0, 6.0, 11.0, 60.0)), lambda: self._last(process))
+        simulation.clock.after(
+            choices.pick("last wait begins at", (20.0, 6.0, 11.0, 60.0)), lambda: self._last(process)
+        )
 
     def _one(self, process: Process, name: str) -> None:
         choices = self._choices
@@ -228,10 +227,8 @@ class Crowd:
         task = process.tasks[-1]
         known = self._choices.pick("time of the submission", (True, False), 0.3)
         job = process.flow.attach(job_id, submitted_at=now(self._simulation, process) if known else None)
-        try:
+        with contextlib.suppress(NoukaiError):
             await wait(self._simulation, process, task, job, timeout, interval)
-        except NoukaiError:
-            pass
 
 
 def now(simulation: Simulation, process: Process) -> datetime:

@@ -233,11 +233,7 @@ class Server:
             return True
         # However late a request has arrived: what is documented counts from its end for the client.
         ended_at = job.exchange.ended_at
-        return (
-            self.lists_in_time
-            and ended_at is not None
-            and now >= ended_at + self._recovery_timeout - 1.0
-        )
+        return self.lists_in_time and ended_at is not None and now >= ended_at + self._recovery_timeout - 1.0
 
     def _known(self, job: ServerJob) -> bool:
         return self._clock.now >= job.created_at + self.habits.polling_lag or self.listed(job)
@@ -357,7 +353,9 @@ class Server:
         if job is None:
             return _own_error(404, "JOB_NOT_FOUND", "no such job")
         if job.finished(self._clock.now):
-            return _own_error(self._choices.pick("cancel of the ended", (409, 410)), "FINISHED", "it has ended")
+            return _own_error(
+                self._choices.pick("cancel of the ended", (409, 410)), "FINISHED", "it has ended"
+            )
         job.cancels += 1
         job.cancelled_at = min(
             job.cancelled_at, self._clock.now + self._choices.pick("cancel takes", (0.0, 5.0), 0.3)

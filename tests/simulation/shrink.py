@@ -19,9 +19,7 @@ def shortest(found: Outcome, invariant: str) -> Outcome:
     return run(found.seed, decisions, told=True)
 
 
-def _simpler(
-    seed: int, decisions: Mapping[Decision, int], invariant: str
-) -> Mapping[Decision, int] | None:
+def _simpler(seed: int, decisions: Mapping[Decision, int], invariant: str) -> Mapping[Decision, int] | None:
     for candidate in _candidates(decisions):
         outcome = run(seed, candidate)
         if _size(outcome.decisions) < _size(decisions) and any(
@@ -48,7 +46,7 @@ def _size(decisions: Mapping[Decision, int]) -> tuple[int, int]:
 
 
 def told(outcome: Outcome) -> str:
-    """Return the story of a schedule: what is unusual about it, what happened, and what must not have been."""
+    """Return the story of a schedule: what is unusual about it, what happened, and what is wrong."""
     unusual = [f"  {line}" for line in outcome.unusual]
     story = [f"  {line}" for line in outcome.story]
     wrong = [f"  {violation.invariant}: {violation.what}" for violation in outcome.violations]

@@ -1,4 +1,4 @@
-"""One schedule: a world that is chosen, the processes that live in it, and the record of all that happened."""
+"""One schedule: a world that is chosen, the processes in it, and the record of all that happens."""
 
 from __future__ import annotations
 
