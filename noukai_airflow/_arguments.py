@@ -1,4 +1,4 @@
-"""Checks of arguments that are not templated, at the time when the DAG is read."""
+"""Checks of arguments that are not templated, made when the DAG is parsed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def seconds(value: object, argument: str, *, zero: bool = False) -> float:
     """Return a duration in seconds.
 
     Raises:
-        ValueError: It is negative, not finite, or no duration at all.
+        ValueError: The value is negative, not finite, or not a duration.
     """
     allowed = "a timedelta or a number of seconds" + (" of 0 or more" if zero else " above 0")
     if isinstance(value, bool) or not isinstance(value, int | float | timedelta):
@@ -26,10 +26,10 @@ def seconds(value: object, argument: str, *, zero: bool = False) -> float:
 
 
 def on_cancelled(value: OnCancelled) -> OnCancelled:
-    """Check what is to happen when somebody cancels the job on the Noukai side.
+    """Check what happens to the task if the job is cancelled on the Noukai side.
 
     Raises:
-        ValueError: It is no such thing.
+        ValueError: The value is not allowed.
     """
     if value not in get_args(OnCancelled):
         raise ValueError(f"on_cancelled is {value!r}, but must be 'fail' or 'skip'")

@@ -1,4 +1,4 @@
-"""Clients that are shared: making one costs little, but its open connections are worth keeping."""
+"""Shared clients, so that their open connections are reused."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _lock = threading.Lock()
 _clients: dict[ConnectionSettings, Noukai] = {}
 _leases: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[ConnectionSettings, _Lease]] = WeakKeyDictionary()
 
-# A forked child must not write to the sockets of its parent.
+# A forked child must not use the sockets of its parent.
 os.register_at_fork(after_in_child=_clients.clear)
 
 
 def shared_client(settings: ConnectionSettings) -> Noukai:
-    """Return this process's client for a connection. It stays open as long as the process lives."""
+    """Return this process's client for a connection. It stays open until the process ends."""
     from noukai_core import Noukai
 
     with _lock:
@@ -43,7 +43,7 @@ def shared_client(settings: ConnectionSettings) -> Noukai:
 
 @asynccontextmanager
 async def shared_async_client(settings: ConnectionSettings) -> AsyncGenerator[AsyncNoukai, None]:
-    """Lend this event loop's client for a connection. The last user closes it."""
+    """Lend this event loop's client for a connection. It is closed after its last use."""
     leases = _leases.setdefault(asyncio.get_running_loop(), {})
     lease = leases.get(settings)
     if lease is None:
@@ -59,7 +59,7 @@ async def shared_async_client(settings: ConnectionSettings) -> AsyncGenerator[As
 
 
 async def new_async_client(settings: ConnectionSettings) -> AsyncNoukai:
-    """Make a client without blocking the event loop: a process's first one reads all trusted certificates."""
+    """Make a client without blocking the event loop: a process's first one reads all certificates."""
     from noukai_core import AsyncNoukai
 
     return await asyncio.to_thread(AsyncNoukai, **settings.client_arguments())
@@ -68,6 +68,6 @@ async def new_async_client(settings: ConnectionSettings) -> AsyncNoukai:
 async def _close(lease: _Lease) -> None:
     try:
         client = await lease.client
-    except Exception:  # it was never made, which its users have been told
+    except Exception:  # making it failed, and its users have seen the error
         return
     await client.aclose()

@@ -1,4 +1,4 @@
-"""What moved between Airflow versions, and that Airflow's own compat provider does not cover."""
+"""Names that moved between Airflow versions and are not in Airflow's own compatibility provider."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an Airflow connection of the type `noukai` says."""
+"""The content of an Airflow connection of the type `noukai`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from noukai_airflow.exceptions import NoukaiPermanentException
 
-# The connection's name for an option of the client, and the client's own.
+# The connection's name for an option of the client, and the client's name for it.
 _OPTIONS = {
     "request_timeout": "timeout",
     "retry_timeout": "retry_timeout",
@@ -23,18 +23,18 @@ _URL_FIELDS = ("org", "project", "flow", "job_id")
 
 @dataclass(frozen=True)
 class ConnectionSettings:
-    """The content of a connection, checked as far as it can be without a request.
+    """The content of a connection, validated as far as possible without a request.
 
-    Equal ones can share a client.
+    Equal settings can share a client.
 
     Attributes:
-        conn_id: The connection, for messages.
+        conn_id: The id of the connection, for messages.
         api_key: The key.
         base_url: The address of the API, or `None` for the service itself.
-        org: With `project`, lets a task name a flow by its slug alone.
-        project: See `org`.
+        org: The organisation. With `project`, tasks can name a flow by its slug alone.
+        project: The project.
         run_url_template: The URL of a job's page, with `{org}`, `{project}`, `{flow}` and `{job_id}` in it.
-        options: More arguments of the client.
+        options: Further arguments of the client.
     """
 
     conn_id: str
@@ -70,7 +70,7 @@ class ConnectionSettings:
         )
 
     def client_arguments(self) -> dict[str, Any]:
-        """Return the arguments that a client for this connection is made with."""
+        """Return the arguments of a client for this connection."""
         return {
             "api_key": self.api_key,
             "base_url": self.base_url,
@@ -81,11 +81,11 @@ class ConnectionSettings:
 
     @property
     def recovers_submissions(self) -> bool:
-        """Whether the server may be asked for the job of a submission with an ambiguous end."""
+        """Whether the server may be asked for the job of a submission whose outcome is unknown."""
         return dict(self.options).get("recovery_timeout") != 0
 
     def run_url(self, flow_path: str, job_id: str) -> str | None:
-        """Return the URL of a job's page, when the connection has a template for it."""
+        """Return the URL of a job's page, if the connection has a template for it."""
         if not self.run_url_template:
             return None
         org, project, flow = flow_path.split("/")

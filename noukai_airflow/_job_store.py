@@ -1,8 +1,7 @@
-"""What a task remembers of its job from one try to the next, so that none submits what another has.
+"""What a task records about its job for its next try, so that no try submits the same job again.
 
-Since Airflow 3.3 a task has a state store that outlives retries and clears. On older versions nothing does
-(XComs are deleted when a retry begins), so there the identities of a task's submissions are derived from what
-the task is.
+Since Airflow 3.3, tasks have a state store that outlives retries. Older versions delete a task's XComs when a
+retry starts, so there the ids of a task's submissions are derived from the identity of the task.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from noukai_core import Submission
+    from noukai_core import Job, Submission
 
 _KEY = "noukai_job"
 _NAMESPACE = uuid.UUID("6f0d9c2e-2f0e-5c57-9d55-0a2f8f1a4c1b")
@@ -26,14 +25,14 @@ class JobRecord:
     """The submission of a task, and its job as soon as there is one.
 
     Attributes:
-        generation: The task's `max_tries`, which a clear raises and a retry does not.
-        submission_id: The identity of the submission.
-        last_sent_at: When it was first sent, in ISO 8601.
+        max_tries: The task's `max_tries`, which a clear raises and a retry does not.
+        submission_id: The id of the submission.
+        last_sent_at: When the last try that may have sent it started, in ISO 8601.
         flow: The flow as `org/project/slug`.
         job_id: The job, once the server has accepted it.
-        given_up: Whether the task wants this job to end, so that the next try must not wait for it.
-        wait_again: Whether a deadline passed that left the job running, so that the next try waits as long
-            again.
+        abandoned: Whether the task wants this job to end, so that the next try must not wait for it.
+        wait_again: Whether the job was left running at its deadline, so that the next try waits for the same
+            time again.
     """
 
     max_tries: int
@@ -46,23 +45,32 @@ class JobRecord:
 
     @classmethod
     def new(cls, max_tries: int, submission_id: str, flow: str) -> JobRecord:
-        """Begin a record for a submission that is about to be sent."""
-        return cls(max_tries, submission_id, datetime.now(UTC).isoformat(), flow)
+        """Make the record of a submission that is about to be sent for the first time."""
+        return cls(max_tries, submission_id, _now(), flow)
+
+    def sent_now(self) -> JobRecord:
+        """Return the record of the same submission, which is about to be sent again."""
+        return replace(self, last_sent_at=_now())
+
+    def with_job(self, job: Job) -> JobRecord:
+        """Return the record with the job that the submission led to."""
+        sent_at = self.last_sent_at if job.submitted_at is None else job.submitted_at.isoformat()
+        return replace(self, job_id=job.id, flow=job.flow, last_sent_at=sent_at)
 
     @property
-    def sent(self) -> datetime:
-        """When the submission was first sent."""
+    def sent_at(self) -> datetime:
+        """The time in `last_sent_at`."""
         return datetime.fromisoformat(self.last_sent_at)
 
     def submission(self) -> Submission:
-        """Return the identity in a form that makes the client ask the server first."""
+        """Return the submission in a form that makes the client ask the server first."""
         from noukai_core import Submission
 
-        return Submission(self.submission_id, self.sent)
+        return Submission(self.submission_id, self.sent_at)
 
 
 class Store(Protocol):
-    """The part of Airflow's task state store that is used."""
+    """The methods of Airflow's task state store that are used."""
 
     def get(self, key: str) -> Any: ...
     def set(self, key: str, value: Any) -> None: ...
@@ -70,55 +78,59 @@ class Store(Protocol):
 
 
 class JobStore:
-    """Where a task's record is kept. Without a store it forgets."""
+    """Keeps the record of a task. Without a store nothing is kept."""
 
     def __init__(self, store: Store | None) -> None:
         self._store = store
 
     @classmethod
     def of(cls, context: Context, *, durable: bool) -> JobStore:
-        """Return the book of the running task."""
+        """Return the job store of the running task."""
         store = cast("dict[str, Any]", context).get("task_state_store") if durable else None
         return cls(store)
 
     @property
     def is_durable(self) -> bool:
-        """Whether what is written is there in the next try."""
+        """Whether the next try can read what is written."""
         return self._store is not None
 
     def read(self) -> JobRecord | None:
-        """Return the record, unless there is none that makes sense."""
-        kept = self._store.get(_KEY) if self._store is not None else None
-        if not isinstance(kept, dict):
+        """Return the record, or `None` if there is none or it is malformed."""
+        stored = self._store.get(_KEY) if self._store is not None else None
+        if not isinstance(stored, dict):
             return None
-        fields = cast("dict[str, Any]", kept)
+        fields = cast("dict[str, Any]", stored)
         known = {name: fields[name] for name in JobRecord.__dataclass_fields__ if name in fields}
         try:
             record = JobRecord(**known)
-            return record if record.sent.tzinfo else None
+            return record if record.sent_at.tzinfo else None
         except (TypeError, ValueError):
             return None
 
     def write(self, record: JobRecord) -> None:
-        """Keep a record in the place of the one before."""
+        """Store a record in place of the previous one."""
         if self._store is not None:
             self._store.set(_KEY, asdict(record))
 
     def change(self, **changes: Any) -> None:
-        """Change parts of the record that is kept."""
+        """Change fields of the stored record, if there is one."""
         if (record := self.read()) is not None:
             self.write(replace(record, **changes))
 
     def forget(self) -> None:
-        """Drop the record: there surely is no job."""
+        """Delete the record, since it is certain that there is no job."""
         if self._store is not None:
             self._store.delete(_KEY)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()
 
 
 def derived_submission_id(
     dag_id: str, run_id: str, task_id: str, map_index: int, max_tries: int, number: int
 ) -> str:
-    """Return the identity of a task's n-th submission, the same in every process and every try."""
+    """Return the id of a task's n-th submission, which is the same in every process and every try."""
     return str(
         uuid.uuid5(_NAMESPACE, "\x1f".join(map(str, (dag_id, run_id, task_id, map_index, max_tries, number))))
     )

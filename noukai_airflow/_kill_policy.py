@@ -1,73 +1,74 @@
-"""Whether a person wanted a task to end, or only its process does. Only a person's act cancels a job."""
+"""Why a task is killed: by a user, or because its process is shut down. Only a user's act cancels a job."""
 
 from __future__ import annotations
 
 from enum import Enum
 from typing import Any
 
-# A task whose worker is shut down, evicted or taken for dead is in one of these; it lives on, here or in its
-# next try.
+# A task whose worker is shut down, evicted or presumed dead is in one of these states. The task continues,
+# in this try or in the next.
 _ALIVE_ON_WORKER = frozenset(
     {"running", "up_for_retry", "up_for_reschedule", "scheduled", "queued", "deferred"}
 )
 
-# A trigger that loses its place to another triggerer finds its task in one of these. After a clear the task
-# may be in them too, but then it has another job.
+# A trigger that is handed over to another triggerer finds its task in one of these states. A cleared task may
+# be in them too, but then it has another job.
 _ALIVE_IN_TRIGGERER = frozenset({"deferred", "running", "up_for_retry"})
 
-# On its way to a worker: either another triggerer has woken the task, or a person has cleared it. Once it is
-# there it can be told, since only a new try begins without the XComs of the last.
-_UNDER_WAY = frozenset({"scheduled", "queued"})
+# The task is on its way to a worker: either another triggerer has resumed it, or a user has cleared it. Only
+# once it runs do its XComs show which, since a new try starts without those of the try before.
+_ON_ITS_WAY = frozenset({"scheduled", "queued"})
 
 
 class KillDecision(Enum):
-    """What to do with the job of a task that is ended."""
+    """What to do with the job of a task that is killed."""
 
     CANCEL = "cancel"
     KEEP = "keep"
-    UNDECIDED = "later"
-    """It cannot be told yet."""
+    UNDECIDED = "undecided"
+    """The reason for the kill is not known yet."""
 
 
-def on_worker(state: str | None, *, known: bool) -> KillDecision:
-    """Judge a SIGTERM on a worker by the state that the task then has in the database.
+def decide_on_worker(state: str | None, *, known: bool) -> KillDecision:
+    """Decide about a SIGTERM on a worker, given the state that the task has in the database by then.
 
     Args:
-        state: The state.
-        known: Whether the state could be asked for.
+        state: The state; `None` for a task that is not in the database.
+        known: Whether Airflow returned the state.
     """
     if not known or state in _ALIVE_ON_WORKER:
         return KillDecision.KEEP
     return KillDecision.CANCEL
 
 
-def in_triggerer(state: str | None, job_of_task: str | None, job_id: str) -> KillDecision:
-    """Judge a call of a trigger's `on_kill`.
+def decide_in_triggerer(state: str | None, job_of_task: str | None, job_id: str) -> KillDecision:
+    """Decide about a call of a trigger's `on_kill`.
 
-    Airflow 3.3.0 to 3.3.2 also calls it when a trigger moves to another triggerer (apache/airflow#73454):
-    then the task still waits, for the same job.
+    Airflow 3.3.0 to 3.3.2 also calls it when a trigger moves to another triggerer (apache/airflow#73454). The
+    task then still waits for the same job.
 
     Args:
         state: The state of the task in the database.
-        job_of_task: The job that the task now has, by its XCom, if there is one.
+        job_of_task: The job in the task's XCom, if there is one.
         job_id: The trigger's job.
     """
     if state == "deferred" and job_of_task is None:
         return KillDecision.KEEP
     if job_of_task == job_id and state in _ALIVE_IN_TRIGGERER:
         return KillDecision.KEEP
-    if job_of_task == job_id and state in _UNDER_WAY:
+    if job_of_task == job_id and state in _ON_ITS_WAY:
         return KillDecision.UNDECIDED
     return KillDecision.CANCEL
 
 
-def left_running(*, durable: bool) -> str:
-    """Say what follows for a job that is left alone."""
-    return "It goes on, and a retry attaches to it." if durable else "It goes on."
+def left_running(reason: str | None = None, *, durable: bool) -> str:
+    """Return the phrase for a job that is not cancelled, with what a retry of its task will do."""
+    retry = "a retry attaches to it" if durable else "a retry submits a new job"
+    return f"left running ({reason}; {retry})" if reason else f"left running ({retry})"
 
 
 def state_of(task_states: dict[str, Any], run_id: str, task_id: str, map_index: int) -> str | None:
-    """Find one task in what Airflow answers to a question for task states."""
+    """Return the state of one task from Airflow's response to a request for task states."""
     states: dict[str, Any] = task_states.get(run_id) or {}
     key = task_id if map_index < 0 else f"{task_id}_{map_index}"
     state = states.get(key)

@@ -1,4 +1,4 @@
-"""What OpenLineage is told of a job. Imported only when Airflow's OpenLineage provider asks."""
+"""What is reported to OpenLineage about a job. Imported only by request of Airflow's OpenLineage provider."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class NoukaiJobRunFacet(RunFacet):
     """The job of a task's run.
 
     Attributes:
-        flow: The flow, as `org/project/slug`; as the task names it while there is no job.
+        flow: The flow as `org/project/slug`; while there is no job, as the task names it.
         jobId: The job, once there is one.
     """
 
@@ -30,5 +30,5 @@ def job_lineage(flow: str, job_id: str | None) -> Lineage:
     facets: dict[str, RunFacet] = {"noukai_job": NoukaiJobRunFacet(flow, job_id)}
     if job_id is not None:
         facets["externalQuery"] = ExternalQueryRunFacet(externalQueryId=job_id, source="noukai")
-    # Its defaults have no types.
+    # Its defaults are not typed.
     return OperatorLineage(run_facets=facets)  # pyright: ignore[reportUnknownArgumentType]

@@ -1,4 +1,4 @@
-"""The job of one task: found again or submitted, so that a task never pays for two where one is meant."""
+"""The job of one task: found or submitted, so that no task pays twice for one job."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class TaskJob:
 
     Args:
         settings: The connection.
-        inputs: What to submit, should it come to that.
-        book: Where the task remembers its job.
+        inputs: What to submit, if there is no job to attach to.
+        store: Where the task records its job.
         task_instance: The running task.
-        retries: How often the task may be tried again.
-        durable: Whether an earlier try's job is looked for.
-        cancel_on_kill: Whether a person who clears the task wants its job to end.
+        retries: The task's number of retries.
+        durable: Whether to attach to the job of an earlier try.
+        cancel_on_kill: Whether to cancel the old job of a task that a user has cleared.
     """
 
     def __init__(
@@ -78,42 +78,45 @@ class TaskJob:
         return self._attach(record, record.job_id)
 
     def _attach(self, record: JobRecord, job_id: str) -> Job:
-        """Take up the job of an earlier try, unless it cannot give a result any more."""
-        job = self._client.flow(record.flow).attach(job_id, submitted_at=record.sent)
+        """Attach to the job of an earlier try, unless it can no longer give a result."""
+        flow = self._client.flow(record.flow)
+        job = flow.attach(job_id, submitted_at=record.sent_at)
         try:
             state = job.status().state
         except core.JobNotFoundError:
-            log.warning("Noukai job %s of an earlier try is not known any more; submitting a new one", job_id)
+            log.warning("Noukai job %s of %s: replaced (unknown to the server)", job.id, job.flow)
             return self._submit(core.Submission.new())
-        except core.TransientError:
+        except core.TransientError as error:
+            log.info("Noukai job %s of %s: attached (%s)", job.id, job.flow, error)
             return job
         if state == core.JobState.FAILED:
-            log.info("Noukai job %s of an earlier try failed; submitting a new one", job_id)
+            log.info("Noukai job %s of %s: replaced (failed)", job.id, job.flow)
             return self._submit(core.Submission.new())
-        log.info("Noukai job %s of an earlier try is %s; attached to it", job_id, state)
+        log.info("Noukai job %s of %s: attached (%s)", job.id, job.flow, state)
         return job
 
     def _replace(self, record: JobRecord) -> Job:
-        """Stop the job of a task that was cleared, or that gave its job up, and submit a new one."""
+        """Stop the job of a task that was cleared, or that abandoned its job, and submit a new one."""
         old = self._job_of(record)
         if old is not None:
             if record.abandoned or self._cancel_on_kill:
                 _stop(old)
             else:
-                log.info("Noukai job %s of before goes on: cancel_on_kill is off", old.id)
+                log.info("Noukai job %s of %s: left running (cancel_on_kill is off)", old.id, old.flow)
             return self._submit(core.Submission.new())
         if self._can_ask_server():
             return self._submit_again(replace(record, max_tries=self._task.max_tries, abandoned=False))
         log.warning(
-            "Whether the submission %s made a job is not known; submitting anew, since the task was cleared",
+            "Noukai submission %s to %s: may be left running (the task was cleared)",
             record.submission_id,
+            record.flow,
         )
         return self._submit(core.Submission.new())
 
     def _job_of(self, record: JobRecord) -> Job | None:
         flow = self._client.flow(record.flow)
         if record.job_id is not None:
-            return flow.attach(record.job_id, submitted_at=record.sent)
+            return flow.attach(record.job_id, submitted_at=record.sent_at)
         if not self._can_ask_server():
             return None
         try:
@@ -122,20 +125,20 @@ class TaskJob:
             return None
 
     def _submit_without_record(self) -> Job:
-        """Submit; where nothing is remembered, ask the server first what earlier tries submitted."""
+        """Submit; without a durable store, ask the server first what earlier tries submitted."""
         if not self._durable or self._store.is_durable or not self._can_ask_server():
             return self._submit(core.Submission.new())
         earlier = self._earlier_tries()
         for number in range(earlier):
-            # Sent now, for all that is known: so the server is given time to show a job of a moment ago.
+            # When it was sent is not recorded. With the current time, the server gets the complete recovery
+            # time to list the job.
             record = JobRecord.new(self._task.max_tries, self._derived(number), self._flow().path)
             job = self._send(record.submission())
             try:
                 state = job.status().state
             except core.TransientError:
                 return job
-            # A cancelled one was given up by the task itself: one that a person cancelled leads to no further
-            # try.
+            # The task itself abandoned a cancelled job: one that a user cancels leads to no further try.
             if state not in (core.JobState.FAILED, core.JobState.CANCELLED):
                 return job
         return self._submit(core.Submission(self._derived(earlier)))
@@ -153,27 +156,27 @@ class TaskJob:
     def _submit(self, submission: Submission) -> Job:
         """Submit for the first time."""
         record = JobRecord.new(self._task.max_tries, submission.id, self._flow().path)
-        return self._remembered(record, submission)
+        return self._send_recorded(record, submission)
 
     def _submit_again(self, record: JobRecord) -> Job:
-        """Submit what may have been submitted already: the server is asked first."""
-        return self._remembered(record, record.submission())
+        """Repeat a submission that may have been sent already: the server is asked first."""
+        return self._send_recorded(record.sent_now(), record.submission())
 
-    def _remembered(self, record: JobRecord, submission: Submission) -> Job:
+    def _send_recorded(self, record: JobRecord, submission: Submission) -> Job:
         self._store.write(record)
         try:
             job = self._send(submission)
         except core.SubmissionUnknownError:
             raise
         except core.NoukaiError as error:
-            # What the job client refuses itself, the server was not asked about: there may be an earlier job.
+            # The job client rejects invalid input without a request, so there may be an earlier job.
             if submission.last_sent_at is None or not isinstance(error, core.InvalidInputError):
                 self._store.forget()
             raise
         try:
-            self._store.write(replace(record, job_id=job.id, flow=job.flow))
-        except Exception as error:  # the submission is remembered, and leads to the job
-            log.warning("Airflow did not store the id of Noukai job %s: %s", job.id, error)
+            self._store.write(record.with_job(job))
+        except Exception as error:  # the submission is recorded, and leads to the job
+            log.warning("Noukai job %s of %s: not recorded (%s)", job.id, job.flow, error)
         return job
 
     def _send(self, submission: Submission) -> Job:
@@ -196,27 +199,28 @@ class TaskJob:
 
 
 def _stop(job: Job) -> None:
-    """Cancel a job that makes way for a new one, unless it has ended."""
+    """Cancel a job that a new one replaces, unless it has ended."""
     try:
         finished = job.status().finished
     except core.NoukaiError:
         finished = False
     if not finished:
-        cancel_if_possible(job, "it makes way for a new job")
+        cancel_if_possible(job, "replaced by a new job")
 
 
 def cancel_if_possible(job: Job, reason: str) -> bool:
-    """Cancel a job, and say so. When that fails, say which job may run on, and return `False`."""
+    """Cancel a job, and log the outcome.
+
+    Returns:
+        Whether the job is certain to end.
+    """
     try:
         job.cancel()
     except core.JobNotFoundError:
-        log.info("Noukai job %s is not known any more, so there is nothing to cancel", job.id)
-    except core.CancelUnsupportedError:
-        log.warning("Noukai job %s of %s may run on: this server cannot cancel jobs", job.id, job.flow)
-        return False
+        log.info("Noukai job %s of %s: not cancelled (unknown to the server)", job.id, job.flow)
     except core.NoukaiError as error:
-        log.warning("Noukai job %s of %s may run on: cancelling it failed: %s", job.id, job.flow, error)
+        log.warning("Noukai job %s of %s: cancel failed (%s; may still be running)", job.id, job.flow, error)
         return False
     else:
-        log.info("Noukai job %s: cancelled, %s", job.id, reason)
+        log.info("Noukai job %s of %s: cancelled (%s)", job.id, job.flow, reason)
     return True

@@ -1,6 +1,6 @@
-"""Questions to Airflow about a task, from inside a triggerer.
+"""Requests to Airflow about a task, from inside a triggerer.
 
-They use messages that are Airflow's own business.
+They use internal messages of Airflow.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from noukai_airflow._xcoms import JOB_ID
 
 
 async def state_of_task(task: Any) -> str | None:
-    """Return the state that a task instance now has in the database."""
-    answer: Any = await task_runner.SUPERVISOR_COMMS.asend(
+    """Return the current state of a task instance in the database."""
+    response: Any = await task_runner.SUPERVISOR_COMMS.asend(
         GetTaskStates(
             dag_id=task.dag_id,
             task_ids=[task.task_id],
@@ -25,13 +25,13 @@ async def state_of_task(task: Any) -> str | None:
             map_index=task.map_index if task.map_index >= 0 else None,
         )
     )
-    if not hasattr(answer, "task_states"):
-        raise RuntimeError(f"asked for task states, Airflow answered {answer!r}")
-    return state_of(answer.task_states, task.run_id, task.task_id, task.map_index)
+    if not hasattr(response, "task_states"):
+        raise RuntimeError(f"Airflow's response to a request for task states was {response!r}")
+    return state_of(response.task_states, task.run_id, task.task_id, task.map_index)
 
 
 async def job_of_task(task: Any) -> str | None:
-    """Return the job that a task instance now has, by its XCom."""
+    """Return the current job of a task instance, from its XCom."""
     value = await XCom.aget_one(
         key=JOB_ID, dag_id=task.dag_id, task_id=task.task_id, run_id=task.run_id, map_index=task.map_index
     )

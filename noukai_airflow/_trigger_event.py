@@ -1,6 +1,6 @@
-"""What a trigger tells the task that it wakes: which job, and why.
+"""The event with which a trigger resumes its task: the job, and why the trigger ended.
 
-Never a result, which would go through the database and the log.
+It never carries a result, which would pass through the database and the log.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ class Reason(StrEnum):
     """Why a trigger ended."""
 
     FINISHED = "finished"
-    DEADLINE = "deadline"
-    REFUSED = "refused"
+    TIMED_OUT = "timed_out"
     NOT_FOUND = "not_found"
-    UNAVAILABLE = "unavailable"
-    ERROR = "error"
+    PERMANENT_ERROR = "permanent_error"
+    TRANSIENT_ERROR = "transient_error"
+    UNEXPECTED_ERROR = "unexpected_error"
 
 
 _REASONS = frozenset(reason.value for reason in Reason)
@@ -33,7 +33,7 @@ class JobEvent:
     Attributes:
         job_id: The job.
         reason: Why the trigger ended.
-        state: The job's state as last seen, or `None` when it was never seen.
+        state: The last known state of the job, or `None` if no poll succeeded.
     """
 
     job_id: str
@@ -41,31 +41,32 @@ class JobEvent:
     state: str | None = None
 
     def payload(self) -> dict[str, Any]:
-        """Return it in the form that goes through Airflow: an enum's member would keep its class there."""
+        """Return the event as plain text values: Airflow would store an enum member with its class."""
         state = None if self.state is None else str(self.state)
         return {"version": _VERSION, **asdict(self), "reason": self.reason.value, "state": state}
 
     @classmethod
     def read(cls, event: object) -> JobEvent | None:
-        """Read what Airflow hands over.
+        """Read the event that Airflow passes to the task.
 
-        `None` when it makes no sense: then only the server can tell how the job is.
+        Returns:
+            The event, or `None` if it is malformed: then only the server knows the state of the job.
         """
         if not isinstance(event, dict):
             return None
-        reported = cast("dict[str, Any]", event)
-        job_id, reason, state = reported.get("job_id"), reported.get("reason"), reported.get("state")
+        fields = cast("dict[str, Any]", event)
+        job_id, reason, state = fields.get("job_id"), fields.get("reason"), fields.get("state")
         if not isinstance(job_id, str) or not job_id or not isinstance(reason, str) or reason not in _REASONS:
             return None
         return cls(job_id, Reason(reason), state if isinstance(state, str) else None)
 
     @classmethod
-    def about(cls, job_id: str, event: JobEvent | None) -> JobEvent | None:
-        """Return the event, or one that says to wait on when it is about another job.
+    def for_job(cls, job_id: str, event: JobEvent | None) -> JobEvent | None:
+        """Return the event; if it is about another job, return one that makes the task keep waiting.
 
-        On SQLite the ids of triggers are used again. So after a clear, Airflow may take the trigger of the
-        old job for the one of the new job, and wake the task with the old one's event.
+        SQLite reuses the ids of triggers. After a clear, Airflow may therefore resume the task with the event
+        of its previous job.
         """
         if event is None or event.job_id == job_id:
             return event
-        return cls(job_id, Reason.UNAVAILABLE)
+        return cls(job_id, Reason.TRANSIENT_ERROR)

@@ -1,14 +1,18 @@
-"""How a running task waits for its job, on a worker and across a deferral, and what becomes of the task."""
+"""How a running task waits for its job, on a worker and across a deferral, and how the task ends."""
 
 from __future__ import annotations
 
+import logging
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.providers.common.compat.sdk import AirflowSkipException
 
 import noukai_core as core
 from noukai_airflow import _xcoms
+from noukai_airflow._arguments import OnCancelled
 from noukai_airflow._kill_policy import left_running
 from noukai_airflow._submit import cancel_if_possible
 from noukai_airflow._trigger_event import JobEvent, Reason
@@ -27,94 +31,128 @@ if TYPE_CHECKING:
 
     from noukai_airflow._connection import ConnectionSettings
     from noukai_airflow._job_store import JobStore
-    from noukai_airflow.operators.noukai import NoukaiRunJobOperator
     from noukai_core import Job, JobStatus
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WaitOptions:
+    """How a task waits for its job. For the options that are not described here see `NoukaiRunJobOperator`.
+
+    Attributes:
+        timeout: In seconds.
+        execution_timeout: Airflow's own limit for the task, in seconds.
+        poll_interval: In seconds.
+        inline_wait: In seconds.
+        push_xcoms: Whether the task pushes XComs.
+    """
+
+    noukai_conn_id: str
+    timeout: float | None
+    execution_timeout: float | None
+    poll_interval: float | None
+    inline_wait: float
+    deferrable: bool
+    durable: bool
+    trace: bool
+    on_cancelled: OnCancelled
+    cancel_on_kill: bool
+    cancel_on_timeout: bool
+    push_xcoms: bool
 
 
 class JobWait:
-    """One segment of a task: from the start to the end or the deferral, or from there to the end.
+    """One segment of a task: from its start to its end or deferral, or from its resumption to its end.
 
     Args:
-        task: The operator, which says how to wait.
+        options: How to wait.
+        defer: The operator's `defer`.
         context: The task's context.
         settings: The connection.
-        book: Where the task remembers its job.
+        store: Where the task records its job.
         job: The job.
     """
 
     def __init__(
         self,
-        task: NoukaiRunJobOperator,
+        options: WaitOptions,
+        defer: Callable[..., NoReturn],
         context: Context,
         settings: ConnectionSettings,
         store: JobStore,
         job: Job,
     ) -> None:
-        self._task = task
+        self._options = options
+        self._defer = defer
         self._context = context
         self._settings = settings
         self._store = store
         self._job = job
 
-    def announce(self) -> None:
-        """Tell the id and the page of the job as soon as they are known."""
-        url = self._settings.run_url(self._job.flow, self._job.id)
+    def publish_job(self) -> None:
+        """Publish the id and the page of the job as soon as they are known."""
+        job = self._job
+        url = self._settings.run_url(job.flow, job.id)
         if url is not None:
-            self._task.log.info("Noukai job %s has its page at %s", self._job.id, url)
-        if not self._task.do_xcom_push:
+            log.info("Noukai job %s of %s: page %s", job.id, job.flow, url)
+        if not self._options.push_xcoms:
             return
         task_instance = task_instance_of(self._context)
-        task_instance.xcom_push(_xcoms.JOB_ID, self._job.id)
+        task_instance.xcom_push(_xcoms.JOB_ID, job.id)
         if url is not None:
             task_instance.xcom_push(_xcoms.JOB_URL, url)
-            # Airflow itself would only do this at the end of the task, or when it defers.
+            # Airflow itself does this only when the task ends or defers.
             task_instance.xcom_push(NoukaiJobLink().xcom_key, url)
 
     def deadline(self, started: float) -> float | None:
-        """Return the moment at which the wait is over, in seconds since the epoch.
+        """Return when the wait ends, in seconds since the epoch.
 
         Args:
-            started: When this try began.
+            started: When this try started.
         """
-        task, ends = self._task, list[float]()
-        if task.timeout is not None:
+        options, ends = self._options, list[float]()
+        if options.timeout is not None:
             record = self._store.read()
-            again = record is not None and record.wait_again
+            restarted = record is not None and record.wait_again
             submitted = self._job.submitted_at
-            ends.append((started if again or submitted is None else submitted.timestamp()) + task.timeout)
-        if task.deferrable and task.execution_timeout is not None:
-            ends.append(started + task.execution_timeout.total_seconds())
+            ends.append(
+                (started if restarted or submitted is None else submitted.timestamp()) + options.timeout
+            )
+        if options.deferrable and options.execution_timeout is not None:
+            ends.append(started + options.execution_timeout)
         return min(ends, default=None)
 
     def wait(self, deadline: float | None) -> Any:
-        """Wait for the end of the job, on the worker or, after a short look there, in the triggerer."""
-        left = None if deadline is None else max(deadline - time.time(), 0.001)
-        if self._task.deferrable:
-            if self._task.inline_wait == 0:
+        """Wait until the job ends: on the worker, or after the inline wait in the triggerer."""
+        options = self._options
+        timeout = None if deadline is None else max(deadline - time.time(), 0.001)
+        if options.deferrable:
+            if options.inline_wait == 0:
                 return self.defer(deadline)
-            left = self._task.inline_wait if left is None else min(left, self._task.inline_wait)
+            timeout = options.inline_wait if timeout is None else min(timeout, options.inline_wait)
         last: JobStatus | None = None
         try:
-            for status in self._job.watch(timeout=left, poll_interval=self._task.poll_interval):
+            for status in self._job.watch(timeout=timeout, poll_interval=options.poll_interval):
                 last = status
-        except core.JobTimeoutError as timeout:
-            if self._task.deferrable and (deadline is None or time.time() < deadline):
+        except core.JobTimeoutError:
+            if options.deferrable and (deadline is None or time.time() < deadline):
                 return self.defer(deadline)
-            return self.time_out(str(timeout))
+            return self.time_out()
         return None if last is None else self._finish(last)
 
-    def defer(self, deadline: float | None) -> Any:
-        """Go on waiting in the triggerer. This ends the segment."""
-        job, task = self._job, self._task
+    def defer(self, deadline: float | None) -> NoReturn:
+        """Continue to wait in the triggerer. This ends the segment."""
+        job, options = self._job, self._options
         submitted_at = job.submitted_at.isoformat() if job.submitted_at else None
-        task.log.info("Noukai job %s of %s: waiting for it in the triggerer", job.id, job.flow)
-        task.defer(
-            trigger=NoukaiJobTrigger.of_deferral(
+        log.info("Noukai job %s of %s: deferred (waiting in the triggerer)", job.id, job.flow)
+        self._defer(
+            trigger=NoukaiJobTrigger.for_job(
                 job,
-                noukai_conn_id=task.noukai_conn_id,
+                noukai_conn_id=options.noukai_conn_id,
                 deadline=deadline,
-                poll_interval=task.poll_interval,
-                cancel_on_kill=task.cancel_on_kill,
+                poll_interval=options.poll_interval,
+                cancel_on_kill=options.cancel_on_kill,
             ),
             method_name="execute_complete",
             kwargs={"job_id": job.id, "flow": job.flow, "submitted_at": submitted_at, "deadline": deadline},
@@ -122,55 +160,60 @@ class JobWait:
         )
 
     def resolve(self, event: JobEvent | None, deadline: float | None) -> Any:
-        """Decide, after the triggerer's part, by what the server now says about the job."""
+        """End or defer the task after the trigger's event, by what the server says about the job now."""
         try:
-            status = self._seen(event, deadline)
-        except core.JobTimeoutError as timeout:
-            return self.time_out(str(timeout))
+            status = self._poll(event, deadline)
+        except core.JobTimeoutError:
+            return self.time_out()
         if status.finished:
             return self._finish(status)
         if deadline is not None and time.time() >= deadline:
-            return self.time_out(f"Noukai job {self._job.id} did not end in time: it is {status.state}.")
-        if event is not None and event.reason is Reason.UNAVAILABLE:
-            self._task.log.info("Noukai job %s is %s after all; waiting on", self._job.id, status.state)
+            return self.time_out()
+        if event is not None and event.reason is Reason.TRANSIENT_ERROR:
             return self.defer(deadline)
+        reason = event.reason if event else "unknown event"
         raise NoukaiException(
-            f"The trigger stopped waiting for Noukai job {self._job.id} "
-            f"({event.reason if event else 'with an unknown event'}), but the job is {status.state}. "
-            f"{left_running(durable=self._task.durable)}",
+            f"Noukai job {self._job.id} of {self._job.flow}: trigger failed: {reason}, but the job is "
+            f"{status.state}; {left_running(durable=self._options.durable)}",
             job_id=self._job.id,
         )
 
-    def _seen(self, event: JobEvent | None, deadline: float | None) -> JobStatus:
-        """Look at the job, and wait out faults that pass, unless the trigger has done so in vain."""
-        if event is not None and event.reason is Reason.UNAVAILABLE:
+    def _poll(self, event: JobEvent | None, deadline: float | None) -> JobStatus:
+        """Poll the job. Transient errors are retried, unless the trigger has already done so."""
+        if event is not None and event.reason is Reason.TRANSIENT_ERROR:
             return self._job.status()
-        # A job that has ended keeps its result, however late or slowly the task gets to fetch it.
+        # A job that has ended keeps its result, no matter how late the task fetches it.
         ended = event is not None and event.reason is Reason.FINISHED
-        left = None if deadline is None or ended else max(deadline - time.time(), 0.001)
-        return next(self._job.watch(timeout=left, poll_interval=self._task.poll_interval))
+        timeout = None if deadline is None or ended else max(deadline - time.time(), 0.001)
+        return next(self._job.watch(timeout=timeout, poll_interval=self._options.poll_interval))
 
-    def time_out(self, message: str) -> Any:
-        """End the task because its job did not end in time."""
-        job_id = self._job.id
-        if not self._task.cancel_on_timeout:
+    def time_out(self) -> NoReturn:
+        """Fail the task because its job did not end in time."""
+        job = self._job
+        outcome = self._cancel_or_keep()
+        submitted = job.submitted_at
+        after = "" if submitted is None else f" after {time.time() - submitted.timestamp():.0f} s"
+        raise NoukaiJobTimeoutException(
+            f"Noukai job {job.id} of {job.flow}: timed out{after}; {outcome}", job_id=job.id
+        )
+
+    def _cancel_or_keep(self) -> str:
+        if not self._options.cancel_on_timeout:
             self._store.change(wait_again=True)
-            raise NoukaiJobTimeoutException(
-                f"{message} {left_running(durable=self._task.durable)}", job_id=job_id
-            )
+            return left_running(durable=self._options.durable)
         self._store.change(abandoned=True)
-        cancelled = cancel_if_possible(self._job, "since it did not end in time")
-        outcome = "It was cancelled." if cancelled else "It could not be cancelled, and may run on."
-        raise NoukaiJobTimeoutException(f"{message} {outcome}", job_id=job_id)
+        if cancel_if_possible(self._job, "timed out"):
+            return "cancelled"
+        return "cancel failed (may still be running)"
 
     def _finish(self, status: JobStatus) -> Any:
-        if self._task.do_xcom_push:
-            reported = _xcoms.reported(status) | (_xcoms.costs(self._job) if self._task.trace else {})
-            task_instance_of(self._context).xcom_push(_xcoms.JOB_STATUS, reported)
+        if self._options.push_xcoms:
+            summary = _xcoms.status_summary(status) | (_xcoms.costs(self._job) if self._options.trace else {})
+            task_instance_of(self._context).xcom_push(_xcoms.JOB_STATUS, summary)
         try:
             with airflow_errors():
                 return status.result_or_raise().output
         except NoukaiJobCancelledException as error:
-            if self._task.on_cancelled == "skip":
+            if self._options.on_cancelled == "skip":
                 raise AirflowSkipException(str(error)) from error
             raise

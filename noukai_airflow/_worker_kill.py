@@ -1,4 +1,4 @@
-"""The end of a task on a worker, by a signal: five seconds, in the middle of whatever the task was doing."""
+"""What happens when a signal kills a task on a worker: there are five seconds, in the middle of any work."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Airflow's supervisor sends SIGKILL five seconds after SIGTERM, whatever its configuration says.
+# Airflow's supervisor sends SIGKILL five seconds after SIGTERM. No setting changes that.
 _ACT_SECONDS = 4.0
 _LAST_SECONDS = 10.0
 
 
 class TaskKilled(BaseException):
-    """Ends what the task was doing when the signal came.
+    """Interrupts what the task was doing when the signal came.
 
     Attributes:
-        by_user: Whether a person ended the task.
-        job_id: The task's job.
+        job: The task's job.
+        by_user: Whether a user ended the task.
     """
 
-    def __init__(self, job_id: str, *, by_user: bool) -> None:
+    def __init__(self, job: Job, *, by_user: bool) -> None:
         super().__init__()
-        self.job_id = job_id
+        self.job = job
         self.by_user = by_user
 
 
 @dataclass
-class _Finding:
-    known: bool = False
+class _Outcome:
+    state_known: bool = False
     state: str | None = None
     decision: _kill_policy.KillDecision = _kill_policy.KillDecision.KEEP
     cancelled: bool = False
-    error_seen: str | None = None
+    error: str | None = None
 
 
 def end_job(
@@ -54,28 +54,28 @@ def end_job(
     cancel_on_kill: bool,
     durable: bool,
 ) -> TaskKilled:
-    """Cancel the job if a person ended the task, and return what to raise.
+    """Cancel the job if a user ended the task, and return what to raise.
 
-    The work is done in a thread: the signal may have come while the main thread held the lock of the line to
+    A thread does the work: the signal may have come while the main thread held the lock of the connection to
     the supervisor, or one of the HTTP client.
     """
-    finding = _Finding()
+    outcome = _Outcome()
     worker = threading.Thread(
-        target=_act, args=(finding, job, settings, task_instance, cancel_on_kill), daemon=True
+        target=_act, args=(outcome, job, settings, task_instance, cancel_on_kill), daemon=True
     )
     worker.start()
     worker.join(_ACT_SECONDS)
-    _report(finding, job, cancel_on_kill, durable)
-    by_user = finding.decision is _kill_policy.KillDecision.CANCEL
-    if by_user and finding.state != "failed":
-        # The task has succeeded, or is about to run again: nothing that this process could still report would
-        # be right, and no callback should run. The supervisor ends it in a moment.
+    _report(outcome, job, cancel_on_kill, durable)
+    by_user = outcome.decision is _kill_policy.KillDecision.CANCEL
+    if by_user and outcome.state != "failed":
+        # The task has succeeded, or is about to run again: anything that this process still reported would be
+        # wrong, and no callback should run. The supervisor kills the process shortly.
         time.sleep(_LAST_SECONDS)
-    return TaskKilled(job.id, by_user=by_user)
+    return TaskKilled(job, by_user=by_user)
 
 
 def _act(
-    finding: _Finding,
+    outcome: _Outcome,
     job: Job,
     settings: ConnectionSettings,
     task_instance: RuntimeTaskInstanceProtocol,
@@ -85,19 +85,19 @@ def _act(
         states = task_instance.get_task_states(
             dag_id=task_instance.dag_id, task_ids=[task_instance.task_id], run_ids=[task_instance.run_id]
         )
-        finding.state = _kill_policy.state_of(
+        outcome.state = _kill_policy.state_of(
             states,
             task_instance.run_id,
             task_instance.task_id,
             -1 if task_instance.map_index is None else task_instance.map_index,
         )
-        finding.known = True
-        finding.decision = _kill_policy.on_worker(finding.state, known=True)
-        if finding.decision is _kill_policy.KillDecision.CANCEL and cancel_on_kill:
+        outcome.state_known = True
+        outcome.decision = _kill_policy.decide_on_worker(outcome.state, known=True)
+        if outcome.decision is _kill_policy.KillDecision.CANCEL and cancel_on_kill:
             _cancel(job, settings)
-            finding.cancelled = True
+            outcome.cancelled = True
     except Exception as error:
-        finding.error_seen = str(error)
+        outcome.error = str(error)
 
 
 def _cancel(job: Job, settings: ConnectionSettings) -> None:
@@ -108,18 +108,19 @@ def _cancel(job: Job, settings: ConnectionSettings) -> None:
         client.flow(job.flow).attach(job.id, submitted_at=job.submitted_at).cancel()
 
 
-def _report(finding: _Finding, job: Job, cancel_on_kill: bool, durable: bool) -> None:
-    if not finding.known:
-        reason = finding.error_seen or "Airflow did not answer in time"
-        log.warning("Noukai job %s goes on: it is not known who ends this task: %s", job.id, reason)
-    elif finding.decision is _kill_policy.KillDecision.KEEP:
-        log.info(
-            "Noukai job %s: only the worker is ending. %s", job.id, _kill_policy.left_running(durable=durable)
+def _report(outcome: _Outcome, job: Job, cancel_on_kill: bool, durable: bool) -> None:
+    if not outcome.state_known:
+        reason = f"who ended its task is not known: {outcome.error or 'no response from Airflow in time'}"
+        log.warning(
+            "Noukai job %s of %s: %s", job.id, job.flow, _kill_policy.left_running(reason, durable=durable)
         )
+    elif outcome.decision is _kill_policy.KillDecision.KEEP:
+        phrase = _kill_policy.left_running("only the worker is stopping", durable=durable)
+        log.info("Noukai job %s of %s: %s", job.id, job.flow, phrase)
     elif not cancel_on_kill:
-        log.info("Noukai job %s goes on: cancel_on_kill is off", job.id)
-    elif finding.cancelled:
-        log.info("Noukai job %s: cancelled, since a user ended its task", job.id)
+        log.info("Noukai job %s of %s: left running (cancel_on_kill is off)", job.id, job.flow)
+    elif outcome.cancelled:
+        log.info("Noukai job %s of %s: cancelled (a user ended its task)", job.id, job.flow)
     else:
-        reason = finding.error_seen or "the server did not answer in time"
-        log.warning("Noukai job %s of %s may run on: cancelling it failed: %s", job.id, job.flow, reason)
+        reason = outcome.error or "no response in time"
+        log.warning("Noukai job %s of %s: cancel failed (%s; may still be running)", job.id, job.flow, reason)

@@ -1,4 +1,4 @@
-"""The XComs that a Noukai task pushes next to its return value."""
+"""The XComs that a Noukai task pushes in addition to its return value."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ JOB_STATUS = "job_status"
 
 
 def task_instance_of(context: Context) -> RuntimeTaskInstanceProtocol:
-    """Return the running task, which Airflow's types call optional."""
+    """Return the running task, which is optional in Airflow's types."""
     return cast("dict[str, Any]", context)["ti"]  # type: ignore[no-any-return]
 
 
-def reported(status: JobStatus) -> dict[str, Any]:
-    """Return what is pushed about the end of a job."""
+def status_summary(status: JobStatus) -> dict[str, Any]:
+    """Return the XCom `job_status` of a job that has ended."""
     return {
         "state": str(status.state),
         "created_at": status.created_at,
@@ -34,13 +34,13 @@ def reported(status: JobStatus) -> dict[str, Any]:
 
 
 def costs(job: Job) -> dict[str, Any]:
-    """Return the tokens and the cost of a job; nothing where its trace cannot be read."""
+    """Return the tokens and the cost of a job; nothing if its trace is not available."""
     from noukai_core import NoukaiError
 
     try:
         trace = job.trace()
     except NoukaiError as error:  # some servers do not show traces to API keys
-        log.info("Noukai job %s: its trace cannot be read: %s", job.id, error)
+        log.info("Noukai job %s of %s: trace not available: %s", job.id, job.flow, error)
         return {}
     cost = trace.cost_usd
     return {"total_tokens": trace.total_tokens, "cost_usd": None if cost is None else str(cost)}

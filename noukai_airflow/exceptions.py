@@ -1,13 +1,13 @@
-"""What a Noukai task raises, in Airflow's own terms: one tree under `AirflowException`.
+"""The exceptions of Noukai tasks, all of which derive from `AirflowException`.
 
-NoukaiException                         retries apply, unless said otherwise
+NoukaiException                         retries apply, unless stated otherwise
 ├── NoukaiJobFailedException            the job failed; a retry submits a new one
-├── NoukaiJobCancelledException         somebody cancelled the job on the Noukai side; never retried
+├── NoukaiJobCancelledException         the job was cancelled on the Noukai side; never retried
 ├── NoukaiJobTimeoutException           the job did not end in time
 ├── NoukaiJobNotFoundException          the server does not know the job
-├── NoukaiTransientException          the service was not reached for too long
-├── NoukaiSubmissionUnknownException    it is not known whether a job exists; a retry asks the server first
-└── NoukaiPermanentException              refused for good, or bad input; never retried
+├── NoukaiTransientException            transient errors lasted for too long
+├── NoukaiSubmissionUnknownException    whether a job exists is unknown; a retry asks the server first
+└── NoukaiPermanentException            permanently rejected, or invalid input; never retried
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 
 class NoukaiException(AirflowException):
-    """The base of everything that a Noukai task raises on purpose.
+    """The base of the exceptions of Noukai tasks.
 
     Attributes:
-        job_id: The job that it is about, when it is about one.
-        request_id: What to quote to the Noukai support, when the server sent one.
+        job_id: The job, if the exception is about one.
+        request_id: The id to quote to Noukai's support, if the server sent one.
         retry_after: How long the server asks to wait, in seconds.
     """
 
@@ -46,7 +46,7 @@ class NoukaiException(AirflowException):
 
 
 class NoukaiJobFailedException(NoukaiException):
-    """The job ended as failed."""
+    """The job failed."""
 
 
 class NoukaiJobTimeoutException(NoukaiException):
@@ -58,28 +58,28 @@ class NoukaiJobNotFoundException(NoukaiException):
 
 
 class NoukaiTransientException(NoukaiException):
-    """The service was not reached, or gave no sensible answer, for longer than is waited out."""
+    """Transient errors lasted for longer than the retry window."""
 
 
 class NoukaiSubmissionUnknownException(NoukaiException):
-    """It could not be settled whether a submission made a job; a retry asks the server first."""
+    """Whether a submission created a job is unknown. A retry asks the server first."""
 
 
 class NoukaiJobCancelledException(NoukaiException, AirflowFailException):
-    """Somebody cancelled the job on the Noukai side, on purpose: the task is not retried."""
+    """The job was cancelled on the Noukai side, which is intended, so the task is not retried."""
 
 
 class NoukaiPermanentException(NoukaiException, AirflowFailException):
-    """The server refused for good, or an argument is wrong: a retry cannot help."""
+    """The server rejected the request permanently, or an argument is invalid: a retry cannot succeed."""
 
 
 class NoukaiSensorJobFailedException(NoukaiJobFailedException, AirflowFailException):
-    """The job that a sensor waits for failed. It stays failed, so the sensor is not retried."""
+    """The job of a sensor failed. Its state is final, so the sensor is not retried."""
 
 
 @contextmanager
 def airflow_errors() -> Generator[None, None, None]:
-    """Raise what the job client raises as its counterpart in this module."""
+    """Raise each error of the job client as the corresponding exception of this module."""
     from noukai_core import NoukaiError
 
     try:
@@ -89,7 +89,7 @@ def airflow_errors() -> Generator[None, None, None]:
 
 
 def translate(error: NoukaiError) -> NoukaiException:
-    """Return the counterpart of an error of the job client."""
+    """Return the exception for an error of the job client."""
     import noukai_core as core
 
     message = str(error)
@@ -105,15 +105,15 @@ def translate(error: NoukaiError) -> NoukaiException:
         case core.InvalidInputError():
             return NoukaiPermanentException(message)
         case core.APIError():
-            kind = _kind_of(error)
-            return kind(
+            exception_type = _type_for(error)
+            return exception_type(
                 message, job_id=error.job_id, request_id=error.request_id, retry_after=error.retry_after
             )
         case _:
             return NoukaiException(message)
 
 
-def _kind_of(error: NoukaiError) -> type[NoukaiException]:
+def _type_for(error: NoukaiError) -> type[NoukaiException]:
     import noukai_core as core
 
     if isinstance(error, core.PermanentError | core.ResponseTooLargeError):

@@ -1,11 +1,11 @@
-"""What Airflow reads about this provider at start-up: plain data, so that no process pays for it."""
+"""What Airflow reads about this provider at start-up: plain data, which is cheap to import."""
 
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-# Airflow compares it with the name of the installed distribution, and refuses to start when they differ.
+# Airflow compares it with the name of the installed distribution, and does not start if they differ.
 _DISTRIBUTION = "noukai-orchestration"
 
 
@@ -16,8 +16,8 @@ def _version() -> str:
         return "0"
 
 
-def _modules(kind: str) -> list[dict[str, Any]]:
-    return [{"integration-name": "Noukai", "python-modules": [f"noukai_airflow.{kind}.noukai"]}]
+def _modules(component: str) -> list[dict[str, Any]]:
+    return [{"integration-name": "Noukai", "python-modules": [f"noukai_airflow.{component}.noukai"]}]
 
 
 def _text_field(label: str, description: str) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def get_provider_info() -> dict[str, Any]:
 
 
 def connection_type() -> dict[str, Any]:
-    """Return the part about the connection and its form."""
+    """Return the metadata of the connection type and its form."""
     return {
         "connection-type": "noukai",
         "hook-class-name": "noukai_airflow.hooks.noukai.NoukaiHook",
@@ -61,9 +61,9 @@ def connection_type() -> dict[str, Any]:
         },
         "conn-fields": {
             "org": _text_field(
-                "Organisation", "Optional. With a project, lets tasks name a flow by its slug alone."
+                "Organisation", "Optional. With a project, tasks can name a flow by its slug alone."
             ),
-            "project": _text_field("Project", "Optional. The project inside the organisation."),
+            "project": _text_field("Project", "Optional. The project within the organisation."),
             "run_url_template": _text_field(
                 "Run page URL template",
                 "Optional. The address of a job's page; {org}, {project}, {flow} and {job_id} are filled in. "

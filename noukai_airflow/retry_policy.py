@@ -1,4 +1,4 @@
-"""A retry policy that knows what Noukai's errors mean. For Airflow 3.3 and later."""
+"""A retry policy that takes Noukai's errors into account. For Airflow 3.3 and later."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 class NoukaiRetryPolicy(RetryPolicy):
-    """Waits as long as the server asks for, and does not retry what cannot succeed.
+    """Waits as long as the server asks, and does not retry what cannot succeed.
 
-    It is of use for the operator, and for tasks of your own that use the hook: those raise the job client's
-    errors, which Airflow alone would retry even when the server has refused for good.
+    It suits the operator as well as tasks of your own that use the hook. The latter raise the job client's
+    errors, which Airflow alone would retry even after a permanent error.
 
     Args:
-        longest_delay: The longest that the server may ask for; if it asks for more, the task waits this long.
+        longest_delay: The upper limit for the wait that the server may ask for.
     """
 
     def __init__(self, longest_delay: timedelta = timedelta(hours=1)) -> None:
@@ -34,8 +34,8 @@ class NoukaiRetryPolicy(RetryPolicy):
     def evaluate(
         self, exception: BaseException, try_number: int, max_tries: int, context: Context | None = None
     ) -> RetryDecision:
-        """Decide what follows from an error."""
-        error = _in_airflows_terms(exception)
+        """Decide whether and when to retry after an error."""
+        error = _as_airflow_exception(exception)
         if isinstance(error, NoukaiPermanentException | NoukaiJobCancelledException):
             return RetryDecision.fail(reason=str(error))
         if isinstance(error, NoukaiException) and error.retry_after:
@@ -46,16 +46,16 @@ class NoukaiRetryPolicy(RetryPolicy):
         return RetryDecision.default()
 
     def serialize(self) -> dict[str, Any]:
-        """Return the arguments in a form that JSON can carry."""
+        """Return the arguments as JSON values."""
         return {"longest_delay": self.longest_delay.total_seconds()}
 
     @classmethod
     def deserialize(cls, data: dict[str, Any]) -> NoukaiRetryPolicy:
-        """Make the policy that `serialize` was called on."""
+        """Make the policy from what `serialize` returned."""
         return cls(longest_delay=timedelta(seconds=data["longest_delay"]))
 
 
-def _in_airflows_terms(exception: BaseException) -> BaseException:
+def _as_airflow_exception(exception: BaseException) -> BaseException:
     from noukai_core import NoukaiError
 
     return translate(exception) if isinstance(exception, NoukaiError) else exception

@@ -25,7 +25,7 @@ _INPUTS = ("message", "parameters", "block_overrides", "version", "session_id")
 
 
 class NoukaiDecoratedOperator(DecoratedOperator, NoukaiRunJobOperator):
-    """Calls a function for the inputs of a job, and runs the job."""
+    """Calls a function that returns the inputs of a job, and runs the job."""
 
     custom_operator_name: str = "@task.noukai"
     overwrite_rtif_after_execution: bool = True
@@ -39,18 +39,18 @@ class NoukaiDecoratedOperator(DecoratedOperator, NoukaiRunJobOperator):
     }
 
     def execute(self, context: Context) -> Any:
-        """Call the function, and run the job with what it returns."""
+        """Call the function, and run the job with the inputs that it returns."""
         return NoukaiRunJobOperator.execute(self, context)
 
     def _inputs(self, context: Context) -> JobRequest:
         context_merge(context, self.op_kwargs)
         function: Callable[..., Any] = self.python_callable  # pyright: ignore
         kwargs = determine_kwargs(function, self.op_args, context)
-        self._take(function(*self.op_args, **kwargs))
+        self._set_inputs(function(*self.op_args, **kwargs))
         return super()._inputs(context)
 
-    def _take(self, returned: object) -> None:
-        """Take over what the function returned."""
+    def _set_inputs(self, returned: object) -> None:
+        """Set the inputs of the job to what the function returned."""
         if isinstance(returned, str):
             self.message = returned
             return
@@ -75,15 +75,15 @@ def noukai_task(
     """Make a task that runs a Noukai job with the inputs that the decorated function returns.
 
     The function returns the message as a string, or a dict with some of `message`, `parameters`,
-    `block_overrides`, `version` and `session_id`. It runs on the worker, just before the submission, and not
-    again after a deferral: a `map_index_template` should use what the function is given, such as
+    `block_overrides`, `version` and `session_id`. It runs on the worker, just before the submission. It does
+    not run again after a deferral, so a `map_index_template` should use the function's arguments, such as
     `{{ task.op_kwargs['text'] }}`.
 
     Args:
         python_callable: The function.
-        multiple_outputs: Whether each key of the flow's output becomes an XCom of its own. What the function
-            returns, or says that it returns, has no part in this.
-        **kwargs: What `NoukaiRunJobOperator` takes.
+        multiple_outputs: Whether each key of the flow's output becomes a separate XCom. The return value and
+            the annotation of the function do not matter.
+        **kwargs: The arguments of `NoukaiRunJobOperator`.
     """
     return task_decorator_factory(
         python_callable=python_callable,

@@ -22,23 +22,25 @@ from noukai_core import ApiKey
 if TYPE_CHECKING:
     from noukai_core import AsyncNoukai, KeyInfo, Noukai
 
-# Seconds for which an event loop remembers a connection. In a triggerer each look-up is a round trip to its
-# supervisor, measured at 9 ms of the supervisor's time, and a thousand triggers may start at once.
-_REMEMBERED_SECONDS = 60.0
+# How long an event loop caches a connection, in seconds. In a triggerer, each read of a connection is a round
+# trip to its supervisor, which takes 9 ms of the supervisor's time, and 1,000 triggers may start at once.
+_CACHE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class _PendingRead:
-    """A question for a connection, and until when its answer holds."""
+    """A read of a connection, and until when its result is valid."""
 
     task: asyncio.Task[ConnectionSettings]
-    ends: float
+    expires_at: float
 
-    def is_over(self, useless: ConnectionSettings | None) -> bool:
+    def is_stale(self, rejected: ConnectionSettings | None) -> bool:
         if not self.task.done():
             return False
         return (
-            self.ends < time.monotonic() or self.task.exception() is not None or self.task.result() == useless
+            self.expires_at < time.monotonic()
+            or self.task.exception() is not None
+            or self.task.result() == rejected
         )
 
 
@@ -46,9 +48,9 @@ _reads: dict[asyncio.AbstractEventLoop, dict[str, _PendingRead]] = {}
 
 
 def _reads_on_this_loop() -> dict[str, _PendingRead]:
-    """Return the look-ups of this event loop, and forget those of loops that are closed.
+    """Return the reads of this event loop, and drop those of loops that are closed.
 
-    Weak keys would not do: the task of a look-up holds its loop.
+    Weak keys would not help: the task of a read refers to its loop.
     """
     loop = asyncio.get_running_loop()
     if loop not in _reads:
@@ -58,10 +60,9 @@ def _reads_on_this_loop() -> dict[str, _PendingRead]:
 
 
 class NoukaiHook(BaseHook):
-    """Gives Noukai clients for an Airflow connection of the type `noukai`.
+    """Provides Noukai clients for an Airflow connection of the type `noukai`.
 
-    The clients are shared: by everything in this process, or on this event loop, that uses the same
-    connection.
+    Everything in this process, or on this event loop, that uses the same connection shares a client.
 
     Args:
         noukai_conn_id: The connection.
@@ -78,8 +79,8 @@ class NoukaiHook(BaseHook):
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
-        """Return the form's own fields, for Airflow before 3.2, which has no other way."""
-        wtforms: Any = import_module("wtforms")  # Airflow brings it along, or something that looks like it
+        """Return the form's additional fields, for Airflow before 3.2, which does not read them elsewhere."""
+        wtforms: Any = import_module("wtforms")  # Airflow installs it, or replaces it by a stub
         fields = connection_type()["conn-fields"]
         return {
             name: wtforms.StringField(field["label"], description=field["description"])
@@ -88,13 +89,13 @@ class NoukaiHook(BaseHook):
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
-        """Return how the form's usual fields look, for Airflow before 3.2."""
+        """Return the labels of the form's standard fields, for Airflow before 3.2."""
         behaviour = connection_type()["ui-field-behaviour"]
         return {name.replace("-", "_"): value for name, value in behaviour.items()}
 
     @cached_property
     def settings(self) -> ConnectionSettings:
-        """What the connection says; looked up once.
+        """The content of the connection, which is read once.
 
         Raises:
             NoukaiPermanentException: The connection is malformed.
@@ -106,7 +107,7 @@ class NoukaiHook(BaseHook):
         return ConnectionSettings.of(self.noukai_conn_id, password=password, host=host, extra=extra)
 
     def get_conn(self) -> Noukai:
-        """Return the client. Do not close it: others use it too.
+        """Return the client. Do not close it, since it is shared.
 
         Raises:
             NoukaiPermanentException: The connection is malformed.
@@ -116,7 +117,7 @@ class NoukaiHook(BaseHook):
 
     @asynccontextmanager
     async def async_client(self) -> AsyncGenerator[AsyncNoukai, None]:
-        """Lend the client of this event loop; its last user closes it.
+        """Lend the client of this event loop. It is closed after its last use.
 
         Raises:
             NoukaiPermanentException: The connection is malformed.
@@ -125,24 +126,25 @@ class NoukaiHook(BaseHook):
         async with shared_async_client(settings) as client:
             yield client
 
-    async def aget_settings(self, *, other_than: ConnectionSettings | None = None) -> ConnectionSettings:
-        """Return what the connection says, without blocking the event loop.
+    async def aget_settings(self, *, rejected: ConnectionSettings | None = None) -> ConnectionSettings:
+        """Return the content of the connection, without blocking the event loop.
 
-        Remembered for a minute, asked for once.
+        It is cached for a minute, and concurrent callers share one read.
 
         Args:
-            other_than: What was of no use; when that is what is remembered, the connection is asked for anew.
+            rejected: Settings that the server has rejected. If these are cached, the connection is read
+                again.
 
         Raises:
             NoukaiPermanentException: The connection is malformed.
         """
         reads = _reads_on_this_loop()
         found = reads.get(self.noukai_conn_id)
-        if found is None or found.is_over(other_than):
+        if found is None or found.is_stale(rejected):
             reading = asyncio.create_task(self._read_connection())
-            found = reads[self.noukai_conn_id] = _PendingRead(reading, time.monotonic() + _REMEMBERED_SECONDS)
+            found = reads[self.noukai_conn_id] = _PendingRead(reading, time.monotonic() + _CACHE_SECONDS)
         try:
-            # One trigger that is cancelled must not take the look-up away from the others.
+            # The cancellation of one trigger must not cancel the read for the others.
             return await asyncio.shield(found.task)
         except Exception:
             if reads.get(self.noukai_conn_id) is found:
@@ -159,15 +161,15 @@ class NoukaiHook(BaseHook):
         return ConnectionSettings.of(self.noukai_conn_id, password=password, host=host, extra=extra)
 
     def test_connection(self) -> tuple[bool, str]:
-        """Check the key with the server, for the button in Airflow's connection form. It costs nothing."""
+        """Verify the key with the server, for the button in Airflow's connection form. This is free."""
         try:
             with airflow_errors():
-                return True, _described(self.get_conn().verify_key())
+                return True, _describe(self.get_conn().verify_key())
         except NoukaiException as error:
             return False, str(error)
 
 
-def _described(key: KeyInfo) -> str:
+def _describe(key: KeyInfo) -> str:
     where = "/".join(part for part in (key.org, key.project) if part)
     environment = f" ({key.environment})" if key.environment else ""
     return f"The key works{' for ' + where if where else ''}{environment}."

@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 @attrs.define()
 class NoukaiJobLink(BaseOperatorLink):
-    """Opens the job's page. Shown when the connection has a run page URL, from the submission on."""
+    """Opens the job's page. Shown from the submission on, if the connection has a template for the URL."""
 
     name = "Noukai job"  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
-        """Return the URL of the job that the task has, or has pushed.
+        """Return the URL of the task's job, or else the one that the task has pushed.
 
-        Airflow asks for it at the end of each segment of a task, also in a process that has no job: what the
-        task has pushed must not be lost then.
+        Airflow calls this at the end of each segment of a task, even in a process that has no job. The URL
+        that the task has pushed must not be lost then.
         """
         from airflow.providers.common.compat.sdk import XCom
 

@@ -34,33 +34,36 @@ if TYPE_CHECKING:
 class NoukaiRunJobOperator(BaseOperator):
     """Runs a Noukai job, and returns the flow's output.
 
-    The job is submitted once: a retry after a crash attaches to the job that is there. It is cancelled when a
-    user ends the task, and never by a shutdown. Next to the return value, the XComs `job_id`, `job_url` and
-    `job_status` are pushed.
+    The job is submitted once: a retry after a crash attaches to the existing job. The job is cancelled when a
+    user ends the task, but never by a shutdown. In addition to the return value, the XComs `job_id`,
+    `job_url` and `job_status` are pushed.
 
     Args:
-        flow: The flow, as `org/project/slug`, or as a slug alone when the connection has org and project.
-            Templated, like the five arguments that follow and the connection.
-        message: The flow's input. It or `parameters` is needed.
-        parameters: Named inputs that JSON can carry.
-        block_overrides: Settings of single steps, by step id.
+        flow: The flow as `org/project/slug`, or only its slug if the connection has an organisation and a
+            project. Templated, like the next five arguments and the connection.
+        message: The flow's input. Required unless `parameters` is set.
+        parameters: Named inputs, as JSON values.
+        block_overrides: Settings for individual steps, by step id.
         version: `"production"`, `"draft"` or the number of a published version.
-        session_id: A UUID of your own that groups jobs. With one, a submission with an ambiguous end cannot
-            be looked up.
-        trace: Whether the run is traced; its tokens and its cost are then part of the XCom `job_status`.
+        session_id: Your own UUID, which groups jobs. With one, a submission with an unknown outcome cannot be
+            looked up.
+        trace: Whether the run is traced. The XCom `job_status` then includes its tokens and its cost.
         noukai_conn_id: The Airflow connection.
-        deferrable: Whether to wait in the triggerer instead of on a worker. By default what `[operators]
-            default_deferrable` says.
-        wait_for_completion: If off, the task ends with the submission and returns the job's id, for a sensor.
-        timeout: How long the job may take, in seconds or as a timedelta, from its submission; `None` for no
+        deferrable: Whether to wait in the triggerer instead of on a worker. Defaults to the setting
+            `[operators] default_deferrable`.
+        wait_for_completion: If off, the task ends after the submission and returns the job's id, for a
+            sensor.
+        timeout: How long the job may take from its submission, in seconds or as a timedelta. `None` means no
             limit.
-        poll_interval: A fixed pause between looks, in seconds or as a timedelta, kept to about a tenth of a
-            second. By default it grows with the age of the job: a tenth of it, between 1 and 60 seconds.
-        inline_wait: How long a deferrable task looks at its job on the worker before it defers, in seconds.
-        on_cancelled: What becomes of the task when somebody cancels the job on the Noukai side: `"fail"`
-            (without a retry) or `"skip"`.
-        cancel_on_kill: Whether the job is cancelled when a user ends or clears the task.
-        cancel_on_timeout: Whether the job is cancelled when it does not end in time.
+        poll_interval: A fixed pause between polls, in seconds or as a timedelta, with a precision of about a
+            tenth of a second. By default the pause grows with the age of the job: a tenth of it, between 1
+            and 60 seconds.
+        inline_wait: How long a deferrable task waits on the worker before it defers, in seconds or as a
+            timedelta.
+        on_cancelled: What happens to the task if the job is cancelled on the Noukai side: `"fail"` (without a
+            retry) or `"skip"`.
+        cancel_on_kill: Whether to cancel the job when a user ends or clears the task.
+        cancel_on_timeout: Whether to cancel the job when it does not end in time.
         durable: Whether a retry attaches to the job of an earlier try.
     """
 
@@ -115,17 +118,17 @@ class NoukaiRunJobOperator(BaseOperator):
             None if poll_interval is None else _arguments.seconds(poll_interval, "poll_interval")
         )
         self.inline_wait = _arguments.seconds(inline_wait, "inline_wait", zero=True)
-        self.on_cancelled = _arguments.on_cancelled(on_cancelled)
+        self.on_cancelled: OnCancelled = _arguments.on_cancelled(on_cancelled)
         self.cancel_on_kill = cancel_on_kill
         self.cancel_on_timeout = cancel_on_timeout
         self.durable = durable
         self._job: Job | None = None
         self._context: Context | None = None
         self._wait: JobWait | None = None
-        self._ending = False
+        self._kill_requested = False
 
     def execute(self, context: Context) -> Any:
-        """Submit the job, or find the one of an earlier try, and wait for it."""
+        """Submit the job, or attach to that of an earlier try, and wait for it."""
         return self._guarded(context, lambda: self._run(context))
 
     def execute_complete(
@@ -137,53 +140,55 @@ class NoukaiRunJobOperator(BaseOperator):
         submitted_at: str | None = None,
         deadline: float | None = None,
     ) -> Any:
-        """Go on after the trigger's event.
+        """Continue after the trigger's event.
 
-        What it says is checked with the server before anything comes of it.
+        The event is verified: the task polls the job before it ends.
         """
-        read = JobEvent.read(event)
-        known = job_id or self._remembered_job_id(context) or (read.job_id if read else None)
-        if known is None:
+        job_event = JobEvent.read(event)
+        known_id = job_id or self._recorded_job_id(context) or (job_event.job_id if job_event else None)
+        if known_id is None:
             raise NoukaiException(
                 f"The task was resumed with an event that names no Noukai job: {event!r:.200}"
             )
-        read = JobEvent.about(known, read)
-        sent = None if submitted_at is None else datetime.fromisoformat(submitted_at)
+        job_event = JobEvent.for_job(known_id, job_event)
+        sent_at = None if submitted_at is None else datetime.fromisoformat(submitted_at)
         return self._guarded(
-            context, lambda: self._resumed(context, flow or self.flow, known, sent).resolve(read, deadline)
+            context,
+            lambda: self._resumed_wait(context, flow or self.flow, known_id, sent_at).resolve(
+                job_event, deadline
+            ),
         )
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume the task.
 
-        When Airflow's own limit has ended the deferral, no code of the trigger's has run, and the job is
-        cancelled here.
+        If Airflow's own limit ended the deferral, no code of the trigger has run, so the job is cancelled
+        here.
         """
         from noukai_airflow._compat import TaskDeferralError, TaskDeferralTimeout
 
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except TaskDeferralTimeout:
-            known = self._remembered_job_id(context)
-            if known is None:
+            job_id = self._recorded_job_id(context)
+            if job_id is None:
                 raise
-            over = time.time()
+            deadline = time.time()
             return self._guarded(
-                context, lambda: self._resumed(context, self.flow, known, None).resolve(None, over)
+                context,
+                lambda: self._resumed_wait(context, self.flow, job_id, None).resolve(None, deadline),
             )
         except TaskDeferralError:
-            job_id = self._remembered_job_id(context)
-            self.log.warning(
-                "The trigger of Noukai job %s is lost. %s", job_id, left_running(durable=self.durable)
-            )
+            phrase = left_running("its trigger failed", durable=self.durable)
+            self.log.warning("Noukai job %s of %s: %s", self._recorded_job_id(context), self.flow, phrase)
             raise
 
     def on_kill(self) -> None:
         """Cancel the job if a user ends the task.
 
-        If only the worker is ending, keep it for a retry to attach to.
+        If only the worker is stopping, leave the job running, for a retry to attach to.
         """
-        self._ending = True
+        self._kill_requested = True
         if self._job is None or self._context is None:
             return
         from noukai_airflow._worker_kill import end_job
@@ -198,19 +203,19 @@ class NoukaiRunJobOperator(BaseOperator):
 
     @property
     def job_page(self) -> str | None:
-        """The URL of the job's page, empty where the connection tells none; `None` while there is no job."""
+        """The URL of the job's page, empty without a template for it; `None` while there is no job."""
         if self._job is None:
             return None
         return self._settings.run_url(self._job.flow, self._job.id) or ""
 
     def get_openlineage_facets_on_start(self) -> Lineage:
-        """Tell OpenLineage the flow; there is no job yet."""
+        """Report the flow to OpenLineage; there is no job yet."""
         from noukai_airflow._lineage import job_lineage
 
         return job_lineage(self.flow, None)
 
     def get_openlineage_facets_on_complete(self, task_instance: object) -> Lineage:
-        """Tell OpenLineage the job, also when the task has failed."""
+        """Report the job to OpenLineage, even when the task has failed."""
         from noukai_airflow._lineage import job_lineage
 
         if self._job is None:
@@ -231,10 +236,10 @@ class NoukaiRunJobOperator(BaseOperator):
             cancel_on_kill=self.cancel_on_kill,
         )
         job = task_job.obtain()
-        wait = self._waiting_for(context, job)
-        if self._ending:  # a signal came in the middle of the submission
+        wait = self._wait_for(context, job)
+        if self._kill_requested:  # the signal came during the submission
             self.on_kill()
-        wait.announce()
+        wait.publish_job()
         return wait.wait(wait.deadline(started)) if self.wait_for_completion else job.id
 
     def _inputs(self, context: Context) -> JobRequest:
@@ -250,21 +255,38 @@ class NoukaiRunJobOperator(BaseOperator):
             session_id=self.session_id,
         )
 
-    def _resumed(self, context: Context, flow: str, job_id: str, submitted_at: datetime | None) -> JobWait:
+    def _resumed_wait(
+        self, context: Context, flow: str, job_id: str, submitted_at: datetime | None
+    ) -> JobWait:
         from noukai_airflow._client_cache import shared_client
 
         job = shared_client(self._settings).flow(flow).attach(job_id, submitted_at=submitted_at)
-        return self._waiting_for(context, job)
+        return self._wait_for(context, job)
 
-    def _waiting_for(self, context: Context, job: Job) -> JobWait:
-        from noukai_airflow._wait import JobWait
+    def _wait_for(self, context: Context, job: Job) -> JobWait:
+        from noukai_airflow._wait import JobWait, WaitOptions
 
+        limit = self.execution_timeout
+        options = WaitOptions(
+            noukai_conn_id=self.noukai_conn_id,
+            timeout=self.timeout,
+            execution_timeout=None if limit is None else limit.total_seconds(),
+            poll_interval=self.poll_interval,
+            inline_wait=self.inline_wait,
+            deferrable=self.deferrable,
+            durable=self.durable,
+            trace=self.trace,
+            on_cancelled=self.on_cancelled,
+            cancel_on_kill=self.cancel_on_kill,
+            cancel_on_timeout=self.cancel_on_timeout,
+            push_xcoms=self.do_xcom_push,
+        )
         self._job = job
-        self._wait = JobWait(self, context, self._settings, self._store(context), job)
+        self._wait = JobWait(options, self.defer, context, self._settings, self._store(context), job)
         return self._wait
 
     def _guarded(self, context: Context, step: Callable[[], Any]) -> Any:
-        """Run a step in Airflow's terms: its errors, and its two ways to end a task in the middle."""
+        """Run a step, and raise its errors, kills and timeouts in the form that Airflow expects."""
         from noukai_airflow._compat import AirflowTaskTerminated
         from noukai_airflow._worker_kill import TaskKilled
 
@@ -275,13 +297,12 @@ class NoukaiRunJobOperator(BaseOperator):
         except TaskKilled as killed:
             if killed.by_user:
                 raise AirflowTaskTerminated("A user ended the task") from None
+            phrase = left_running("the worker is stopping", durable=self.durable)
             raise NoukaiException(
-                f"The worker is ending before Noukai job {killed.job_id}. "
-                f"{left_running(durable=self.durable)}",
-                job_id=killed.job_id,
+                f"Noukai job {killed.job.id} of {killed.job.flow}: {phrase}", job_id=killed.job.id
             ) from None
         except AirflowTaskTimeout:
-            self._job = None  # Airflow calls on_kill next, which then has nothing left to do
+            self._job = None  # Airflow calls on_kill next, which then must do nothing
             self._execution_timed_out()
             raise
         finally:
@@ -291,9 +312,9 @@ class NoukaiRunJobOperator(BaseOperator):
         if self._wait is None:
             return
         try:
-            self._wait.time_out("The job did not end within the task's execution_timeout.")
+            self._wait.time_out()
         except NoukaiJobTimeoutException as error:
-            self.log.warning("Noukai job %s: %s", error.job_id, error)
+            self.log.warning("%s", error)
 
     @property
     def _settings(self) -> ConnectionSettings:
@@ -310,7 +331,7 @@ class NoukaiRunJobOperator(BaseOperator):
 
         return JobStore.of(context, durable=self.durable)
 
-    def _remembered_job_id(self, context: Context) -> str | None:
+    def _recorded_job_id(self, context: Context) -> str | None:
         record = self._store(context).read()
         if record is not None and record.job_id is not None:
             return record.job_id

@@ -1,7 +1,8 @@
-"""The sensor that waits for a Noukai job which something else has submitted."""
+"""The sensor that waits for a Noukai job which something else submitted."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
 from noukai_airflow._arguments import Duration
 from noukai_airflow._trigger_event import JobEvent, Reason
-from noukai_airflow._xcoms import JOB_STATUS, reported, task_instance_of
+from noukai_airflow._xcoms import JOB_STATUS, status_summary, task_instance_of
 from noukai_airflow.exceptions import (
     NoukaiException,
     NoukaiJobFailedException,
@@ -36,21 +37,23 @@ _DEFAULT_POKE_SECONDS = 60.0
 class NoukaiJobSensor(BaseSensorOperator):
     """Waits until a job has completed, and returns its output.
 
-    It never cancels the job, which is not its own.
+    It never cancels the job, since it did not submit it.
 
-    A fault that passes is not an outcome: the sensor waits on until its `timeout`. A job that failed or was
-    cancelled fails the sensor at once and without a retry, since it stays so.
+    After a transient error the sensor keeps polling until its `timeout`. A job that failed or was cancelled
+    fails the sensor at once and without a retry, since its state is final.
 
     Args:
         job_id: The job. Templated, like the flow and the connection.
-        flow: The job's flow, as `org/project/slug`, or as a slug alone when the connection has org and
-            project.
+        flow: The job's flow as `org/project/slug`, or only its slug if the connection has an organisation and
+            a project.
         noukai_conn_id: The Airflow connection.
-        allowed_states: The final states that let the sensor pass; of `completed`, `failed` and `cancelled`.
-        deferrable: Whether to wait in the triggerer. By default what `[operators] default_deferrable` says.
-        poke_interval: The pause between looks. By default 60 seconds, and in the triggerer a tenth of the
+        allowed_states: The final states that let the sensor succeed: some of `completed`, `failed` and
+            `cancelled`.
+        deferrable: Whether to wait in the triggerer. Defaults to the setting `[operators]
+            default_deferrable`.
+        poke_interval: The pause between polls. Defaults to 60 seconds; in the triggerer, to a tenth of the
             time waited, between 1 and 60 seconds.
-        **kwargs: What every sensor takes, such as `timeout`, `soft_fail` and `mode`.
+        **kwargs: Arguments of every sensor, such as `timeout`, `soft_fail` and `mode`.
     """
 
     template_fields: Sequence[str] = (  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -84,11 +87,14 @@ class NoukaiJobSensor(BaseSensorOperator):
         self.allowed_states = tuple(sorted(set(allowed_states)))
         self.deferrable = deferrable
         self._interval = None if poke_interval is None else self.poke_interval
-        self._began: datetime | None = None
+        self._started: datetime | None = None
+        self._deadline = math.inf
+        self._state: str | None = None
 
     def execute(self, context: Context) -> Any:
-        """Wait on the worker, or look once and wait in the triggerer."""
-        self._began = self._beginning(context)
+        """Wait on the worker, or poll once and wait in the triggerer."""
+        self._started = self._first_start(context)
+        self._deadline = self._started.timestamp() + self.timeout
         if not self.deferrable:
             return super().execute(context)
         done = self.poke(context)
@@ -97,12 +103,12 @@ class NoukaiJobSensor(BaseSensorOperator):
         return self._defer(time.time() + self.timeout)
 
     def poke(self, context: Context) -> PokeReturnValue:
-        """Look at the job once."""
+        """Poll the job once."""
         with self._failing_softly():
-            return self._read(context) or PokeReturnValue(is_done=False)
+            return self._poll(context) or PokeReturnValue(is_done=False)
 
-    def _read(self, context: Context) -> PokeReturnValue | None:
-        """Look at the job; `None` when a fault that passes was in the way."""
+    def _poll(self, context: Context) -> PokeReturnValue | None:
+        """Poll the job. Return `None` after a transient error."""
         import noukai_core as core
 
         try:
@@ -110,42 +116,52 @@ class NoukaiJobSensor(BaseSensorOperator):
         except (core.TransientError, core.InvalidResponseError) as error:
             if not error.retryable:
                 raise
-            self.log.warning("Noukai job %s: a look failed; waiting on: %s", self.job_id, error)
+            self.log.warning(
+                "Noukai job %s of %s: poll failed (retrying for up to %.0f s): %s",
+                *(self.job_id, self.flow, max(0.0, self._deadline - time.time()), error),
+            )
             return None
+        if status.state != self._state:
+            change = status.state if self._state is None else f"{self._state} → {status.state}"
+            self.log.info("Noukai job %s of %s: %s", self.job_id, self.flow, change)
+            self._state = status.state
         if not status.finished:
-            self.log.info("Noukai job %s is %s", self.job_id, status.state)
             return PokeReturnValue(is_done=False)
         return PokeReturnValue(is_done=True, xcom_value=self._result(context, status))
 
     def execute_complete(self, context: Context, event: object = None, deadline: float | None = None) -> Any:
-        """Go on after the trigger's event.
+        """Continue after the trigger's event.
 
-        What the event says is checked with the server before anything comes of it.
+        The event is verified: the sensor polls the job before it ends.
         """
-        read = JobEvent.about(self.job_id, JobEvent.read(event))
+        job_event = JobEvent.for_job(self.job_id, JobEvent.read(event))
+        self._deadline = time.time() + self.timeout if deadline is None else deadline
         with self._failing_softly():
-            seen = self._read(context)
-            if seen:
-                return seen.xcom_value
+            polled = self._poll(context)
+            if polled:
+                return polled.xcom_value
             if deadline is not None and time.time() >= deadline:
-                raise AirflowSensorTimeout(f"Noukai job {self.job_id} did not end within {self.timeout:g} s")
-            if seen is None or (read is not None and read.reason is Reason.UNAVAILABLE):
-                return self._defer(deadline if deadline is not None else time.time() + self.timeout)
+                raise AirflowSensorTimeout(
+                    f"Noukai job {self.job_id} of {self.flow}: timed out after {self.timeout:g} s"
+                )
+            if polled is None or (job_event is not None and job_event.reason is Reason.TRANSIENT_ERROR):
+                return self._defer(self._deadline)
+            reason = job_event.reason if job_event else "unknown event"
             raise NoukaiException(
-                f"The trigger stopped waiting for Noukai job {self.job_id} "
-                f"({read.reason if read else 'unknown event'}), but the job has not ended.",
+                f"Noukai job {self.job_id} of {self.flow}: trigger failed: {reason}, but the job "
+                "has not ended",
                 job_id=self.job_id,
             )
 
     def get_openlineage_facets_on_start(self) -> Lineage:
-        """Tell OpenLineage the job."""
+        """Report the job to OpenLineage."""
         from noukai_airflow._lineage import job_lineage
 
         return job_lineage(self.flow, self.job_id)
 
     def _result(self, context: Context, status: JobStatus) -> Any:
         if self.do_xcom_push:
-            task_instance_of(context).xcom_push(JOB_STATUS, reported(status))
+            task_instance_of(context).xcom_push(JOB_STATUS, status_summary(status))
         if status.state in self.allowed_states:
             return status.result.output if status.result else None
         try:
@@ -158,7 +174,7 @@ class NoukaiJobSensor(BaseSensorOperator):
         from noukai_airflow.triggers.noukai import NoukaiJobTrigger, backstop
 
         self.defer(
-            trigger=NoukaiJobTrigger.of_deferral(
+            trigger=NoukaiJobTrigger.for_job(
                 self._job(),
                 noukai_conn_id=self.noukai_conn_id,
                 deadline=deadline,
@@ -177,21 +193,23 @@ class NoukaiJobSensor(BaseSensorOperator):
 
     def _job(self) -> Job:
         client = self._hook.get_conn()
-        # Just after its submission the server may not know a job yet. When that was is not known here, so it
-        # counts from the moment at which the sensor began.
-        return client.flow(self.flow).attach(self.job_id, submitted_at=self._began)
+        # Shortly after its submission, the server may not know the job yet. The time of the submission
+        # is unknown here, so the grace period counts from the start of the sensor.
+        return client.flow(self.flow).attach(self.job_id, submitted_at=self._started)
 
-    def _beginning(self, context: Context) -> datetime:
+    def _first_start(self, context: Context) -> datetime:
         first = task_instance_of(context).get_first_reschedule_date(context) if self.reschedule else None
         return first or datetime.now(UTC)
 
     @contextmanager
     def _failing_softly(self) -> Generator[None, None, None]:
-        """Apply `soft_fail` and `never_fail` alike in every mode; Airflow's own rules differ by mode."""
+        """Apply `soft_fail` and `never_fail` equally in every mode; Airflow's own rules differ by mode."""
         try:
             with airflow_errors():
                 yield
         except NoukaiException as error:
             if self.soft_fail or self.never_fail:
-                raise AirflowSkipException(f"Skipped, since the sensor fails softly: {error}") from error
+                raise AirflowSkipException(
+                    f"Skipped, since the sensor has soft_fail or never_fail: {error}"
+                ) from error
             raise

@@ -17,27 +17,27 @@ from noukai_airflow._trigger_event import JobEvent, Reason
 if TYPE_CHECKING:
     from noukai_core import AsyncJob, AsyncNoukai, Job, JobStatus
 
-# What the scheduler may take to hear that a worker's process has ended: it looks once in each of its loops.
+# How long the scheduler may take to notice that a worker's process has ended: it checks once per loop.
 _SCHEDULER_SECONDS = 3.0
 
-# The trigger's own deadline comes first; Airflow's is there for a trigger that does not run.
+# How much later Airflow's own limit is than the trigger's deadline. It is for triggers that do not run.
 BACKSTOP_SECONDS = 30.0
 
 _KILL_SECONDS = 30.0
 
-# For how long a verdict is waited for, so that time is left for the cancel call. Without one the job is kept:
-# after a clear, the task's next try stops it.
+# How long to wait for a decision, so that there is time left for the cancel request. Without a decision the
+# job is kept: after a clear, the task's next try stops it.
 _DECISION_SECONDS = 20.0
 _DECISION_PAUSE = 1.0
 
 
 def wake_up_delay() -> float:
-    """Return for how long a task is left alone after its deferral.
+    """Return how long after its deferral a task may be resumed at the earliest.
 
-    When the scheduler hears of the end of the worker's process only after the task has been woken and queued
-    again, it takes this end for that of the part just queued, and fails the task: "finished with state
+    If the task is resumed and queued before the scheduler notices the end of the worker's process, the
+    scheduler takes this for the end of the segment just queued, and fails the task: "finished with state
     success, but the task instance's state attribute is queued". Airflow's supervisor may report the end late:
-    if the process closes its sockets just before it is gone, the next look comes `min_heartbeat_interval`
+    if the process closes its sockets just before it exits, the next check comes `min_heartbeat_interval`
     later.
     """
     heartbeat = float(conf.get("workers", "min_heartbeat_interval", fallback=5.0))
@@ -45,23 +45,23 @@ def wake_up_delay() -> float:
 
 
 def backstop(deadline: float) -> timedelta:
-    """Return for how long Airflow itself lets a task with this deadline be deferred."""
+    """Return how long Airflow lets a task with this deadline be deferred."""
     return timedelta(seconds=max(deadline - time.time(), 0.0) + BACKSTOP_SECONDS)
 
 
 class NoukaiJobTrigger(BaseTrigger):
-    """Waits for the end of a job, and tells the task that it ended. The task fetches the result itself.
+    """Waits until a job ends, and resumes the task, which fetches the result itself.
 
     Args:
         job_id: The job.
         flow: Its flow as `org/project/slug`.
-        noukai_conn_id: The Airflow connection. The key itself is no argument, since arguments are stored.
-        submitted_at: When the job was submitted, in ISO 8601. Just after it, the server may not know the job
-            yet.
-        deadline: When to give up waiting, in seconds since the epoch.
-        poll_interval: A fixed pause between looks, in seconds; by default it grows with the age of the job.
-        cancel_on_kill: Whether the job is cancelled when a user ends the task.
-        not_before: The earliest moment at which the task is woken, in seconds since the epoch.
+        noukai_conn_id: The Airflow connection. The key itself is not an argument, since arguments are stored.
+        submitted_at: When the job was submitted, in ISO 8601. Shortly afterwards, the server may not know the
+            job yet.
+        deadline: When to stop waiting, in seconds since the epoch.
+        poll_interval: A fixed pause between polls, in seconds; by default it grows with the age of the job.
+        cancel_on_kill: Whether to cancel the job when a user ends the task.
+        not_before: When the task may be resumed at the earliest, in seconds since the epoch.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class NoukaiJobTrigger(BaseTrigger):
         self._kill: asyncio.Task[None] | None = None
 
     @classmethod
-    def of_deferral(
+    def for_job(
         cls,
         job: Job,
         *,
@@ -96,7 +96,7 @@ class NoukaiJobTrigger(BaseTrigger):
         poll_interval: float | None,
         cancel_on_kill: bool = False,
     ) -> Self:
-        """Make the trigger of a task that is about to defer. For the arguments see the class."""
+        """Make the trigger for a task that is about to defer. For the arguments see the class."""
         return cls(
             job_id=job.id,
             flow=job.flow,
@@ -109,7 +109,7 @@ class NoukaiJobTrigger(BaseTrigger):
         )
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return what Airflow stores to make this trigger again."""
+        """Return what Airflow stores to recreate this trigger."""
         return (
             "noukai_airflow.triggers.noukai.NoukaiJobTrigger",
             {
@@ -128,12 +128,12 @@ class NoukaiJobTrigger(BaseTrigger):
         """Wait, and yield one event."""
         event = await self._wait()
         if self.not_before is not None:
-            # Never longer than that, however far the clocks of two machines are apart.
+            # The clocks of the worker and the triggerer may differ, so the pause has an upper bound.
             await asyncio.sleep(min(self.not_before - time.time(), wake_up_delay()))
         yield TriggerEvent(event.payload())  # type: ignore[no-untyped-call]
 
     async def _wait(self) -> JobEvent:
-        """Wait for the job, and never raise: a trigger that raises tells its task nothing."""
+        """Wait for the job. This never raises: the task of a trigger that raises gets no event."""
         import noukai_core as core
         from noukai_airflow.exceptions import NoukaiPermanentException
 
@@ -143,7 +143,7 @@ class NoukaiJobTrigger(BaseTrigger):
                 state = status.state
             reason = Reason.FINISHED
         except core.JobTimeoutError:
-            reason = Reason.DEADLINE
+            reason = Reason.TIMED_OUT
         except core.JobNotFoundError:
             reason = Reason.NOT_FOUND
         except (
@@ -152,18 +152,18 @@ class NoukaiJobTrigger(BaseTrigger):
             core.ResponseTooLargeError,
             NoukaiPermanentException,
         ) as error:
-            self.log.warning("Noukai job %s: %s", self.job_id, error)
-            reason = Reason.REFUSED
+            self.log.warning("Noukai job %s of %s: trigger failed: %s", self.job_id, self.flow, error)
+            reason = Reason.PERMANENT_ERROR
         except core.APIError as error:
-            self.log.warning("Noukai job %s: %s", self.job_id, error)
-            reason = Reason.UNAVAILABLE
-        except Exception:
-            self.log.exception("Noukai job %s: the trigger cannot wait for it", self.job_id)
-            reason = Reason.ERROR
+            self.log.warning("Noukai job %s of %s: trigger failed: %s", self.job_id, self.flow, error)
+            reason = Reason.TRANSIENT_ERROR
+        except Exception as error:
+            self.log.exception("Noukai job %s of %s: trigger failed: %r", self.job_id, self.flow, error)
+            reason = Reason.UNEXPECTED_ERROR
         return JobEvent(self.job_id, reason, state)
 
     async def _statuses(self) -> AsyncIterator[JobStatus]:
-        """Show what is new of the job. A key that was replaced in the connection is taken up."""
+        """Yield each change of the job. If the key is rejected, the one that replaced it is used."""
         from noukai_airflow._client_cache import shared_async_client
         from noukai_airflow.hooks.noukai import NoukaiHook
         from noukai_core import AuthenticationError
@@ -173,75 +173,82 @@ class NoukaiJobTrigger(BaseTrigger):
         while True:
             try:
                 async with shared_async_client(settings) as client:
-                    watch = self._job(client).watch(timeout=self._left(), poll_interval=self.poll_interval)
-                    async for status in watch:
+                    changes = self._job(client).watch(
+                        timeout=self._remaining(), poll_interval=self.poll_interval
+                    )
+                    async for status in changes:
                         yield status
                 return
             except AuthenticationError:
-                renewed = await hook.aget_settings(other_than=settings)
+                renewed = await hook.aget_settings(rejected=settings)
                 if renewed == settings:
                     raise
-                self.log.info("Noukai job %s: the connection has changed; waiting on with it", self.job_id)
+                self.log.info(
+                    "Noukai job %s of %s: connection changed (polling continues)", self.job_id, self.flow
+                )
                 settings = renewed
 
-    def _left(self) -> float | None:
-        """Return the time until the deadline; never 0, since a past deadline still gets one look."""
+    def _remaining(self) -> float | None:
+        """Return the time until the deadline, at least a millisecond: even a past deadline gets one poll."""
         if self.deadline is None:
             return None
         return max(self.deadline - time.time(), 0.001)
 
     async def on_kill(self) -> None:
-        """Cancel the job, if it was a user who ended the task.
+        """Cancel the job if a user ended the task.
 
-        Airflow 3.3.0 to 3.3.2 interrupts this method after about one second, so the work is done in a task of
-        its own, which `cleanup` waits for.
+        Airflow 3.3.0 to 3.3.2 interrupts this method after about one second, so a separate asyncio task does
+        the work, and `cleanup` waits for it.
         """
         if not self.cancel_on_kill:
-            self.log.info("Noukai job %s goes on: cancel_on_kill is off", self.job_id)
+            self.log.info("Noukai job %s of %s: left running (cancel_on_kill is off)", self.job_id, self.flow)
             return
         self._kill = asyncio.create_task(self._end_job())
         await asyncio.shield(self._kill)
 
     async def cleanup(self) -> None:
-        """Wait for a cancel that is under way; nothing else outlives `run`.
-
-        The cancel takes a bounded time.
-        """
+        """Wait for a pending cancel, which takes a bounded time. Nothing else outlives `run`."""
         while self._kill is not None and not self._kill.done():
             try:
                 await asyncio.shield(self._kill)
             except asyncio.CancelledError as interruption:
-                # Airflow repeats what made it call on_kill every second, with a message. Without one, it is
-                # the triggerer that ends.
+                # After a kill, Airflow interrupts again every second, with a message. An interruption without
+                # one means that the triggerer is stopping.
                 if not interruption.args:
                     raise
 
     async def _end_job(self) -> None:
         try:
             async with asyncio.timeout(_KILL_SECONDS):
-                if await self._decision() is _kill_policy.KillDecision.KEEP:
-                    self.log.info("Noukai job %s goes on: its task still waits for it", self.job_id)
+                reason = await self._reason_to_keep()
+                if reason is None:
+                    await self._cancel()
                     return
-                await self._cancel()
+                self.log.info("Noukai job %s of %s: left running (%s)", self.job_id, self.flow, reason)
         except TimeoutError:
-            self.log.warning("Noukai job %s may still run: cancelling it took too long", self.job_id)
+            self._log_failed_cancel(f"no response within {_KILL_SECONDS:g} s")
         except Exception as error:
-            self.log.warning("Noukai job %s may still run: cancelling it failed: %s", self.job_id, error)
+            self._log_failed_cancel(error)
 
-    async def _decision(self) -> _kill_policy.KillDecision:
-        decided_by = time.monotonic() + _DECISION_SECONDS
+    def _log_failed_cancel(self, reason: object) -> None:
+        self.log.warning(
+            "Noukai job %s of %s: cancel failed (%s; may still be running)", self.job_id, self.flow, reason
+        )
+
+    async def _reason_to_keep(self) -> str | None:
+        """Return why the job must not be cancelled, or `None` if it must."""
+        give_up_at = time.monotonic() + _DECISION_SECONDS
         while True:
-            error_seen: Exception | None = None
             try:
-                decision = await self._decide()
+                decision, unknown = await self._decide(), "it is on its way to a worker"
             except Exception as error:
-                decision, error_seen = _kill_policy.KillDecision.UNDECIDED, error
-            if decision is not _kill_policy.KillDecision.UNDECIDED:
-                return decision
-            if time.monotonic() > decided_by:
-                if error_seen is not None:
-                    self.log.warning("Airflow does not tell the state of the task: %s", error_seen)
-                return _kill_policy.KillDecision.KEEP
+                decision, unknown = _kill_policy.KillDecision.UNDECIDED, str(error)
+            if decision is _kill_policy.KillDecision.CANCEL:
+                return None
+            if decision is _kill_policy.KillDecision.KEEP:
+                return "its task still waits for it"
+            if time.monotonic() > give_up_at:
+                return f"who ended its task is not known: {unknown}"
             await asyncio.sleep(_DECISION_PAUSE)
 
     async def _decide(self) -> _kill_policy.KillDecision:
@@ -250,12 +257,14 @@ class NoukaiJobTrigger(BaseTrigger):
             return _kill_policy.KillDecision.CANCEL
         try:
             from noukai_airflow._task_states import job_of_task, state_of_task
-        except ImportError:  # Airflow's internals have moved on, and with them, one hopes, the fault
+        except ImportError:  # a later Airflow, which calls on_kill only when a user ends the task
             return _kill_policy.KillDecision.CANCEL
-        return _kill_policy.in_triggerer(await state_of_task(task), await job_of_task(task), self.job_id)
+        return _kill_policy.decide_in_triggerer(
+            await state_of_task(task), await job_of_task(task), self.job_id
+        )
 
     async def _cancel(self) -> None:
-        """Cancel over connections of its own: the trigger's cleanup runs at the same time."""
+        """Cancel over separate connections: the trigger's cleanup runs at the same time."""
         from noukai_airflow._client_cache import new_async_client
         from noukai_airflow.hooks.noukai import NoukaiHook
 
@@ -264,11 +273,11 @@ class NoukaiJobTrigger(BaseTrigger):
             await self._job(client).cancel()
         finally:
             await client.aclose()
-        self.log.info("Noukai job %s: cancelled, since a user ended its task", self.job_id)
+        self.log.info("Noukai job %s of %s: cancelled (a user ended its task)", self.job_id, self.flow)
 
     def _job(self, client: AsyncNoukai) -> AsyncJob:
-        return client.flow(self.flow).attach(self.job_id, submitted_at=_moment(self.submitted_at))
+        return client.flow(self.flow).attach(self.job_id, submitted_at=_parse_time(self.submitted_at))
 
 
-def _moment(text: str | None) -> datetime | None:
+def _parse_time(text: str | None) -> datetime | None:
     return None if text is None else datetime.fromisoformat(text)

@@ -80,7 +80,7 @@ def test_a_task_that_is_not_durable_has_no_store(store: MemoryStore) -> None:
 def test_a_record_leads_to_a_submission_that_may_have_been_sent() -> None:
     """The client is told when it was first sent, and so asks the server before it sends anything."""
     record = JobRecord.new(0, ID, "acme/demo/flow")
-    assert (record.submission().id, record.submission().last_sent_at) == (ID, record.sent)
+    assert (record.submission().id, record.submission().last_sent_at) == (ID, record.sent_at)
 
 
 def test_derived_identities_are_stable_and_distinct() -> None:

@@ -13,7 +13,7 @@ from noukai_airflow._kill_policy import KillDecision
 )
 def test_a_person_ended_the_task_on_the_worker(state: str | None) -> None:
     """When the task's state says that a person, or a rule of the DAG, ended it, its job is cancelled."""
-    assert _kill_policy.on_worker(state, known=True) is KillDecision.CANCEL
+    assert _kill_policy.decide_on_worker(state, known=True) is KillDecision.CANCEL
 
 
 @pytest.mark.parametrize(
@@ -21,12 +21,12 @@ def test_a_person_ended_the_task_on_the_worker(state: str | None) -> None:
 )
 def test_only_the_worker_ends(state: str) -> None:
     """When the task lives on, here or in its next try, the job is kept."""
-    assert _kill_policy.on_worker(state, known=True) is KillDecision.KEEP
+    assert _kill_policy.decide_on_worker(state, known=True) is KillDecision.KEEP
 
 
 def test_an_unknown_state_keeps_the_job() -> None:
     """When Airflow does not tell the state, nothing is cancelled: only a person's act cancels a paid job."""
-    assert _kill_policy.on_worker(None, known=False) is KillDecision.KEEP
+    assert _kill_policy.decide_on_worker(None, known=False) is KillDecision.KEEP
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_on_kill_of_a_trigger(state: str | None, job_of_task: str | None, expect
 
     A task on its way to a worker may have been woken by another triggerer, or cleared by a person.
     """
-    assert _kill_policy.in_triggerer(state, job_of_task, "mine") is expected
+    assert _kill_policy.decide_in_triggerer(state, job_of_task, "mine") is expected
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_an_event_that_makes_no_sense_is_not_believed(event: object, job: Job, e
 
 
 @pytest.mark.parametrize(
-    "event", [JobEvent("job-of-before", Reason.FINISHED, "completed"), JobEvent("", Reason.UNAVAILABLE)]
+    "event", [JobEvent("job-of-before", Reason.FINISHED, "completed"), JobEvent("", Reason.TRANSIENT_ERROR)]
 )
 def test_waiting_on(event: JobEvent, job: Job) -> None:
     """After a fault, or an event about another job, the sensor waits on until the same moment."""
@@ -126,7 +126,7 @@ def test_a_poll_that_fails_after_the_event(job: Job, emulator: Emulator) -> None
 
 def test_the_timeout_in_the_triggerer(job: Job) -> None:
     """At the timeout the sensor ends as one that waits on a worker does, and leaves the job alone."""
-    event = JobEvent(job.id, Reason.DEADLINE, "running").payload()
+    event = JobEvent(job.id, Reason.TIMED_OUT, "running").payload()
     with pytest.raises(AirflowSensorTimeout, match=job.id):
         sensor(job.id, timeout=5).execute_complete(context(), event, time.time() - 1)
     assert not job.status().finished

@@ -204,6 +204,17 @@ def test_a_crash_before_the_response(tries: Tries, store: MemoryStore) -> None:
     assert store.kept["noukai_job"]["job_id"] == first.id
 
 
+def test_a_repeated_submission_is_recorded_as_sent_now(tries: Tries, store: MemoryStore) -> None:
+    """A repeated submission is recorded with its own time, so that one more try asks for it long enough."""
+    record = JobRecord(2, str(uuid4()), "2026-01-01T00:00:00+00:00", "acme/demo/flow")
+    JobStore(store).write(record)
+    job = tries.retry()
+    before, after = store.writes[-2:]
+    assert before["last_sent_at"] > record.last_sent_at
+    assert job.submitted_at is not None
+    assert after["last_sent_at"] == job.submitted_at.isoformat()
+
+
 def test_a_crash_before_the_request(tries: Tries, store: MemoryStore) -> None:
     """A submission that was only planned is sent, as itself, once the server knows of no job."""
     record = JobRecord.new(2, str(uuid4()), "acme/demo/flow")
@@ -292,4 +303,4 @@ def test_cancelling_says_when_it_cannot(
     assert not cancel_if_possible(job, "of a test")
     emulator.control.fault("status", on="cancel", times=1, status=403)
     assert not cancel_if_possible(job, "of a test")
-    assert caplog.text.count(f"{job.id} of acme/demo/flow may run on") == 2
+    assert caplog.text.count(f"{job.id} of acme/demo/flow: cancel failed") == 2

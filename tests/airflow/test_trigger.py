@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from noukai_airflow import _client_cache, _kill_policy, _task_states
+from noukai_airflow import _client_cache, _task_states
+from noukai_airflow._kill_policy import KillDecision
 from noukai_airflow._trigger_event import JobEvent, Reason
 from noukai_airflow.hooks.noukai import NoukaiHook
 from noukai_airflow.triggers import noukai as triggers
@@ -96,7 +97,7 @@ async def test_a_task_is_left_alone_after_its_deferral(
     emulator.control.script("flow", after_seconds=0)
     job = _client_cache.shared_client(connected).flow(FLOW).attach(submit(connected))
     monkeypatch.setattr(triggers, "wake_up_delay", lambda: 0.5)
-    waiting = NoukaiJobTrigger.of_deferral(
+    waiting = NoukaiJobTrigger.for_job(
         job, noukai_conn_id="noukai_default", deadline=None, poll_interval=0.05
     )
     assert (await event_of(waiting)).state == "completed"
@@ -119,7 +120,7 @@ async def test_the_deadline(connected: ConnectionSettings, emulator: Emulator) -
     emulator.control.script("flow", outcome="never")
     job_id = submit(connected)
     event = await event_of(trigger(job_id, deadline=time.time() + 0.3))
-    assert (event.reason, event.job_id) == (Reason.DEADLINE, job_id)
+    assert (event.reason, event.job_id) == (Reason.TIMED_OUT, job_id)
     assert emulator.control.counts(job_id).get("cancel", 0) == 0
 
 
@@ -127,7 +128,7 @@ async def test_a_deadline_that_has_passed(connected: ConnectionSettings, emulato
     """A trigger that is started too late ends at once."""
     emulator.control.script("flow", outcome="never")
     event = await event_of(trigger(submit(connected), deadline=time.time() - 60))
-    assert event.reason is Reason.DEADLINE
+    assert event.reason is Reason.TIMED_OUT
 
 
 async def test_an_unknown_job(connected: ConnectionSettings) -> None:
@@ -147,7 +148,7 @@ async def test_a_refusal(connected: ConnectionSettings, emulator: Emulator) -> N
     """A refusal for good is told as such."""
     job_id = submit(connected)
     emulator.control.fault("status", on="poll", times=None, status=403)
-    assert (await event_of(trigger(job_id))).reason is Reason.REFUSED
+    assert (await event_of(trigger(job_id))).reason is Reason.PERMANENT_ERROR
 
 
 async def test_faults_that_pass(connected: ConnectionSettings, emulator: Emulator) -> None:
@@ -161,7 +162,7 @@ async def test_faults_that_stay(connected: ConnectionSettings, emulator: Emulato
     """Faults that outlast the patience are told as such; nothing is raised."""
     job_id = submit(connected)
     emulator.control.fault("status", on="poll", times=None, status=500)
-    assert (await event_of(trigger(job_id))).reason is Reason.UNAVAILABLE
+    assert (await event_of(trigger(job_id))).reason is Reason.TRANSIENT_ERROR
 
 
 async def test_a_connection_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +172,7 @@ async def test_a_connection_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch)
         raise RuntimeError("the secrets backend is down")
 
     monkeypatch.setattr(NoukaiHook, "_read_connection", fail)
-    assert (await event_of(trigger("job-1"))).reason is Reason.ERROR
+    assert (await event_of(trigger("job-1"))).reason is Reason.UNEXPECTED_ERROR
 
 
 async def test_triggers_share_a_client(connected: ConnectionSettings, emulator: Emulator) -> None:
@@ -232,7 +233,7 @@ async def test_a_client_that_cannot_be_made(
         return replace(settings, base_url="not a url")
 
     monkeypatch.setattr(NoukaiHook, "_read_connection", read_connection)
-    assert (await event_of(trigger("job-1"))).reason is Reason.REFUSED
+    assert (await event_of(trigger("job-1"))).reason is Reason.PERMANENT_ERROR
     assert not _client_cache._leases[asyncio.get_running_loop()]
 
 
@@ -305,25 +306,22 @@ async def test_a_shutdown_is_not_held_up(connected: ConnectionSettings, emulator
 
 @pytest.mark.parametrize(
     ("arguments", "decision"),
-    [
-        ({"cancel_on_kill": False}, _kill_policy.KillDecision.CANCEL),
-        ({"cancel_on_kill": True}, _kill_policy.KillDecision.KEEP),
-    ],
+    [({"cancel_on_kill": False}, KillDecision.CANCEL), ({"cancel_on_kill": True}, KillDecision.KEEP)],
     ids=["cancel_on_kill off", "still waited for"],
 )
 async def test_a_kill_that_leaves_the_job_alone(
     arguments: dict[str, bool],
-    decision: _kill_policy.KillDecision,
+    decision: KillDecision,
     connected: ConnectionSettings,
     emulator: Emulator,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With `cancel_on_kill` off, or when the task still waits for the job, nothing is cancelled."""
 
-    async def judge(_: NoukaiJobTrigger) -> _kill_policy.KillDecision:
+    async def decide(_: NoukaiJobTrigger) -> KillDecision:
         return decision
 
-    monkeypatch.setattr(NoukaiJobTrigger, "_decision", judge)
+    monkeypatch.setattr(NoukaiJobTrigger, "_decide", decide)
     job_id = submit(connected)
     await trigger(job_id, **arguments).on_kill()
     assert emulator.control.counts(job_id).get("cancel", 0) == 0

@@ -68,7 +68,7 @@ def test_any_response(script: list[Given]) -> None:
         assert clock.now - began <= WAIT + 1
     event = JobEvent.read(payload)
     assert event is not None
-    assert (event.job_id, event.reason is Reason.ERROR) == ("job-1", False)
+    assert (event.job_id, event.reason is Reason.UNEXPECTED_ERROR) == ("job-1", False)
     assert len(event.state or "") <= 100
     reported = json.dumps(payload)
     assert MARK not in reported and RESULT not in reported

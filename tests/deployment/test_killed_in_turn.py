@@ -22,7 +22,7 @@ DAG = "under_faults"
 JOBS = 200
 ROUNDS = 2
 
-_DEFERS = "waiting for it in the triggerer"
+_DEFERS = "waiting in the triggerer"
 
 # On two cores the run takes five to eight minutes; a machine with much else to do gets twice that.
 RUN_SECONDS = 900

@@ -158,7 +158,7 @@ class Run:
         """Wait until a retry has taken up the job of the try before."""
         # The first is said where the task remembers its job, the second where the server has to be asked for
         # it.
-        signs = ("attached to it", "found by its submission")
+        signs = (": attached", "found by its submission")
         wait_until(lambda: any(map(self.said, signs)), "the retry to attach")
 
     # Noukai's side

@@ -88,7 +88,7 @@ def test_a_connection_of_the_web_page(airflow: LocalAirflow, runs: Runs, emulato
     assert job["flow"] == f"acme/tests/{run.flow}"
     airflow.change_connection(run.dag_id, conn_type="noukai", password=KEY.replace("e2e", "new"))
     run.control.fault("status", on="poll", times=1, flow=run.flow, status=401)
-    wait_until(lambda: run.said("the connection has changed; waiting on with it"), "the trigger to go on")
+    wait_until(lambda: run.said("connection changed (polling continues)"), "the trigger to use it")
     run.control.finish(job["id"], result={"whole": True})
     assert run.wait_for() == "success"
     assert (run.xcom(), run.submissions(), run.cancels(job["id"])) == ({"whole": True}, 1, 0)

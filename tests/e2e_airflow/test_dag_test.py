@@ -52,7 +52,7 @@ def test_a_deferrable_task(
         environment,
         *("dags", "test", "deferred", "-f", str(DAGS / "scenarios.py"), "-c", json.dumps({"flow": flow})),
     )
-    assert "waiting for it in the triggerer" in said, said
+    assert "waiting in the triggerer" in said, said
     assert f"state={end}" in said, said
     (job,) = [job for job in emulator_server.control.jobs() if job["flow"].endswith(flow)]
     assert (job["state"], emulator_server.control.counts(job["id"]).get("cancel", 0)) == (outcome, 0)

@@ -68,7 +68,7 @@ def test_deferrable(examples: dict[str, Example], emulator_server: Emulator) -> 
     assert example.wait_for("summarise") == "success"
     assert example.xcom("summarise") == {"summary": "short"}
     log = example.airflow.logs(example.dag_id, example.run_id, "summarise")
-    assert "waiting for it in the triggerer" in log
+    assert "waiting in the triggerer" in log
     assert job(emulator_server, example.xcom("summarise", "job_id"))["parameters"] == {
         "quarter": "2026-Q3",
         "language": "en",

@@ -122,7 +122,7 @@ def test_a_slow_cancel(started: dict[str, Run]) -> None:
     run.mark("failed")
     job = run.job()
     run.wait_for_end(job["id"], "cancelled")
-    wait_until(lambda: "cancelled, since a user ended its task" in run.logs(), "the end of the cancel call")
+    wait_until(lambda: "cancelled (a user ended its task)" in run.logs(), "the end of the cancel call")
     assert run.cancels(job["id"]) == 1
 
 
@@ -148,7 +148,7 @@ def test_a_server_without_a_cancel_route(started: dict[str, Run]) -> None:
     run.wait_until_watched()
     run.mark("failed")
     job = run.job()
-    wait_until(lambda: run.said(f"Noukai job {job['id']} may still run"), "the warning")
+    wait_until(lambda: run.said(f"Noukai job {job['id']} of {job['flow']}: cancel failed"), "the warning")
     assert run.cancels(job["id"]) == 1
 
 
@@ -161,7 +161,7 @@ def test_a_cancel_that_fails(started: dict[str, Run]) -> None:
     run.wait_until_watched()
     run.mark("failed")
     job = run.job()
-    wait_until(lambda: run.said(f"Noukai job {job['id']} may still run"), "the warning")
+    wait_until(lambda: run.said(f"Noukai job {job['id']} of {job['flow']}: cancel failed"), "the warning")
 
 
 def test_clear_of_a_succeeded_task(started: dict[str, Run]) -> None:

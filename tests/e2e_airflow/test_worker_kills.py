@@ -58,7 +58,7 @@ def test_mark_success(started: dict[str, Run]) -> None:
     job_id = run.wait_until_waiting()
     run.mark("success")
     run.wait_for_end(job_id, "cancelled")
-    wait_until(lambda: run.said("cancelled, since a user ended its task"), "the end of the task's process")
+    wait_until(lambda: run.said("cancelled (a user ended its task)"), "the end of the task's process")
     assert (run.state(), run.submissions(), run.cancels(job_id)) == ("success", 1, 1)
 
 
@@ -89,7 +89,9 @@ def test_a_cancel_that_fails(started: dict[str, Run], fault: str) -> None:
     run = started[f"cancel {fault}"]
     job_id = run.wait_until_waiting()
     run.mark("failed")
-    wait_until(lambda: run.said(f"Noukai job {job_id} of acme/tests/{run.flow} may run on"), "the warning")
+    wait_until(
+        lambda: run.said(f"Noukai job {job_id} of acme/tests/{run.flow}: cancel failed"), "the warning"
+    )
     assert (run.state(), run.submissions(), run.cancels(job_id)) == ("failed", 1, 1)
 
 

@@ -53,7 +53,7 @@ def job_triggers(jobs: list[dict[str, Any]], **arguments: Any) -> Iterator[BaseT
         for job in jobs:
             submitted_at = datetime.fromisoformat(job["submitted_at"])
             handle = client.flow(job["flow"]).attach(job["id"], submitted_at=submitted_at)
-            yield NoukaiJobTrigger.of_deferral(handle, **arguments, cancel_on_kill=True)
+            yield NoukaiJobTrigger.for_job(handle, **arguments, cancel_on_kill=True)
 
 
 def main() -> None:

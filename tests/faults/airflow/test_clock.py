@@ -80,7 +80,7 @@ def test_a_clock_that_is_moved_back_puts_no_deadline_off(
     crowd = waiting(airflow, noukai, deadline - time.time())
     clock.turn(-HOUR)
     assert time.time() < deadline, "the jobs were waited for too late"
-    assert reasons(crowd) == {"deadline"}
+    assert reasons(crowd) == {"timed_out"}
     assert time.time() >= deadline
 
 
@@ -92,5 +92,5 @@ def test_a_triggerer_that_starts_with_a_wrong_clock(
     triggerer.terminate()
     clock.turn(HOUR)
     triggerer.start()
-    assert reasons(crowd) == {"deadline"}
+    assert reasons(crowd) == {"timed_out"}
     assert noukai.control.counts()["cancel"] == 0
