@@ -38,16 +38,8 @@ define say
 @printf '\n== %s\n' "$(1)"
 endef
 
-# $(call suites,environment,test folders,variables): each folder is a run of its own, as the orchestrators are set up
-# once in a process. The suites that mostly wait for a local Noukai run in four processes.
-define suites
-@mkdir -p .build/pytest
-@set -e; for suite in $(2); do \
-	printf '\n== tests/%s in .venv/%s\n' $$suite $(1); \
-	case $$suite in core|emulator|fuzz|simulation|faults/core) processes="-n 4";; *) processes="";; esac; \
-	$(3) .venv/$(1)/bin/python -m pytest -q $$processes tests/$$suite; \
-done
-endef
+# $(call suites,lanes): what a lane is, devtools/suites.py says.
+suites = @mkdir -p .build/pytest; .build/tools/bin/python -m devtools.suites $(1)
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name what; do printf '%-22s %s\n' "$$name" "$$what"; done
@@ -55,28 +47,23 @@ help: ## list the targets
 demo: .venv/airflow/ready .venv/prefect/ready ## watch Noukai jobs run in Airflow and in Prefect, on a local Noukai
 	@PYTHONPATH=. AIRFLOW_BIN="$(CURDIR)/.venv/airflow/bin" PREFECT_BIN="$(CURDIR)/.venv/prefect/bin" .venv/prefect/bin/python -m demo
 
-test: test-airflow test-prefect ## run every test, with the newest Airflow and the newest Prefect
+test: .venv/airflow/ready .venv/prefect/ready ## run every test, with the newest Airflow and the newest Prefect
+	$(call suites,airflow prefect)
 
 test-airflow: .venv/airflow/ready
-	$(call suites,airflow,architecture packaging typing core emulator fuzz simulation airflow e2e_airflow secrets/test_marks.py secrets/airflow faults/airflow)
+	$(call suites,airflow)
 
 test-prefect: .venv/prefect/ready
-	$(call suites,prefect,typing core emulator faults/core prefect e2e_prefect secrets/prefect)
+	$(call suites,prefect)
 
-test-floor: test-airflow-floor test-prefect-floor ## run the orchestrators' tests with the oldest supported versions
-
-test-airflow-floor: .venv/airflow-floor/ready
-	$(call suites,airflow-floor,airflow e2e_airflow secrets/airflow)
-
-test-prefect-floor: .venv/prefect-floor/ready
-	$(call suites,prefect-floor,core prefect e2e_prefect secrets/prefect)
+test-floor: .venv/airflow-floor/ready .venv/prefect-floor/ready ## run the orchestrators' tests with the oldest supported versions
+	$(call suites,airflow-floor prefect-floor)
 
 test-faults: .venv/airflow/ready .venv/prefect/ready ## run thousands of jobs while a fifth of all requests meet a fault
-	$(call suites,prefect,faults/core faults/prefect,FAULTS=full)
-	$(call suites,airflow,faults/airflow,FAULTS=full)
+	$(call suites,faults)
 
 test-deployment: .venv/airflow-deployment/ready ## run hundreds of jobs under faults on Celery, Redis and PostgreSQL, and kill the processes
-	$(call suites,airflow-deployment,deployment)
+	$(call suites,deployment)
 
 simulate: .venv/airflow/ready ## search a million schedules for a broken promise; SCHEDULES=… and SEED=… choose others
 	@PYTHONPATH=. .venv/airflow/bin/python -m tests.simulation --schedules $(or $(SCHEDULES),1000000) $(if $(SEED),--seed $(SEED))

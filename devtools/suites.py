@@ -1,0 +1,231 @@
+"""Run the test suites: those beside Airflow and those beside Prefect side by side, each to its end.
+
+    python -m devtools.suites airflow prefect
+
+Each suite is a pytest run of its own, since an orchestrator is set up once in a process. A red suite does not
+stop the others: the end names every test that failed, and the folder with the logs. Needs nothing but Python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+REPOSITORY = Path(__file__).parents[1]
+LOGS = REPOSITORY / ".build" / "logs"
+
+_COUNT = re.compile(r"(\d+) (passed|failed|error|skipped)")
+_CLOSING_LINE = re.compile(r"^(=+ )?(\d+ \w+(, )?)+ in [\d.]+s.*$")
+_FAILURE = re.compile(r"^(FAILED|ERROR) (.+?)( - .*)?$")
+_SHOWN_LINES = 200
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One folder of tests in one environment.
+
+    Attributes:
+        environment: The folder below `.venv`.
+        path: The tests, below `tests`.
+        processes: How many processes share the tests. More than one only for suites that mostly wait.
+        variables: Environment variables that the suite is run with.
+    """
+
+    environment: str
+    path: str
+    processes: int = 1
+    variables: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"tests/{self.path} in .venv/{self.environment}"
+
+    @property
+    def log(self) -> Path:
+        """Where the output of its run goes."""
+        return LOGS / f"{self.environment}-{self.path.replace('/', '-').removesuffix('.py')}.log"
+
+    @property
+    def command(self) -> list[str]:
+        """The pytest run."""
+        python = str(REPOSITORY / ".venv" / self.environment / "bin" / "python")
+        shared = ["-n", str(self.processes)] if self.processes > 1 else []
+        return [python, "-m", "pytest", "-q", "-rfE", *shared, f"tests/{self.path}"]
+
+
+def _suites(environment: str, *paths: str, **variables: str) -> list[Suite]:
+    shared = ("core", "emulator", "fuzz", "simulation", "faults/core")
+    return [Suite(environment, path, 4 if path in shared else 1, variables) for path in paths]
+
+
+LANES: dict[str, list[Suite]] = {
+    "airflow": _suites(
+        "airflow",
+        "architecture",
+        "devtools",
+        "packaging",
+        "typing",
+        "fuzz",
+        "simulation",
+        "airflow",
+        "e2e_airflow",
+        "secrets/test_marks.py",
+        "secrets/airflow",
+        "faults/airflow",
+    ),
+    "prefect": _suites(
+        "prefect", "typing", "core", "emulator", "faults/core", "prefect", "e2e_prefect", "secrets/prefect"
+    ),
+    "airflow-floor": _suites("airflow-floor", "airflow", "e2e_airflow", "secrets/airflow"),
+    "prefect-floor": _suites("prefect-floor", "core", "prefect", "e2e_prefect", "secrets/prefect"),
+    "faults": [
+        *_suites("prefect", "faults/core", "faults/prefect", FAULTS="full"),
+        *_suites("airflow", "faults/airflow", FAULTS="full"),
+    ],
+    "deployment": _suites("airflow-deployment", "deployment"),
+}
+"""Suites that run one after the other; lanes run side by side."""
+
+
+@dataclass
+class Result:
+    """What came of a suite.
+
+    Attributes:
+        suite: The suite.
+        returncode: pytest's.
+        counts: Tests by what came of them.
+        failures: The tests that failed.
+    """
+
+    suite: Suite
+    returncode: int
+    counts: Counter[str]
+    failures: list[str]
+
+    @classmethod
+    def read(cls, suite: Suite, returncode: int) -> Result:
+        """Read the log of a suite that has ended."""
+        counts: Counter[str] = Counter()
+        failures = []
+        for line in suite.log.read_text(errors="replace").splitlines():
+            if failure := _FAILURE.match(line):
+                failures.append(failure[2])
+            elif _CLOSING_LINE.match(line):
+                counts = Counter({what: int(number) for number, what in _COUNT.findall(line)})
+        return cls(suite, returncode, counts, failures)
+
+    @property
+    def green(self) -> bool:
+        """Whether tests ran, and none failed."""
+        return self.returncode == 0
+
+
+class Run:
+    """Runs lanes of suites side by side."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._results: list[Result] = []
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def lanes(self, names: list[str]) -> list[Result]:
+        """Run lanes to their end, and return what came of every suite."""
+        threads = [threading.Thread(target=self._lane, args=(LANES[name],)) for name in names]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return self._results
+
+    def stop(self) -> None:
+        """End every suite that runs, with all that it has started."""
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                os.killpg(process.pid, signal.SIGTERM)
+
+    def _lane(self, suites: list[Suite]) -> None:
+        for suite in suites:
+            began = time.monotonic()
+            returncode = self._run(suite)
+            if returncode is None:
+                return
+            result = Result.read(suite, returncode)
+            self._results.append(result)
+            counts = ", ".join(f"{number} {what}" for what, number in result.counts.items())
+            ended = "" if result.green else f"  RED (exit code {returncode})"
+            seconds = time.monotonic() - began
+            print(f"{time.strftime('%H:%M:%S')}  {suite}: {counts} in {seconds:.0f} s{ended}", flush=True)
+
+    def _run(self, suite: Suite) -> int | None:
+        """Run a suite in a process group of its own; `None` when nothing is to run any more."""
+        with suite.log.open("wb") as log, self._lock:
+            if self._stopped:
+                return None
+            process = subprocess.Popen(
+                suite.command,
+                cwd=REPOSITORY,
+                env={**os.environ, **suite.variables},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            self._running.add(process)
+        returncode = process.wait()
+        with self._lock:
+            self._running.discard(process)
+        return returncode
+
+
+def summary(results: list[Result], seconds: float) -> str:
+    """Sum up a run: the tests that failed, where the logs are, and a closing line with the counts."""
+    counts = sum((result.counts for result in results), Counter[str]())
+    lines = [""]
+    for result in results:
+        if not result.green:
+            lines.append(f"RED: {result.suite}, see {result.suite.log.relative_to(REPOSITORY)}")
+            lines += [f"  {failure}" for failure in result.failures] or ["  no test failed by itself"]
+    lines.append(f"Logs: {LOGS.relative_to(REPOSITORY)}/, after {seconds / 60:.1f} min")
+    failed = counts["failed"] + counts["error"]
+    lines.append(f"{counts['passed']} passed, {failed} failed, {counts['skipped']} skipped")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run the lanes that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("lanes", nargs="+", choices=LANES)
+    names = parser.parse_args().lanes
+    LOGS.mkdir(parents=True, exist_ok=True)
+    run, began = Run(), time.monotonic()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        run.stop()
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    results = run.lanes(names)
+    red = [result for result in results if not result.green]
+    if "CI" in os.environ:  # where the folder of the logs is not kept
+        for result in red:
+            tail = result.suite.log.read_text(errors="replace").splitlines()[-_SHOWN_LINES:]
+            print(f"\n==== {result.suite.log.name}", *tail, sep="\n")
+    print(summary(results, time.monotonic() - began))
+    complete = len(results) == sum(len(LANES[name]) for name in names)
+    return 0 if complete and not red else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
