@@ -24,9 +24,9 @@ from uuid import uuid4
 
 import httpx
 
-from devtools.processes import Component, ServerError, descendants, free_port, title, wait_until
+from devtools.processes import LONGEST_WAIT, Component, ServerError, descendants, free_port, title, wait_until
 
-_START_SECONDS = 120.0
+_START_SECONDS = 300.0
 _BUSY_SECONDS = 30.0
 
 # How long a process waits for SQLite's only lock. Airflow's API server waits for itself now and then: its
@@ -227,7 +227,7 @@ class LocalAirflow:
         task_id: str,
         *states: str | None,
         map_index: int = -1,
-        timeout: float = 60.0,
+        timeout: float = LONGEST_WAIT,
     ) -> str | None:
         """Wait until a task instance is in one of the states (without any: in a final one), and return it."""
         wanted = states or tuple(FINAL_STATES)

@@ -19,11 +19,11 @@ from typing import Any, Self, TypeVar
 
 import httpx
 
-from devtools.processes import Component, ServerError, descendants, free_port, wait_until
+from devtools.processes import LONGEST_WAIT, Component, ServerError, descendants, free_port, wait_until
 
 T = TypeVar("T")
 
-_START_SECONDS = 180.0
+_START_SECONDS = 300.0
 _STOP_SECONDS = 20.0
 _BUSY_SECONDS = 20.0
 _LOGS_A_PAGE = 200
@@ -291,7 +291,7 @@ class LocalPrefect:
         )
         return sorted(runs, key=lambda run: str(run["expected_start_time"]))
 
-    def ended_task_runs(self, flow_run_id: str, timeout: float = 30.0) -> list[dict[str, Any]]:
+    def ended_task_runs(self, flow_run_id: str, timeout: float = LONGEST_WAIT) -> list[dict[str, Any]]:
         """Return the task runs of a flow run when all of them have ended.
 
         The server hears of a task run by events, which may come later than the end of the flow run.
@@ -330,7 +330,7 @@ class LocalPrefect:
         data = self.flow_run(flow_run_id)["state"]["data"]
         return json.loads((self.home / "storage" / Path(data["storage_key"]).name).read_text())
 
-    def wait_for(self, flow_run_id: str, *states: str, timeout: float = 60.0) -> str:
+    def wait_for(self, flow_run_id: str, *states: str, timeout: float = LONGEST_WAIT) -> str:
         """Wait until a flow run is in one of the states (without any: in a final one), and name it."""
         wanted = frozenset(states) or FINAL_STATES
         seen = [""]

@@ -20,6 +20,9 @@ T = TypeVar("T")
 
 _STOP_SECONDS = 15.0
 
+LONGEST_WAIT = 300.0
+"""Seconds to wait for an event. It is no promise: it only ends a run in which the event never comes."""
+
 # Ends what is left of the processes when the one that started them is gone, however it went, and removes its
 # folders.
 _WARDEN = """
@@ -201,12 +204,12 @@ class Component:
 def wait_until(
     condition: Callable[[], T],
     what: str,
-    timeout: float = 60.0,
+    timeout: float = LONGEST_WAIT,
     *,
     pause: float = 0.1,
     alive: Callable[[], None] | None = None,
 ) -> T:
-    """Look until the condition holds, and return what it gave."""
+    """Check until the condition holds, and return its value."""
     deadline = time.monotonic() + timeout
     while True:
         if found := condition():
@@ -214,7 +217,7 @@ def wait_until(
         if alive is not None:
             alive()
         if time.monotonic() > deadline:
-            raise ServerError(f"waited {timeout:g} s in vain for {what}")
+            raise ServerError(f"waited {timeout:g} s without success for {what}")
         time.sleep(pause)
 
 

@@ -19,7 +19,7 @@ from uuid import uuid4
 import pytest
 
 from devtools.airflow_server import LocalAirflow
-from devtools.processes import wait_until
+from devtools.processes import LONGEST_WAIT, wait_until
 
 if TYPE_CHECKING:
     from noukai_core.emulator import Emulator, EmulatorControl
@@ -56,7 +56,7 @@ _TRIGGER_ENDS = "trigger completed"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give each test the usual time for itself: Airflow's start, which the first one waits for, is extra."""
     for item in items:
-        item.add_marker(pytest.mark.timeout(120, func_only=True))
+        item.add_marker(pytest.mark.timeout(600, func_only=True))
 
 
 @pytest.fixture(scope="session")
@@ -110,7 +110,11 @@ class Run:
     # Airflow's side
 
     def wait_for(
-        self, *states: str | None, task_id: str | None = None, map_index: int = -1, timeout: float = 60.0
+        self,
+        *states: str | None,
+        task_id: str | None = None,
+        map_index: int = -1,
+        timeout: float = LONGEST_WAIT,
     ) -> Any:
         """Wait until the task is in one of the states; without any, in a final one."""
         return self.airflow.wait_for(
@@ -167,7 +171,7 @@ class Run:
         """Return the jobs of this run's flow, oldest first."""
         return [job for job in self.control.jobs() if str(job["flow"]).rsplit("/", 1)[-1] == self.flow]
 
-    def wait_for_jobs(self, count: int, timeout: float = 60.0) -> list[dict[str, Any]]:
+    def wait_for_jobs(self, count: int, timeout: float = LONGEST_WAIT) -> list[dict[str, Any]]:
         """Wait until the flow has so many jobs, and return them."""
         wait_until(lambda: len(self.jobs()) >= count, f"{count} jobs of {self.flow}", timeout=timeout)
         return self.jobs()
@@ -188,9 +192,7 @@ class Run:
     def wait_for_polls(self, job_id: str, more: int = 2) -> None:
         """Wait until somebody looks at the job (again)."""
         seen = self.control.counts(job_id).get("poll", 0)
-        wait_until(
-            lambda: self.control.counts(job_id).get("poll", 0) >= seen + more, "looks at the job", timeout=60
-        )
+        wait_until(lambda: self.control.counts(job_id).get("poll", 0) >= seen + more, "looks at the job")
 
     def finish_well(self, job_id: str) -> None:
         """Let the job end, and check what comes of it."""
@@ -219,13 +221,13 @@ class Run:
         It is cancelled once. Before 3.3, nobody hears of it whom Airflow would let act, and the job runs on.
         """
         if TELLS_TRIGGERS:
-            self.wait_for_end(job_id, "cancelled", timeout=60)
+            self.wait_for_end(job_id, "cancelled")
         else:
             wait_until(lambda: _TRIGGER_ENDS in self.logs(map_index=map_index), "the end of the trigger")
             assert next(job["state"] for job in self.jobs() if job["id"] == job_id) in ("pending", "running")
         assert self.cancels(job_id) == int(TELLS_TRIGGERS)
 
-    def wait_for_end(self, job_id: str, state: str, timeout: float = 30.0) -> None:
+    def wait_for_end(self, job_id: str, state: str, timeout: float = LONGEST_WAIT) -> None:
         """Wait until a job has ended as the server sees it."""
 
         def ended() -> bool:

@@ -31,7 +31,7 @@ class Example:
         self.run_id = airflow.trigger(dag_id)
 
     def wait_for(self, task_id: str, map_index: int = -1) -> str | None:
-        return self.airflow.wait_for(self.dag_id, self.run_id, task_id, map_index=map_index, timeout=90)
+        return self.airflow.wait_for(self.dag_id, self.run_id, task_id, map_index=map_index)
 
     def xcom(self, task_id: str, key: str = "return_value", map_index: int = -1) -> Any:
         return self.airflow.xcom(self.dag_id, self.run_id, task_id, key, map_index)

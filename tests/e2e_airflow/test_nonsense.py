@@ -61,7 +61,7 @@ def test_responses_without_end(airflow: LocalAirflow, name: str, outcome: str) -
             connection, conn_type="noukai", password=KEY, host=server.base_url, extra=json.dumps(EXTRA)
         )
         run_id = airflow.trigger("nonsense", {"connection": connection})
-        assert airflow.wait_for("nonsense", run_id, "job", timeout=110) == outcome
+        assert airflow.wait_for("nonsense", run_id, "job") == outcome
     assert airflow.triggerer.running
     assert airflow.triggerer.pid == before[0]
     assert peak_memory(airflow.triggerer.pid) - before[1] < MEMORY

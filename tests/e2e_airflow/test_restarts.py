@@ -65,12 +65,10 @@ def test_hand_over_after_a_stall(runs: Runs, triggerers: LocalAirflow) -> None:
     triggerers.extra_triggerer()
     triggerers.triggerer.stall()
     seen = run.control.counts(job_id)["poll"]
-    wait_until(
-        lambda: run.control.counts(job_id)["poll"] > seen + 1, "the other triggerer's looks", timeout=60
-    )
+    wait_until(lambda: run.control.counts(job_id)["poll"] > seen + 1, "the other triggerer's looks")
     triggerers.triggerer.resume()
     let_go = "its task still waits for it" if TELLS_TRIGGERS else "trigger completed"
-    wait_until(lambda: let_go in run.logs(), "the first triggerer to let go", timeout=60)
+    wait_until(lambda: let_go in run.logs(), "the first triggerer to let go")
     run.wait_for_polls(job_id)
     run.finish_well(job_id)
 
@@ -88,7 +86,7 @@ def test_mark_failed_while_the_triggerer_is_down(runs: Runs, triggerers: LocalAi
     run.mark("failed")
     triggerers.triggerer.start()
     if TELLS_TRIGGERS:
-        run.wait_for_end(job_id, "cancelled", timeout=60)
+        run.wait_for_end(job_id, "cancelled")
     else:
         another = runs.start("deferred", **LONG)
         another.wait_until_watched()
@@ -124,5 +122,5 @@ def test_airflows_own_limit_while_the_triggerer_is_down(runs: Runs, triggerers: 
     job_id = run.job()["id"]
     run.wait_for_polls(job_id)
     triggerers.triggerer.kill()
-    assert run.wait_for("failed", timeout=90) == "failed"
+    assert run.wait_for("failed") == "failed"
     assert (run.submissions(), run.cancels(job_id), run.job()["state"]) == (1, 1, "cancelled")

@@ -34,7 +34,7 @@ def timed_out(runs: Runs) -> dict[str, Run]:
 def test_completed(completed: dict[str, Run], mode: str) -> None:
     """The sensor passes when the job completes, and returns its output. It submits and cancels nothing."""
     run = completed[mode]
-    assert run.wait_for(timeout=90) == "success"
+    assert run.wait_for() == "success"
     assert run.xcom() == {"answer": 42}
     assert run.xcom("job_status")["state"] == "completed"
     assert (run.submissions(), run.cancels(run.job()["id"])) == (1, 0)
@@ -44,10 +44,10 @@ def test_completed(completed: dict[str, Run], mode: str) -> None:
 def test_failed(failed: dict[str, Run], mode: str) -> None:
     """The sensor fails when the job fails; with `soft_fail` it is skipped; told otherwise, it passes."""
     run = failed[mode]
-    assert run.wait_for(timeout=90) == "failed"
+    assert run.wait_for() == "failed"
     assert "gave up" in run.logs()
-    assert run.wait_for(task_id="soft", timeout=90) == "skipped"
-    assert run.wait_for(task_id="any", timeout=90) == "success"
+    assert run.wait_for(task_id="soft") == "skipped"
+    assert run.wait_for(task_id="any") == "success"
     assert run.xcom("job_status", task_id="any")["state"] == "failed"
 
 
@@ -55,8 +55,8 @@ def test_failed(failed: dict[str, Run], mode: str) -> None:
 def test_timeout(timed_out: dict[str, Run], mode: str) -> None:
     """At its timeout the sensor fails, or is skipped with `soft_fail`, and the job goes on."""
     run = timed_out[mode]
-    assert run.wait_for(timeout=90) == "failed"
-    assert run.wait_for(task_id="soft", timeout=90) == "skipped"
+    assert run.wait_for() == "failed"
+    assert run.wait_for(task_id="soft") == "skipped"
     assert (run.submissions(), run.cancels(run.job()["id"])) == (1, 0)
 
 
@@ -64,5 +64,5 @@ def test_timeout(timed_out: dict[str, Run], mode: str) -> None:
 def test_the_deferrable_sensor_alone_defers(completed: dict[str, Run], mode: str) -> None:
     """Each mode waits where it says that it does."""
     run = completed[mode]
-    run.wait_for(timeout=90)
+    run.wait_for()
     assert ("DEFERRED" in run.logs()) == (mode == "sensor_deferred")

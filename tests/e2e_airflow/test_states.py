@@ -182,7 +182,7 @@ def test_a_rate_limit(started: dict[str, Run]) -> None:
 def test_a_job_that_the_server_does_not_know(started: dict[str, Run]) -> None:
     """A job that stays unknown fails the task, and a retry submits a new one."""
     run = started["unknown job"]
-    assert run.wait_for("failed", timeout=90) == "failed"
+    assert run.wait_for("failed") == "failed"
     # Before 3.3 a retry knows of the job only by asking for its submission, and here that answer still names
     # it.
     assert (run.tries(), run.submissions()) == (2, 2 if AIRFLOW >= (3, 3) else 1)
@@ -198,7 +198,7 @@ def test_a_fault_that_passes(started: dict[str, Run]) -> None:
 def test_a_fault_that_stays(started: dict[str, Run]) -> None:
     """A fault that outlasts the patience fails the task; the job goes on, and the retry attaches to it."""
     run = started["long fault"]
-    assert run.wait_for("failed", timeout=90) == "failed"
+    assert run.wait_for("failed") == "failed"
     assert (run.tries(), run.submissions(), run.cancels(run.job()["id"])) == (2, 1, 0)
 
 

@@ -137,8 +137,8 @@ def evidence(
         trial = _try_out(found)
         _kill(found)
         for task in OUTCOMES:
-            found.states[task] = airflow.wait_for(DAG, found.run_id, task, timeout=90)
-        wait_until(lambda: not trial.running, "the DAG that is tried out", timeout=90)
+            found.states[task] = airflow.wait_for(DAG, found.run_id, task)
+        wait_until(lambda: not trial.running, "the DAG that is tried out")
         found.processes = processes.places
         yield found
 
