@@ -1,4 +1,4 @@
-"""Let a job that somebody cancels on the Noukai side end the flow run as Cancelled, instead of Failed."""
+"""End the flow run as Cancelled instead of Failed when the job is cancelled on the Noukai side."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ from noukai_prefect import NoukaiCredentials, run_noukai_job
 @flow
 def noukai_cancelled() -> Any:
     credentials = NoukaiCredentials.load("default")
-    # Prefect hands a state to the caller of a task without raising: what is returned decides the flow run.
+    # The task returns a state and does not raise. The flow run gets that state only if the flow returns it.
     return run_noukai_job(credentials, "acme/demo/is-cancelled", "stop me", on_cancelled="cancel")

@@ -1,4 +1,4 @@
-"""Run several jobs at the same time in an async flow: one process, one event loop."""
+"""Run several jobs at the same time in an async flow, in one process and one event loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Find the jobs of a run whose process is gone: cancel them with the run, or say which a crash has left."""
+"""Handle the jobs of a run whose process no longer exists: cancel them, or log which a retry attaches to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keep a job with its inputs in a block, which can be edited in Prefect's web page, and trigger it."""
+"""Save a job and its inputs as a block, which can be edited on Prefect's web page, and trigger it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Map a list of inputs over `run_noukai_job`: each job is a task run of its own, in a thread."""
+"""Map `run_noukai_job` over a list of inputs. Each job is a separate task run, in a thread."""
 
 from __future__ import annotations
 

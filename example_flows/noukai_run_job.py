@@ -1,4 +1,4 @@
-"""Run a Noukai job as a task, and use its output in the next one."""
+"""Run a Noukai job as a task, and use its output in the next task."""
 
 from __future__ import annotations
 

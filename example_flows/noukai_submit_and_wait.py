@@ -1,6 +1,6 @@
 """Submit a job, do something else while it runs, then wait for it.
 
-A retry of the flow does not submit the job again: it finds the one that is there.
+A retry of the flow does not submit the job again, but attaches to it.
 """
 
 from __future__ import annotations

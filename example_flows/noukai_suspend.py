@@ -1,12 +1,12 @@
-"""Submit a job, and suspend the flow run while it runs: no process waits.
+"""Submit a job, and suspend the flow run while it runs, so that no process waits.
 
-Whoever hears that the job is done resumes the run with one call, for instance a relay that receives Noukai's
-webhook (Prefect's server has none of its own):
+When the job has ended, one call resumes the run. It can come from a relay that receives Noukai's webhook, as
+Prefect's server cannot receive webhooks itself:
 
     POST {PREFECT_API_URL}/flow_runs/{flow_run_id}/resume
     {"run_input": {"job_id": "job_…"}}
 
-The run starts again in a new process, finds the job that it has submitted, and reads the output.
+The run starts again in a new process, attaches to the job that it submitted, and reads the output.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ONE_DAY = 24 * 60 * 60
 
 
 class JobDone(RunInput):
-    """What the call that resumes the run brings along."""
+    """The input of the call that resumes the run."""
 
     job_id: str
 
@@ -34,8 +34,8 @@ async def noukai_suspend(text: str = "A long book") -> Any:
     credentials = await NoukaiCredentials.aload("default")
     job_id = await asubmit_noukai_job(credentials, TRANSLATE, text)
 
-    # The key tells Prefect that it is the same suspension when the resumed run comes here again.
+    # With the same key, Prefect does not suspend the resumed run again.
     await asuspend_flow_run(wait_for_input=JobDone, key="translate", timeout=ONE_DAY)
 
-    # The call that resumes a run proves nothing: the job itself is asked.
+    # The call that resumes a run proves nothing about the job, so the job itself is polled.
     return await await_for_noukai_job(credentials, TRANSLATE, job_id)

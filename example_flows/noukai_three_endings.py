@@ -1,4 +1,4 @@
-"""Three jobs side by side, one for each way a job can end. `make demo` runs this on a local Noukai."""
+"""Three jobs side by side, one for each way in which a job can end. `make demo` runs them locally."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ async def noukai_three_endings() -> list[State[Any]]:
         ending: arun_noukai_job.with_options(task_run_name=ending)
         for ending in ("completes", "fails", "is-cancelled")
     }
-    # Returned states decide the flow run: it fails when one of its jobs did, after all have ended.
+    # The flow run takes its state from the returned ones: it fails if a job did, after all have ended.
     return await asyncio.gather(
         *(
             job(credentials, f"acme/demo/{ending}", "from Prefect", return_state=True)

@@ -1,8 +1,9 @@
-"""Run Noukai jobs from Prefect: submitted once, waited for cheaply, cancelled only by people."""
+"""Run Noukai jobs from Prefect: submitted once, polled cheaply, cancelled only by people or timeouts."""
 
 from __future__ import annotations
 
 from noukai_prefect._batch import JobOutcome
+from noukai_prefect._task import is_retryable
 from noukai_prefect.batch_tasks import arun_noukai_jobs, run_noukai_jobs
 from noukai_prefect.credentials import NoukaiCredentials
 from noukai_prefect.hooks import cancel_noukai_jobs, log_resumable_noukai_jobs
@@ -11,7 +12,6 @@ from noukai_prefect.tasks import (
     arun_noukai_job,
     asubmit_noukai_job,
     await_for_noukai_job,
-    is_retryable,
     run_noukai_job,
     submit_noukai_job,
     wait_for_noukai_job,

@@ -1,4 +1,4 @@
-"""Checks of what is about the wait: a wrong value is told before a job is submitted, and paid for."""
+"""Checks of arguments, before a job is submitted and has to be paid for."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from noukai_core import InvalidInputError
 
 
 def check_seconds(value: Any, argument: str) -> None:
-    """Check a duration in seconds, which may be left out.
+    """Check an optional duration in seconds.
 
     Raises:
-        InvalidInputError: It is not a number, or not above 0, or without an end.
+        InvalidInputError: It is not a finite number above 0.
     """
     if value is None:
         return
@@ -26,7 +26,7 @@ def check_one_of(value: Any, allowed: Sequence[str], argument: str) -> None:
     """Check a choice.
 
     Raises:
-        InvalidInputError: It is none of the allowed values.
+        InvalidInputError: It is not one of the allowed values.
     """
     if value not in allowed:
         raise InvalidInputError(
@@ -35,10 +35,10 @@ def check_one_of(value: Any, allowed: Sequence[str], argument: str) -> None:
 
 
 def check_count(value: Any, argument: str) -> None:
-    """Check a number of things.
+    """Check a count.
 
     Raises:
-        InvalidInputError: It is not a whole number, or not above 0.
+        InvalidInputError: It is not a whole number above 0.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InvalidInputError(f"{argument} is {value!r}, but must be a whole number above 0")

@@ -1,4 +1,4 @@
-"""Many jobs in one task: one loop, one client, a bound on what is in flight, results in the inputs' order."""
+"""Many jobs in one task: one event loop, one client, bounded concurrency, outcomes in the inputs' order."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ from noukai_core import (
 )
 from noukai_prefect import _cancellation
 from noukai_prefect._arguments import check_count, check_one_of, check_seconds
+from noukai_prefect._artifacts import PROGRESS_SECONDS, ProgressArtifact
 from noukai_prefect._batch_table import BatchRow, BatchTable
 from noukai_prefect._cancellation import StoppedInThread
-from noukai_prefect._events import PROGRESS_SECONDS, ProgressArtifact, job_event
+from noukai_prefect._events import emit_job_event
 from noukai_prefect._run import JobRequest
 from noukai_prefect._run_context import RunContext
 
 RaiseOn: TypeAlias = Literal["first", "any", "none"]
 
-_CANCELS_IN_FLIGHT = 32
-_SHOWN_ERROR = 200
+_MAX_SHOWN_ERROR = 200
 
 
 @dataclass(frozen=True, slots=True)
 class JobOutcome:
-    """What became of one of many inputs.
+    """The outcome of one of many inputs.
 
     Attributes:
-        index: Its place among the inputs.
+        index: The position of the input.
         job_id: The job, if there is one.
-        state: How the job ended; or the kind of error, when there is no job or its end was not seen.
+        state: How the job ended; or the type of the error, if there is no job or it was not seen to end.
         output: The output of a completed job.
-        error: What went wrong, or `None`.
-        seconds: From its submission, or from the attachment to an earlier job, to its end.
-        tokens: What the job's trace counts, when it was traced and the trace can be read.
-        cost_usd: What the job cost in US dollars, likewise.
+        error: Why the job did not complete, or `None`.
+        seconds: From the submission, or from attaching to an earlier job, to the end.
+        tokens: The tokens in the job's trace, if it was traced and the trace could be read.
+        cost_usd: The job's cost in US dollars, under the same conditions.
     """
 
     index: int
@@ -82,22 +82,30 @@ class BatchOptions:
 
 
 class Batch:
-    """One run over many inputs."""
+    """One run over many inputs.
+
+    Args:
+        flow: The Noukai flow.
+        requests: What to submit.
+        options: How the batch runs.
+        run: Where the code runs.
+        table: The table of the batch.
+    """
 
     def __init__(
         self,
         flow: AsyncFlow,
-        inputs: Sequence[JobRequest],
+        requests: Sequence[JobRequest],
         options: BatchOptions,
         run: RunContext,
-        record: BatchTable,
+        table: BatchTable,
     ) -> None:
         self._flow = flow
-        self._inputs = inputs
+        self._requests = requests
         self._options = options
         self._run = run
-        self._record = record
-        self._progress = ProgressArtifact(run, f"{len(inputs)} Noukai jobs of {flow.path}")
+        self._table = table
+        self._progress = ProgressArtifact(run, f"Noukai batch of {len(requests)} jobs of {flow.path}")
         self._jobs: dict[int, AsyncJob] = {}
         self._semaphore = asyncio.Semaphore(options.max_concurrency)
         self._ended = 0
@@ -107,69 +115,71 @@ class Batch:
         """Run every job, and return the outcomes in the order of the inputs."""
         if self._run.stop_requested:
             raise StoppedInThread(f"The flow run was stopped before jobs of {self._flow.path} were submitted")
-        await self._record.open()
-        for row in self._record.rows:
+        await self._table.open()
+        for row in self._table.rows:
             if row.job_id is not None:
-                self._jobs[row.index] = self._flow.attach(row.job_id, submitted_at=self._record.written_at)
-        jobs = [asyncio.ensure_future(self._one(row)) for row in self._record.rows]
-        together = asyncio.gather(*jobs)
+                self._jobs[row.index] = self._flow.attach(row.job_id, submitted_at=self._table.written_at)
+        tasks = [asyncio.ensure_future(self._outcome(row)) for row in self._table.rows]
+        all_ended = asyncio.gather(*tasks)
         stop = asyncio.ensure_future(_cancellation.watch_for_stop(self._run))
-        show = asyncio.ensure_future(self._show())
+        updates = asyncio.ensure_future(self._update_regularly())
         try:
-            await asyncio.wait((together, stop, show, self._first_error), return_when=asyncio.FIRST_COMPLETED)
-            for task in (stop, show):
+            await asyncio.wait(
+                (all_ended, stop, updates, self._first_error), return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in (stop, updates):
                 if task.done():
-                    task.result()  # a signal that struck inside of it is raised here
+                    task.result()  # raises a signal that struck inside it
             if self._first_error.done():
                 raise self._first_error.result()
             if stop.done():
                 raise StoppedInThread(f"The flow run was stopped while jobs of {self._flow.path} ran")
-            return together.result()
-        except BaseException as interrupted:
-            if _cancellation.interrupts(interrupted):
-                await self._settle(jobs, interrupted)
+            return all_ended.result()
+        except BaseException as error:
+            if _cancellation.interrupts(error):
+                await self._cancel_or_keep(tasks, error)
             raise
         finally:
             with anyio.move_on_after(_cancellation.CLEANUP_SECONDS, shield=True):
-                await _cancellation.end([*jobs, together, stop, show])
-                await self._bring_up_to_date(final=True)
+                await _cancellation.cancel_tasks([*tasks, all_ended, stop, updates])
+                await self._update(final=True)
 
-    async def _one(self, row: BatchRow) -> JobOutcome:
+    async def _outcome(self, row: BatchRow) -> JobOutcome:
         async with self._semaphore:
-            began = time.monotonic()
+            started = time.monotonic()
             try:
-                outcome = await self._completed(row, began)
+                outcome = await self._attach_or_submit(row, started)
             except NoukaiError as error:
-                outcome = self._bad(row, error, time.monotonic() - began)
+                outcome = self._unsuccessful(row, error, time.monotonic() - started)
             row.seconds = round(outcome.seconds, 1)
-            row.error = str(outcome.error)[:_SHOWN_ERROR] if outcome.error else None
+            row.error = str(outcome.error)[:_MAX_SHOWN_ERROR] if outcome.error else None
             self._ended += 1
             return outcome
 
-    def _bad(self, row: BatchRow, error: NoukaiError, seconds: float) -> JobOutcome:
+    def _unsuccessful(self, row: BatchRow, error: NoukaiError, seconds: float) -> JobOutcome:
         if isinstance(error, JobFailedError | JobCancelledError):
-            job_event(self._run, row.state, self._flow.path, error.job_id)
+            emit_job_event(self._run, row.state, self._flow.path, error.job_id)
         elif not isinstance(error, JobTimeoutError):
             row.state = type(error).__name__
         if self._options.raise_on == "first" and not self._first_error.done():
             self._first_error.set_result(error)
         return JobOutcome(row.index, row.job_id, row.state, error=error, seconds=seconds)
 
-    async def _completed(self, row: BatchRow, began: float) -> JobOutcome:
+    async def _attach_or_submit(self, row: BatchRow, started: float) -> JobOutcome:
         """Attach to the job of an earlier attempt, or submit one, and wait for it."""
         if row.index in self._jobs:
             try:
-                return await self._follow(self._jobs[row.index], row, began)
+                return await self._wait(self._jobs[row.index], row, started)
             except JobNotFoundError:
                 del self._jobs[row.index]
-                row.renew()
-        return await self._follow(await self._submitted(row), row, began)
+                row.replace_job()
+        return await self._wait(await self._submit(row), row, started)
 
-    async def _submitted(self, row: BatchRow) -> AsyncJob:
+    async def _submit(self, row: BatchRow) -> AsyncJob:
         row.state, row.sent = "submitting", True
-        inputs = self._inputs[row.index].arguments()
+        arguments = self._requests[row.index].arguments()
         try:
-            job = await self._flow.job(**inputs, submission=self._record.submission(row))
+            job = await self._flow.job(**arguments, submission=self._table.submission(row))
         except (InvalidInputError, PermanentError):
             row.sent = False
             raise
@@ -177,74 +187,95 @@ class Batch:
         row.job_id, row.state = job.id, JobState.PENDING.value
         return job
 
-    async def _follow(self, job: AsyncJob, row: BatchRow, began: float) -> JobOutcome:
+    async def _wait(self, job: AsyncJob, row: BatchRow, started: float) -> JobOutcome:
+        timeout = self._options.timeout
         status: JobStatus | None = None
         try:
-            async for status in job.watch(
-                timeout=self._options.timeout, poll_interval=self._options.poll_interval
-            ):
+            async for status in job.watch(timeout=timeout, poll_interval=self._options.poll_interval):
                 row.state = str(status.state)
-        except JobTimeoutError as late:
-            if not self._options.cancel_on_timeout:
+        except JobTimeoutError as timed_out:
+            if timeout is None or not self._options.cancel_on_timeout:
                 raise
-            error = await _cancellation.cancel_on_timeout(job, late, self._run)
-            if error is not late:
+            error = await _cancellation.cancel_on_timeout(job, timed_out, timeout, self._run)
+            if error is not timed_out:
                 row.state = JobState.CANCELLED.value
             raise error from None
         assert status is not None, "a watch ends with a status or an error"
         output = status.result_or_raise().output
         await self._read_trace(job, row)
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - started
         return JobOutcome(
             row.index, job.id, row.state, output, seconds=seconds, tokens=row.tokens, cost_usd=row.cost_usd
         )
 
     async def _read_trace(self, job: AsyncJob, row: BatchRow) -> None:
-        if self._inputs[row.index].trace:
-            with suppress(NoukaiError):  # a trace is an extra: some servers refuse it to API keys
+        if self._requests[row.index].trace:
+            with suppress(NoukaiError):  # the trace is optional: some servers refuse it to API keys
                 trace = await job.trace()
                 row.tokens = trace.total_tokens
                 row.cost_usd = None if trace.cost_usd is None else str(trace.cost_usd)
 
-    async def _show(self) -> None:
-        """Keep the table and the progress up to date."""
+    async def _update_regularly(self) -> None:
+        """Keep the table and the progress bar up to date."""
         while True:
-            await self._bring_up_to_date(final=False)
+            await self._update(final=False)
             await asyncio.sleep(PROGRESS_SECONDS)
 
-    async def _bring_up_to_date(self, *, final: bool) -> None:
-        """Show how far the jobs are. Prefect's server is no reason to fail them."""
+    async def _update(self, *, final: bool) -> None:
+        """Update the table and the progress bar. A failure to do so does not fail the jobs."""
         try:
-            await self._record.write(final=final)
+            await self._table.write(final=final)
         except Exception as error:
-            self._run.logger().warning("The table of the Noukai jobs could not be written: %s", error)
-        if self._inputs:
-            await self._progress.show(100.0 * self._ended / len(self._inputs), final=final)
+            self._run.logger().warning(
+                "Noukai batch of %d jobs of %s: table not written: %s",
+                len(self._requests),
+                self._flow.path,
+                error,
+            )
+        if self._requests:
+            await self._progress.update(100.0 * self._ended / len(self._requests), final=final)
 
-    async def _settle(self, tasks: Sequence[asyncio.Future[Any]], interrupted: BaseException) -> None:
-        """End the jobs that go on, when a person or the timeout of the task wants that."""
-        logger, going_on = self._run.logger(), sum(row.going_on for row in self._record.rows)
+    async def _cancel_or_keep(
+        self, tasks: Sequence[asyncio.Future[Any]], interruption: BaseException
+    ) -> None:
+        """Cancel the unfinished jobs, if the interruption calls for that."""
+        logger, size, path = self._run.logger(), len(self._requests), self._flow.path
+        unfinished = sum(row.unfinished for row in self._table.rows)
         with anyio.move_on_after(_cancellation.CLEANUP_SECONDS, shield=True):
-            await _cancellation.end(tasks)  # or each job that ends makes room for one more
-            if not await _cancellation.to_be_cancelled(self._run, interrupted):
-                logger.warning("%d Noukai jobs go on; a rerun of this flow run attaches to them", going_on)
+            await _cancellation.cancel_tasks(tasks)  # or each job that ends admits one more
+            reason = await _cancellation.cancel_reason(self._run, interruption)
+            if reason is None:
+                logger.warning(
+                    "Noukai batch of %d jobs of %s: left running (%d jobs; a rerun of this flow run attaches "
+                    "to them)",
+                    size,
+                    path,
+                    unfinished,
+                )
                 return
-            semaphore = asyncio.Semaphore(_CANCELS_IN_FLIGHT)
-            await asyncio.gather(*(self._stop(row, semaphore) for row in self._record.rows))
+            semaphore = asyncio.Semaphore(_cancellation.CANCEL_CONCURRENCY)
+            await asyncio.gather(*(self._cancel(row, reason, semaphore) for row in self._table.rows))
             return
-        logger.warning("Some of %d Noukai jobs may go on: they could not be cancelled in time", going_on)
+        logger.warning(
+            "Noukai batch of %d jobs of %s: cancel failed (no confirmation within %g s; some of %d jobs may "
+            "still be running)",
+            size,
+            path,
+            _cancellation.CLEANUP_SECONDS,
+            unfinished,
+        )
 
-    async def _stop(self, row: BatchRow, semaphore: asyncio.Semaphore) -> None:
-        """Cancel the job of a row, also the one that an interrupted submission may have made."""
-        job = self._jobs.get(row.index) if row.going_on else None
-        if job is None and not row.unsettled:
+    async def _cancel(self, row: BatchRow, reason: str, semaphore: asyncio.Semaphore) -> None:
+        """Cancel the job of a row, even one that an interrupted submission may have created."""
+        job = self._jobs.get(row.index) if row.unfinished else None
+        if job is None and not row.may_have_job:
             return
         async with semaphore:
             if job is None:
                 job = await _cancellation.cancel_by_submission(
-                    self._flow, self._record.submission(row), self._run
+                    self._flow, self._table.submission(row), self._run, reason
                 )
-            elif not await _cancellation.cancel(job, self._run):
+            elif not await _cancellation.cancel(job, self._run, reason):
                 job = None
         if job is not None:
             row.job_id, row.state = job.id, JobState.CANCELLED.value

@@ -1,8 +1,8 @@
-"""What a flow run knows of a batch of jobs: one table on the Prefect server, for people and for a rerun.
+"""What a flow run knows about a batch of jobs: one table on the Prefect server, for people and for a rerun.
 
-An artifact for each of a thousand jobs would keep Prefect's server busy for longer than the jobs run, so a
-batch has one. It is written before the first request is made, and then every few seconds. What a crash keeps
-it from writing down, the identities of the submissions tell: they follow from the batch's place in the run.
+One artifact per job would keep Prefect's server busy for longer than the jobs run, so a batch has one table.
+It is written before the first request, and then every few seconds. What a crash prevents it from recording
+follows from the ids of the submissions, which are derived from the batch's slot in the run.
 """
 
 from __future__ import annotations
@@ -20,27 +20,34 @@ from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.objects import Artifact
 
 from noukai_core import JobState, Submission
-from noukai_prefect._job_store import JobRecord, artifacts_of, now, own_artifacts
+from noukai_prefect._artifacts import artifacts_of, own_artifacts
+from noukai_prefect._job_store import JobRecord, now
 from noukai_prefect._run_context import RunContext
 
 BATCH_KEY = "noukai-jobs"
 
 WRITE_SECONDS = 5.0
-"""The shortest time between two writes of the table while jobs run, for up to a thousand of them."""
+"""The shortest time between two writes of a table of up to a thousand jobs."""
 
-_ENDED_BADLY = ("failed", "cancelled")
-_ENDED = ("completed", *_ENDED_BADLY)
+_UNSUCCESSFUL = ("failed", "cancelled")
+_ENDED = ("completed", *_UNSUCCESSFUL)
 
 
 @dataclass(slots=True)
 class BatchRow:
-    """One job of a batch, as the table shows it.
+    """One job of a batch.
 
     Attributes:
-        index: The place of its input.
-        generation: How many jobs came before it for this input.
-        sent: Whether its submission was sent and not refused.
-        surely_new: Whether no earlier attempt can have sent its submission.
+        index: The position of its input.
+        resubmission: How many jobs preceded it for this input.
+        job_id: The job, once it is known.
+        state: The job's state; before and instead of a job, what happens to the submission.
+        seconds: From the submission, or from attaching to an earlier job, to the end.
+        tokens: The tokens of the job's trace.
+        cost_usd: The cost of the job's trace in US dollars.
+        error: Why the job did not complete.
+        sent: Whether its submission was sent and not rejected.
+        never_sent: Whether no earlier attempt can have sent its submission.
     """
 
     index: int
@@ -52,24 +59,24 @@ class BatchRow:
     cost_usd: str | None = None
     error: str | None = None
     sent: bool = False
-    surely_new: bool = False
+    never_sent: bool = False
 
     @property
-    def unsettled(self) -> bool:
-        """Whether there may be a job that is not known."""
+    def may_have_job(self) -> bool:
+        """Whether there may be a job whose id is not known."""
         return self.sent and self.job_id is None
 
     @property
-    def going_on(self) -> bool:
-        """Whether there is a job whose end was not seen, even if nobody waits for it any more."""
+    def unfinished(self) -> bool:
+        """Whether there is a job that was not seen to end, even if nothing waits for it any more."""
         return self.job_id is not None and self.state not in _ENDED
 
-    def renew(self) -> None:
-        """Make way for a new job."""
+    def replace_job(self) -> None:
+        """Prepare for a new job."""
         self.resubmission, self.job_id, self.sent, self.state = self.resubmission + 1, None, False, "waiting"
         self.error = None
 
-    def shown(self) -> dict[str, Any]:
+    def as_table_row(self) -> dict[str, Any]:
         """Return it as a row of the table."""
         return {
             "index": self.index,
@@ -79,7 +86,7 @@ class BatchRow:
             "tokens": self.tokens,
             "cost in $": self.cost_usd,
             "error": self.error,
-            "generation": self.resubmission,
+            "resubmission": self.resubmission,
         }
 
 
@@ -88,14 +95,14 @@ class BatchTable:
 
     Args:
         run: Where the batch runs.
-        place: Which of the flow run's batches it is; a UUID that is the same in every attempt.
+        slot: Which of the flow run's batches it is; a UUID that is the same in each attempt.
         flow: The Noukai flow.
-        size: How many inputs there are.
-        credentials: The name of the stored block whose key is used, if it is one.
+        size: The number of inputs.
+        credentials: The name of the stored block whose key is used, if it is a stored one.
 
     Attributes:
         rows: The jobs, in the order of the inputs.
-        written_at: When an earlier attempt last wrote the table: no job that was read from it is younger.
+        written_at: When an earlier attempt last wrote the table. No job in it was submitted later.
     """
 
     def __init__(self, run: RunContext, slot: str, flow: str, size: int, credentials: str | None) -> None:
@@ -111,12 +118,12 @@ class BatchTable:
         self._next_write = 0.0
 
     async def open(self) -> None:
-        """Read what an earlier attempt wrote, and write down that jobs may be sent from now on."""
+        """Read what an earlier attempt wrote, and record that jobs may be submitted from now on."""
         if self._run.scope is None:
             return
         for artifact in await own_artifacts(self._run, BATCH_KEY):
-            if (artifact.metadata_ or {}).get("place") == self._slot:
-                self._take(artifact)
+            if (artifact.metadata_ or {}).get("slot") == self._slot:
+                self._load(artifact)
         if self._artifact is not None:
             await self.write(final=False)
             return
@@ -135,12 +142,12 @@ class BatchTable:
         self._artifact = artifact.id
 
     def submission(self, row: BatchRow) -> Submission:
-        """Return the identity of a row's submission, and when an earlier attempt may have sent it."""
-        last_sent_at = None if row.surely_new else self._possibly_sent_at
+        """Return the submission of a row, with the time at which an earlier attempt may have sent it."""
+        last_sent_at = None if row.never_sent else self._possibly_sent_at
         return Submission(_submission_id(self._slot, row.index, row.resubmission), last_sent_at)
 
     async def write(self, *, final: bool) -> None:
-        """Bring the table up to date; until the final time not oftener than every few seconds."""
+        """Write the table, unless the last write was a few seconds ago; a final one is always made."""
         if self._artifact is None or (not final and time.monotonic() < self._next_write):
             return
         self._next_write = time.monotonic() + self._pause
@@ -149,34 +156,35 @@ class BatchTable:
             await client.update_artifact(self._artifact, update)
 
     def _table(self) -> str:
-        # Row by row: a thousand rows as dictionaries at once are half a megabyte.
-        return f"[{', '.join(json.dumps(row.shown()) for row in self.rows)}]"
+        # Row by row, since a thousand rows as dictionaries take half a megabyte.
+        return f"[{', '.join(json.dumps(row.as_table_row()) for row in self.rows)}]"
 
     def _metadata(self, *, final: bool) -> dict[str, str]:
-        """Tell a later attempt whose table it is, and until when something may have been sent unrecorded."""
-        kept = {"place": self._slot, "flow": self._flow}
+        """Return what a later attempt needs to know besides the rows."""
+        stored = {"slot": self._slot, "flow": self._flow}
         if self._credentials is not None:
-            kept["credentials"] = self._credentials
-        if not final or any(row.unsettled for row in self.rows):
-            kept["possibly_sent_at"] = now().isoformat()
-        return kept
+            stored["credentials"] = self._credentials
+        if not final or any(row.may_have_job for row in self.rows):
+            stored["possibly_sent_at"] = now().isoformat()
+        return stored
 
-    def _take(self, artifact: Artifact) -> None:
+    def _load(self, artifact: Artifact) -> None:
         self._artifact, self.written_at = artifact.id, artifact.updated
         sent = (artifact.metadata_ or {}).get("possibly_sent_at")
         self._possibly_sent_at = datetime.fromisoformat(sent) if sent else None
-        for kept in rows_of(artifact):
-            row = self.rows[int(kept["index"])]
-            row.resubmission, row.job_id, row.state = int(kept["generation"]), kept["job"], kept["state"]
-            if row.state in _ENDED_BADLY:
-                row.renew()
-                row.surely_new = True  # or that attempt would have begun with a table that says so
+        for stored in rows_of(artifact):
+            row = self.rows[int(stored["index"])]
+            row.resubmission, row.job_id = int(stored["resubmission"]), stored["job"]
+            row.state = stored["state"]
+            if row.state in _UNSUCCESSFUL:
+                row.replace_job()
+                row.never_sent = True  # or the earlier attempt would have written the table once more
 
 
 async def read_unfinished(scopes: Sequence[uuid.UUID]) -> list[JobRecord]:
-    """Return the jobs, and submissions, of batches whose end the tables do not show.
+    """Return the jobs, and submissions, of batches that the tables do not show as ended.
 
-    A table may be some seconds behind the jobs. See `artifacts_of` for the scopes.
+    A table may lag some seconds behind the jobs. See `artifacts_of` for the scopes.
     """
     return [
         _record(artifact, row)
@@ -186,12 +194,12 @@ async def read_unfinished(scopes: Sequence[uuid.UUID]) -> list[JobRecord]:
     ]
 
 
-async def note_cancelled(scopes: Sequence[uuid.UUID], cancelled: Mapping[str, str]) -> None:
-    """Show in the tables which jobs were cancelled from outside, so that a rerun submits new ones.
+async def record_cancelled(scopes: Sequence[uuid.UUID], cancelled: Mapping[str, str]) -> None:
+    """Record in the tables which jobs were cancelled by a hook, so that a rerun submits new ones.
 
     Args:
         scopes: Where the batches ran; see `artifacts_of`.
-        cancelled: The ids of the jobs, by the identity of the submission.
+        cancelled: The ids of the jobs, by the id of the submission.
     """
     for artifact in await artifacts_of(scopes, BATCH_KEY) if cancelled else ():
         rows = [dict(row) for row in rows_of(artifact)]
@@ -206,13 +214,13 @@ async def note_cancelled(scopes: Sequence[uuid.UUID], cancelled: Mapping[str, st
 
 def _record(artifact: Artifact, row: Mapping[str, Any]) -> JobRecord:
     metadata = artifact.metadata_ or {}
-    slot, resubmission = metadata["place"], int(row["generation"])
+    slot, resubmission = metadata["slot"], int(row["resubmission"])
     return JobRecord(
         submission_id=_submission_id(slot, int(row["index"]), resubmission),
         flow=metadata["flow"],
         slot=slot,
         resubmission=resubmission,
-        last_sent_at=artifact.updated,  # no job of the table is younger
+        last_sent_at=artifact.updated,  # no job of the table was submitted later
         job_id=row["job"],
         credentials=metadata.get("credentials"),
     )
@@ -223,7 +231,7 @@ def _submission_id(slot: str, index: int, resubmission: int) -> str:
 
 
 def rows_of(artifact: Artifact) -> list[Mapping[str, Any]]:
-    """Return the rows of a table, in whichever form Prefect gives them back."""
+    """Return the rows of a table, in each of the forms in which Prefect returns them."""
     data: Any = artifact.data
     rows: list[Mapping[str, Any]] = json.loads(data) if isinstance(data, str) else data
     return rows

@@ -1,4 +1,4 @@
-"""A wait is interrupted: is the job to be cancelled, or kept for the rerun that attaches to it?
+"""When a wait is interrupted, decide whether to cancel the job or to leave it running for a rerun.
 
 Only a person's act, or the timeout of the task or of the flow, cancels a job. A worker that is shut down,
 moved or evicted does not.
@@ -20,62 +20,63 @@ from prefect.client.schemas.objects import State
 from prefect.exceptions import CancelledRun
 from prefect.states import Cancelled
 
-from noukai_core import (
-    AsyncFlow,
-    AsyncJob,
-    CancelUnsupportedError,
-    JobState,
-    JobStatus,
-    JobTimeoutError,
-    NoukaiError,
-    Submission,
-)
+from noukai_core import AsyncFlow, AsyncJob, JobState, JobStatus, JobTimeoutError, NoukaiError, Submission
 from noukai_prefect import _job_store
 from noukai_prefect._run_context import RunContext, interrupted_by_a_person
 
 T = TypeVar("T")
 
 CLEANUP_SECONDS = 10.0
-"""How long all of it may take: Prefect kills a cancelled run after 30 s."""
+"""The time limit for everything that follows an interruption. Prefect kills a cancelled run after 30 s."""
 
-WATCH_SECONDS = 0.3
-"""How often a task that runs in a thread looks whether it is to stop."""
+STOP_CHECK_SECONDS = 0.3
+"""How often a task in a thread checks whether it has to stop."""
 
-ASK_SECONDS = 5.0
-"""How often such a task asks Prefect's server, when nothing else can tell it."""
+SERVER_CHECK_SECONDS = 5.0
+"""How often such a task asks Prefect's server, when nothing else can notify it."""
 
-_GENERATIONS = 20
+CANCEL_CONCURRENCY = 32
+"""How many jobs of one flow run are cancelled at the same time."""
 
-# Noukai may still be busy with a request that was given up.
-_SUBMISSION_LOOKUPS = 3
+LEFT_RUNNING = "a rerun of this flow run attaches to it"
+
+_MAX_NESTED_FLOWS = 20
+
+# Noukai may still be processing a request that the client no longer waits for.
+_LOOKUPS = 3
 _LOOKUP_PAUSE = 1.0
 
 
 class StoppedInThread(CancelledRun):
-    """A task in a thread of its own has been told to stop."""
+    """A task in a thread has to stop."""
 
 
 def interrupts(error: BaseException) -> bool:
-    """Tell an interruption of the task from an error in what it does."""
+    """Return whether an error interrupted the task from outside."""
     return isinstance(error, StoppedInThread) or not isinstance(error, Exception)
 
 
 async def watch_for_stop(run: RunContext) -> None:
-    """Return when the task is told to stop."""
-    ask_at = time.monotonic() + ASK_SECONDS
+    """Return when the task has to stop."""
+    check_server_at = time.monotonic() + SERVER_CHECK_SECONDS
     while not run.stop_requested:
-        await asyncio.sleep(WATCH_SECONDS)
-        if run.must_ask_server and time.monotonic() >= ask_at:
-            if await to_be_cancelled(run, None):
+        await asyncio.sleep(STOP_CHECK_SECONDS)
+        if run.must_ask_server and time.monotonic() >= check_server_at:
+            if await cancel_reason(run, None):
                 return
-            ask_at = time.monotonic() + ASK_SECONDS
+            check_server_at = time.monotonic() + SERVER_CHECK_SECONDS
 
 
 async def run_until_stopped(operation: Coroutine[Any, Any, T], run: RunContext, meanwhile: str) -> T:
-    """Do something to its end.
+    """Run an operation, and stop it when the task has to stop.
+
+    Args:
+        operation: The operation.
+        run: Where the code runs.
+        meanwhile: What the operation does, for the error.
 
     Raises:
-        StoppedInThread: The task was told to stop before that; the message tells what happened meanwhile.
+        StoppedInThread: The task had to stop before the operation ended.
     """
     done = asyncio.ensure_future(operation)
     stopping = asyncio.ensure_future(watch_for_stop(run))
@@ -83,21 +84,21 @@ async def run_until_stopped(operation: Coroutine[Any, Any, T], run: RunContext, 
         await asyncio.wait((done, stopping), return_when=asyncio.FIRST_COMPLETED)
         if done.done():
             return done.result()
-        stopping.result()  # a signal that struck inside of it is raised here
+        stopping.result()  # raises a signal that struck inside it
         raise StoppedInThread(f"The flow run was stopped while {meanwhile}")
     finally:
-        await end((done, stopping))
+        await cancel_tasks((done, stopping))
 
 
-async def end(tasks: Sequence[asyncio.Future[Any]]) -> None:
-    """End what is still going on in this loop."""
+async def cancel_tasks(tasks: Sequence[asyncio.Future[Any]]) -> None:
+    """Cancel the unfinished ones of this loop's tasks, and wait until all have ended."""
     for unfinished in tasks:
         unfinished.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def as_cancelled_state(operation: Awaitable[T]) -> T | State[Any]:
-    """Do what a task does. When it is told to stop, that is no failure: it ends as `Cancelled`."""
+    """Run an operation. When the task has to stop, return the state `Cancelled` instead of failing."""
     try:
         return await operation
     except StoppedInThread as stopped:
@@ -106,132 +107,163 @@ async def as_cancelled_state(operation: Awaitable[T]) -> T | State[Any]:
 
 @dataclass
 class SubmissionState:
-    """What is known of a job at each moment, as a signal may strike at any.
+    """What is known about a job at any moment; a signal may strike at each.
 
     Attributes:
-        submission: To which flow it is submitted, and the identity, from when that may have been sent.
+        submission: The flow and the submission, from the moment at which it may have been sent.
         job: The job, once it is known.
     """
 
     submission: tuple[AsyncFlow, Submission] | None = None
     job: AsyncJob | None = None
 
-    def __str__(self) -> str:
-        if self.job is not None:
-            return f"Noukai job {self.job.id} of {self.job.flow}"
-        return f"A Noukai job of {self.submission[0].path}" if self.submission else "A Noukai job"
-
 
 async def cancel_or_keep(
-    state_of_submission: SubmissionState, run: RunContext, because: BaseException
+    submission_state: SubmissionState, run: RunContext, interruption: BaseException
 ) -> bool:
-    """Cancel the job when that is what the interruption means, and tell whether it was.
+    """Cancel the job if the interruption calls for that, and return whether it was cancelled.
 
     It is shielded from the interruption itself, and bounded in time.
 
     Args:
-        state_of_submission: What is known of the job.
-        run: Where it was submitted or waited for.
-        because: What interrupted that.
+        submission_state: What is known about the job.
+        run: Where the code runs.
+        interruption: What interrupted it.
     """
-    logger = run.logger()
+    logger, job = run.logger(), submission_state.job
     with anyio.move_on_after(CLEANUP_SECONDS, shield=True):
-        if not await to_be_cancelled(run, because):
-            if state_of_submission.job is not None:
-                logger.warning("%s goes on; a rerun of this flow run attaches to it", state_of_submission)
+        reason = await cancel_reason(run, interruption)
+        if reason is None:
+            if job is not None:
+                logger.warning("Noukai job %s of %s: left running (%s)", job.id, job.flow, LEFT_RUNNING)
             return False
-        if state_of_submission.job is not None:
-            return await cancel(state_of_submission.job, run)
-        if state_of_submission.submission is not None:
-            state_of_submission.job = await cancel_by_submission(*state_of_submission.submission, run)
-        return state_of_submission.job is not None
-    logger.warning("%s may go on: it could not be cancelled in time", state_of_submission)
+        if job is not None:
+            return await cancel(job, run, reason)
+        if submission_state.submission is not None:
+            submission_state.job = await cancel_by_submission(*submission_state.submission, run, reason)
+        return submission_state.job is not None
+    late = f"no confirmation within {CLEANUP_SECONDS:g} s"
+    if job is not None:
+        logger.warning(
+            "Noukai job %s of %s: cancel failed (%s; may still be running)", job.id, job.flow, late
+        )
+    elif submission_state.submission is not None:
+        flow, submission = submission_state.submission
+        logger.warning("Noukai submission %s to %s: may be left running (%s)", submission.id, flow.path, late)
     return False
 
 
-async def cancel_by_submission(flow: AsyncFlow, submission: Submission, run: RunContext) -> AsyncJob | None:
-    """Look for the job of a submission whose answer was not seen, and return it when it was cancelled."""
-    for look in range(_SUBMISSION_LOOKUPS):
-        if look:
+async def cancel_by_submission(
+    flow: AsyncFlow, submission: Submission, run: RunContext, reason: str
+) -> AsyncJob | None:
+    """Cancel the job of a submission that got no response, and return the job if it was cancelled."""
+    for attempt in range(_LOOKUPS):
+        if attempt:
             await asyncio.sleep(_LOOKUP_PAUSE)
         try:
             job = await flow.find(submission)
         except NoukaiError as error:
-            run.logger().warning("The job of submission %s could not be looked up: %s", submission.id, error)
+            run.logger().warning(
+                "Noukai submission %s to %s: lookup failed: %s", submission.id, flow.path, error
+            )
             continue
         if job is not None:
-            return job if await cancel(job, run, submission) else None
+            return job if await cancel(job, run, reason, submission) else None
     run.logger().warning(
-        "Submission %s to %s was interrupted; if Noukai made a job of it, that goes on",
+        "Noukai submission %s to %s: may be left running (interrupted before the response)",
         submission.id,
         flow.path,
     )
     return None
 
 
-async def cancel(job: AsyncJob, run: RunContext, submission: Submission | None = None) -> bool:
-    """Cancel a job, and tell whether that ended it; an impossibility is a warning that names the job."""
+async def cancel(job: AsyncJob, run: RunContext, reason: str, submission: Submission | None = None) -> bool:
+    """Cancel a job, and return whether that ended it. A failure is logged with the job's id.
+
+    Args:
+        job: The job.
+        run: Where the code runs.
+        reason: Why, for the log.
+        submission: The submission, if the record may not have the job's id yet.
+    """
     status: JobStatus | None = None
     try:
         await job.cancel()
-        # A job that has ended by itself takes no cancel, and a rerun shall have what it completed with.
+        # A job that had already ended ignores a cancel, and its outcome is for the rerun.
         with suppress(NoukaiError):
             status = await job.status()
-    except CancelUnsupportedError as error:
-        run.logger().warning("%s", error)
-        return False
     except NoukaiError as error:
-        run.logger().warning("Noukai job %s of %s could not be cancelled: %s", job.id, job.flow, error)
+        run.logger().warning(
+            "Noukai job %s of %s: cancel failed (%s; may still be running)", job.id, job.flow, error
+        )
         return False
     if status is not None and status.finished and status.state != JobState.CANCELLED:
-        run.logger().info("Noukai job %s of %s: %s before it was cancelled", job.id, job.flow, status.state)
+        run.logger().info("Noukai job %s of %s: not cancelled (already %s)", job.id, job.flow, status.state)
         return False
-    run.logger().info("Noukai job %s of %s: cancelled", job.id, job.flow)
-    await _job_store.note_end(run, job, submission)
+    run.logger().info("Noukai job %s of %s: cancelled (%s)", job.id, job.flow, reason)
+    await _job_store.record_end(run, job, submission)
     return True
 
 
-async def cancel_on_timeout(job: AsyncJob, late: JobTimeoutError, run: RunContext) -> JobTimeoutError:
-    """Cancel a job that did not end in time, and return the error that says so."""
-    if not await cancel(job, run):
-        return late
-    seen = f" (last state: {late.status.state})" if late.status else ""
+async def cancel_on_timeout(
+    job: AsyncJob, timed_out: JobTimeoutError, timeout: float, run: RunContext
+) -> JobTimeoutError:
+    """Cancel a job at its deadline, and return the error to raise.
+
+    Args:
+        job: The job.
+        timed_out: The error of the wait.
+        timeout: The timeout in seconds.
+        run: Where the code runs.
+    """
+    reason = f"timed out after {timeout:g} s"
+    if not await cancel(job, run, reason):
+        return timed_out
+    last_state = f" (last state: {timed_out.status.state})" if timed_out.status else ""
     return JobTimeoutError(
-        f"Noukai job {job.id} of {job.flow} did not end in time{seen}, and was cancelled",
+        f"Noukai job {job.id} of {job.flow} {reason}{last_state} and was cancelled",
         job_id=job.id,
-        status=late.status,
+        status=timed_out.status,
     )
 
 
-async def to_be_cancelled(run: RunContext, because: BaseException | None) -> bool:
-    """Tell whether an interruption of a wait means that the job is to end."""
+async def cancel_reason(run: RunContext, interruption: BaseException | None) -> str | None:
+    """Return why an interruption cancels the job; `None` when it leaves the job running."""
     if run.timed_out:
-        return True
+        return "the task or flow timed out"
     if run.flow_run_id is None:
-        return interrupted_by_a_person() or isinstance(because, KeyboardInterrupt)
+        return "interrupted" if _interrupted(interruption) else None
     try:
         async with get_client() as client:
-            return await _cancelled_in_prefect(client, run.flow_run_id, because)
+            return await _cancel_reason_of_flow_run(client, run.flow_run_id, interruption)
     except Exception as error:
-        run.logger().warning("Whether a person cancelled this run could not be read from Prefect: %s", error)
-        return False
+        run.logger().warning(
+            "Prefect flow run %s: cancellation unknown (Noukai jobs are left running): %s",
+            run.flow_run_id,
+            error,
+        )
+        return None
 
 
-async def _cancelled_in_prefect(
-    client: PrefectClient, flow_run_id: UUID, because: BaseException | None
-) -> bool:
-    """Look whether the flow run, or one that it is a part of, is being cancelled."""
-    for _ in range(_GENERATIONS):
+async def _cancel_reason_of_flow_run(
+    client: PrefectClient, flow_run_id: UUID, interruption: BaseException | None
+) -> str | None:
+    """Check whether the flow run, or one that called it, is being cancelled."""
+    for _ in range(_MAX_NESTED_FLOWS):
         flow_run = await client.read_flow_run(flow_run_id)
         if flow_run.state is not None and (flow_run.state.is_cancelling() or flow_run.state.is_cancelled()):
-            return True
+            return "the flow run was cancelled"
         if flow_run.parent_task_run_id is None:
-            # Nobody starts a local run again, so the person at the terminal is the one who decides. With a
-            # deployment, an interrupt is how its process is shut down.
+            # Nothing restarts a local run, so the person at the terminal decides. In a deployment, an
+            # interrupt is how the process is shut down.
             local = flow_run.deployment_id is None
-            return local and (isinstance(because, KeyboardInterrupt) or interrupted_by_a_person())
+            return "interrupted" if local and _interrupted(interruption) else None
         parent = await client.read_task_run(flow_run.parent_task_run_id)
         if parent.flow_run_id is None:
-            return False
+            return None
         flow_run_id = parent.flow_run_id
-    return False
+    return None
+
+
+def _interrupted(interruption: BaseException | None) -> bool:
+    return isinstance(interruption, KeyboardInterrupt) or interrupted_by_a_person()

@@ -1,4 +1,4 @@
-"""Submit a job, wait for it, or both: what the tasks and the blocks do, once, as coroutines."""
+"""Submit a job, wait for it, or both: the coroutines behind the tasks and the blocks."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from noukai_core import (
 )
 from noukai_prefect import _job_store
 from noukai_prefect._arguments import check_one_of, check_seconds
+from noukai_prefect._artifacts import ProgressArtifact
 from noukai_prefect._cancellation import (
     StoppedInThread,
     SubmissionState,
@@ -30,7 +31,7 @@ from noukai_prefect._cancellation import (
     interrupts,
     run_until_stopped,
 )
-from noukai_prefect._events import ProgressArtifact, job_event
+from noukai_prefect._events import emit_job_event
 from noukai_prefect._job_store import JobRecord, JobStore
 from noukai_prefect._run_context import RunContext
 from noukai_prefect.credentials import NoukaiCredentials
@@ -53,7 +54,7 @@ class JobRequest:
     session_id: str | None = None
 
     def arguments(self) -> dict[str, Any]:
-        """Return what the job client takes beside the flow."""
+        """Return the arguments of the job client, without the flow."""
         return {
             "message": self.message,
             "parameters": self.parameters,
@@ -66,13 +67,13 @@ class JobRequest:
 
 @dataclass(frozen=True)
 class WaitOptions:
-    """How a job is waited for.
+    """How to wait for a job.
 
     Attributes:
-        timeout: Seconds until the deadline; `None` for none.
-        poll_interval: A fixed pause between looks, in seconds; by default it grows with the age of the job.
-        on_cancelled: What becomes of a job that was cancelled on the Noukai side.
-        cancel_on_timeout: Whether the job is cancelled at the deadline.
+        timeout: The longest wait in seconds; `None` for no limit.
+        poll_interval: A fixed pause between polls in seconds. By default it grows with the age of the job.
+        on_cancelled: How the task ends when the job was cancelled on the Noukai side.
+        cancel_on_timeout: Whether the job is cancelled when the wait times out.
     """
 
     timeout: float | None = None
@@ -87,188 +88,194 @@ class WaitOptions:
 
 
 async def submit(
-    credentials: NoukaiCredentials, client: AsyncNoukai, inputs: JobRequest, run: RunContext
+    credentials: NoukaiCredentials, client: AsyncNoukai, request: JobRequest, run: RunContext
 ) -> AsyncJob:
-    """Submit a job, or attach to the one that this flow run has already submitted in this place.
+    """Submit a job, or attach to the one that this flow run has already submitted in the same slot.
 
-    A job that this flow run has seen fail, or that is no longer known, makes way for a new one.
+    A job that this flow run saw fail, or that Noukai no longer knows, is replaced by a new one.
     """
-    state_of_submission = SubmissionState()
-    return await _settled(
-        _submit(credentials, client.flow(inputs.flow), inputs, run, state_of_submission),
-        run,
-        state_of_submission,
-    )
+    submission_state = SubmissionState()
+    flow = client.flow(request.flow)
+    operation = _submit_or_attach(credentials, flow, request, run, submission_state)
+    return await _cancel_if_interrupted(operation, run, submission_state)
 
 
-async def wait(job: AsyncJob, options: WaitOptions, run: RunContext) -> Any:
+async def wait(job: AsyncJob, wait_options: WaitOptions, run: RunContext) -> Any:
     """Wait for a job, and return its output.
 
     Returns:
-        The output; or, for a job that was cancelled and with `on_cancelled="cancel"`, a `Cancelled` state.
+        The output; or a `Cancelled` state, if the job was cancelled and `on_cancelled` is `"cancel"`.
 
     Raises:
         JobFailedError: The job failed.
         JobCancelledError: The job was cancelled on the Noukai side.
-        JobTimeoutError: The deadline passed. It is a `TimeoutError`, so the task run ends as `TimedOut`.
-        StoppedInThread: The task was told to stop.
+        JobTimeoutError: The wait timed out. It is a `TimeoutError`, so the task run ends as `TimedOut`.
+        StoppedInThread: The task had to stop.
     """
-    return await _settled(_wait(job, options, run), run, SubmissionState(job=job))
+    return await _cancel_if_interrupted(_wait(job, wait_options, run), run, SubmissionState(job=job))
 
 
 async def submit_and_wait(
     credentials: NoukaiCredentials,
     client: AsyncNoukai,
-    inputs: JobRequest,
-    options: WaitOptions,
+    request: JobRequest,
+    wait_options: WaitOptions,
     run: RunContext,
 ) -> Any:
     """Submit a job, wait for it, and return its output; see `submit` and `wait`."""
-    state_of_submission = SubmissionState()
+    submission_state = SubmissionState()
 
     async def both() -> Any:
-        job = await _submit(credentials, client.flow(inputs.flow), inputs, run, state_of_submission)
-        return await _wait(job, options, run)
+        flow = client.flow(request.flow)
+        job = await _submit_or_attach(credentials, flow, request, run, submission_state)
+        return await _wait(job, wait_options, run)
 
-    return await _settled(both(), run, state_of_submission)
+    return await _cancel_if_interrupted(both(), run, submission_state)
 
 
-async def _settled(
-    operation: Coroutine[Any, Any, T], run: RunContext, state_of_submission: SubmissionState
+async def _cancel_if_interrupted(
+    operation: Coroutine[Any, Any, T], run: RunContext, submission_state: SubmissionState
 ) -> T:
-    """Do something about a job. Wherever an interruption strikes, it is decided what becomes of the job."""
+    """Run an operation. If it is interrupted, at whatever point, cancel its job or leave it running."""
     try:
         return await operation
-    except BaseException as interruption:
-        if interrupts(interruption):
-            cancelled = await cancel_or_keep(state_of_submission, run, interruption)
-            if state_of_submission.job is not None:
-                job_event(
-                    run,
-                    "cancelled" if cancelled else "detached",
-                    state_of_submission.job.flow,
-                    state_of_submission.job.id,
-                )
+    except BaseException as error:
+        if interrupts(error):
+            cancelled = await cancel_or_keep(submission_state, run, error)
+            if job := submission_state.job:
+                emit_job_event(run, "cancelled" if cancelled else "left-running", job.flow, job.id)
         raise
 
 
-async def _submit(
+async def _submit_or_attach(
     credentials: NoukaiCredentials,
     flow: AsyncFlow,
-    inputs: JobRequest,
+    request: JobRequest,
     run: RunContext,
-    state_of_submission: SubmissionState,
+    submission_state: SubmissionState,
 ) -> AsyncJob:
     if run.stop_requested:
         raise StoppedInThread(f"The flow run was stopped before a job of {flow.path} was submitted")
     store = _job_store.store_of(run)
     if store is None:
         submission = Submission.new()
-        state_of_submission.submission = flow, submission
-        state_of_submission.job = await flow.job(**inputs.arguments(), submission=submission)
-        return state_of_submission.job
-    given = {"server": credentials.base_url, **inputs.arguments()}
-    record = replace(await store.record(run, flow.path, given), credentials=credentials.saved_as)
-    attached = await _attached(flow, record, run, state_of_submission)
-    return attached or await _submitted(credentials, flow, inputs, run, store, record, state_of_submission)
+        submission_state.submission = flow, submission
+        submission_state.job = await flow.job(**request.arguments(), submission=submission)
+        _log_submitted(credentials, submission_state.job, run)
+        return submission_state.job
+    inputs = {"server": credentials.base_url, **request.arguments()}
+    record = replace(await store.record(run, flow.path, inputs), credentials=credentials.saved_as)
+    job = await _attach(flow, record, run, submission_state)
+    return job or await _submit(credentials, flow, request, run, store, record, submission_state)
 
 
-async def _attached(
-    flow: AsyncFlow, record: JobRecord, run: RunContext, state_of_submission: SubmissionState
+async def _attach(
+    flow: AsyncFlow, record: JobRecord, run: RunContext, submission_state: SubmissionState
 ) -> AsyncJob | None:
-    """Return the job of a record, also when it has failed since: that is then seen by who waits for it."""
+    """Return the job of a record, even one that has failed since: the wait is what reports that."""
     if record.job_id is None or record.ended:
         return None
-    state_of_submission.job = job = flow.attach(record.job_id, submitted_at=record.last_sent_at)
+    submission_state.job = job = flow.attach(record.job_id, submitted_at=record.last_sent_at)
+    logger = run.logger()
     try:
-        await run_until_stopped(job.status(), run, f"Noukai job {job.id} of {job.flow} was attached to")
-    except JobNotFoundError:
-        state_of_submission.job = None
-    return state_of_submission.job
-
-
-async def _submitted(
-    credentials: NoukaiCredentials,
-    flow: AsyncFlow,
-    inputs: JobRequest,
-    run: RunContext,
-    store: JobStore,
-    record: JobRecord,
-    state_of_submission: SubmissionState,
-) -> AsyncJob:
-    """Submit under a record that is written down before the request, and completed after it."""
-    if record.job_id is not None or record.ended:
-        record = record.next()
-    before = record.submission
-    record = await store.keep(
-        run, replace(record, last_sent_at=_job_store.now()), f"Noukai job of `{record.flow}`: submitting"
-    )
-    state_of_submission.submission = flow, record.submission
-    submitting = flow.job(**inputs.arguments(), submission=before)
-    state_of_submission.job = job = await run_until_stopped(
-        submitting, run, f"a job of {record.flow} was submitted"
-    )
-    await _note_job(run, store, replace(record, job_id=job.id), _shown(credentials, job))
-    run.logger().info("Noukai job %s of %s: submitted%s", job.id, job.flow, _at(credentials, job))
-    job_event(run, "submitted", job.flow, job.id)
+        status = await run_until_stopped(
+            job.status(), run, f"Noukai job {job.id} of {job.flow} was attached to"
+        )
+    except JobNotFoundError as error:
+        logger.warning("Noukai job %s of %s: replaced (%s)", job.id, job.flow, error)
+        submission_state.job = None
+        return None
+    logger.info("Noukai job %s of %s: attached (%s)", job.id, job.flow, status.state)
     return job
 
 
-async def _note_job(run: RunContext, store: JobStore, record: JobRecord, shown: str) -> None:
-    """Write down the id of a job. Its identity is kept already, so that this may fail."""
+async def _submit(
+    credentials: NoukaiCredentials,
+    flow: AsyncFlow,
+    request: JobRequest,
+    run: RunContext,
+    store: JobStore,
+    record: JobRecord,
+    submission_state: SubmissionState,
+) -> AsyncJob:
+    """Submit a job. Its record is stored before the request, and gets the job's id after it."""
+    if record.job_id is not None or record.ended:
+        record = record.next()
+    submission = record.submission
+    record = await store.store(
+        run, replace(record, last_sent_at=_job_store.now()), f"Noukai job of `{record.flow}`: submitting"
+    )
+    submission_state.submission = flow, record.submission
+    submission_state.job = job = await run_until_stopped(
+        flow.job(**request.arguments(), submission=submission), run, f"a job of {record.flow} was submitted"
+    )
+    await _record_job(run, store, replace(record, job_id=job.id), _job_text(credentials, job))
+    _log_submitted(credentials, job, run)
+    emit_job_event(run, "submitted", job.flow, job.id)
+    return job
+
+
+async def _record_job(run: RunContext, store: JobStore, record: JobRecord, text: str) -> None:
+    """Store the id of a job. That may fail, as the submission is already stored."""
     try:
-        await store.keep(run, record, shown)
+        await store.store(run, record, text)
     except Exception as error:
-        run.logger().warning("Noukai job %s could not be noted in Prefect: %s", record.job_id, error)
+        run.logger().warning("Noukai job %s of %s: not recorded (%s)", record.job_id, record.flow, error)
 
 
-def _shown(credentials: NoukaiCredentials, job: AsyncJob) -> str:
+def _log_submitted(credentials: NoukaiCredentials, job: AsyncJob, run: RunContext) -> None:
+    logger = run.logger()
+    logger.info("Noukai job %s of %s: submitted", job.id, job.flow)
+    if page := credentials.page_of(job.flow, job.id):
+        logger.info("Noukai job %s of %s: page %s", job.id, job.flow, page)
+
+
+def _job_text(credentials: NoukaiCredentials, job: AsyncJob) -> str:
     page = credentials.page_of(job.flow, job.id)
     return (
         f"Noukai job [{job.id}]({page}) of `{job.flow}`" if page else f"Noukai job `{job.id}` of `{job.flow}`"
     )
 
 
-def _at(credentials: NoukaiCredentials, job: AsyncJob) -> str:
-    page = credentials.page_of(job.flow, job.id)
-    return f", see {page}" if page else ""
-
-
-async def _wait(job: AsyncJob, options: WaitOptions, run: RunContext) -> Any:
-    following = _follow(job, options, run)
+async def _wait(job: AsyncJob, wait_options: WaitOptions, run: RunContext) -> Any:
+    timeout = wait_options.timeout
     try:
-        status = await run_until_stopped(following, run, f"Noukai job {job.id} of {job.flow} ran")
-    except JobTimeoutError as late:
-        if options.cancel_on_timeout:
-            raise await cancel_on_timeout(job, late, run) from None
-        raise
-    return await _outcome(job, status, options, run)
+        status = await run_until_stopped(
+            _watch(job, wait_options, run), run, f"Noukai job {job.id} of {job.flow} ran"
+        )
+    except JobTimeoutError as timed_out:
+        if timeout is None or not wait_options.cancel_on_timeout:
+            raise
+        raise await cancel_on_timeout(job, timed_out, timeout, run) from None
+    return await _output(job, status, wait_options, run)
 
 
-async def _follow(job: AsyncJob, options: WaitOptions, run: RunContext) -> JobStatus:
+async def _watch(job: AsyncJob, wait_options: WaitOptions, run: RunContext) -> JobStatus:
     logger = run.logger()
-    bar = ProgressArtifact(run, f"Noukai job {job.id} of {job.flow}")
-    state = None
+    progress = ProgressArtifact(run, f"Noukai job {job.id} of {job.flow}")
     status: JobStatus | None = None
-    async for status in job.watch(timeout=options.timeout, poll_interval=options.poll_interval):
-        if status.state != state:
+    state: str | None = None
+    async for status in job.watch(timeout=wait_options.timeout, poll_interval=wait_options.poll_interval):
+        if state is None:
             logger.info("Noukai job %s of %s: %s", job.id, job.flow, status.state)
-            state = status.state
-        await bar.show_job(status)
+        elif status.state != state:
+            logger.info("Noukai job %s of %s: %s → %s", job.id, job.flow, state, status.state)
+        state = status.state
+        await progress.update_from(status)
     assert status is not None, "a watch ends with a status or an error"
     return status
 
 
-async def _outcome(
-    job: AsyncJob, status: JobStatus, options: WaitOptions, run: RunContext
+async def _output(
+    job: AsyncJob, status: JobStatus, wait_options: WaitOptions, run: RunContext
 ) -> Any | State[Any]:
     error = {"error": status.error[:500]} if status.error else {}
-    job_event(run, status.state, job.flow, job.id, **error)
+    emit_job_event(run, status.state, job.flow, job.id, **error)
     if status.state != JobState.COMPLETED:
-        await _job_store.note_end(run, job)
+        await _job_store.record_end(run, job)
     try:
         return status.result_or_raise().output
-    except JobCancelledError as error:
-        if options.on_cancelled == "cancel":
-            return Cancelled(message=str(error))
+    except JobCancelledError as cancelled:
+        if wait_options.on_cancelled == "cancel":
+            return Cancelled(message=str(cancelled))
         raise

@@ -1,4 +1,4 @@
-"""Where the code runs: in which flow run and task run, and whether Prefect wants it to stop."""
+"""Where the code runs: in which flow run and task run, and whether Prefect requires it to stop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     LoggerOrAdapter = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
 
-# A task's time is told by one clock, and measured by Prefect with another.
+# Prefect takes the start of a task from one clock, and measures its timeout with another.
 _CLOCK_SLACK = 0.2
 
 
@@ -33,11 +33,11 @@ class RunContext:
         flow_run_id: The flow run, if there is one.
         task_run_id: The task run, if there is one.
         task_attempt: How often the task run has been started.
-        times_out_at: When Prefect's own timeout of the task or of the flow strikes, on the monotonic clock.
+        times_out_at: When Prefect's timeout of the task or of the flow expires, on the monotonic clock.
         cancel_event: Prefect's event for a task that runs in a thread.
-        called_by: The parent's task run that stands for this flow run, if it is a subflow's.
-        attempt: What stands for this attempt of the flow run in this process, and lives no longer than it; of
-            a task that has no flow, this attempt of the task.
+        called_by: The task run that represents this flow run in its parent, if it is a subflow run.
+        attempt: An object that exists exactly as long as this attempt of the flow run in this process; for a
+            task without a flow, as long as this attempt of the task.
     """
 
     flow_run_id: UUID | None
@@ -66,42 +66,42 @@ class RunContext:
 
     @property
     def scope(self) -> UUID | None:
-        """What stays the same when the code runs again: a subflow may be given a new flow run by then."""
+        """The id that stays the same when the code runs again, even if a subflow gets a new flow run."""
         return self.called_by or self.flow_run_id or self.task_run_id
 
     @property
     def timed_out(self) -> bool:
-        """Whether Prefect's own timeout of the task or of the flow has struck."""
+        """Whether Prefect's timeout of the task or of the flow has expired."""
         return self.times_out_at is not None and time.monotonic() >= self.times_out_at - _CLOCK_SLACK
 
     @property
     def stop_requested(self) -> bool:
-        """Whether a task that runs in a thread of its own is to stop.
+        """Whether a task that runs in a thread has to stop.
 
-        Nothing interrupts such a task. Prefect has an event for it, which is also set when the flow has
-        simply ended before the task; why the flow is leaving shows in the main thread. And an async flow that
-        blocks its loop with `future.result()` does not come to leave at all when it is interrupted.
+        Nothing interrupts such a task. Prefect sets an event for it, but sets it too when the flow merely
+        ended before the task; the main thread shows why the flow ended. An async flow that blocks its event
+        loop with `future.result()` never gets that far when it is interrupted.
         """
         if threading.current_thread() is not threading.main_thread() and _interrupts() > 0:
             return True
         if self.cancel_event is None or not self.cancel_event.is_set():
             return False
-        return self.timed_out or _leaves_because_of() is not None
+        return self.timed_out or _exception_of_flow() is not None
 
     @property
     def must_ask_server(self) -> bool:
-        """Whether only Prefect's server can tell that the task is to stop.
+        """Whether only Prefect's server knows that the task has to stop.
 
-        What a task in a thread listens to are Prefect's private parts, which may be gone in its next version.
-        A task in a process of its own, as of a process pool, is told nothing.
+        The event for a task in a thread is a private part of Prefect, which its next version may not have.
+        Prefect does not notify a task in a separate process, such as one of a process pool.
         """
         in_thread = threading.current_thread() is not threading.main_thread()
         in_process = multiprocessing.parent_process() is not None
-        heard_no_reason = self.cancel_event is None or self.cancel_event.is_set()
-        return (in_thread or in_process) and self.flow_run_id is not None and heard_no_reason
+        no_event = self.cancel_event is None or self.cancel_event.is_set()
+        return (in_thread or in_process) and self.flow_run_id is not None and no_event
 
     def logger(self) -> LoggerOrAdapter:
-        """Return the logger of the run, or the package's own outside of one."""
+        """Return the logger of the run; outside a run, the package's own."""
         try:
             return get_run_logger()
         except MissingContextError:
@@ -109,7 +109,7 @@ class RunContext:
 
 
 def timed_in_thread() -> bool:
-    """Whether Prefect's timeout of the task throws an exception into this thread, wherever that then is."""
+    """Return whether Prefect's timeout of the task may raise an exception anywhere in this thread."""
     task = TaskRunContext.get()
     timed = task is not None and task.task.timeout_seconds is not None
     return timed and threading.current_thread() is not threading.main_thread()
@@ -124,32 +124,34 @@ def _times_out_at(task: TaskRunContext | None, flow: FlowRunContext | None) -> f
 
 
 def _cancel_event(flow: FlowRunContext | None, task_run_id: UUID | None) -> threading.Event | None:
-    """Return the event that stops a submitted task. No public name leads to it (PrefectHQ/prefect#15873)."""
+    """Return the event that stops a submitted task. Prefect has no public access to it (issue #15873)."""
     events: Any = getattr(flow.task_runner, "_cancel_events", None) if flow else None
     event = events.get(task_run_id) if isinstance(events, dict) else None  # pyright: ignore
     return event if isinstance(event, threading.Event) else None
 
 
 def interrupted_by_a_person() -> bool:
-    """Whether this process was interrupted from its terminal."""
-    cause = _leaves_because_of()
+    """Return whether this process was interrupted from its terminal."""
+    cause = _exception_of_flow()
     return _interrupts() > 0 or (cause is not None and issubclass(cause, KeyboardInterrupt))
 
 
 def _interrupts() -> int:
-    """Count the interrupts that asyncio has turned into a cancellation (asyncio.Runner, Python 3.11)."""
+    """Count the interrupts that `asyncio.Runner` has turned into a cancellation (Python 3.11)."""
     runner = getattr(getattr(signal.getsignal(signal.SIGINT), "func", None), "__self__", None)
     return int(getattr(runner, "_interrupt_count", 0))
 
 
-def _leaves_because_of() -> type[BaseException] | None:
-    """Return what makes the main thread leave the task runner, where it then waits for the tasks."""
+def _exception_of_flow() -> type[BaseException] | None:
+    """Return the exception with which the main thread leaves the task runner; there it waits for tasks."""
     main = threading.main_thread().ident
     frames: dict[int, FrameType] = sys._current_frames()  # pyright: ignore[reportPrivateUsage]
     frame = frames.get(main) if main is not None else None
     while frame is not None:
         if frame.f_code.co_name == "__exit__" and "task_runners" in frame.f_code.co_filename:
-            kind: Any = frame.f_locals.get("exc_type")
-            return kind if isinstance(kind, type) and issubclass(kind, BaseException) else None
+            error_type: Any = frame.f_locals.get("exc_type")
+            if isinstance(error_type, type) and issubclass(error_type, BaseException):
+                return error_type
+            return None
         frame = frame.f_back
     return None

@@ -1,8 +1,8 @@
-"""Run a coroutine from blocking code, so that each thing is written once.
+"""Run a coroutine from blocking code, so that sync and async share one implementation.
 
-With no event loop in this thread, one is made for the call. Where one already runs (a sync task that is
-called directly from an async flow), and where Prefect's timeout would strike in the middle of the loop, the
-coroutine runs on a loop in a thread of its own, and this thread waits.
+If this thread has no event loop, the call creates one. If one is already running (a sync task that an async
+flow calls directly), or if Prefect's timeout could raise an exception inside the loop, the coroutine runs on
+an event loop in another thread, and this thread waits.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _CLEANUP_SECONDS = 15.0
 
 
 def run_blocking(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end. An interruption of the wait cancels it, and lets it clean up."""
+    """Run a coroutine to its end. An interruption cancels it, and waits for its cleanup."""
     if _in_loop() or timed_in_thread():
-        return _Beside(coroutine).result()
+        return _InThread(coroutine).result()
     return asyncio.run(coroutine)
 
 
@@ -37,8 +37,8 @@ def _in_loop() -> bool:
     return True
 
 
-class _Beside(Generic[T]):
-    """A coroutine on a loop in another thread, with the context of this one."""
+class _InThread(Generic[T]):
+    """A coroutine on an event loop in another thread, with the context variables of this one."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
         self._coroutine = coroutine
@@ -47,8 +47,8 @@ class _Beside(Generic[T]):
         self._outcome: T | None = None
         self._error: BaseException | None = None
         self._interrupted = False
-        self._beginning = threading.Lock()
-        # Not the thread's own `join`: Python 3.11 takes a thread for ended when a signal interrupts it.
+        self._starting = threading.Lock()
+        # Not `Thread.join`: Python 3.11 considers a thread ended when a signal interrupts its `join`.
         self._ended = threading.Event()
         context = contextvars.copy_context()
         self._thread = threading.Thread(
@@ -61,7 +61,7 @@ class _Beside(Generic[T]):
             while not self._ended.wait(_WAIT_SECONDS):
                 pass
         except BaseException:
-            with self._beginning:
+            with self._starting:
                 self._interrupted = True
             if self._loop is not None and self._task is not None:
                 with suppress(RuntimeError):  # the loop has just ended
@@ -74,7 +74,7 @@ class _Beside(Generic[T]):
 
     def _run(self) -> None:
         async def main() -> Any:
-            with self._beginning:
+            with self._starting:
                 if self._interrupted:
                     return None
                 self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()

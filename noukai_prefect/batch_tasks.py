@@ -1,4 +1,4 @@
-"""The task for many jobs."""
+"""The task that runs many jobs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 from uuid import uuid4
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from noukai_core import InvalidInputError
@@ -18,43 +16,47 @@ from noukai_prefect._cancellation import as_cancelled_state
 from noukai_prefect._run import JobRequest
 from noukai_prefect._run_context import RunContext
 from noukai_prefect._sync import run_blocking
+from noukai_prefect._task import noukai_task
 from noukai_prefect.credentials import NoukaiCredentials
-from noukai_prefect.tasks import is_retryable
 
 
 async def _run_batch(
-    credentials: NoukaiCredentials, flow: str, inputs: Sequence[JobRequest], options: BatchOptions
+    credentials: NoukaiCredentials, flow: str, requests: Sequence[JobRequest], options: BatchOptions
 ) -> Any:
     run = RunContext.current()
     async with credentials.get_client("async", max_polls_per_second=options.max_polls_per_second) as client:
         noukai_flow = client.flow(flow)
-        slot = _slot(run, noukai_flow.path, credentials.base_url, inputs)
-        record = BatchTable(run, slot, noukai_flow.path, len(inputs), credentials.saved_as)
-        outcomes = await as_cancelled_state(Batch(noukai_flow, inputs, options, run, record).outcomes())
+        slot = _slot(run, noukai_flow.path, credentials.base_url, requests)
+        table = BatchTable(run, slot, noukai_flow.path, len(requests), credentials.saved_as)
+        outcomes = await as_cancelled_state(Batch(noukai_flow, requests, options, run, table).outcomes())
     if isinstance(outcomes, State):
         return outcomes
-    bad = [outcome.error for outcome in outcomes if outcome.error is not None]
-    run.logger().info("%d Noukai jobs of %s: %d completed", len(outcomes), flow, len(outcomes) - len(bad))
-    if bad and options.raise_on == "any":
-        raise ExceptionGroup(f"{len(bad)} of {len(outcomes)} Noukai jobs of {flow} did not complete", bad)
+    errors = [outcome.error for outcome in outcomes if outcome.error is not None]
+    run.logger().info(
+        "Noukai batch of %d jobs of %s: %d completed", len(outcomes), flow, len(outcomes) - len(errors)
+    )
+    if errors and options.raise_on == "any":
+        raise ExceptionGroup(
+            f"{len(errors)} of {len(outcomes)} Noukai jobs of {flow} did not complete", errors
+        )
     return outcomes
 
 
-def _slot(run: RunContext, flow: str, server: str | None, inputs: Sequence[JobRequest]) -> str:
-    """Return which of the flow run's batches it is."""
+def _slot(run: RunContext, flow: str, server: str | None, requests: Sequence[JobRequest]) -> str:
+    """Return which of the flow run's batches this is."""
     store = _job_store.store_of(run)
     if store is None:
         return str(uuid4())
-    return store.slot(run, flow, {"server": server, "batch": [one.arguments() for one in inputs]})
+    return store.slot(run, flow, {"server": server, "batch": [request.arguments() for request in requests]})
 
 
-def _inputs_of(flow: str, inputs: Sequence[Any], version: str | int, trace: bool) -> list[JobRequest]:
+def _requests(flow: str, inputs: Sequence[Any], version: str | int, trace: bool) -> list[JobRequest]:
     """Read each input: a message, or the arguments of one job."""
     if isinstance(inputs, str | Mapping):
         raise InvalidInputError(
-            f"inputs is a {type(inputs).__name__}, but must be a list with an input for each job"
+            f"inputs is a {type(inputs).__name__}, but must be a list with one input per job"
         )
-    read: list[JobRequest] = []
+    requests: list[JobRequest] = []
     for index, given in enumerate(inputs):
         if not isinstance(given, str | Mapping):
             raise InvalidInputError(
@@ -67,11 +69,11 @@ def _inputs_of(flow: str, inputs: Sequence[Any], version: str | int, trace: bool
                 f"inputs[{index}] has {', '.join(sorted(map(str, unknown)))}, but may be a message, or have "
                 "message, parameters and block_overrides"
             )
-        read.append(JobRequest(flow, **arguments, version=version, trace=trace))
-    return read
+        requests.append(JobRequest(flow, **arguments, version=version, trace=trace))
+    return requests
 
 
-@task(name="run-noukai-jobs", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=is_retryable)
+@noukai_task("run-noukai-jobs")
 async def arun_noukai_jobs(
     credentials: NoukaiCredentials,
     flow: str,
@@ -91,12 +93,12 @@ async def arun_noukai_jobs(
         timeout, poll_interval, cancel_on_timeout, max_concurrency, max_polls_per_second, raise_on
     )
     outcomes: list[JobOutcome] = await _run_batch(
-        credentials, flow, _inputs_of(flow, inputs, version, trace), options
+        credentials, flow, _requests(flow, inputs, version, trace), options
     )
     return outcomes
 
 
-@task(name="run-noukai-jobs", cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=is_retryable)
+@noukai_task("run-noukai-jobs")
 def run_noukai_jobs(
     credentials: NoukaiCredentials,
     flow: str,
@@ -111,32 +113,33 @@ def run_noukai_jobs(
     max_polls_per_second: float = 50.0,
     raise_on: RaiseOn = "any",
 ) -> list[JobOutcome]:
-    """Run many jobs of one Noukai flow in one task run, and return what became of each.
+    """Run many jobs of one Noukai flow in one task run, and return their outcomes.
 
-    They share one event loop and one client. A table artifact shows every job, a progress artifact how many
-    have ended. A retry or a rerun of the flow run takes the output of what completed, attaches to what runs,
-    and submits only what is missing.
+    The jobs share one event loop and one client. A table artifact shows every job, and a progress artifact
+    how many have ended. A retry of the task or a rerun of the flow run keeps the outputs of completed jobs,
+    attaches to running ones, and submits only what is missing.
 
     Args:
         credentials: The project's credentials.
-        flow: The Noukai flow, as `org/project/slug`, or a slug alone when the credentials have both.
-        inputs: One for each job: a message, or a mapping with `message`, `parameters` and `block_overrides`.
+        flow: The Noukai flow, as `org/project/slug`; a slug is enough if the credentials have the rest.
+        inputs: One per job: a message, or a mapping with `message`, `parameters` and `block_overrides`.
         version: `"production"`, `"draft"` or the number of a published version.
-        trace: Whether the runs are traced; the outcomes then have tokens and cost, where they can be read.
-        timeout: Seconds to wait for one job at most.
-        poll_interval: Seconds between two looks at one job; by default the pause grows with its age.
-        cancel_on_timeout: Whether a job that does not end in time is cancelled.
-        max_concurrency: How many jobs run at the same time.
-        max_polls_per_second: The most looks a second at all of them.
-        raise_on: `"any"` waits for all jobs, then raises an `ExceptionGroup` when some did not complete;
-            `"first"` raises the first error at once, and leaves the other jobs running for a rerun; `"none"`
+        trace: Whether the runs are traced. The outcomes then have tokens and cost, if traces are readable.
+        timeout: The longest wait for one job in seconds; no limit by default.
+        poll_interval: Seconds between two polls of one job. By default the pause grows with the job's age.
+        cancel_on_timeout: Whether a job that times out is cancelled.
+        max_concurrency: The number of jobs that run at the same time.
+        max_polls_per_second: The rate limit for polls of all jobs together.
+        raise_on: `"any"` waits for all jobs, then raises an `ExceptionGroup` if some did not complete.
+            `"first"` raises the first error at once, and leaves the other jobs running for a rerun. `"none"`
             never raises for a job.
 
     Returns:
         The outcomes, in the order of the inputs.
 
     Raises:
-        InvalidInputError: An input is wrong. With `raise_on="none"` that is an outcome as well.
+        InvalidInputError: An argument or an input is invalid. What only the job client can detect about an
+            input is that input's outcome instead.
         ExceptionGroup: Some jobs did not complete.
 
     Example:
@@ -153,4 +156,4 @@ def run_noukai_jobs(
     options = BatchOptions(
         timeout, poll_interval, cancel_on_timeout, max_concurrency, max_polls_per_second, raise_on
     )
-    return run_blocking(_run_batch(credentials, flow, _inputs_of(flow, inputs, version, trace), options))
+    return run_blocking(_run_batch(credentials, flow, _requests(flow, inputs, version, trace), options))

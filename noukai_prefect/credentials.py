@@ -1,4 +1,4 @@
-"""The block that holds the key."""
+"""The credentials block."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ DOCUMENTATION_URL = HttpUrl("https://docs.noukai.xyz")
 
 
 class NoukaiCredentials(CredentialsBlock):
-    """The key of a Noukai project, and where its API and its run pages are.
+    """The API key of a Noukai project, and the addresses of the API and of the run pages.
 
     Example:
-        Load stored credentials, and check the key:
+        Load stored credentials and verify the key:
         ```python
         from noukai_prefect import NoukaiCredentials
 
@@ -32,15 +32,15 @@ class NoukaiCredentials(CredentialsBlock):
     _documentation_url = DOCUMENTATION_URL
 
     api_key: SecretStr = Field(
-        title="API Key", description="The key of the Noukai project; it begins with nk_."
+        title="API Key", description="The key of the Noukai project. It begins with nk_."
     )
     base_url: str | None = Field(
-        default=None, title="Base URL", description="The address of the API; empty for Noukai's own."
+        default=None, title="Base URL", description="The address of the API. Empty for Noukai's own."
     )
     org: str | None = Field(
         default=None,
         title="Organisation",
-        description="With a project, lets flows be named by their slug alone.",
+        description="With a project, flows can be named by their slug alone.",
     )
     project: str | None = Field(
         default=None, title="Project", description="The project inside the organisation."
@@ -61,20 +61,20 @@ class NoukaiCredentials(CredentialsBlock):
     def get_client(
         self, client_type: Literal["sync", "async"] = "sync", **options: Any
     ) -> Noukai | AsyncNoukai:
-        """Make a client. It is a context manager, and a new one each time: none is kept in the block.
+        """Create a client, which is a context manager. Each call creates a new one; the block keeps none.
 
         Args:
             client_type: `"sync"` for a `noukai_core.Noukai`, `"async"` for a `noukai_core.AsyncNoukai`.
-            **options: More arguments of the client, such as `timeout` or `max_polls_per_second`.
+            **options: Further arguments of the client, such as `timeout` or `max_polls_per_second`.
 
         Returns:
             The client. An async one belongs to the event loop that first uses it.
 
         Raises:
-            InvalidInputError: A field of the block is wrong.
+            InvalidInputError: A field of the block is invalid.
         """
-        kind = Noukai if client_type == "sync" else AsyncNoukai
-        return kind(
+        client_class = Noukai if client_type == "sync" else AsyncNoukai
+        return client_class(
             self.api_key.get_secret_value(),
             base_url=self.base_url or None,
             org=self.org or None,
@@ -83,25 +83,25 @@ class NoukaiCredentials(CredentialsBlock):
         )
 
     def get_async_client(self, **options: Any) -> AsyncNoukai:
-        """Make an async client; see `get_client`."""
+        """Create an async client; see `get_client`."""
         return self.get_client("async", **options)
 
     @property
     def saved_as(self) -> str | None:
-        """The name that this block is stored under; `None` when it is not."""
+        """The name under which this block is stored; `None` if it is not stored."""
         try:
             return self.get_block_placeholder().rpartition(".")[2]
         except BlockNotSavedError:
             return None
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
-        """Pickle a stored block by its name: Prefect keeps results and the inputs of tasks as pickles."""
+        """Pickle a stored block as its name, since Prefect stores results and task inputs as pickles."""
         if self.saved_as is None:
             return super().__reduce_ex__(protocol)
         return _load, (type(self), self.saved_as)
 
     def page_of(self, flow: str, job_id: str) -> str | None:
-        """Return the address of a job's page, when the block knows how it is made.
+        """Return the address of a job's page; `None` without a template.
 
         Args:
             flow: The flow, as `org/project/slug`.
@@ -116,7 +116,7 @@ class NoukaiCredentials(CredentialsBlock):
         return page
 
 
-def _load(kind: type[NoukaiCredentials], name: str) -> NoukaiCredentials:
-    load: Any = kind.load  # pyright: ignore[reportUnknownMemberType]
+def _load(block_class: type[NoukaiCredentials], name: str) -> NoukaiCredentials:
+    load: Any = block_class.load  # pyright: ignore[reportUnknownMemberType]
     block: NoukaiCredentials = load(name, _sync=True)
     return block

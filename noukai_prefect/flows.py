@@ -1,8 +1,11 @@
-"""Two flows to deploy as they are: their parameters are a form in Prefect's web page.
+"""Two flows to deploy without writing code. Their parameters are a form on Prefect's web page.
 
-from noukai_prefect.flows import noukai_job
+Example:
+    ```python
+    from noukai_prefect.flows import noukai_job
 
-noukai_job.serve(name="noukai-job")
+    noukai_job.serve(name="noukai-job")
+    ```
 """
 
 from __future__ import annotations
@@ -11,8 +14,6 @@ from typing import Any, Literal
 
 from prefect import flow
 
-# Not relative: Prefect loads a deployed file under a name of its own, and with it everything that it imports
-# relatively; a stored block would then not be an instance of that other NoukaiCredentials.
 from noukai_prefect.batch_tasks import arun_noukai_jobs
 from noukai_prefect.credentials import NoukaiCredentials
 from noukai_prefect.hooks import cancel_noukai_jobs
@@ -33,12 +34,12 @@ async def noukai_job(
 
     Args:
         credentials: The project's credentials.
-        noukai_flow: The Noukai flow, as `org/project/slug`; or a slug alone when the credentials have both.
-        message: The flow's input. It or `parameters` is needed.
+        noukai_flow: The Noukai flow, as `org/project/slug`; a slug alone if the credentials have the rest.
+        message: The flow's input. Either it or `parameters` is required.
         parameters: Named inputs of the flow.
         version: `production`, `draft` or the number of a published version.
-        timeout: Seconds that the job may take before it is cancelled; no limit by default.
-        on_cancelled: How this run ends when somebody cancels the job on the Noukai side: `fail` or `cancel`.
+        timeout: Seconds until an unfinished job is cancelled; no limit by default.
+        on_cancelled: How this run ends if the job is cancelled on the Noukai side: `fail` or `cancel`.
     """
     return await arun_noukai_job(
         credentials,
@@ -60,15 +61,15 @@ async def noukai_jobs(
     timeout: float | None = None,
     max_concurrency: int = 1000,
 ) -> list[Any]:
-    """Run one Noukai job for each message, and return the outputs in their order.
+    """Run one Noukai job per message, and return the outputs in the same order.
 
     Args:
         credentials: The project's credentials.
-        noukai_flow: The Noukai flow, as `org/project/slug`; or a slug alone when the credentials have both.
-        messages: The inputs, one for each job.
+        noukai_flow: The Noukai flow, as `org/project/slug`; a slug alone if the credentials have the rest.
+        messages: The inputs, one per job.
         version: `production`, `draft` or the number of a published version.
-        timeout: Seconds that one job may take before it is cancelled; no limit by default.
-        max_concurrency: How many jobs run at the same time at most.
+        timeout: Seconds until an unfinished job is cancelled; no limit by default.
+        max_concurrency: The number of jobs that run at the same time.
     """
     outcomes = await arun_noukai_jobs(
         credentials, noukai_flow, messages, version=version, timeout=timeout, max_concurrency=max_concurrency

@@ -1,6 +1,6 @@
-"""Flow hooks that find the jobs of a run, also when the run's own process is gone.
+"""Flow hooks that find the jobs of a run, even when the run's own process no longer exists.
 
-Put them on a flow: `@flow(on_cancellation=[cancel_noukai_jobs], on_crashed=[log_resumable_noukai_jobs])`.
+Set them on a flow: `@flow(on_cancellation=[cancel_noukai_jobs], on_crashed=[log_resumable_noukai_jobs])`.
 """
 
 from __future__ import annotations
@@ -17,51 +17,51 @@ from prefect import Flow
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.logging.loggers import flow_run_logger
 
-from noukai_core import AsyncJob, AsyncNoukai, CancelUnsupportedError, JobState, NoukaiError
-from noukai_prefect._batch_table import note_cancelled, read_unfinished
-from noukai_prefect._job_store import JobRecord, mark_ended, read_records, with_subflows
+from noukai_core import AsyncJob, AsyncNoukai, JobState, NoukaiError
+from noukai_prefect._artifacts import with_subflows
+from noukai_prefect._batch_table import read_unfinished, record_cancelled
+from noukai_prefect._cancellation import CANCEL_CONCURRENCY
+from noukai_prefect._job_store import JobRecord, mark_ended, read_records
 from noukai_prefect._sync import run_blocking
 from noukai_prefect.credentials import NoukaiCredentials
 
 if TYPE_CHECKING:
     from noukai_prefect._run_context import LoggerOrAdapter
 
-_CANCELS_IN_FLIGHT = 32
-
 
 def cancel_noukai_jobs(
     flow: Flow[..., Any], flow_run: FlowRun, state: State[Any], *, credentials: str = "default"
 ) -> None:
-    """Cancel every job of a flow run that a person cancelled, and of its subflows, for `on_cancellation`.
+    """Cancel the jobs of a flow run that a person cancelled, and of its subflows, for `on_cancellation`.
 
-    The tasks cancel their own jobs; this is for what they could not: a process that was killed before it had
-    done so. A job that has ended is not affected.
+    The tasks cancel their own jobs. This hook is for a process that was killed before it had done so. A job
+    that has ended is not affected.
 
     Args:
         flow: The flow.
         flow_run: Its run.
-        state: The state that the run is in.
-        credentials: The name of the `NoukaiCredentials` block for jobs whose own credentials are no stored
-            block; bind another one with `functools.partial`.
+        state: The state of the run.
+        credentials: The name of the `NoukaiCredentials` block for jobs that were not submitted with a stored
+            block. Bind another name with `functools.partial`.
     """
     run_blocking(_cancel_all(flow_run.id, credentials, flow_run_logger(flow_run, flow)))
 
 
 def log_resumable_noukai_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Say in the log of a crashed flow run which of its jobs a retry attaches to, for `on_crashed`.
+    """Log the jobs of a crashed flow run that a retry attaches to, for `on_crashed`.
 
-    Those are the jobs that run, and single ones that have completed: no request is made to tell them apart.
+    These are the running ones, and single jobs that have completed; no request is made to tell them apart.
 
     Args:
         flow: The flow.
         flow_run: Its run.
-        state: The state that the run is in.
+        state: The state of the run.
     """
     logger = flow_run_logger(flow_run, flow)
     for record in run_blocking(_unfinished_of(flow_run.id)):
         if record.job_id is not None:
             logger.info(
-                "Noukai job %s of %s is kept; a retry of this flow run attaches to it",
+                "Noukai job %s of %s: left running (a retry of this flow run attaches to it)",
                 record.job_id,
                 record.flow,
             )
@@ -72,37 +72,38 @@ async def _unfinished_of(flow_run_id: UUID) -> list[JobRecord]:
 
 
 async def _unfinished(scopes: Sequence[UUID]) -> list[JobRecord]:
-    """Return what flow runs have submitted, or may have, and not seen end badly."""
+    """Return what flow runs have submitted, or may have, and did not see fail or cancel."""
     single = [record for record in await read_records(scopes) if not record.ended]
     return single + await read_unfinished(scopes)
 
 
 async def _cancel_all(flow_run_id: UUID, default: str, logger: LoggerOrAdapter) -> None:
-    """Cancel the jobs of a flow run, those of each block of credentials with one client."""
-    of_block: defaultdict[str, list[JobRecord]] = defaultdict(list)
+    """Cancel the jobs of a flow run, with one client for each credentials block."""
+    by_block: defaultdict[str, list[JobRecord]] = defaultdict(list)
     scopes = await with_subflows(flow_run_id)
     for record in await _unfinished(scopes):
-        of_block[record.credentials or default].append(record)
-    for name, records in of_block.items():
-        # Whatever is wrong with one block, or for a moment with Prefect, the jobs of others are cancelled.
+        by_block[record.credentials or default].append(record)
+    for name, records in by_block.items():
+        # A broken block, or a fault of Prefect, must not keep the jobs of other blocks from being cancelled.
         try:
             block: NoukaiCredentials = await NoukaiCredentials.aload(name)
             cancelled = await _cancel_with(block, records, logger)
         except Exception as error:
-            logger.error("%d Noukai jobs go on: their credentials cannot be used: %s", len(records), error)
+            for record in records:
+                _log_not_cancelled(record, f"credentials block {name!r} cannot be used: {error}", logger)
             continue
         try:
-            await note_cancelled(scopes, cancelled)
+            await record_cancelled(scopes, cancelled)
         except Exception as error:
-            logger.warning("Prefect's tables do not show which Noukai jobs were cancelled: %s", error)
+            logger.warning("Noukai batch of the flow run: table not written: %s", error)
 
 
 async def _cancel_with(
     credentials: NoukaiCredentials, records: Sequence[JobRecord], logger: LoggerOrAdapter
 ) -> dict[str, str]:
-    """Cancel jobs, and return the ids of those that did not complete, by the identity of the submission."""
+    """Cancel jobs, and return the ids of those that did not complete, by the id of the submission."""
     cancelled: dict[str, str] = {}
-    semaphore = asyncio.Semaphore(_CANCELS_IN_FLIGHT)
+    semaphore = asyncio.Semaphore(CANCEL_CONCURRENCY)
     async with credentials.get_client("async") as client:
 
         async def bounded(record: JobRecord) -> None:
@@ -110,17 +111,26 @@ async def _cancel_with(
                 try:
                     if job_id := await _cancel(client, record, logger):
                         cancelled[record.submission_id] = job_id
-                except CancelUnsupportedError as error:
-                    logger.warning("%s", error)
                 except NoukaiError as error:
-                    logger.warning("A Noukai job of %s could not be cancelled: %s", record.flow, error)
+                    _log_not_cancelled(record, error, logger)
 
         await asyncio.gather(*(bounded(record) for record in records))
     return cancelled
 
 
+def _log_not_cancelled(record: JobRecord, why: object, logger: LoggerOrAdapter) -> None:
+    if record.job_id:
+        logger.warning(
+            "Noukai job %s of %s: cancel failed (%s; may still be running)", record.job_id, record.flow, why
+        )
+    else:
+        logger.warning(
+            "Noukai submission %s to %s: may be left running (%s)", record.submission_id, record.flow, why
+        )
+
+
 async def _cancel(client: AsyncNoukai, record: JobRecord, logger: LoggerOrAdapter) -> str | None:
-    """Cancel a job; where a killed process left only the identity of a submission, look for its job first."""
+    """Cancel a job. If a killed process recorded only the submission, find its job first."""
     flow = client.flow(record.flow)
     if record.job_id:
         job: AsyncJob | None = flow.attach(record.job_id, submitted_at=record.last_sent_at)
@@ -131,8 +141,8 @@ async def _cancel(client: AsyncNoukai, record: JobRecord, logger: LoggerOrAdapte
     status = await job.status()
     if not status.finished:
         await job.cancel()
-        logger.info("Noukai job %s of %s: cancelled with the flow run", job.id, job.flow)
-        # A job that has ended by itself takes no cancel, and a rerun shall have what it completed with.
+        logger.info("Noukai job %s of %s: cancelled (the flow run was cancelled)", job.id, job.flow)
+        # A job that had already ended ignores a cancel, and its outcome is for the rerun.
         with suppress(NoukaiError):
             status = await job.status()
     if status.state == JobState.COMPLETED:
@@ -140,5 +150,5 @@ async def _cancel(client: AsyncNoukai, record: JobRecord, logger: LoggerOrAdapte
     try:
         await mark_ended(replace(record, job_id=job.id))
     except Exception as error:
-        logger.warning("The end of Noukai job %s could not be noted in Prefect: %s", job.id, error)
+        logger.warning("Noukai job %s of %s: not recorded (%s)", job.id, job.flow, error)
     return job.id

@@ -1,4 +1,4 @@
-"""The blocks' way to run a job: `NoukaiJob`, which is saved once, and the run that it triggers."""
+"""The job block, `NoukaiJob`, and the run that it triggers."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from noukai_prefect.credentials import DOCUMENTATION_URL, NoukaiCredentials
 if TYPE_CHECKING:
     _JobBlock = JobBlock[Any]
 else:
-    # Pydantic makes a class of `JobBlock[Any]`, which Prefect would list as one more type of block.
+    # Pydantic turns `JobBlock[Any]` into a class, which Prefect would list as another block type.
     _JobBlock = JobBlock
 
 
 class NoukaiJobRun(JobRun[Any]):
-    """One job. Every method has a twin for async code, whose name begins with `a`.
+    """One job. Every method has a twin for async code, prefixed with `a`.
 
-    It holds no connection, and can be made anew from the id of a job by `from_id`.
+    It holds no connection. `from_id` creates the run of an existing job.
     """
 
     def __init__(
@@ -34,25 +34,25 @@ class NoukaiJobRun(JobRun[Any]):
         flow: str,
         job_id: str,
         *,
-        options: WaitOptions | None = None,
+        wait_options: WaitOptions | None = None,
         submitted_at: datetime | None = None,
     ) -> None:
         self.flow = flow
         self.job_id = job_id
         self._credentials = credentials
-        self._waiting = options or WaitOptions()
+        self._wait_options = wait_options or WaitOptions()
         self._submitted_at = submitted_at
-        self._outcome: tuple[Any] | None = None
+        self._output: tuple[Any] | None = None
 
     @classmethod
     def from_id(cls, credentials: NoukaiCredentials, flow: str, job_id: str, **options: Any) -> NoukaiJobRun:
-        """Return the run of a job that exists. No request is made.
+        """Return the run of an existing job. No request is made.
 
         Args:
             credentials: The project's credentials.
-            flow: The Noukai flow, as `org/project/slug`, or a slug alone when the credentials have both.
+            flow: The Noukai flow, as `org/project/slug`; a slug is enough if the credentials have the rest.
             job_id: The job.
-            **options: `submitted_at` and `waiting`.
+            **options: Further arguments of the class, `submitted_at` and `wait_options`.
         """
         return cls(credentials, flow, job_id, **options)
 
@@ -60,57 +60,57 @@ class NoukaiJobRun(JobRun[Any]):
         return f"NoukaiJobRun({self.job_id!r}, flow={self.flow!r})"
 
     async def await_for_completion(self) -> None:
-        """Wait for the end of the job; see `wait_for_completion`."""
-        if self._outcome is None:
+        """Wait until the job ends; see `wait_for_completion`."""
+        if self._output is None:
             async with self._credentials.get_client("async") as client:
                 job = client.flow(self.flow).attach(self.job_id, submitted_at=self._submitted_at)
-                self._outcome = (await wait(job, self._waiting, RunContext.current()),)
+                self._output = (await wait(job, self._wait_options, RunContext.current()),)
 
     def wait_for_completion(self) -> None:  # type: ignore[override]  # pyright: ignore
-        """Wait for the end of the job.
+        """Wait until the job ends.
 
         Raises:
             JobFailedError: The job failed.
             JobCancelledError: The job was cancelled on the Noukai side.
-            JobTimeoutError: The block's `timeout` passed; the job was cancelled.
-            CancelledRun: The flow run is being stopped, and this is a task in a thread.
+            JobTimeoutError: The block's `timeout` expired; the job was cancelled.
+            CancelledRun: The flow run was stopped, and this code runs in a thread.
         """
         run_blocking(self.await_for_completion())
 
     async def afetch_result(self) -> Any:
         """Return the job's output; see `fetch_result`."""
         await self.await_for_completion()
-        return self._outcome[0] if self._outcome else None
+        return self._output[0] if self._output else None
 
     def fetch_result(self) -> Any:
-        """Return the job's output; waits for it when it has not ended yet."""
+        """Return the job's output, and wait for it if the job has not ended yet."""
         return run_blocking(self.afetch_result())
 
     async def astatus(self) -> JobStatus:
-        """Look at the job once; see `status`."""
+        """Poll the job once; see `status`."""
         async with self._credentials.get_client("async") as client:
             return await client.flow(self.flow).attach(self.job_id, submitted_at=self._submitted_at).status()
 
     def status(self) -> JobStatus:
-        """Look at the job once."""
+        """Poll the job once, and return its status."""
         return run_blocking(self.astatus())
 
     async def acancel(self) -> bool:
         """Cancel the job; see `cancel`."""
         async with self._credentials.get_client("async") as client:
             job = client.flow(self.flow).attach(self.job_id, submitted_at=self._submitted_at)
-            return await _cancellation.cancel(job, RunContext.current())
+            return await _cancellation.cancel(job, RunContext.current(), "requested")
 
     def cancel(self) -> bool:
-        """Cancel the job, and tell whether it was; a warning in the log says why not."""
+        """Cancel the job, and return whether it was cancelled. If not, a line in the log says why."""
         return run_blocking(self.acancel())
 
 
 class NoukaiJob(_JobBlock):
-    """A Noukai flow with its inputs, ready to be run as a job.
+    """A Noukai flow with its inputs, ready to run as a job.
 
     Example:
-        Load a stored job, run it and get its output:
+        Load a stored job, run it, and get its output:
         ```python
         from noukai_prefect import NoukaiJob
 
@@ -127,57 +127,59 @@ class NoukaiJob(_JobBlock):
 
     credentials: NoukaiCredentials
     flow: str = Field(
-        description="The Noukai flow, as org/project/slug; or a slug alone when the credentials have both."
+        description="The Noukai flow, as org/project/slug. A slug is enough if the credentials have the rest."
     )
-    message: str | None = Field(default=None, description="The flow's input. It or Parameters is needed.")
+    message: str | None = Field(
+        default=None, description="The flow's input. Either it or Parameters is required."
+    )
     parameters: dict[str, Any] | None = Field(default=None, description="Named inputs of the flow.")
     block_overrides: dict[str, dict[str, Any]] | None = Field(
         default=None, title="Block Overrides", description="Settings of single steps, by step id."
     )
     version: str = Field(
-        default="production", description="production, draft, or the number of a published version."
+        default="production", description="production, draft or the number of a published version."
     )
     trace: bool = Field(default=False, description="Whether the run is traced.")
     timeout: float | None = Field(
-        default=None, description="Seconds that the job may take before it is cancelled; no limit by default."
+        default=None, description="Seconds until an unfinished job is cancelled; no limit by default."
     )
     poll_interval: float | None = Field(
         default=None,
         title="Poll Interval",
-        description="Seconds between two looks; by default the pause grows with the age of the job.",
+        description="Seconds between two polls. By default the pause grows with the age of the job.",
     )
     on_cancelled: Literal["fail", "cancel"] = Field(
         default="fail",
         title="On Cancelled",
-        description="When somebody cancels the job on the Noukai side: fail raises an error, cancel gives a "
+        description="If the job is cancelled on the Noukai side: fail raises an error, cancel returns a "
         "Cancelled state.",
     )
 
     async def atrigger(self) -> NoukaiJobRun:
         """Submit the job; see `trigger`."""
-        inputs = JobRequest(
+        request = JobRequest(
             self.flow, self.message, self.parameters, self.block_overrides, self.version, self.trace
         )
-        options = WaitOptions(self.timeout, self.poll_interval, self.on_cancelled)
+        wait_options = WaitOptions(self.timeout, self.poll_interval, self.on_cancelled)
         async with self.credentials.get_client("async") as client:
-            job = await submit(self.credentials, client, inputs, RunContext.current())
+            job = await submit(self.credentials, client, request, RunContext.current())
         return NoukaiJobRun(
             self.credentials,
             job.flow,
             job.id,
-            options=options,
+            wait_options=wait_options,
             submitted_at=job.submitted_at or datetime.now(UTC),
         )
 
     def trigger(self) -> NoukaiJobRun:  # type: ignore[override]  # pyright: ignore
-        """Submit the job, once; a rerun of the flow run finds it again.
+        """Submit the job once. A rerun of the flow run finds it again.
 
         Returns:
-            The run, to wait for and to fetch the output from.
+            The run, which waits for the job and fetches its output.
 
         Raises:
-            InvalidInputError: A field of the block is wrong; nothing was sent.
-            Refused: Noukai refused the job for good.
-            SubmissionUnknownError: It could not be settled whether there is a job.
+            InvalidInputError: A field of the block is invalid; nothing was sent.
+            PermanentError: Noukai rejected the job.
+            SubmissionUnknownError: It is unknown whether a job exists.
         """
         return run_blocking(self.atrigger())

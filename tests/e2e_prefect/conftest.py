@@ -1,6 +1,6 @@
-"""One real Prefect for the whole suite, next to one local Noukai.
+"""One real Prefect for the whole suite, and one local Noukai.
 
-Each flow run has a Noukai flow of its own, so runs never meet.
+Each flow run has its own Noukai flow, so runs never affect each other.
 """
 
 from __future__ import annotations
@@ -26,7 +26,17 @@ KEY = "nk_test_e2eprefe_0123456789abcdef0123456789abcdef"
 OTHER_KEY = "nk_test_e2eother_0123456789abcdef0123456789abcdef"
 JOB_PAGE = "https://noukai.test/{org}/{project}/{flow}/runs/{job_id}"
 
+WAIT_SECONDS = 300.0
+"""How long a test waits for an event on a busy machine. Nothing promises to be this slow."""
+
 _FLOW = re.compile(r"^@flow\b.*?^(?:async )?def (\w+)\(", re.MULTILINE | re.DOTALL)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let a test wait for several events in turn, and for those of the tests before it."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.timeout(3 * WAIT_SECONDS))
 
 
 def entrypoints(folder: Path) -> list[str]:
@@ -56,17 +66,19 @@ class Run:
     Attributes:
         id: The flow run.
         flow: The slug of the Noukai flow.
+        parameters: The other parameters of the flow run.
     """
 
     prefect: LocalPrefect
     control: EmulatorControl
     id: str
     flow: str
+    parameters: dict[str, Any]
 
-    # Prefect's side
+    # On Prefect
 
-    def wait_for(self, *states: str, timeout: float = 60.0) -> str:
-        """Wait until the flow run is in one of the states; without any, in a final one."""
+    def wait_for(self, *states: str, timeout: float = WAIT_SECONDS) -> str:
+        """Wait until the flow run is in one of the states; without arguments, in a final one."""
         return self.prefect.wait_for(self.id, *states, timeout=timeout)
 
     def task_states(self) -> list[str]:
@@ -77,14 +89,14 @@ class Run:
         """Cancel the flow run as a user does."""
         self.prefect.cancel(self.id)
 
-    # Noukai's side
+    # On Noukai
 
     def jobs(self) -> list[dict[str, Any]]:
         """Return the jobs of this run, oldest first."""
         return [job for job in self.control.jobs() if job["slug"] == self.flow]
 
-    def wait_for_jobs(self, count: int, state: str | None = None, timeout: float = 60.0) -> list[str]:
-        """Wait until so many jobs are there, in a state if one is given, and return their ids."""
+    def wait_for_jobs(self, count: int, state: str | None = None, timeout: float = WAIT_SECONDS) -> list[str]:
+        """Wait until at least `count` jobs exist, optionally in a state, and return their ids."""
 
         def there() -> list[str]:
             found = [str(job["id"]) for job in self.jobs() if state is None or job["state"] == state]
@@ -93,13 +105,13 @@ class Run:
         return wait_until(there, f"{count} jobs of {self.flow} to be {state or 'there'}", timeout)
 
     def attached_again(self, jobs: list[str]) -> None:
-        """Wait until somebody looks at each job once more."""
-        seen = {job: self.control.counts(job)["poll"] for job in jobs}
+        """Wait until each job is polled once more."""
+        before = {job: self.control.counts(job)["poll"] for job in jobs}
         for job in jobs:
-            self.control.wait_for("poll", seen[job] + 1, job_id=job, timeout=60)
+            self.control.wait_for("poll", before[job] + 1, job_id=job, timeout=WAIT_SECONDS)
 
     def submissions(self) -> int:
-        """Count the requests to submit that the server saw for this flow."""
+        """Count the submissions that the server received for this flow."""
         return sum(f"/{self.flow}/" in request["path"] for request in self.control.requests("submit"))
 
     def cancels(self, job_id: str) -> int:
@@ -108,7 +120,7 @@ class Run:
 
 
 class Runs:
-    """Starts flow runs, each with a Noukai flow and a script of its own."""
+    """Starts flow runs, each with its own Noukai flow and script."""
 
     def __init__(self, prefect: LocalPrefect, emulator: Emulator) -> None:
         self.prefect = prefect
@@ -123,15 +135,15 @@ class Runs:
         fault: dict[str, Any] | None = None,
         **parameters: Any,
     ) -> Run:
-        """Tell the local Noukai how the jobs go, and run a deployment with their flow as its parameter."""
+        """Set the script of the jobs, and run a deployment with their flow as its parameter."""
         name = flow.replace("_", "-")
         slug = f"{name[:30]}-{uuid4().hex[:8]}"
         if script:
             self.control.script(slug, **script)
         if fault:
             self.control.fault(**fault, flow=slug)
-        given = {"flow": f"acme/tests/{slug}", **parameters}
-        return Run(self.prefect, self.control, self.prefect.run(f"{name}/{deployment}", given), slug)
+        flow_run = self.prefect.run(f"{name}/{deployment}", {"flow": f"acme/tests/{slug}", **parameters})
+        return Run(self.prefect, self.control, flow_run, slug, parameters)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A person stops a run, or its time is over: the remote jobs end with it, in every style of call."""
+"""A person cancels a run, or it times out: its jobs are cancelled with it, however the flow calls them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from uuid import uuid4
 import pytest
 
 from devtools.processes import wait_until
+from tests.e2e_prefect.conftest import WAIT_SECONDS
 
 if TYPE_CHECKING:
     from devtools.prefect_server import LocalPrefect
@@ -48,10 +49,6 @@ TWO_STEPS = ["two_steps", "async_two_steps", "block", "async_block", "submitted_
 SUBMITTING = ["awaited", "called", "submitted", "batch", "async_batch"]
 ENDLESS = {"outcome": "never"}
 
-# Prefect kills a run that is still there 30 s after the cancel: what is Cancelled by then was not killed.
-CANCELLED_WITHIN = 15.0
-NOT_KILLED_WITHIN = 28.0  # for a run that first looks for its jobs, which may take it ten seconds
-
 LIMITED = [
     "limited_awaited",
     "limited_called",
@@ -61,41 +58,45 @@ LIMITED = [
     "deadline",
 ]
 LIMITED_FLOWS = ["limited_flow", "limited_flow_submitted"]
-LIMIT = 3.0  # as in timeouts.py
+LIMITS = (4.0, 16.0, 64.0)  # in turn, until the machine is quick enough to submit the job within the limit
 AT_THE_SAME_TIME = 3
 
 
 def cancel(runs: Any, style: str) -> Any:
-    """Cancel a flow run while its jobs run, and wait for its end."""
+    """Cancel a flow run while its jobs run, and wait until it ends."""
     run = runs.start(style, script=ENDLESS)
     jobs = run.wait_for_jobs(STYLES[style], "running")
-    if style in TWO_STEPS:  # in between nobody waits for the job: that is for the hook
+    if style in TWO_STEPS:  # a job that nothing waits for yet is cancelled only by the hook
         run.attached_again(jobs)
     run.cancel()
-    run.wait_for("Cancelled", timeout=CANCELLED_WITHIN)
-    return run
-
-
-def cancel_while_it_submits(runs: Any, style: str) -> Any:
-    """Cancel a flow run whose jobs are there, but whose process does not know it yet."""
-    unanswered = {"kind": "slow", "on": "submit", "seconds": 25, "times": STYLES[style]}
-    run = runs.start(style, script=ENDLESS, fault=unanswered)
-    run.wait_for_jobs(STYLES[style])
-    run.cancel()
-    run.wait_for("Cancelled", timeout=NOT_KILLED_WITHIN)
-    return run
-
-
-def exceed_the_limit(runs: Any, style: str) -> Any:
-    """Let a task run into its time limit, with a Noukai that takes its time to answer the cancel."""
-    run = runs.start(style, script=ENDLESS, fault={"kind": "slow", "on": "cancel", "seconds": 2})
     run.wait_for()
     return run
 
 
+def cancel_while_it_submits(runs: Any, style: str) -> Any:
+    """Cancel a flow run whose jobs exist, but whose process does not know that yet."""
+    no_response = {"kind": "slow", "on": "submit", "seconds": 25, "times": STYLES[style]}
+    run = runs.start(style, script=ENDLESS, fault=no_response)
+    run.wait_for_jobs(STYLES[style])
+    run.cancel()
+    run.wait_for()
+    return run
+
+
+def exceed_the_limit(runs: Any, style: str) -> Any:
+    """Let a task time out while its job runs, on a Noukai that is slow to cancel."""
+    for seconds in LIMITS:
+        slow = {"kind": "slow", "on": "cancel", "seconds": 2}
+        run = runs.start(style, script=ENDLESS, fault=slow, seconds=seconds)
+        run.wait_for()
+        if run.jobs():
+            return run
+    raise AssertionError(f"no job of {style} was submitted within {LIMITS[-1]:g} s")
+
+
 @pytest.fixture(scope="module")
 def side_by_side(runs: Any, request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Any]]]:
-    """The runs of the tests with many styles, by the name of the test; some go on at the same time."""
+    """The runs of the tests with many styles, by the name of the test. Some run at the same time."""
     stories = {
         **{f"test_cancel[{style}]": (cancel, style) for style in STYLES},
         **{
@@ -114,20 +115,24 @@ def side_by_side(runs: Any, request: pytest.FixtureRequest) -> Iterator[dict[str
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_cancel(side_by_side: Any, request: pytest.FixtureRequest, style: str) -> None:
-    """Cancelling a flow run cancels each of its jobs once, and ends the flow run as Cancelled within 15 s."""
+def test_cancel(side_by_side: Any, request: pytest.FixtureRequest, prefect: LocalPrefect, style: str) -> None:
+    """Cancelling a flow run cancels each of its jobs once, before Prefect kills the process."""
     run = side_by_side[request.node.name].result()
 
+    assert prefect.state(run.id) == "Cancelled"
     assert [job["state"] for job in run.jobs()] == ["cancelled"] * STYLES[style]
     assert [run.cancels(job["id"]) for job in run.jobs()] == [1] * STYLES[style]
     assert run.submissions() == STYLES[style]
 
 
 @pytest.mark.parametrize("style", SUBMITTING)
-def test_cancel_while_it_submits(side_by_side: Any, request: pytest.FixtureRequest, style: str) -> None:
-    """A job whose submission was not answered when its flow run was cancelled is found and cancelled."""
+def test_cancel_while_it_submits(
+    side_by_side: Any, request: pytest.FixtureRequest, prefect: LocalPrefect, style: str
+) -> None:
+    """A job whose submission had no response when its flow run was cancelled is found and cancelled."""
     run = side_by_side[request.node.name].result()
 
+    assert prefect.state(run.id) == "Cancelled"
     assert [job["state"] for job in run.jobs()] == ["cancelled"] * STYLES[style]
     assert run.submissions() == STYLES[style]
 
@@ -136,7 +141,7 @@ def test_cancel_while_it_submits(side_by_side: Any, request: pytest.FixtureReque
 def test_time_limit(
     side_by_side: Any, request: pytest.FixtureRequest, prefect: LocalPrefect, style: str
 ) -> None:
-    """A task that exceeds its `timeout_seconds`, or its job's `timeout`, is TimedOut, the job cancelled."""
+    """A task that exceeds its `timeout_seconds`, or its job's `timeout`, is TimedOut, its job cancelled."""
     run = side_by_side[request.node.name].result()
 
     assert run.task_states() == ["TimedOut"]
@@ -144,9 +149,15 @@ def test_time_limit(
     assert job["state"] == "cancelled"
     (cancel,) = run.control.requests("cancel", job["id"])
     (task,) = prefect.task_runs(run.id)
-    assert cancel["time"] - datetime.fromisoformat(task["start_time"]).timestamp() >= LIMIT
-    line = f"INFO Noukai job {job['id']} of {job['flow']}: cancelled"
-    wait_until(lambda: line in prefect.logs(run.id), "the line about the cancel", 20)
+    assert (
+        cancel["time"] - datetime.fromisoformat(task["start_time"]).timestamp() >= run.parameters["seconds"]
+    )
+    line = f"INFO Noukai job {job['id']} of {job['flow']}: cancelled ("
+    wait_until(
+        lambda: any(logged.startswith(line) for logged in prefect.logs(run.id)),
+        "the line about the cancel",
+        WAIT_SECONDS,
+    )
     if style == "deadline":
         assert "was cancelled" in task["state"]["message"]
 
@@ -159,26 +170,28 @@ def test_time_limit_of_the_flow(
     run = side_by_side[request.node.name].result()
 
     assert prefect.state(run.id) == "TimedOut"
-    (job,) = run.wait_for_jobs(1, "cancelled", timeout=15)  # the state of the flow run comes first
+    (job,) = run.wait_for_jobs(1, "cancelled")  # the state of the flow run comes first
     assert run.cancels(job) == 1
 
 
 def test_cancel_without_a_cancel_route(runs: Any, prefect: LocalPrefect) -> None:
-    """Where Noukai cannot cancel, the flow run ends as Cancelled all the same, and its log names the job."""
+    """If Noukai cannot cancel, the flow run still ends as Cancelled, and its log names the job."""
     run = runs.start("awaited", script=ENDLESS)
     run.control.fault("no_cancel", on="cancel", times=None, flow=run.flow)
     (job,) = run.wait_for_jobs(1, "running")
 
     run.cancel()
 
-    assert run.wait_for(timeout=CANCELLED_WITHIN) == "Cancelled"
-    warnings = [line for line in prefect.logs(run.id) if line.startswith("WARNING") and job in line]
-    assert warnings, prefect.logs(run.id)
+    assert run.wait_for() == "Cancelled"
+    line = f"WARNING Noukai job {job} of acme/tests/{run.flow}: cancel failed ("
+    wait_until(
+        lambda: any(logged.startswith(line) for logged in prefect.logs(run.id)), "the warning", WAIT_SECONDS
+    )
     assert run.jobs()[0]["state"] == "running"
 
 
 class LocalRun:
-    """A flow that runs as a script, from a terminal."""
+    """A flow that runs as a script in a terminal."""
 
     def __init__(self, prefect: LocalPrefect, emulator: Emulator, style: str, log: Path) -> None:
         self.control = emulator.control
@@ -210,6 +223,7 @@ class LocalRun:
         wait_until(
             lambda: [job["state"] for job in self.jobs()] == ["running"] * count,
             f"{count} running jobs of {self.slug}",
+            WAIT_SECONDS,
             alive=lambda: None if self.process.poll() is None else pytest.fail(self.log.read_text()),
         )
 
@@ -218,11 +232,11 @@ class LocalRun:
 def test_interrupt_of_a_local_run(
     prefect: LocalPrefect, emulator_server: Emulator, tmp_path: Path, style: str
 ) -> None:
-    """One Ctrl-C ends a flow that runs without a deployment within seconds, and its jobs with it."""
+    """One Ctrl-C ends a flow that runs without a deployment, and cancels its jobs."""
     with LocalRun(prefect, emulator_server, style, tmp_path / "log") as run:
         run.wait_for_jobs(STYLES[style])
 
         run.process.send_signal(signal.SIGINT)
 
-        run.process.wait(timeout=10)
+        run.process.wait(timeout=WAIT_SECONDS)
         assert [job["state"] for job in run.jobs()] == ["cancelled"] * STYLES[style]

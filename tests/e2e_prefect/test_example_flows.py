@@ -1,4 +1,4 @@
-"""Every example flow, run by a served deployment on a live Prefect server."""
+"""Every example flow, run as a served deployment on a live Prefect server."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from devtools.processes import wait_until
+from tests.e2e_prefect.conftest import WAIT_SECONDS
 
 if TYPE_CHECKING:
     from devtools.prefect_server import LocalPrefect
@@ -18,7 +19,7 @@ EXAMPLES = Path(__file__).parents[2] / "example_flows"
 
 
 class Example:
-    """A run of an example flow, and what the local Noukai saw of it."""
+    """A run of an example flow, and its jobs on the local Noukai."""
 
     def __init__(self, prefect: LocalPrefect, control: EmulatorControl, deployment: str) -> None:
         self.prefect = prefect
@@ -26,7 +27,7 @@ class Example:
         self.id = prefect.run(deployment)
 
     def end(self) -> str:
-        return self.prefect.wait_for(self.id, timeout=90)
+        return self.prefect.wait_for(self.id, timeout=WAIT_SECONDS)
 
     def result(self) -> Any:
         return self.prefect.result(self.id)
@@ -35,9 +36,9 @@ class Example:
         return [(task["name"], task["state_name"]) for task in self.prefect.ended_task_runs(self.id)]
 
     def jobs(self) -> list[dict[str, Any]]:
-        """Return the jobs that the run has noted, as the local Noukai knows them."""
-        notes = self.prefect.artifacts(self.id, "noukai-job")
-        return [self.control.job(note["metadata_"]["job_id"]) for note in notes]
+        """Return the jobs that the run recorded, as the local Noukai knows them."""
+        records = self.prefect.artifacts(self.id, "noukai-job")
+        return [self.control.job(record["metadata_"]["job_id"]) for record in records]
 
     def polls(self) -> int:
         return sum(self.control.counts(job["id"])["poll"] for job in self.jobs())
@@ -55,7 +56,7 @@ def examples(prefect: LocalPrefect, emulator_server: Emulator) -> dict[str, Exam
 
 
 def test_run_job(examples: dict[str, Example]) -> None:
-    """A job runs as a task, its output is the result, and the next task can use it."""
+    """A job runs as a task, and the next task can use its output."""
     example = examples["noukai_run_job"]
     assert example.end() == "Completed"
     assert example.result() == "The flow says: Helo wrld"
@@ -63,7 +64,7 @@ def test_run_job(examples: dict[str, Example]) -> None:
 
 
 def test_three_endings(examples: dict[str, Example]) -> None:
-    """Each of three jobs decides its own task run, and a failed one fails the flow run."""
+    """Each of three jobs determines the state of its task run, and a failed one fails the flow run."""
     example = examples["noukai_three_endings"]
     assert example.end() == "Failed"
     assert sorted(example.task_states()) == [
@@ -78,7 +79,7 @@ def test_three_endings(examples: dict[str, Example]) -> None:
 
 
 def test_gather(examples: dict[str, Example]) -> None:
-    """Jobs that are gathered in an async flow each run once, and give their outputs in order."""
+    """Gathered jobs in an async flow run once each, and return their outputs in order."""
     example = examples["noukai_gather"]
     assert example.end() == "Completed"
     assert example.result() == ["one", "two", "three"]
@@ -87,7 +88,7 @@ def test_gather(examples: dict[str, Example]) -> None:
 
 
 def test_mapped(examples: dict[str, Example]) -> None:
-    """Mapped inputs are a task run each, and give their outputs in order."""
+    """Each mapped input is a task run, and the outputs are in order."""
     example = examples["noukai_mapped"]
     assert example.end() == "Completed"
     assert example.result() == ["one", "two", "three"]
@@ -96,7 +97,7 @@ def test_mapped(examples: dict[str, Example]) -> None:
 
 
 def test_submit_and_wait(examples: dict[str, Example]) -> None:
-    """A job can be submitted by one task and waited for by another, without a task run for each look."""
+    """One task can submit a job and another wait for it, without a task run for each poll."""
     example = examples["noukai_submit_and_wait"]
     assert example.end() == "Completed"
     assert example.result() == {"title": "Quarterly report", "summary": {"message": "A long report"}}
@@ -105,7 +106,7 @@ def test_submit_and_wait(examples: dict[str, Example]) -> None:
 
 
 def test_job_block(examples: dict[str, Example]) -> None:
-    """A saved job block is loaded with its nested credentials, triggered, and gives the output."""
+    """A saved job block is loaded with its nested credentials and triggered, and returns the output."""
     example = examples["noukai_job_block"]
     assert example.end() == "Completed"
     assert example.result() == {"message": "Helo wrld"}
@@ -113,7 +114,7 @@ def test_job_block(examples: dict[str, Example]) -> None:
 
 
 def test_cancelled(examples: dict[str, Example]) -> None:
-    """With `on_cancelled="cancel"`, a job that is cancelled at Noukai ends its task run and flow run so."""
+    """With `on_cancelled="cancel"`, a job that Noukai cancels ends its task run and flow run as Cancelled."""
     example = examples["noukai_cancelled"]
     assert example.end() == "Cancelled"
     assert [state for _, state in example.task_states()] == ["Cancelled"]
@@ -121,7 +122,7 @@ def test_cancelled(examples: dict[str, Example]) -> None:
 
 
 def test_many(examples: dict[str, Example]) -> None:
-    """Fifty jobs in one task run end in the order of the inputs, and a table shows each."""
+    """The outputs of fifty jobs in one task run are in the inputs' order, and a table shows each job."""
     example = examples["noukai_many"]
     assert example.end() == "Completed"
     result = example.result()
@@ -135,20 +136,22 @@ def test_many(examples: dict[str, Example]) -> None:
 
 
 def test_hooks(examples: dict[str, Example]) -> None:
-    """A flow with the hooks for cancellation and crash completes like any other."""
+    """A flow with the hooks for cancellation and crash completes like any other flow."""
     example = examples["noukai_hooks"]
     assert example.end() == "Completed"
     assert example.result() == {"message": "Helo wrld"}
 
 
 def test_suspend(examples: dict[str, Example]) -> None:
-    """A suspended run has no process, is resumed by one HTTP call, and reads the job it submitted once."""
+    """A suspended run has no process, resumes after one HTTP call, and attaches to its job."""
     example = examples["noukai_suspend"]
-    assert example.prefect.wait_for(example.id, "Suspended") == "Suspended"
+    assert example.prefect.wait_for(example.id, "Suspended", timeout=WAIT_SECONDS) == "Suspended"
     (job,) = example.jobs()
     assert example.control.counts(job["id"])["poll"] == 0
-    wait_until(lambda: example.control.job(job["id"])["state"] == "completed", "the job to end", 30)
-    wait_until(lambda: example.prefect.flow_run_processes(example.id) == [], "the process to end", 30)
+    wait_until(lambda: example.control.job(job["id"])["state"] == "completed", "the job to end", WAIT_SECONDS)
+    wait_until(
+        lambda: example.prefect.flow_run_processes(example.id) == [], "the process to end", WAIT_SECONDS
+    )
 
     example.prefect.resume(example.id, {"job_id": job["id"]})
 
@@ -159,7 +162,7 @@ def test_suspend(examples: dict[str, Example]) -> None:
 
 
 def test_deployments(prefect: LocalPrefect, emulator_server: Emulator) -> None:
-    """The flows of the package can be deployed as they are: a typed form, run with a stored block."""
+    """The flows of the package can be deployed without changes: a typed form, run with a stored block."""
     deployment = prefect.deployment("noukai-job/form")
     schema = deployment["parameter_openapi_schema"]
     assert schema["definitions"]["NoukaiCredentials"]["block_type_slug"] == "noukai-credentials"
@@ -173,7 +176,7 @@ def test_deployments(prefect: LocalPrefect, emulator_server: Emulator) -> None:
         "noukai-jobs/form",
         {"credentials": block, "noukai_flow": "acme/spelling/grade-3", "messages": ["a", "b"]},
     )
-    assert prefect.wait_for(one) == "Completed"
+    assert prefect.wait_for(one, timeout=WAIT_SECONDS) == "Completed"
     assert prefect.result(one) == {"message": "Helo"}
-    assert prefect.wait_for(many) == "Completed"
+    assert prefect.wait_for(many, timeout=WAIT_SECONDS) == "Completed"
     assert prefect.result(many) == [{"message": "a"}, {"message": "b"}]

@@ -1,4 +1,4 @@
-"""What people and automations see of a job: artifacts, events, log lines; and what nobody sees: the key."""
+"""What people and automations see of a job: artifacts, events and log lines; but never the key."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from devtools.processes import wait_until
-from tests.e2e_prefect.conftest import JOB_PAGE, KEY
+from tests.e2e_prefect.conftest import JOB_PAGE, KEY, WAIT_SECONDS
 
 if TYPE_CHECKING:
     from devtools.prefect_server import LocalPrefect
@@ -54,7 +54,7 @@ def events_of(prefect: LocalPrefect, job_id: str) -> list[dict[str, Any]]:
 
 
 def test_link_and_progress(started: dict[str, Run], prefect: LocalPrefect) -> None:
-    """An artifact leads to the job's page, and a bar follows the job's progress to its end."""
+    """An artifact links to the job's page, and a bar follows the job's progress to its end."""
     run = started["progress"]
     (job_id,) = run.wait_for_jobs(1)
     wait_until(
@@ -62,7 +62,7 @@ def test_link_and_progress(started: dict[str, Run], prefect: LocalPrefect) -> No
             bar["data"] for bar in prefect.artifacts(run.id, "noukai-progress") if 0 < bar["data"] < 100
         ],
         "a bar on its way",
-        30,
+        WAIT_SECONDS,
     )
     assert run.wait_for() == "Completed"
     (link,) = prefect.artifacts(run.id, "noukai-job")
@@ -73,11 +73,11 @@ def test_link_and_progress(started: dict[str, Run], prefect: LocalPrefect) -> No
 
 
 def test_events(started: dict[str, Run], prefect: LocalPrefect) -> None:
-    """A job's submission and its end are events about the job, next to the flow run that they belong to."""
+    """A job's submission and its end are events about the job, related to its flow run."""
     run = started["failed"]
     assert run.wait_for() == "Failed"
     (job_id,) = run.wait_for_jobs(1)
-    wait_until(lambda: len(events_of(prefect, job_id)) == 2, "two events", 30)
+    wait_until(lambda: len(events_of(prefect, job_id)) == 2, "two events", WAIT_SECONDS)
     submitted, failed = events_of(prefect, job_id)
     assert [submitted["event"], failed["event"]] == ["noukai.job.submitted", "noukai.job.failed"]
     assert failed["payload"]["error"] == "no luck"
@@ -87,27 +87,31 @@ def test_events(started: dict[str, Run], prefect: LocalPrefect) -> None:
 
 
 def test_log(started: dict[str, Run], prefect: LocalPrefect) -> None:
-    """The run's log has a line for the submission and for each change of state, not for each look."""
+    """The run's log has a line for the submission and for each change of state, not for each poll."""
     run = started["progress"]
     run.wait_for()
     (job_id,) = run.wait_for_jobs(1)
     assert run.control.counts(job_id)["poll"] > 5
 
     def lines() -> list[str]:
-        return [line.rsplit(": ", 1)[1] for line in prefect.logs(run.id) if job_id in line]
+        prefix = f"INFO Noukai job {job_id} of acme/tests/{run.flow}: "
+        return [line.removeprefix(prefix) for line in prefect.logs(run.id) if line.startswith(prefix)]
 
-    wait_until(lambda: lines()[-1:] == ["completed"], "the last line", 30)
-    said = [line.split(",")[0] for line in lines()]
-    assert said[0] == "submitted"
-    assert said[1:] in (["pending", "running", "completed"], ["running", "completed"])
+    wait_until(lambda: lines()[-1:] == ["running → completed"], "the last line", WAIT_SECONDS)
+    page = JOB_PAGE.format(org="acme", project="tests", flow=run.flow, job_id=job_id)
+    assert lines()[:2] == ["submitted", f"page {page}"]
+    assert lines()[2:] in (
+        ["pending", "pending → running", "running → completed"],
+        ["running", "running → completed"],
+    )
 
 
 @hooks_run
 def test_hook_on_cancellation(started: dict[str, Run], prefect: LocalPrefect) -> None:
-    """Where the process of a cancelled run could not cancel its jobs any more, the hook does.
+    """If the process of a cancelled run can no longer cancel its jobs, the hook does.
 
-    Those of batches and of subflows too, each with the key that it was submitted with. Run again, the flow
-    submits new ones.
+    This includes the jobs of batches and subflows, each with the key that submitted it. A retry of the flow
+    run submits new ones.
     """
     run = started["cancelled"]
     jobs = run.wait_for_jobs(4, "running")
@@ -115,16 +119,16 @@ def test_hook_on_cancellation(started: dict[str, Run], prefect: LocalPrefect) ->
     os.kill(process, signal.SIGSTOP)
     run.cancel()
     # Prefect leaves a run whose process dies before its runner has taken up the cancel as Cancelling.
-    wait_until(lambda: _is_told_to_end(process), "the runner to end the process", 30)
+    wait_until(lambda: _has_pending_sigterm(process), "the runner to end the process", WAIT_SECONDS)
     os.kill(process, signal.SIGKILL)
-    assert run.wait_for("Cancelled", "Crashed", timeout=60) == "Cancelled"
-    run.wait_for_jobs(4, "cancelled", timeout=30)
+    assert run.wait_for("Cancelled", "Crashed") == "Cancelled"
+    run.wait_for_jobs(4, "cancelled")
     assert [run.cancels(job) for job in jobs] == [1, 1, 1, 1]
 
-    def said() -> int:
-        return sum("cancelled with the flow run" in line for line in prefect.logs(run.id))
+    def lines() -> int:
+        return sum("cancelled (the flow run was cancelled)" in line for line in prefect.logs(run.id))
 
-    wait_until(lambda: said() == 4, "a line for each job", 30)
+    wait_until(lambda: lines() == 4, "a line for each job", WAIT_SECONDS)
     run.control.script(run.flow, after_seconds=0)
     prefect.retry(run.id)
     assert run.wait_for("Completed", "Failed", "Crashed") == "Completed"
@@ -133,36 +137,38 @@ def test_hook_on_cancellation(started: dict[str, Run], prefect: LocalPrefect) ->
 
 @hooks_run
 def test_hook_on_crash(started: dict[str, Run], prefect: LocalPrefect) -> None:
-    """The jobs of a crashed run are kept, and its log names them, which is nothing to be warned of."""
+    """The jobs of a crashed run are left running, and its log names them without a warning."""
     run = started["crashed"]
     jobs = run.wait_for_jobs(4, "running")
-    wait_until(lambda: all(row["job"] for row in table(prefect, run)), "the table to name its jobs", 30)
+    wait_until(
+        lambda: all(row["job"] for row in table(prefect, run)), "the table to name its jobs", WAIT_SECONDS
+    )
     os.kill(prefect.flow_run_process(run.id), signal.SIGKILL)
     assert run.wait_for() == "Crashed"
 
     def named() -> set[str]:
-        kept = [line for line in prefect.logs(run.id) if "is kept" in line]
-        return {job for job in jobs for line in kept if f"INFO Noukai job {job}" in line}
+        lines = [line for line in prefect.logs(run.id) if "left running (a retry" in line]
+        return {job for job in jobs for line in lines if line.startswith(f"INFO Noukai job {job} of ")}
 
-    wait_until(lambda: named() == set(jobs), "a line about each job", 30)
+    wait_until(lambda: named() == set(jobs), "a line about each job", WAIT_SECONDS)
     assert [run.cancels(job) for job in jobs] == [0, 0, 0, 0]
 
 
 def test_cancel_without_private_parts(started: dict[str, Run]) -> None:
-    """Where Prefect's private stop event is missing, its server tells a task in a thread to stop, in time."""
+    """Without Prefect's private stop event, a task in a thread learns from the server that it has to stop."""
     run = started["without event"]
     (job_id,) = run.wait_for_jobs(1, "running")
     run.cancel()
-    assert run.wait_for("Cancelled", timeout=20) == "Cancelled"
+    assert run.wait_for() == "Cancelled"
     assert run.cancels(job_id) == 1
 
 
 def test_cancel_in_between(started: dict[str, Run]) -> None:
-    """Wherever Prefect's signal strikes, its exception finds somebody who cancels the job."""
+    """Prefect's signal cancels the job even if it strikes between the submission and the wait."""
     run = started["struck in between"]
     (job_id,) = run.wait_for_jobs(1, "running")
     run.cancel()
-    assert run.wait_for("Cancelled", timeout=15) == "Cancelled"
+    assert run.wait_for() == "Cancelled"
     assert run.cancels(job_id) == 1
 
 
@@ -183,11 +189,13 @@ def test_automation(runs: Runs, prefect: LocalPrefect) -> None:
     )
     run = runs.start("observed", script={"outcome": "failed", "after_seconds": 0})
     assert run.wait_for() == "Failed"
-    wait_until(lambda: prefect.events("prefect.automation.action.executed"), "the automation to act", 60)
+    wait_until(
+        lambda: prefect.events("prefect.automation.action.executed"), "the automation to act", WAIT_SECONDS
+    )
 
 
 def test_the_key_is_nowhere(started: dict[str, Run], prefect: LocalPrefect) -> None:
-    """Database, results and logs do not hold the key, also when the block was a parameter of the run."""
+    """Database, results and logs do not contain the key, even if the block was a parameter of the run."""
     assert started["with block"].wait_for() == "Completed"
     assert started["failed"].wait_for() == "Failed"
     files = [file for file in prefect.home.rglob("*") if file.is_file()]
@@ -195,7 +203,7 @@ def test_the_key_is_nowhere(started: dict[str, Run], prefect: LocalPrefect) -> N
     assert [str(file) for file in files if KEY.encode() in file.read_bytes()] == []
 
 
-def _is_told_to_end(pid: int) -> bool:
-    """Tell whether a SIGTERM waits for a process that is stopped."""
+def _has_pending_sigterm(pid: int) -> bool:
+    """Return whether a SIGTERM is pending for a stopped process."""
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return bool(int(status["ShdPnd"], 16) >> (signal.SIGTERM - 1) & 1)

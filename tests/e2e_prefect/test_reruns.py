@@ -1,4 +1,4 @@
-"""A process is shut down, moved or killed, a wait fails: the run comes back to its job, and has no other."""
+"""After a shutdown, a move, a crash or a failed wait, the run attaches to its job and submits no other."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from devtools.processes import wait_until
+from tests.e2e_prefect.conftest import WAIT_SECONDS
 
 if TYPE_CHECKING:
     from devtools.prefect_server import LocalPrefect
@@ -39,14 +40,14 @@ LOST = {
     "connection dropped": {"kind": "drop_after"},
     "502": {"kind": "status", "status": 502, "takes_effect": True},
 }
-IN_VAIN = {"refused": {"missing": True}, "cancelled": {"outcome": "cancelled"}}
+NOT_RETRIED = {"rejected": {"missing": True}, "cancelled": {"outcome": "cancelled"}}
 ENDLESS = {"outcome": "never"}
 SHORT = {"after_seconds": 0.5}
 AT_THE_SAME_TIME = 3
 
 
 def finish(run: Any, jobs: list[str]) -> None:
-    """Wait until somebody looks at every job again, and complete the jobs."""
+    """Wait until each job is polled again, and complete the jobs."""
     run.attached_again(jobs)
     for job in jobs:
         run.control.finish(job)
@@ -66,7 +67,7 @@ def kill_and_retry(runs: Any, style: str) -> Any:
 
 
 def kill_while_it_submits(runs: Any, style: str) -> Any:
-    """Kill the process of a flow run before its submission is answered, and run it again."""
+    """Kill the process of a flow run before its submission has a response, and run it again."""
     run = runs.start(style, script=ENDLESS, fault={"kind": "slow", "on": "submit", "seconds": 25})
     jobs = run.wait_for_jobs(1)
     os.kill(runs.prefect.flow_run_process(run.id), signal.SIGKILL)
@@ -77,8 +78,8 @@ def kill_while_it_submits(runs: Any, style: str) -> Any:
     return run
 
 
-def wait_in_vain_first(runs: Any, style: str) -> Any:
-    """Let the first wait run into its deadline, and the job end in the second."""
+def time_out_once(runs: Any, style: str) -> Any:
+    """Let the first wait time out, and the job end during the second."""
 
     def second_attempt() -> bool:
         tasks = runs.prefect.task_runs(run.id)
@@ -86,7 +87,7 @@ def wait_in_vain_first(runs: Any, style: str) -> Any:
 
     run = runs.start(style, script=ENDLESS, timeout=4)
     jobs = run.wait_for_jobs(1)
-    wait_until(second_attempt, f"a second attempt of {style}")
+    wait_until(second_attempt, f"a second attempt of {style}", WAIT_SECONDS)
     finish(run, jobs)
     run.wait_for()
     return run
@@ -101,13 +102,13 @@ def let_it_end(runs: Any, style: str, **options: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def side_by_side(runs: Any, request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Any]]]:
-    """The runs of most tests, by the name of the test; some go on at the same time."""
+    """The runs of most tests, by the name of the test. Some run at the same time."""
     bad = {"outcome": "failed", "error": "no luck", "after_seconds": 0.5}
     stories: dict[str, tuple[Callable[..., Any], str, dict[str, Any]]] = {
         **{f"test_process_killed[{style}]": (kill_and_retry, style, {}) for style in STYLES},
         "test_killed_while_it_submits": (kill_while_it_submits, "awaited", {}),
         **{
-            f"test_answer_to_the_submission_lost[{how}]": (
+            f"test_response_to_the_submission_lost[{how}]": (
                 let_it_end,
                 "awaited",
                 {"script": SHORT, "fault": {"on": "submit", **fault}},
@@ -115,7 +116,7 @@ def side_by_side(runs: Any, request: pytest.FixtureRequest) -> Iterator[dict[str
             for how, fault in LOST.items()
         },
         **{
-            f"test_retry_after_a_wait_that_failed[{style}]": (wait_in_vain_first, style, {})
+            f"test_retry_after_a_wait_that_failed[{style}]": (time_out_once, style, {})
             for style in AFTER_A_WAIT
         },
         **{
@@ -127,12 +128,12 @@ def side_by_side(runs: Any, request: pytest.FixtureRequest) -> Iterator[dict[str
             for style in IDENTICAL
         },
         **{
-            f"test_no_retry_in_vain[{how}]": (let_it_end, "task_retried", {"script": script})
-            for how, script in IN_VAIN.items()
+            f"test_not_retried[{how}]": (let_it_end, "task_retried", {"script": script})
+            for how, script in NOT_RETRIED.items()
         },
         "test_nothing_bad_is_cached": (let_it_end, "cancelled_twice", {"script": {"outcome": "cancelled"}}),
         "test_two_credentials": (let_it_end, "two_credentials", {"script": SHORT}),
-        "test_no_task_run_for_a_look": (let_it_end, "awaited", {"script": {"after_polls": 4}}),
+        "test_no_task_run_for_a_poll": (let_it_end, "awaited", {"script": {"after_polls": 4}}),
     }
     wanted = {item.name for item in request.session.items if item.path == request.path}
     with ThreadPoolExecutor(AT_THE_SAME_TIME) as pool:
@@ -151,7 +152,7 @@ def run(side_by_side: dict[str, Future[Any]], request: pytest.FixtureRequest) ->
 
 @pytest.mark.parametrize("style", STYLES)
 def test_process_killed(run: Any, prefect: LocalPrefect, style: str) -> None:
-    """A flow run of a killed process attaches to its jobs when it is retried; each was submitted once."""
+    """When the flow run of a killed process is retried, it attaches to its jobs; each was submitted once."""
     assert prefect.state(run.id) == "Completed"
     assert run.submissions() == STYLES[style]
     assert [job["state"] for job in run.jobs()] == ["completed"] * STYLES[style]
@@ -159,7 +160,7 @@ def test_process_killed(run: Any, prefect: LocalPrefect, style: str) -> None:
 
 
 def test_killed_while_it_submits(run: Any, prefect: LocalPrefect) -> None:
-    """A process that dies before its submission is answered leaves one job, which the rerun finds."""
+    """A process that dies before the response to its submission leaves one job, which the rerun finds."""
     assert prefect.state(run.id) == "Completed"
     assert run.submissions() == 1
     assert [job["state"] for job in run.jobs()] == ["completed"]
@@ -167,7 +168,7 @@ def test_killed_while_it_submits(run: Any, prefect: LocalPrefect) -> None:
 
 @pytest.mark.parametrize("how", LOST)
 def test_response_to_the_submission_lost(run: Any, prefect: LocalPrefect, how: str) -> None:
-    """When the answer to a submission is lost, the job that it made is the one that is waited for."""
+    """If the response to a submission is lost, the task waits for the job that the submission created."""
     assert prefect.state(run.id) == "Completed"
     assert run.submissions() == 1
     assert [job["state"] for job in run.jobs()] == ["completed"]
@@ -175,7 +176,7 @@ def test_response_to_the_submission_lost(run: Any, prefect: LocalPrefect, how: s
 
 @pytest.mark.parametrize("style", AFTER_A_WAIT)
 def test_retry_after_a_wait_that_failed(run: Any, prefect: LocalPrefect, style: str) -> None:
-    """A retry after a wait that failed goes on with the same job, whatever it is that is retried."""
+    """A retry after a failed wait attaches to the same job, whether the task or a flow is retried."""
     assert prefect.state(run.id) == "Completed"
     assert run.submissions() == 1
     assert [job["state"] for job in run.jobs()] == ["completed"]
@@ -187,7 +188,7 @@ def test_retry_after_a_wait_that_failed(run: Any, prefect: LocalPrefect, style: 
     ids=[*RETRIED, "both_retried"],
 )
 def test_retry_after_a_job_that_failed(run: Any, prefect: LocalPrefect, style: str, jobs: int) -> None:
-    """A retry after a job that failed submits a new job, one for each retry."""
+    """Each retry after a failed job submits a new job."""
     assert prefect.state(run.id) == "Failed"
     assert run.submissions() == jobs
     assert [job["state"] for job in run.jobs()] == ["failed"] * jobs
@@ -196,23 +197,23 @@ def test_retry_after_a_job_that_failed(run: Any, prefect: LocalPrefect, style: s
 
 @pytest.mark.parametrize("style", IDENTICAL)
 def test_identical_submissions(run: Any, prefect: LocalPrefect, style: str) -> None:
-    """Three identical submissions in one flow run are three jobs, also where results are kept by default."""
+    """Three identical submissions in one flow run are three jobs, even if results are persisted."""
     assert prefect.state(run.id) == "Completed"
     assert prefect.result(run.id) == [{"message": "the same"}] * 3
     assert run.submissions() == 3
     assert len({job["session_id"] for job in run.jobs()}) == 3
 
 
-@pytest.mark.parametrize("how", IN_VAIN)
-def test_no_retry_in_vain(run: Any, prefect: LocalPrefect, how: str) -> None:
-    """A job that was refused for good, or that somebody cancelled, is not submitted again by a task retry."""
+@pytest.mark.parametrize("how", NOT_RETRIED)
+def test_not_retried(run: Any, prefect: LocalPrefect, how: str) -> None:
+    """A task retry submits no new job after a permanent error or a cancelled job."""
     assert prefect.state(run.id) == "Failed"
     assert run.task_states() == ["Failed"]
     assert run.submissions() == 1
 
 
 def test_nothing_bad_is_cached(run: Any, prefect: LocalPrefect) -> None:
-    """A task run that ended as Cancelled is not replayed, also where results are kept by default."""
+    """A task run that ended as Cancelled is not replayed, even if results are persisted by default."""
     assert prefect.result(run.id) == ["Cancelled", "Cancelled"]
     assert run.submissions() == 2
 
@@ -225,14 +226,14 @@ def test_two_credentials(run: Any, prefect: LocalPrefect) -> None:
 
 
 def test_no_task_run_for_a_poll(run: Any, prefect: LocalPrefect) -> None:
-    """However often a job is looked at, it is one task run."""
+    """A job is one task run, however often it is polled."""
     assert prefect.state(run.id) == "Completed"
     assert run.task_states() == ["Completed"]
     assert run.control.counts(run.jobs()[0]["id"])["poll"] == 4
 
 
 def machine(home: Path, storage: Path | None = None) -> dict[str, str]:
-    """Return what makes a process one of a new machine, its results in a given folder or its own."""
+    """Return the settings of a process on a new machine, with its own or a shared results folder."""
     return {
         "PREFECT_HOME": str(home),
         "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(storage or home / "storage"),
@@ -242,9 +243,9 @@ def machine(home: Path, storage: Path | None = None) -> dict[str, str]:
 
 @pytest.mark.parametrize("end", ["shut down", "lost"])
 def test_machine_gone(runs: Any, prefect: LocalPrefect, tmp_path: Path, end: str) -> None:
-    """When a machine is shut down or lost, the run goes on with its jobs on one that shares nothing with it.
+    """When a machine is shut down or lost, a machine that shares nothing with it takes over the run's jobs.
 
-    Neither storage nor home: what leads to the jobs is on Prefect's server.
+    It needs neither storage nor home, since the records of the jobs are on Prefect's server.
     """
     name = end.replace(" ", "-")
     first = prefect.serve(*MOVED_FROM, name=name, environment=machine(tmp_path / "first"))
@@ -260,7 +261,7 @@ def test_machine_gone(runs: Any, prefect: LocalPrefect, tmp_path: Path, end: str
     assert {run.cancels(job["id"]) for run in started for job in run.jobs()} == {0}
     second = prefect.serve(*MOVED_FROM, name=name, environment=machine(tmp_path / "second"))
     for run in started:
-        if prefect.state(run.id) == "Running":  # nobody was left to say that it crashed
+        if prefect.state(run.id) == "Running":  # no process was left to report the crash
             prefect.mark(run.id, "CRASHED")
         prefect.retry(run.id)
     for run, ids in zip(started, jobs, strict=True):
@@ -271,9 +272,9 @@ def test_machine_gone(runs: Any, prefect: LocalPrefect, tmp_path: Path, end: str
 
 
 def test_eviction_with_rescheduling(runs: Any, prefect: LocalPrefect, tmp_path: Path) -> None:
-    """Containers that are evicted and rescheduled keep their jobs, and the next ones wait for them.
+    """Containers that are evicted and rescheduled leave their jobs running, and the next ones attach to them.
 
-    They share nothing; but where the input of a job is the result of a task, the storage of the results.
+    They share nothing, except the result storage if the input of a job is the result of a task.
     """
     prefect.deploy(*MOVED_FROM, pool="containers")
     started = {

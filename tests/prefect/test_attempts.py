@@ -1,4 +1,4 @@
-"""A task is tried again: what its earlier attempt submitted is found, and nothing is paid for twice."""
+"""A task retry finds what the earlier attempt submitted, and pays for nothing twice."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 FLOW = "acme/spelling/grade-3"
-NO_TIME = {"timeout": 0.3, "cancel_on_timeout": False}
+TIMES_OUT = {"timeout": 0.3, "cancel_on_timeout": False}
 
 
 async def one(credentials: NoukaiCredentials, **options: Any) -> Any:
-    """Run a job in a task that is tried twice."""
+    """Run a job in a task with one retry."""
     return await arun_noukai_job.with_options(retries=1)(credentials, FLOW, "hello", **options)
 
 
 async def many(credentials: NoukaiCredentials, **options: Any) -> Any:
-    """Run a batch of one job in a task that is tried twice."""
+    """Run a batch of one job in a task with one retry."""
     return await arun_noukai_jobs.with_options(retries=1)(credentials, FLOW, ["hello"], **options)
 
 
 @pytest.mark.parametrize("run", [one, many])
-@pytest.mark.parametrize("slot", [flow, lambda run: run], ids=["in a flow", "without a flow"])
+@pytest.mark.parametrize("caller", [flow, lambda run: run], ids=["in a flow", "without a flow"])
 async def test_retry_of_a_young_job(
     credentials: NoukaiCredentials,
     emulator: Emulator,
-    slot: Callable[..., Any],
+    caller: Callable[..., Any],
     run: Callable[..., Awaitable[Any]],
 ) -> None:
-    """A retry waits for the job that is there, with and without a flow, even before Noukai knows the job."""
+    """A retry waits for the existing job, with and without a flow, even before Noukai knows the job."""
     emulator.control.script("grade-3", visible_after_seconds=60)
     with pytest.raises((JobTimeoutError, ExceptionGroup)):
-        await slot(run)(credentials, **NO_TIME)
+        await caller(run)(credentials, **TIMES_OUT)
     assert emulator.control.counts()["submit"] == 1
 
 
@@ -49,7 +49,7 @@ async def test_retry_of_a_young_job(
 async def test_retry_of_a_failed_job_without_a_flow(
     credentials: NoukaiCredentials, emulator: Emulator, run: Callable[..., Awaitable[Any]]
 ) -> None:
-    """A task without a flow submits a new job, with an identity of its own, after one that failed."""
+    """After a failed job, the retry of a task without a flow submits a new one, with a new session."""
     emulator.control.script("grade-3", outcome="failed")
     with pytest.raises(Exception, match=r"failed|did not complete"):
         await run(credentials)
@@ -57,10 +57,10 @@ async def test_retry_of_a_failed_job_without_a_flow(
 
 
 @pytest.mark.parametrize("parameters", [{1: "a", "b": 2}, {("a", "b"): 1}])
-async def test_parameters_that_cannot_be_reported_apart(
+async def test_parameters_with_keys_that_are_no_strings(
     credentials: NoukaiCredentials, emulator: Emulator, parameters: dict[Any, Any]
 ) -> None:
-    """Parameters whose keys are no strings are refused as such, and of many inputs only those."""
+    """Parameters whose keys are no strings are rejected, and in a batch only those."""
     with pytest.raises(InvalidInputError, match="keys must be strings"):
         await arun_noukai_job(credentials, FLOW, parameters=parameters)
     inputs = ["good", {"parameters": parameters}]

@@ -32,21 +32,21 @@ async def test_async_client(credentials: NoukaiCredentials) -> None:
         assert await client.verify_key() is not None
 
 
-def test_clients_are_made_fresh(credentials: NoukaiCredentials) -> None:
-    """Nothing live stays in the block: each call makes a client, so event loops never share one."""
+def test_each_call_creates_a_client(credentials: NoukaiCredentials) -> None:
+    """Each call creates a client, so event loops never share one."""
     with credentials.get_client() as first, credentials.get_client() as second:
         assert first is not second
 
 
 def test_empty_fields_of_a_form_mean_none(emulator: Emulator) -> None:
-    """Fields that the web form leaves as empty text are not taken for an organisation or an address."""
+    """Empty strings from the web form mean no organisation, project or address."""
     block = NoukaiCredentials(api_key=SecretStr(KEY), base_url=emulator.base_url, org="", project="")
     with block.get_client() as client:
         assert client.flow("acme/spelling/grade-3").path == "acme/spelling/grade-3"
 
 
 def test_org_and_project(emulator: Emulator) -> None:
-    """With organisation and project a flow is named by its slug alone."""
+    """With organisation and project, a slug alone names a flow."""
     block = NoukaiCredentials(
         api_key=SecretStr(KEY), base_url=emulator.base_url, org="acme", project="spelling"
     )
@@ -55,7 +55,7 @@ def test_org_and_project(emulator: Emulator) -> None:
 
 
 def test_wrong_fields_are_reported(emulator: Emulator) -> None:
-    """A key that is none is refused before a request, and not shown."""
+    """An invalid key is rejected before a request, and not shown."""
     block = NoukaiCredentials(api_key=SecretStr("sk-secret-of-another"), base_url=emulator.base_url)
     with pytest.raises(InvalidInputError) as refused:
         block.get_client()
@@ -63,8 +63,8 @@ def test_wrong_fields_are_reported(emulator: Emulator) -> None:
     assert emulator.control.requests() == []
 
 
-def test_the_key_is_nowhere_to_be_read(credentials: NoukaiCredentials) -> None:
-    """Neither the text of a block nor its JSON shows the key."""
+def test_the_key_is_not_shown(credentials: NoukaiCredentials) -> None:
+    """Neither the text nor the JSON of a block shows the key."""
     job = NoukaiJob(credentials=credentials, flow="acme/spelling/grade-3", message="hello")
     for block in (credentials, job):
         for text in (repr(block), str(block), block.model_dump_json()):
@@ -72,7 +72,7 @@ def test_the_key_is_nowhere_to_be_read(credentials: NoukaiCredentials) -> None:
 
 
 def test_job_page(credentials: NoukaiCredentials) -> None:
-    """The address of a job's page is made from the block's template; without one there is none."""
+    """The address of a job's page comes from the block's template; without one there is none."""
     assert credentials.page_of("acme/spelling/grade-3", "job_1") is None
     credentials.run_url_template = "https://noukai.test/{org}/{project}/{flow}/runs/{job_id}"
     assert credentials.page_of("acme/spelling/grade-3", "job_1") == (
@@ -81,12 +81,12 @@ def test_job_page(credentials: NoukaiCredentials) -> None:
 
 
 def test_pickles(credentials: NoukaiCredentials, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What Prefect keeps as a pickle holds a stored block's name, and is read through its store again."""
+    """A pickled block contains the name under which it is stored, and loads that block again."""
     credentials._block_document_id, credentials._block_document_name = uuid4(), "of-a-test"
-    asked: list[str] = []
+    loaded: list[str] = []
 
     def load(name: str, **_: Any) -> NoukaiCredentials:
-        asked.append(name)
+        loaded.append(name)
         return credentials
 
     monkeypatch.setattr(NoukaiCredentials, "load", load)
@@ -95,17 +95,17 @@ def test_pickles(credentials: NoukaiCredentials, monkeypatch: pytest.MonkeyPatch
         pickled = cloudpickle.dumps(kept)
         assert KEY.encode() not in pickled
         assert repr(cloudpickle.loads(pickled)) == repr(kept)
-    assert asked == ["of-a-test", "of-a-test"]
+    assert loaded == ["of-a-test", "of-a-test"]
 
 
 def test_a_block_that_is_not_stored_can_be_sent_to_another_process(credentials: NoukaiCredentials) -> None:
-    """A block that a flow made for itself is pickled whole, since nothing else has its key."""
+    """A block that is not stored is pickled whole, since nothing else has its key."""
     assert cloudpickle.loads(cloudpickle.dumps(credentials)) == credentials
 
 
 @pytest.mark.parametrize("block", [NoukaiCredentials, NoukaiJob])
 def test_form(block: type[Block]) -> None:
-    """The web form of a block knows the type of every field, and which one is secret."""
+    """The web form of a block knows the type of each field, and which one is secret."""
     schema = block.model_json_schema()
     assert schema["secret_fields"] == (["api_key"] if block is NoukaiCredentials else ["credentials.api_key"])
     for name, field in schema["properties"].items():

@@ -1,4 +1,4 @@
-"""What the hooks do about the jobs of a flow run, on a Prefect server, while something goes wrong."""
+"""What the hooks do with the jobs of a flow run when something fails, on a Prefect server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from prefect.context import FlowRunContext
 from pydantic import SecretStr
 
 from noukai_prefect import NoukaiCredentials, arun_noukai_jobs, asubmit_noukai_job, cancel_noukai_jobs, hooks
-from noukai_prefect._job_store import ARTIFACT_KEY, artifacts_of, read_records
+from noukai_prefect._artifacts import artifacts_of
+from noukai_prefect._job_store import JOB_KEY, read_records
 
 if TYPE_CHECKING:
     from noukai_core.emulator import Emulator, EmulatorControl
@@ -26,7 +27,7 @@ FLOW = "acme/spelling/grade-3"
 
 @pytest.fixture
 def control(emulator: Emulator) -> EmulatorControl:
-    """The local Noukai's, whose jobs do not end by themselves."""
+    """The control API of the local Noukai, whose jobs run until they are cancelled."""
     emulator.control.script("grade-3", outcome="never")
     return emulator.control
 
@@ -40,7 +41,7 @@ def run_id() -> UUID:
 
 @flow
 async def single(*all_credentials: NoukaiCredentials) -> UUID:
-    """Submit a job with each of the credentials, and leave it."""
+    """Submit a job with each of the credentials, and leave it running."""
     for credentials in all_credentials:
         await asubmit_noukai_job(credentials, FLOW, "hello")
     return run_id()
@@ -48,7 +49,7 @@ async def single(*all_credentials: NoukaiCredentials) -> UUID:
 
 @flow
 async def batch(credentials: NoukaiCredentials) -> UUID:
-    """Submit a job as a batch, and leave it."""
+    """Submit a job as a batch, and leave it running."""
     options: dict[str, Any] = {"timeout": 0.3, "cancel_on_timeout": False, "raise_on": "none"}
     await arun_noukai_jobs(credentials, FLOW, ["hello"], **options)
     return run_id()
@@ -65,7 +66,7 @@ async def call(hook: Callable[..., None], of: Flow[..., Any], flow_run_id: UUID)
 async def test_young_job(
     credentials: NoukaiCredentials, control: EmulatorControl, of: Flow[..., Awaitable[UUID]]
 ) -> None:
-    """A job that Noukai does not know yet is cancelled as soon as it does."""
+    """A job that Noukai does not know yet is cancelled as soon as Noukai knows it."""
     control.script("grade-3", outcome="never", visible_after_seconds=4)
     await credentials.save("young", overwrite=True)
     flow_run_id = await of(credentials)
@@ -76,22 +77,22 @@ async def test_young_job(
 async def test_record_gone(
     credentials: NoukaiCredentials, control: EmulatorControl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What Prefect's server cannot note about one job keeps no other job from its cancel."""
-    monkeypatch.setattr(hooks, "_CANCELS_IN_FLIGHT", 1)
+    """A job that Prefect's server cannot record does not prevent the cancellation of other jobs."""
+    monkeypatch.setattr(hooks, "CANCEL_CONCURRENCY", 1)
     await credentials.save("gone", overwrite=True)
     flow_run_id = await single(credentials, credentials, credentials)
     control.fault("slow", on="cancel", seconds=2)
     hook = asyncio.ensure_future(call(cancel_noukai_jobs, single, flow_run_id))
     await asyncio.to_thread(control.wait_for, "cancel")
     async with get_client() as client:
-        for artifact in await artifacts_of([flow_run_id], ARTIFACT_KEY):
+        for artifact in await artifacts_of([flow_run_id], JOB_KEY):
             await client.delete_artifact(artifact.id)
     await hook
     assert [job["state"] for job in control.jobs()] == ["cancelled"] * 3
 
 
 async def test_end_not_seen(credentials: NoukaiCredentials, control: EmulatorControl) -> None:
-    """A job that took its cancel counts as ended for a rerun, also when its end could not be looked at."""
+    """A job that was cancelled counts as ended for a rerun, even if its last poll failed."""
     await credentials.save("unseen", overwrite=True)
     flow_run_id = await single(credentials)
     control.fault("slow", on="cancel", seconds=2)
@@ -103,7 +104,7 @@ async def test_end_not_seen(credentials: NoukaiCredentials, control: EmulatorCon
 
 
 async def test_broken_block(credentials: NoukaiCredentials, control: EmulatorControl) -> None:
-    """A block that was broken since keeps no job that was submitted with another block from its cancel."""
+    """A block that was broken later does not prevent the cancellation of jobs of other blocks."""
     blocks = {name: credentials.model_copy() for name in ("first", "second", "third")}
     for name, block in blocks.items():
         await block.save(name, overwrite=True)

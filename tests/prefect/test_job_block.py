@@ -1,4 +1,4 @@
-"""The job block and its run, without a server: each method and its async twin."""
+"""The job block and its run, without a Prefect server: each method and its async twin."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def job(credentials: NoukaiCredentials) -> NoukaiJob:
 
 
 def test_sync(job: NoukaiJob, emulator: Emulator) -> None:
-    """Without an event loop every method is a plain call."""
+    """Without an event loop, each method is a plain call."""
     run = job.trigger()
     run.wait_for_completion()
     assert run.fetch_result() == {"message": "hello"}
@@ -32,7 +32,7 @@ def test_sync(job: NoukaiJob, emulator: Emulator) -> None:
 
 
 async def test_async(job: NoukaiJob, emulator: Emulator) -> None:
-    """In an event loop the twins are awaited."""
+    """In an event loop, the async twins do the same."""
     run = await job.atrigger()
     await run.await_for_completion()
     assert await run.afetch_result() == {"message": "hello"}
@@ -40,15 +40,15 @@ async def test_async(job: NoukaiJob, emulator: Emulator) -> None:
     assert emulator.control.counts()["submit"] == 1
 
 
-async def test_sync_inside_of_a_loop(job: NoukaiJob) -> None:
-    """A plain function that is called from async code gets a value, never a coroutine."""
+async def test_sync_inside_a_loop(job: NoukaiJob) -> None:
+    """A sync method that async code calls returns a value, never a coroutine."""
     run = job.trigger()
     assert isinstance(run, NoukaiJobRun)
     assert run.fetch_result() == {"message": "hello"}
 
 
 def test_result_is_fetched_once(job: NoukaiJob, emulator: Emulator) -> None:
-    """The output is kept by the run: it is not asked for again."""
+    """The run keeps the output, and does not request it again."""
     run = job.trigger()
     run.fetch_result()
     polls = emulator.control.counts()["poll"]
@@ -58,7 +58,7 @@ def test_result_is_fetched_once(job: NoukaiJob, emulator: Emulator) -> None:
 
 
 def test_from_id(job: NoukaiJob, credentials: NoukaiCredentials, emulator: Emulator) -> None:
-    """The run of a job that exists is made from its id without a request."""
+    """The run of an existing job is created from its id without a request."""
     job_id = job.trigger().job_id
     before = len(emulator.control.requests())
     run = NoukaiJobRun.from_id(credentials, FLOW, job_id, submitted_at=datetime.now(UTC))
@@ -68,14 +68,14 @@ def test_from_id(job: NoukaiJob, credentials: NoukaiCredentials, emulator: Emula
 
 
 def test_failure_is_raised_by_the_wait(job: NoukaiJob, emulator: Emulator) -> None:
-    """A failed job raises where it is waited for, not only where its result is fetched."""
+    """A failed job raises in the wait, not only when its result is fetched."""
     emulator.control.script("grade-3", outcome="failed", error="no luck")
     with pytest.raises(JobFailedError, match="no luck"):
         job.trigger().wait_for_completion()
 
 
 def test_cancel(job: NoukaiJob, emulator: Emulator) -> None:
-    """A job is cancelled by its run, which tells whether it could be."""
+    """A run cancels its job, and returns whether that succeeded."""
     emulator.control.script("grade-3", outcome="never")
     run = job.trigger()
     assert run.cancel() is True
@@ -86,13 +86,13 @@ def test_cancel(job: NoukaiJob, emulator: Emulator) -> None:
 
 @pytest.mark.parametrize(("version", "sent"), [("production", "production"), ("draft", "draft"), ("7", 7)])
 def test_version(credentials: NoukaiCredentials, emulator: Emulator, version: str, sent: str | int) -> None:
-    """A version that was typed into the form is understood, a number as well."""
+    """A version from the form may be a word or a number."""
     NoukaiJob(credentials=credentials, flow=FLOW, message="hello", version=version).trigger()
     assert emulator.control.jobs()[0]["version"] == sent
 
 
 def test_bad_fields_send_nothing(credentials: NoukaiCredentials, emulator: Emulator) -> None:
-    """A block with neither message nor parameters is refused before a request."""
+    """A block with invalid fields is rejected before a request."""
     with pytest.raises(InvalidInputError):
         NoukaiJob(credentials=credentials, flow=FLOW).trigger()
     with pytest.raises(InvalidInputError, match="version"):
@@ -101,6 +101,6 @@ def test_bad_fields_send_nothing(credentials: NoukaiCredentials, emulator: Emula
 
 
 def test_repr(job: NoukaiJob) -> None:
-    """A run tells its job and flow, and nothing of the credentials."""
+    """The text of a run has its job and flow, and nothing about the credentials."""
     run = job.trigger()
     assert repr(run) == f"NoukaiJobRun({run.job_id!r}, flow={FLOW!r})"

@@ -1,4 +1,4 @@
-"""The identities of a flow run's submissions: the same in every attempt, and different for each job."""
+"""The ids of a flow run's submissions: the same in every attempt, and different for each job."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ FLOW_RUN = uuid4()
 def context(
     task_run_id: UUID | None = None, *, flow_run_id: UUID = FLOW_RUN, task_attempt: int = 1
 ) -> RunContext:
-    """Stand for code in a flow run."""
+    """Return the context of code in a flow run."""
     return RunContext(flow_run_id, task_run_id, task_attempt, None, None)
 
 
-def test_equal_submissions_have_places_of_their_own() -> None:
+def test_equal_submissions_have_different_slots() -> None:
     """Three equal submissions of one attempt are three jobs."""
     store = JobStore(uuid4())
     assert len({store.slot(context(uuid4()), FLOW, INPUTS) for _ in range(3)}) == 3
 
 
-def test_a_rerun_comes_to_the_same_places() -> None:
-    """The next attempt, which has a book of its own, finds the same places in whichever order."""
+def test_a_rerun_gets_the_same_slots() -> None:
+    """The next attempt, with a new store, gets the same slots in any order."""
     scope = uuid4()
     first, second = JobStore(scope), JobStore(scope)
     slots = {first.slot(context(uuid4()), FLOW, INPUTS) for _ in range(3)}
@@ -43,7 +43,7 @@ def test_a_rerun_comes_to_the_same_places() -> None:
 
 
 def test_a_store_ends_with_its_attempt() -> None:
-    """Each attempt of a run has one book, and a process that runs many flows keeps none of them."""
+    """Each attempt of a run has one store, and a process that runs many flows keeps none of them."""
     run = replace(context(uuid4()), attempt=FlowRunContext.model_construct())
     store = store_of(run)
     assert store is not None
@@ -55,8 +55,8 @@ def test_a_store_ends_with_its_attempt() -> None:
     assert gone() is None
 
 
-def test_a_task_retry_keeps_its_places() -> None:
-    """A task that submits twice finds both of its places when it is tried again, and no other's."""
+def test_a_task_retry_keeps_its_slots() -> None:
+    """The retry of a task that submits twice gets both of its slots again, and no other task's."""
     store = JobStore(uuid4())
     mine, other = uuid4(), uuid4()
     slots = [store.slot(context(mine), FLOW, INPUTS) for _ in range(2)]
@@ -74,26 +74,26 @@ def test_a_task_retry_keeps_its_places() -> None:
         (FLOW, {**INPUTS, "server": "http://other"}),
     ],
 )
-def test_other_inputs_have_other_places(flow: str, inputs: dict[str, Any]) -> None:
-    """Another flow, input or server is never mistaken for the same submission."""
+def test_other_inputs_have_other_slots(flow: str, inputs: dict[str, Any]) -> None:
+    """A different flow, input or server has a different slot."""
     store = JobStore(uuid4())
     assert store.slot(context(), FLOW, INPUTS) != store.slot(context(), flow, inputs)
 
 
 def test_the_order_of_parameters_does_not_matter() -> None:
-    """Equal inputs are equal however they were written."""
+    """Inputs that differ only in the order of their keys are equal."""
     scope = uuid4()
     turned = {"parameters": {"a": 2, "b": 1}, "message": "hello"}
     assert JobStore(scope).slot(context(), FLOW, INPUTS) == JobStore(scope).slot(context(), FLOW, turned)
 
 
 def test_flow_runs_share_nothing() -> None:
-    """Two flow runs with the same inputs have different identities."""
+    """Two flow runs with the same inputs have different slots."""
     assert JobStore(uuid4()).slot(context(), FLOW, INPUTS) != JobStore(uuid4()).slot(context(), FLOW, INPUTS)
 
 
-def test_threads_never_share_a_place() -> None:
-    """Mapped tasks that submit at the same moment each have their own place."""
+def test_threads_never_share_a_slot() -> None:
+    """Mapped tasks that submit at the same moment get different slots."""
     store, slots, gate = JobStore(uuid4()), list[str](), threading.Barrier(20)
 
     def submit() -> None:
@@ -109,7 +109,7 @@ def test_threads_never_share_a_place() -> None:
 
 
 def test_a_record_survives_its_artifact() -> None:
-    """What an artifact keeps is what was written down, and the next generation has an identity of its own."""
+    """A record that was read equals the one that was stored; the next one has a new submission id."""
     record = JobRecord(
         str(uuid4()),
         FLOW,
@@ -127,7 +127,7 @@ def test_a_record_survives_its_artifact() -> None:
     assert after.submission_id != record.submission_id
 
 
-@pytest.mark.parametrize("metadata", [{}, {"identity": "x"}, {"note": "of somebody else"}])
-def test_an_artifact_of_somebody_else_is_no_record(metadata: dict[str, str]) -> None:
-    """An artifact with the same key and other content is passed over."""
+@pytest.mark.parametrize("metadata", [{}, {"submission_id": "x"}, {"note": "unrelated"}])
+def test_an_unrelated_artifact_is_no_record(metadata: dict[str, str]) -> None:
+    """An artifact with the same key but other content is ignored."""
     assert JobRecord.read(metadata, uuid4()) is None

@@ -1,4 +1,4 @@
-"""How far a job says it is."""
+"""The percentage in a job's progress."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from noukai_prefect._events import percent
+from noukai_prefect._artifacts import percent
 
 
 @pytest.mark.parametrize(
@@ -31,5 +31,5 @@ from noukai_prefect._events import percent
     ],
 )
 def test_percent(progress: dict[str, Any] | None, shown: float | None) -> None:
-    """The usual forms are understood and kept inside of 0 to 100; what is none has no bar."""
+    """The usual forms give a percentage from 0 to 100; anything else gives none."""
     assert percent(progress) == shown

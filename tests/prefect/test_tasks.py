@@ -1,4 +1,4 @@
-"""What the tasks do, called as plain functions against the local Noukai: sync and async alike."""
+"""The tasks, sync and async, called as plain functions against the local Noukai."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ Call = Callable[..., Awaitable[Any]]
 
 @pytest.fixture(params=["sync", "async"])
 def call(request: pytest.FixtureRequest) -> Call:
-    """Calls a task's function by its short name, in the form of the parameter."""
+    """Calls the sync or async function of a task by its short name."""
 
     async def called(name: str, *arguments: Any, **options: Any) -> Any:
         sync, twin = TWINS[name]
@@ -59,7 +59,7 @@ def call(request: pytest.FixtureRequest) -> Call:
 
 
 async def test_run(call: Call, credentials: NoukaiCredentials, emulator: Emulator) -> None:
-    """A job is submitted once with everything that was given, waited for, and its output returned."""
+    """A job is submitted once with all arguments, and its output is returned."""
     output = await call(
         "run",
         credentials,
@@ -75,14 +75,14 @@ async def test_run(call: Call, credentials: NoukaiCredentials, emulator: Emulato
 
 
 async def test_submit_then_wait(call: Call, credentials: NoukaiCredentials, emulator: Emulator) -> None:
-    """Submitting returns the id without waiting, and whoever has the id can wait."""
+    """Submitting returns the id without a poll, and the id is enough to wait."""
     job_id = await call("submit", credentials, FLOW, "hello")
     assert emulator.control.counts(job_id)["poll"] == 0
     assert await call("wait", credentials, FLOW, job_id) == {"message": "hello"}
 
 
 async def test_failed(call: Call, credentials: NoukaiCredentials, emulator: Emulator) -> None:
-    """A failed job raises with the flow's own words and the id."""
+    """The error of a failed job has the flow's own words and the job's id."""
     emulator.control.script("grade-3", outcome="failed", error="no luck")
     with pytest.raises(JobFailedError, match="no luck") as failed:
         await call("run", credentials, FLOW, "hello")
@@ -90,7 +90,7 @@ async def test_failed(call: Call, credentials: NoukaiCredentials, emulator: Emul
 
 
 async def test_cancelled(call: Call, credentials: NoukaiCredentials, emulator: Emulator) -> None:
-    """A job that is cancelled on the Noukai side raises by default, and is a state where that is wanted."""
+    """A job that is cancelled on the Noukai side raises by default, and returns a state on request."""
     emulator.control.script("grade-3", outcome="cancelled")
     with pytest.raises(JobCancelledError):
         await call("run", credentials, FLOW, "hello")
@@ -99,7 +99,7 @@ async def test_cancelled(call: Call, credentials: NoukaiCredentials, emulator: E
 
 
 async def test_timeout(call: Call, credentials: NoukaiCredentials, emulator: Emulator) -> None:
-    """At the deadline the job is cancelled, and the error is a `TimeoutError` for Prefect."""
+    """A job that times out is cancelled, and the error is a `TimeoutError` for Prefect."""
     emulator.control.script("grade-3", outcome="never")
     with pytest.raises(JobTimeoutError) as late:
         await call("run", credentials, FLOW, "hello", timeout=0.3)
@@ -107,10 +107,8 @@ async def test_timeout(call: Call, credentials: NoukaiCredentials, emulator: Emu
     assert emulator.control.jobs()[0]["state"] == "cancelled"
 
 
-async def test_timeout_that_keeps_the_job(
-    call: Call, credentials: NoukaiCredentials, emulator: Emulator
-) -> None:
-    """The job can be left running at the deadline."""
+async def test_timeout_without_cancel(call: Call, credentials: NoukaiCredentials, emulator: Emulator) -> None:
+    """A job that times out can be left running."""
     emulator.control.script("grade-3", outcome="never")
     with pytest.raises(JobTimeoutError):
         await call("run", credentials, FLOW, "hello", timeout=0.3, cancel_on_timeout=False)
@@ -136,20 +134,20 @@ async def test_timeout_that_keeps_the_job(
 async def test_bad_input_sends_nothing(
     call: Call, credentials: NoukaiCredentials, emulator: Emulator, flow: str, given: dict[str, Any]
 ) -> None:
-    """Bad input ends before anything was sent, also when it is about the wait alone."""
+    """Invalid input is rejected before anything is sent, even if it concerns only the wait."""
     with pytest.raises(InvalidInputError):
         await call("run", credentials, flow, **given)
     assert emulator.control.requests() == []
 
 
 async def test_unknown_job(call: Call, credentials: NoukaiCredentials) -> None:
-    """A job that the server does not know is an error that names it."""
+    """The error about an unknown job names the job."""
     with pytest.raises(JobNotFoundError, match="job_unknown"):
         await call("wait", credentials, FLOW, "job_unknown")
 
 
 async def test_no_such_flow(call: Call, credentials: NoukaiCredentials, emulator: Emulator) -> None:
-    """A refusal for good ends at once, with no second try."""
+    """A permanent error ends the task at once, without another submission."""
     emulator.control.script("grade-3", missing=True)
     with pytest.raises(FlowNotFoundError):
         await call("run", credentials, FLOW, "hello")
@@ -157,7 +155,7 @@ async def test_no_such_flow(call: Call, credentials: NoukaiCredentials, emulator
 
 
 async def test_faults_while_waiting(call: Call, credentials: NoukaiCredentials, emulator: Emulator) -> None:
-    """Gateway pages, dropped connections and nonsense while waiting do not fail a healthy job."""
+    """Gateway errors, dropped connections and invalid responses during the wait do not fail a healthy job."""
     emulator.control.script("grade-3", after_seconds=1)
     for fault in (
         {"kind": "status", "status": 502, "body": "html"},
@@ -171,7 +169,7 @@ async def test_faults_while_waiting(call: Call, credentials: NoukaiCredentials, 
 
 
 async def test_many(call: Call, credentials: NoukaiCredentials, emulator: Emulator) -> None:
-    """Many inputs, of both forms, give their outcomes in order."""
+    """The outcomes of many inputs, of both forms, are in the order of the inputs."""
     outcomes = await call("many", credentials, FLOW, ["a", {"message": "b", "parameters": {"n": 1}}])
     assert [outcome.output for outcome in outcomes] == [
         {"message": "a"},
@@ -182,7 +180,7 @@ async def test_many(call: Call, credentials: NoukaiCredentials, emulator: Emulat
 
 
 async def test_many_of_nothing(call: Call, credentials: NoukaiCredentials, emulator: Emulator) -> None:
-    """No inputs are no outcomes, and no request."""
+    """Without inputs there are no outcomes and no requests."""
     assert await call("many", credentials, FLOW, []) == []
     assert emulator.control.requests() == []
 
@@ -206,14 +204,14 @@ async def test_many_of_nonsense(
     options: dict[str, Any],
     reported: str,
 ) -> None:
-    """Inputs and options that make no sense are named, and nothing is sent."""
+    """Invalid inputs and options are named in the error, and nothing is sent."""
     with pytest.raises(InvalidInputError, match=reported):
         await call("many", credentials, FLOW, inputs, **options)
     assert emulator.control.requests() == []
 
 
 async def test_one_bad_input_of_many(call: Call, credentials: NoukaiCredentials, emulator: Emulator) -> None:
-    """One input that JSON cannot carry is an outcome of its own, or told with all that did not complete."""
+    """One input that is no valid JSON is an unsuccessful outcome, or part of the exception group."""
     inputs = ["a", {"parameters": {"x": float("nan")}}]
     good, bad = await call("many", credentials, FLOW, inputs, raise_on="none")
     assert good.state == "completed"
@@ -225,7 +223,7 @@ async def test_one_bad_input_of_many(call: Call, credentials: NoukaiCredentials,
 
 @pytest.mark.parametrize("name", TWINS)
 def test_twins_agree(name: str) -> None:
-    """Both forms of a task take the same arguments with the same defaults, and neither is ever cached."""
+    """Both forms of a task have the same arguments and defaults, and neither is ever cached."""
     sync, twin = TWINS[name]
     assert inspect.signature(sync.fn) == inspect.signature(twin.fn)
     assert inspect.iscoroutinefunction(twin.fn) and not inspect.iscoroutinefunction(sync.fn)
@@ -235,7 +233,7 @@ def test_twins_agree(name: str) -> None:
 
 
 class _Anything:
-    """Stands for the context of a task run, which a cache key could be made from."""
+    """A stand-in for the context of a task run, from which a cache key could be computed."""
 
     task = run_noukai_job
     task_run = type("Run", (), {"id": uuid4(), "flow_run_id": uuid4()})
@@ -262,8 +260,8 @@ class _Anything:
         ),
     ],
 )
-async def test_worth_retrying(error: Exception, worth: bool) -> None:
-    """A retry is made where it can help, and not for what stays wrong or was stopped on purpose."""
+async def test_is_retryable(error: Exception, worth: bool) -> None:
+    """A retry is made where it may help, but not after permanent errors or a cancelled job."""
     from prefect.states import exception_to_failed_state
 
     state = await exception_to_failed_state(error)

@@ -9,7 +9,7 @@ from prefect import flow
 from noukai_prefect import JobOutcome, NoukaiCredentials, arun_noukai_jobs, run_noukai_jobs
 
 
-def shown(outcomes: list[JobOutcome]) -> list[dict[str, Any]]:
+def summaries(outcomes: list[JobOutcome]) -> list[dict[str, Any]]:
     return [
         {"state": outcome.state, "output": outcome.output, "error": str(outcome.error or "")}
         for outcome in outcomes
@@ -30,32 +30,32 @@ async def batch_of_four(flow: str, raise_on: Literal["first", "any", "none"]) ->
         job("quick", after_seconds=0),
     ]
     credentials = await NoukaiCredentials.aload("default")
-    return shown(await arun_noukai_jobs(credentials, flow, inputs, raise_on=raise_on))
+    return summaries(await arun_noukai_jobs(credentials, flow, inputs, raise_on=raise_on))
 
 
 @flow(retries=1)
 def batch_retried(flow: str) -> list[dict[str, Any]]:
     credentials = NoukaiCredentials.load("default")
-    return shown(run_noukai_jobs(credentials, flow, ["the same", "the same", "the same", "another"]))
+    return summaries(run_noukai_jobs(credentials, flow, ["the same", "the same", "the same", "another"]))
 
 
 @flow
 async def batch_max_concurrency(flow: str) -> list[dict[str, Any]]:
     credentials = await NoukaiCredentials.aload("default")
-    return shown(await arun_noukai_jobs(credentials, flow, ["a", "b", "c", "d", "e"], max_concurrency=2))
+    return summaries(await arun_noukai_jobs(credentials, flow, ["a", "b", "c", "d", "e"], max_concurrency=2))
 
 
 @flow
 async def batch_too_slow(flow: str) -> list[dict[str, Any]]:
     inputs = [job("quick", after_seconds=0), job("endless", outcome="never")]
     credentials = await NoukaiCredentials.aload("default")
-    return shown(await arun_noukai_jobs(credentials, flow, inputs, timeout=2, raise_on="none"))
+    return summaries(await arun_noukai_jobs(credentials, flow, inputs, timeout=2, raise_on="none"))
 
 
 @flow
-async def batch_timed_out(flow: str) -> Any:
+async def batch_timed_out(flow: str, seconds: float) -> Any:
     credentials = await NoukaiCredentials.aload("default")
-    return await arun_noukai_jobs.with_options(timeout_seconds=2)(credentials, flow, ["a", "b", "c"])
+    return await arun_noukai_jobs.with_options(timeout_seconds=seconds)(credentials, flow, ["a", "b", "c"])
 
 
 @flow

@@ -1,7 +1,7 @@
-"""Jobs that run in each way that a Prefect flow can call for them.
+"""Each way in which a Prefect flow can run Noukai jobs.
 
-Each flow is given the Noukai flow. As a script, `call_styles.py FLOW NOUKAI_FLOW` runs one of them without a
-deployment.
+The parameter of each flow is the Noukai flow. As a script, `call_styles.py FLOW NOUKAI_FLOW` runs one without
+a deployment.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ async def parent(flow: str) -> Any:
 
 
 if __name__ == "__main__":
-    # A shell that starts the tests in the background has interrupts ignored, and children inherit that.
+    # A shell ignores interrupts in background processes, and their children inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     outcome = globals()[sys.argv[1]](sys.argv[2])
     if inspect.isawaitable(outcome):

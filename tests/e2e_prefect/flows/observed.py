@@ -1,4 +1,4 @@
-"""Flows whose artifacts, events and hooks are looked at."""
+"""Flows whose artifacts, events, logs and hooks are tested."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def without_event(flow: str) -> Any:
 @flow
 async def struck_in_between(flow: str) -> Any:
     # Between the submission and the wait.
-    _run.job_event = lambda run, what, *job: time.sleep(25 if what == "submitted" else 0)
+    _run.emit_job_event = lambda run, what, *job: time.sleep(25 if what == "submitted" else 0)
     return await arun_noukai_job(await NoukaiCredentials.aload("default"), flow, "hello")
 
 

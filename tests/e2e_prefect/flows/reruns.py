@@ -1,4 +1,4 @@
-"""Flows whose tasks run more than once, or submit the same more than once."""
+"""Flows whose tasks run more than once, or make the same submission more than once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks with Prefect's own time limit, and one with a deadline for its job."""
+"""Tasks and flows with a timeout of Prefect's, and one whose job has a timeout."""
 
 from __future__ import annotations
 
@@ -8,55 +8,63 @@ from prefect import flow, task
 
 from noukai_prefect import NoukaiCredentials, NoukaiJob, arun_noukai_job, run_noukai_job
 
-SECONDS = 3
-
 
 @flow
-async def limited_awaited(flow: str) -> Any:
+async def limited_awaited(flow: str, seconds: float) -> Any:
     credentials = await NoukaiCredentials.aload("default")
-    return await arun_noukai_job.with_options(timeout_seconds=SECONDS)(credentials, flow, "a")
+    return await arun_noukai_job.with_options(timeout_seconds=seconds)(credentials, flow, "a")
 
 
 @flow
-def limited_called(flow: str) -> Any:
+def limited_called(flow: str, seconds: float) -> Any:
     credentials = NoukaiCredentials.load("default")
-    return run_noukai_job.with_options(timeout_seconds=SECONDS)(credentials, flow, "a")
+    return run_noukai_job.with_options(timeout_seconds=seconds)(credentials, flow, "a")
 
 
 @flow
-def limited_submitted(flow: str) -> Any:
+def limited_submitted(flow: str, seconds: float) -> Any:
     credentials = NoukaiCredentials.load("default")
-    return run_noukai_job.with_options(timeout_seconds=SECONDS).submit(credentials, flow, "a").result()
+    return run_noukai_job.with_options(timeout_seconds=seconds).submit(credentials, flow, "a").result()
 
 
 @flow
-async def limited_async_submitted(flow: str) -> Any:
+async def limited_async_submitted(flow: str, seconds: float) -> Any:
     credentials = await NoukaiCredentials.aload("default")
-    return arun_noukai_job.with_options(timeout_seconds=SECONDS).submit(credentials, flow, "a").result()
+    return arun_noukai_job.with_options(timeout_seconds=seconds).submit(credentials, flow, "a").result()
 
 
-@task(timeout_seconds=SECONDS)
+@task
 def use_block(flow: str) -> Any:
     credentials = NoukaiCredentials.load("default")
     return NoukaiJob(credentials=credentials, flow=flow, message="a").trigger().fetch_result()
 
 
 @flow
-def limited_block(flow: str) -> Any:
-    return use_block.submit(flow).result()
+def limited_block(flow: str, seconds: float) -> Any:
+    return use_block.with_options(timeout_seconds=seconds).submit(flow).result()
 
 
 @flow
-async def deadline(flow: str) -> Any:
+async def deadline(flow: str, seconds: float) -> Any:
     credentials = await NoukaiCredentials.aload("default")
-    return await arun_noukai_job(credentials, flow, "a", timeout=SECONDS)
+    return await arun_noukai_job(credentials, flow, "a", timeout=seconds)
 
 
-@flow(timeout_seconds=SECONDS)
-async def limited_flow(flow: str) -> Any:
+@flow
+async def inner(flow: str) -> Any:
     return await arun_noukai_job(await NoukaiCredentials.aload("default"), flow, "a")
 
 
-@flow(timeout_seconds=SECONDS)
-def limited_flow_submitted(flow: str) -> Any:
+@flow
+async def limited_flow(flow: str, seconds: float) -> Any:
+    return await inner.with_options(timeout_seconds=seconds)(flow)
+
+
+@flow
+def inner_submitted(flow: str) -> Any:
     return run_noukai_job.submit(NoukaiCredentials.load("default"), flow, "a").result()
+
+
+@flow
+def limited_flow_submitted(flow: str, seconds: float) -> Any:
+    return inner_submitted.with_options(timeout_seconds=seconds)(flow)

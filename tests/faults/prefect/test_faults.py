@@ -1,4 +1,4 @@
-"""Hundreds of jobs through `run_noukai_jobs` on a real Prefect while a fifth of all requests meet a fault."""
+"""Hundreds of jobs in `run_noukai_jobs` on a real Prefect, while a fifth of all requests meet a fault."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tests.faults.noukai import NoukaiProcess
 ROOT = Path(__file__).parents[3]
 KEY = "nk_test_faultspr_0123456789abcdef0123456789abcdef"
 
-# A submission that is lost is sent again after a minute, and may be lost again.
+# A lost submission is sent again after a minute, and may be lost again.
 RUN_SECONDS = 600.0
 
 
 @pytest.mark.timeout(RUN_SECONDS + 200)
 def test_all_kinds_of_faults(noukai: NoukaiProcess, tmp_path: Path) -> None:
-    """With every kind of fault among the requests of a task's jobs, the books balance."""
+    """With every kind of fault among the requests of a task's jobs, no job is lost or duplicated."""
     wanted = plans(scale.JOBS)
     inputs = [{"message": plan.message, "parameters": plan.parameters} for plan in wanted]
     with LocalPrefect(

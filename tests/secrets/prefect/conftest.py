@@ -1,4 +1,4 @@
-"""One real Prefect, on which everything that can happen to a job has happened with a marked key."""
+"""One real Prefect, on which jobs with a marked key went through everything that can happen to a job."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[3]
 
-# What each flow run ends as.
+# The final state of each flow run.
 ENDS = {
     "everything": "Completed",
     "failing": "Failed",
@@ -34,7 +34,7 @@ ENDS = {
     "form": "Completed",
 }
 
-# What became of each job of the flow `everything`.
+# The outcome of each job of the flow `everything`.
 OUTCOMES = {
     **dict.fromkeys(("completed", "web_page_later", "echo_completed"), "completed"),
     **dict.fromkeys(("in_two_steps", "by_block", "batch"), "completed"),
@@ -51,19 +51,19 @@ OUTCOMES = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each test the usual time for itself: the run, which the first one waits for, is extra."""
+    """Apply the usual timeout to each test alone, without the fixture that the first one waits for."""
     for item in items:
         item.add_marker(pytest.mark.timeout(120, func_only=True))
 
 
 @dataclass
 class Evidence:
-    """What is left of the run.
+    """The traces that the runs left.
 
     Attributes:
-        prefect: The Prefect, which still runs.
+        prefect: Prefect, which is still running.
         secret: The mark of the key.
-        sign: The mark that has to be found where messages go.
+        sign: A mark in all messages, which must be found where messages go.
         elsewhere: The server that the redirects led to.
         runs: The id of each flow run.
         states: The state of each flow run.
@@ -86,7 +86,7 @@ class Evidence:
 
 @pytest.fixture(scope="session")
 def evidence(emulator_server: Emulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Evidence]:
-    """Everything has happened."""
+    """The evidence after all runs have ended."""
     key, secret = marked_key()
     sign = Mark("seen1where2messages3should4go5")
     prefect = LocalPrefect(
@@ -109,7 +109,7 @@ def evidence(emulator_server: Emulator, tmp_path_factory: pytest.TempPathFactory
             _run(found)
             _interrupt(found, emulator_server.control)
             for name, run in found.runs.items():
-                found.states[name] = prefect.wait_for(run, timeout=90)
+                found.states[name] = prefect.wait_for(run, timeout=300)
             found.processes = processes.places
         yield found
 
@@ -126,7 +126,7 @@ def _save_blocks(prefect: LocalPrefect, key: str, noukai: str, echo: str) -> Non
 
 
 def _scripts(control: EmulatorControl, sign: str, elsewhere: str) -> None:
-    """Tell the local Noukai what becomes of the jobs of each flow."""
+    """Set the script and faults of each flow on the local Noukai."""
     never, failed = {"outcome": "never"}, {"outcome": "failed", "error": f"the model said {sign}"}
     for name, script in {
         **dict.fromkeys(("failed", "failing", "batch_failed"), failed),
@@ -164,6 +164,6 @@ def _run(found: Evidence) -> None:
 def _interrupt(found: Evidence, control: EmulatorControl) -> None:
     """Cancel one run while its job runs, and kill the process of another."""
     slug = f"endless-{found.sign.text}"
-    wait_until(lambda: sum(job["slug"] == slug for job in control.jobs()) == 2, "two endless jobs", 90)
+    wait_until(lambda: sum(job["slug"] == slug for job in control.jobs()) == 2, "two endless jobs", 300)
     found.prefect.cancel(found.runs["cancelled"])
     os.kill(found.prefect.flow_run_process(found.runs["killed"]), signal.SIGKILL)

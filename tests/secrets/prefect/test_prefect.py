@@ -1,7 +1,6 @@
-"""A marked key, everything that can happen, and then a search: it is in the blocks, and nowhere else.
+"""After everything that can happen to a job, its marked key is found in the blocks and nowhere else.
 
-Each search also looks for a text that every job has in its message. Where it is not found, nothing was
-searched.
+Each test also searches for a text from the message of every job. If that is not found, the search is broken.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ FAILED = {name for name, end in OUTCOMES.items() if end != "completed"}
 
 @pytest.fixture
 def fernet(evidence: Evidence) -> Fernet:
-    """What Prefect encrypts blocks with."""
+    """The key with which Prefect encrypts blocks."""
     with closing(sqlite3.connect(evidence.database)) as database:
         query = "SELECT value FROM configuration WHERE key = 'ENCRYPTION_KEY'"
         (value,) = database.execute(query).fetchone()
@@ -46,7 +45,7 @@ def fernet(evidence: Evidence) -> Fernet:
 
 
 def test_everything_has_happened(evidence: Evidence, emulator_server: Emulator) -> None:
-    """Each scenario has come to the end that it is there for."""
+    """Each scenario ended as intended."""
     assert evidence.states == ENDS
     assert json.loads((evidence.prefect.home / "ends.json").read_text()) == OUTCOMES
     met = {fault["kind"]: fault["met"] for fault in emulator_server.control.faults()}
@@ -55,7 +54,7 @@ def test_everything_has_happened(evidence: Evidence, emulator_server: Emulator) 
 
 
 def test_database(evidence: Evidence, fernet: Fernet) -> None:
-    """No cell of any table holds the key but those of the blocks, and those are encrypted."""
+    """No table contains the key except that of the blocks, which is encrypted."""
     found = list(cells(evidence.database, fernet))
     assert evidence.sign.among(found) >= MESSAGES
     assert evidence.secret.among(found) == {"block_document.data"}
@@ -63,14 +62,14 @@ def test_database(evidence: Evidence, fernet: Fernet) -> None:
 
 
 def test_what_the_database_has_deleted(evidence: Evidence) -> None:
-    """No byte of the database's files is of the key, used or not."""
+    """The database files do not contain the key, not even in unused pages."""
     found = list(pages(evidence.database))
     assert len(evidence.sign.among(found)) >= 1
     assert evidence.secret.among(found) == set()
 
 
 def test_results_logs_and_error_reports(evidence: Evidence) -> None:
-    """No result, log or error report that shows local variables holds the key, nor any other file."""
+    """No file contains the key, including results, logs and error reports with local variables."""
     found = list(
         files(evidence.prefect.home, only=lambda file: not file.name.startswith(evidence.database.name))
     )
@@ -85,13 +84,13 @@ def test_results_logs_and_error_reports(evidence: Evidence) -> None:
 
 
 def test_api(evidence: Evidence) -> None:
-    """The API tells the key to nobody who does not ask for the secrets of blocks."""
-    found = list(told_by_api(evidence))
+    """The API returns the key only to requests for the secrets of blocks."""
+    found = list(read_from_api(evidence))
     assert evidence.sign.among(found) == {"runs", "task runs", "artifacts", "logs", "events"}
     assert evidence.secret.among(found) == set()
 
 
-def told_by_api(evidence: Evidence) -> list[Place]:
+def read_from_api(evidence: Evidence) -> list[Place]:
     """Read what the web page and other programs read."""
     prefect, found = evidence.prefect, list[tuple[str, object]]()
     for run in evidence.runs.values():
@@ -109,7 +108,7 @@ def test_processes(evidence: Evidence) -> None:
 
 
 def test_redirects(evidence: Evidence, emulator_server: Emulator) -> None:
-    """The server that redirects lead to is never asked, so no header of a request goes there."""
+    """The target of redirects never receives a request, and so no header of one."""
     redirected = [one for one in emulator_server.control.requests() if one["fault"] == "redirect"]
     assert {(one["kind"], one["status"]) for one in redirected} >= {("submit", 302), ("poll", 307)}
     assert evidence.elsewhere.requests == []

@@ -1,4 +1,4 @@
-"""Many jobs in one task, on a Noukai that often fails."""
+"""Many jobs in one task, on a Noukai with many faults."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from noukai_prefect import NoukaiCredentials, run_noukai_jobs
 
 @flow
 def under_faults(flow: str, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Run the jobs, and once more those whose submission was lost several times in a row."""
+    """Run the jobs, and then again those whose submission was lost several times in a row."""
     credentials = NoukaiCredentials.load("default")
     outcomes = run_noukai_jobs(credentials, flow, inputs, raise_on="none")
     lost = [index for index, outcome in enumerate(outcomes) if outcome.job_id is None]

@@ -1,7 +1,7 @@
-"""Every way in which a flow can meet a Noukai job.
+"""Every way in which a flow can run a Noukai job.
 
-A Noukai flow is named after what happens to its job and the text that has to be found where messages go. What
-is raised is written down with the local variables of each frame, as some people's error reports have them.
+The name of a Noukai flow has the job's fate and the text that must be found where messages go. Errors are
+written to files with the local variables of each frame, as some error reports contain them.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def noukai_flow(name: str, sign: str) -> str:
     return f"acme/tests/{name.replace('_', '-')}-{sign}"
 
 
-def write_down(name: str, error: BaseException) -> None:
-    """Write an error down."""
+def write_report(name: str, error: BaseException) -> None:
+    """Write an error report with local variables."""
     reported = traceback.TracebackException.from_exception(error, capture_locals=True)
     folder = HOME / "frames"
     folder.mkdir(exist_ok=True)
@@ -48,7 +48,7 @@ def write_down(name: str, error: BaseException) -> None:
 
 @flow
 async def everything(sign: str) -> None:
-    """Write down how each job ended."""
+    """Run a job in each way, and write a file with how each ended."""
     good, echo, bad, org = [
         await NoukaiCredentials.aload(name) for name in ("default", "echo", "bad-key", "bad-org")
     ]
@@ -97,13 +97,13 @@ async def everything(sign: str) -> None:
     for name, outcome in zip(ways, outcomes, strict=True):
         ends[name] = type(outcome).__name__ if isinstance(outcome, BaseException) else "completed"
         if isinstance(outcome, BaseException):
-            write_down(name, outcome)
+            write_report(name, outcome)
     (HOME / "ends.json").write_text(json.dumps(ends))
 
 
 @flow
 def failing(sign: str) -> Any:
-    """Leave a job to a task worker, and fail in a thread, with a traceback in the log."""
+    """Delegate a job to a task worker, and fail in a thread, with a traceback in the log."""
     credentials = NoukaiCredentials.load("default")
     run_noukai_job.delay(credentials, noukai_flow("delayed", sign), sign)
     return run_noukai_job.submit(credentials, noukai_flow("failing", sign), sign).result()
@@ -115,7 +115,7 @@ async def endless(sign: str) -> Any:
     return await arun_noukai_job(credentials, noukai_flow("endless", sign), sign)
 
 
-# What Prefect keeps of a flow run can hold what a task was given and what it made.
+# What Prefect stores of a flow run may contain the arguments and results of its tasks.
 
 
 @task(persist_result=True)
@@ -142,7 +142,7 @@ def raised(credentials: NoukaiCredentials, sign: str) -> Any:
 
 @flow(persist_result=True)
 def kept(credentials: NoukaiCredentials, sign: str) -> Any:
-    """Keep everything that Prefect can keep."""
+    """Persist everything that Prefect can persist."""
     outputs = remembered(credentials, sign)
     raised(credentials, sign, return_state=True)
     return [triggered(credentials, sign), given_back(credentials), outputs]

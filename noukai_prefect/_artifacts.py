@@ -1,0 +1,145 @@
+"""Artifacts on the Prefect server: how the package finds its own, and the progress bar."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+from uuid import UUID
+
+from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterKey,
+    ArtifactFilterTaskRunId,
+    FlowRunFilter,
+)
+from prefect.client.schemas.objects import Artifact
+
+from noukai_core import JobState, JobStatus
+from noukai_prefect._run_context import RunContext
+
+T = TypeVar("T")
+
+PROGRESS_SECONDS = 2.0
+"""The shortest time between two updates of a progress artifact. Each costs Prefect's server some 16 ms."""
+
+_PAGE_SIZE = 200
+
+
+async def own_artifacts(run: RunContext, key: str) -> list[Artifact]:
+    """Return the artifacts with a key from all attempts of a flow run, or of a task run without a flow."""
+    if run.flow_run_id is not None:
+        return await artifacts_of([run.called_by or run.flow_run_id], key)
+    if run.task_run_id is None:
+        return []
+    own = ArtifactFilterTaskRunId(any_=[run.task_run_id])
+    wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[key]), task_run_id=own)
+    async with get_client() as client:
+        return await _read_all(client.read_artifacts, artifact_filter=wanted)
+
+
+async def artifacts_of(scopes: Sequence[UUID], key: str) -> list[Artifact]:
+    """Return the artifacts with a key. A scope is a flow run, or the task run that represents a subflow."""
+    either: dict[str, Any] = {"any_": list(scopes)}
+    runs = FlowRunFilter.model_validate({"operator": "or_", "id": either, "parent_task_run_id": either})
+    wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[key]))
+    async with get_client() as client:
+        return await _read_all(client.read_artifacts, artifact_filter=wanted, flow_run_filter=runs)
+
+
+async def with_subflows(flow_run_id: UUID) -> list[UUID]:
+    """Return a flow run, the subflow runs that it called, those that they called, and so on."""
+    found: list[UUID] = []
+    level = [flow_run_id]
+    async with get_client() as client:
+        while level:
+            found += level
+            called_by_level: dict[str, Any] = {"parent_flow_run_id": {"any_": level}}
+            subflow_runs = await _read_all(
+                client.read_flow_runs, flow_run_filter=FlowRunFilter.model_validate(called_by_level)
+            )
+            level = [flow_run.id for flow_run in subflow_runs]
+    return found
+
+
+async def _read_all(read: Callable[..., Awaitable[list[T]]], **filters: Any) -> list[T]:
+    found: list[T] = []
+    while True:
+        page = await read(**filters, limit=_PAGE_SIZE, offset=len(found))
+        found += page
+        if len(page) < _PAGE_SIZE:
+            return found
+
+
+class ProgressArtifact:
+    """A progress bar in a task run of a flow.
+
+    Args:
+        run: Where the code runs. Outside a flow run, there is no bar.
+        subject: What makes progress, as log lines name it.
+    """
+
+    def __init__(self, run: RunContext, subject: str) -> None:
+        self._run = run
+        self._subject = subject
+        self._artifact: UUID | None = None
+        self._shown: float | None = None
+        self._next_update = 0.0
+
+    async def update(self, percentage: float, *, final: bool = False) -> None:
+        """Update the bar, unless the last update was a moment ago. A failure is only logged.
+
+        Args:
+            percentage: The progress, from 0 to 100.
+            final: Whether this is the last update, which is always made.
+        """
+        if self._run.flow_run_id is None or self._run.task_run_id is None or percentage == self._shown:
+            return
+        if time.monotonic() < self._next_update and not final:
+            return
+        self._next_update = time.monotonic() + PROGRESS_SECONDS
+        try:
+            await self._write(percentage)
+        except Exception as error:
+            self._run.logger().warning("%s: progress bar not written: %s", self._subject, error)
+
+    async def update_from(self, status: JobStatus) -> None:
+        """Update the bar from a job's status, if its progress can be expressed as a percentage."""
+        completed = status.state == JobState.COMPLETED
+        percentage = 100.0 if completed and self._artifact else percent(status.progress)
+        if percentage is not None:
+            await self.update(percentage, final=completed)
+
+    async def _write(self, percentage: float) -> None:
+        if self._artifact is None:
+            self._artifact = await acreate_progress_artifact(
+                percentage, key="noukai-progress", description=self._subject
+            )
+        else:
+            await aupdate_progress_artifact(self._artifact, percentage)
+        self._shown = percentage
+
+
+def percent(progress: dict[str, Any] | None) -> float | None:
+    """Return a job's progress as a percentage; `None` when it contains no suitable number.
+
+    Noukai leaves the form of the progress to the flow. The known forms are `percent`, `percentage`,
+    `fraction`, and `completed`, `current` or `done` with `total`.
+    """
+    values = {name: float(value) for name, value in (progress or {}).items() if _is_number(value)}
+    for name in ("percent", "percentage"):
+        if name in values:
+            return min(max(values[name], 0.0), 100.0)
+    if "fraction" in values:
+        return min(max(100.0 * values["fraction"], 0.0), 100.0)
+    for name in ("completed", "current", "done"):
+        if name in values and values.get("total", 0) > 0:
+            return min(max(100.0 * values[name] / values["total"], 0.0), 100.0)
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

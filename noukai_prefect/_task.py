@@ -1,0 +1,37 @@
+"""The decorator of every task of this package, and which of their errors a retry may help."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import Task
+
+from noukai_core import InvalidInputError, JobCancelledError, PermanentError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_NOT_RETRYABLE = (PermanentError, InvalidInputError, JobCancelledError)
+
+
+def is_retryable(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
+    """Return whether a retry may succeed, for `retry_condition_fn`. Every task of this package has it set.
+
+    A permanent error and invalid input stay what they are, and a cancelled job was stopped on purpose. For a
+    batch, one retryable job is enough.
+    """
+    error: Any = getattr(state.data, "result", state.data)
+    errors: Sequence[Any] = getattr(error, "exceptions", (error,))
+    return not all(isinstance(one, _NOT_RETRYABLE) for one in errors)
+
+
+def noukai_task(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
+    """Return the decorator of a task. It is never cached and persists no result.
+
+    What a rerun needs to find its jobs is kept on the Prefect server, and an outcome must not be replayed.
+    """
+    return task(name=name, cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=is_retryable)
