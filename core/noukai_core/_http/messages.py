@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from noukai_core._api.parsing import HttpResponse
 
 _GZIP = zlib.MAX_WBITS | 16
+_GZIP_STEP = 8 * 1024
+_GZIP_OVERHEAD = 64 * 1024
+_MAX_GZIP_MEMBERS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +34,15 @@ class TooLarge(Exception):
 
 
 class ResponseReader:
-    """An answer that arrives in pieces, and is never unpacked beyond what is allowed.
+    """A response that arrives in chunks, and is never unpacked beyond its limit.
 
-    The libraries would unpack each piece whole: one that was packed twice grows a million times. An encoding
+    The libraries would unpack each chunk whole: one that was packed twice grows a million times. An encoding
     that was not asked for is left as it is.
 
     Args:
         status_code: The status.
         headers: The headers, as bytes.
-        most: How many bytes the body may have.
+        most: How many bytes the body may have, packed as well as unpacked.
         unpacked: Whether the transport has unpacked the body already; also an attribute.
     """
 
@@ -50,25 +53,73 @@ class ResponseReader:
         self._headers = _joined(headers)
         packed = self._headers.get("content-encoding", "").strip().lower() == "gzip"
         self.unpacked = unpacked
-        self._unpacker = zlib.decompressobj(_GZIP) if packed and not unpacked else None
+        self._gzip = _GzipReader() if packed and not unpacked else None
         self._most = most
+        self._received = 0
         self._body = bytearray()
 
     def take(self, chunk: bytes) -> None:
-        """Take the next piece of the body.
+        """Take the next chunk of the body.
 
         Raises:
             TooLarge: The body has become larger than allowed.
+            zlib.error: The body is not what gzip makes.
         """
-        if self._unpacker is not None:
-            chunk = self._unpacker.decompress(chunk, self._most + 1 - len(self._body))
-        self._body += chunk
-        if len(self._body) > self._most:
+        self._received += len(chunk)
+        if self._gzip is None:
+            self._body += chunk
+        else:
+            self._gzip.unpack(chunk, self._body, self._most + 1)
+        if len(self._body) > self._most or self._received > self._most + _GZIP_OVERHEAD:
             raise TooLarge(HttpResponse(self._status_code, self._headers, b""))
 
     def response(self) -> HttpResponse:
-        """Return the answer, once all of it was taken."""
+        """Return the response, once all of it was taken.
+
+        Raises:
+            zlib.error: The packed body ends too early.
+        """
+        if self._gzip is not None:
+            self._gzip.check_end()
         return HttpResponse(self._status_code, self._headers, bytes(self._body))
+
+
+class _GzipReader:
+    """Unpacks gzip that arrives in chunks: members that follow each other, and zeros behind the last.
+
+    What follows a member is copied by zlib, so it is given little at a time, and members are counted: an
+    empty one has 20 bytes, costs a thousand times as long, and adds nothing to the body.
+    """
+
+    def __init__(self) -> None:
+        self._member = zlib.decompressobj(_GZIP)
+        self._members = 1
+        self._begun = False
+
+    def unpack(self, chunk: bytes, body: bytearray, most: int) -> None:
+        """Unpack a chunk to the end of a body, until the body has the most bytes that are wanted."""
+        for begin in range(0, len(chunk), _GZIP_STEP):
+            packed = chunk[begin : begin + _GZIP_STEP]
+            while packed and len(body) < most:
+                packed = self._unpack_member(packed, body, most)
+
+    def check_end(self) -> None:
+        """Raise `zlib.error` unless the last member is complete."""
+        if self._begun and not self._member.eof:
+            raise zlib.error("the gzip stream ends too early")
+
+    def _unpack_member(self, packed: bytes, body: bytearray, most: int) -> bytes:
+        if self._member.eof:
+            packed = packed.lstrip(b"\0")
+            if not packed:
+                return b""
+            if self._members == _MAX_GZIP_MEMBERS:
+                raise zlib.error(f"more than {_MAX_GZIP_MEMBERS} gzip members")
+            self._member = zlib.decompressobj(_GZIP)
+            self._members += 1
+        self._begun = True
+        body += self._member.decompress(packed, most - len(body))
+        return self._member.unused_data
 
 
 def _joined(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
