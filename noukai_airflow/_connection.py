@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import quote
 
 from noukai_airflow.exceptions import NoukaiPermanentException
+from noukai_core import InvalidInputError, RunUrlTemplate
 
 # The connection's name for an option of the client, and the client's name for it.
 _OPTIONS = {
@@ -18,7 +18,6 @@ _OPTIONS = {
     "max_polls_per_second": "max_polls_per_second",
     "max_response_bytes": "max_response_bytes",
 }
-_URL_FIELDS = ("org", "project", "flow", "job_id")
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class ConnectionSettings:
         base_url: The address of the API, or `None` for the service itself.
         org: The organisation. With `project`, tasks can name a flow by its slug alone.
         project: The project.
-        run_url_template: The URL of a job's page, with `{org}`, `{project}`, `{flow}` and `{job_id}` in it.
+        run_url_template: Makes the URL of a job's page.
         options: Further arguments of the client.
     """
 
@@ -42,7 +41,7 @@ class ConnectionSettings:
     base_url: str | None = None
     org: str | None = None
     project: str | None = None
-    run_url_template: str | None = None
+    run_url_template: RunUrlTemplate | None = None
     options: tuple[tuple[str, float], ...] = ()
 
     @classmethod
@@ -86,12 +85,7 @@ class ConnectionSettings:
 
     def run_url(self, flow_path: str, job_id: str) -> str | None:
         """Return the URL of a job's page, if the connection has a template for it."""
-        if not self.run_url_template:
-            return None
-        org, project, flow = flow_path.split("/")
-        return self.run_url_template.format(
-            org=org, project=project, flow=flow, job_id=quote(job_id, safe="")
-        )
+        return self.run_url_template.url(flow_path, job_id) if self.run_url_template else None
 
 
 def _text(extra: Mapping[str, Any], name: str, conn_id: str) -> str | None:
@@ -103,18 +97,16 @@ def _text(extra: Mapping[str, Any], name: str, conn_id: str) -> str | None:
     return value
 
 
-def _url_template(extra: Mapping[str, Any], conn_id: str) -> str | None:
+def _url_template(extra: Mapping[str, Any], conn_id: str) -> RunUrlTemplate | None:
     template = _text(extra, "run_url_template", conn_id)
     if template is None:
         return None
-    if not template.startswith(("https://", "http://")):
-        raise _malformed(conn_id, "run_url_template", "a URL that begins with https://")
     try:
-        template.format(**dict.fromkeys(_URL_FIELDS, "x"))
-    except (KeyError, IndexError, ValueError, AttributeError):
-        names = ", ".join(f"{{{name}}}" for name in _URL_FIELDS)
-        raise _malformed(conn_id, "run_url_template", f"a URL with nothing but {names} in braces") from None
-    return template
+        return RunUrlTemplate(template)
+    except InvalidInputError as error:
+        raise NoukaiPermanentException(
+            f"The Airflow connection {conn_id!r} has a malformed 'run_url_template' in its extra: {error}."
+        ) from None
 
 
 def _options(extra: Mapping[str, Any], conn_id: str) -> list[tuple[str, float]]:

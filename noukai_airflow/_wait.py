@@ -6,13 +6,12 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias
 
 from airflow.providers.common.compat.sdk import AirflowSkipException
 
 import noukai_core as core
 from noukai_airflow import _xcoms
-from noukai_airflow._arguments import OnCancelled
 from noukai_airflow._kill_policy import left_running
 from noukai_airflow._submit import cancel_if_possible
 from noukai_airflow._trigger_event import JobEvent, Reason
@@ -34,6 +33,8 @@ if TYPE_CHECKING:
     from noukai_core import Job, JobStatus
 
 log = logging.getLogger(__name__)
+
+OnCancelled: TypeAlias = Literal["fail", "skip"]
 
 
 @dataclass(frozen=True)

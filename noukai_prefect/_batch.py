@@ -24,8 +24,8 @@ from noukai_core import (
     NoukaiError,
     PermanentError,
 )
+from noukai_core.checks import check_choice, check_count, check_seconds
 from noukai_prefect import _cancellation
-from noukai_prefect._arguments import check_count, check_one_of, check_seconds
 from noukai_prefect._artifacts import PROGRESS_SECONDS, ProgressArtifact
 from noukai_prefect._batch_table import BatchRow, BatchTable
 from noukai_prefect._cancellation import StoppedInThread
@@ -75,10 +75,12 @@ class BatchOptions:
     raise_on: RaiseOn
 
     def __post_init__(self) -> None:
-        check_seconds(self.timeout, "timeout")
-        check_seconds(self.poll_interval, "poll_interval")
+        if self.timeout is not None:
+            check_seconds(self.timeout, "timeout")
+        if self.poll_interval is not None:
+            check_seconds(self.poll_interval, "poll_interval")
         check_count(self.max_concurrency, "max_concurrency")
-        check_one_of(self.raise_on, get_args(RaiseOn), "raise_on")
+        check_choice(self.raise_on, get_args(RaiseOn), "raise_on")
 
 
 class Batch:

@@ -20,8 +20,8 @@ from noukai_core import (
     JobTimeoutError,
     Submission,
 )
+from noukai_core.checks import check_choice, check_seconds
 from noukai_prefect import _job_store
-from noukai_prefect._arguments import check_one_of, check_seconds
 from noukai_prefect._artifacts import ProgressArtifact
 from noukai_prefect._cancellation import (
     StoppedInThread,
@@ -82,9 +82,11 @@ class WaitOptions:
     cancel_on_timeout: bool = True
 
     def __post_init__(self) -> None:
-        check_seconds(self.timeout, "timeout")
-        check_seconds(self.poll_interval, "poll_interval")
-        check_one_of(self.on_cancelled, get_args(OnCancelled), "on_cancelled")
+        if self.timeout is not None:
+            check_seconds(self.timeout, "timeout")
+        if self.poll_interval is not None:
+            check_seconds(self.poll_interval, "poll_interval")
+        check_choice(self.on_cancelled, get_args(OnCancelled), "on_cancelled")
 
 
 async def submit(

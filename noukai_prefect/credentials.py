@@ -6,9 +6,9 @@ from typing import Any, Literal, SupportsIndex, overload
 
 from prefect.blocks.abstract import CredentialsBlock
 from prefect.blocks.core import BlockNotSavedError
-from pydantic import Field, HttpUrl, SecretStr
+from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator
 
-from noukai_core import AsyncNoukai, Noukai
+from noukai_core import AsyncNoukai, Noukai, RunUrlTemplate
 
 DOCUMENTATION_URL = HttpUrl("https://docs.noukai.xyz")
 
@@ -26,6 +26,8 @@ class NoukaiCredentials(CredentialsBlock):
             print(client.verify_key())
         ```
     """
+
+    model_config = ConfigDict(validate_assignment=True)
 
     _block_type_name = "Noukai Credentials"
     _block_type_slug = "noukai-credentials"
@@ -51,6 +53,11 @@ class NoukaiCredentials(CredentialsBlock):
         description="The address of a job's page; {org}, {project}, {flow} and {job_id} are filled in. "
         "Without it, jobs have no link.",
     )
+
+    @field_validator("run_url_template")
+    @classmethod
+    def _check_run_url_template(cls, template: str | None) -> str | None:
+        return RunUrlTemplate(template).template if template else None
 
     @overload
     def get_client(self, client_type: Literal["sync"] = "sync", **options: Any) -> Noukai: ...
@@ -107,13 +114,7 @@ class NoukaiCredentials(CredentialsBlock):
             flow: The flow, as `org/project/slug`.
             job_id: The job.
         """
-        if not self.run_url_template:
-            return None
-        org, project, slug = flow.split("/")
-        page = self.run_url_template
-        for name, value in (("org", org), ("project", project), ("flow", slug), ("job_id", job_id)):
-            page = page.replace(f"{{{name}}}", value)
-        return page
+        return RunUrlTemplate(self.run_url_template).url(flow, job_id) if self.run_url_template else None
 
 
 def _load(block_class: type[NoukaiCredentials], name: str) -> NoukaiCredentials:

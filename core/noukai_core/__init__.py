@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         RunTrace,
         TraceStep,
     )
+    from noukai_core.run_url import RunUrlTemplate
 
 _MODULES = {
     "async_client": ("AsyncFlow", "AsyncJob", "AsyncNoukai"),
@@ -78,6 +79,7 @@ _MODULES = {
     "_validation": ("ApiKey",),
     "models": ("ExecuteResult", "JobAccepted", "JobState", "JobStatus", "KeyInfo", "RunTrace", "TraceStep"),
     "_engine.submit": ("Submission",),
+    "run_url": ("RunUrlTemplate",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -115,6 +117,7 @@ __all__ = [
     "RedirectError",
     "ResponseTooLargeError",
     "RunTrace",
+    "RunUrlTemplate",
     "Submission",
     "SubmissionUnknownError",
     "TraceStep",

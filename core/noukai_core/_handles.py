@@ -15,6 +15,7 @@ from noukai_core._engine.submit import Submission, Submitted, find, submit_once
 from noukai_core._engine.wait import Poller
 from noukai_core._options import ClientOptions
 from noukai_core._validation import FlowPath, Version
+from noukai_core.checks import check_number, check_seconds
 from noukai_core.errors import JobNotFoundError
 from noukai_core.models import JobAccepted, JobState, JobStatus, RunTrace
 
@@ -151,13 +152,13 @@ class JobHandle(Generic[R]):
             ),
             time.monotonic,
             submitted_at=self._submitted_on_clock,
-            timeout=None if timeout is None else _validation.seconds(timeout, "timeout"),
-            interval=None if poll_interval is None else _validation.seconds(poll_interval, "poll_interval"),
+            timeout=None if timeout is None else check_seconds(timeout, "timeout"),
+            interval=None if poll_interval is None else check_seconds(poll_interval, "poll_interval"),
         )
         return poller.effects()
 
     def _waiting(self, timeout_ms: float | None, poll_interval: float | None) -> Effects[JobStatus]:
-        timeout = None if timeout_ms is None else _validation.seconds(timeout_ms, "timeout_ms")
+        timeout = None if timeout_ms is None else check_number(timeout_ms, "timeout_ms")
         return self._watching(None if timeout is None else timeout / _MILLISECONDS, poll_interval)
 
     def _cancelling(self) -> Effects[None]:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from noukai_core import _validation
 from noukai_core._validation import FlowPath
+from noukai_core.checks import check_count, check_number, check_seconds
 from noukai_core.errors import InvalidInputError
 
 PRODUCTION_URL = "https://api.noukai.dev/api/v1"
@@ -58,18 +59,14 @@ class ClientOptions:
             base_url=_base_url(base_url),
             org=checked_org,
             project=checked_project,
-            timeout=_validation.seconds(timeout, "timeout"),
-            poll_interval=None
-            if poll_interval is None
-            else _validation.seconds(poll_interval, "poll_interval"),
-            retry_timeout=_validation.seconds(retry_timeout, "retry_timeout", zero=True),
-            not_found_grace=_validation.seconds(not_found_grace, "not_found_grace", zero=True),
-            recovery_timeout=_validation.seconds(recovery_timeout, "recovery_timeout", zero=True),
-            max_polls_per_second=_validation.seconds(max_polls_per_second, "max_polls_per_second"),
-            max_concurrent_submissions=_validation.count(
-                max_concurrent_submissions, "max_concurrent_submissions"
-            ),
-            max_response_bytes=_validation.count(max_response_bytes, "max_response_bytes"),
+            timeout=check_seconds(timeout, "timeout"),
+            poll_interval=None if poll_interval is None else check_seconds(poll_interval, "poll_interval"),
+            retry_timeout=check_seconds(retry_timeout, "retry_timeout", zero=True),
+            not_found_grace=check_seconds(not_found_grace, "not_found_grace", zero=True),
+            recovery_timeout=check_seconds(recovery_timeout, "recovery_timeout", zero=True),
+            max_polls_per_second=check_number(max_polls_per_second, "max_polls_per_second"),
+            max_concurrent_submissions=check_count(max_concurrent_submissions, "max_concurrent_submissions"),
+            max_response_bytes=check_count(max_response_bytes, "max_response_bytes"),
         )
 
     def flow_path(self, flow: str) -> FlowPath:

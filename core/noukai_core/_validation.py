@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import sys
 import uuid
 from collections.abc import Mapping, Sequence, Set
 from datetime import UTC, datetime
@@ -87,16 +86,17 @@ def secrets_of(key: str) -> tuple[str, ...]:
     return (key, last) if len(last) >= _SECRET_LENGTH else (key,)
 
 
-def _refused(message: str) -> InvalidInputError:
+def refused(message: str) -> InvalidInputError:
+    """Return the error for a wrong argument, with every key masked."""
     return InvalidInputError(without_keys(message))
 
 
 def api_key(key: object) -> str:
     """Check a key without ever showing it."""
     if key is None or key == "":
-        raise _refused("api_key is missing: pass one, or set NOUKAI_API_KEY")
+        raise refused("api_key is missing: pass one, or set NOUKAI_API_KEY")
     if not isinstance(key, str) or not _KEY.fullmatch(key.strip()):
-        raise _refused("api_key does not look like a Noukai key: one begins with nk_ and has no spaces")
+        raise refused("api_key does not look like a Noukai key: one begins with nk_ and has no spaces")
     return ApiKey(key.strip())
 
 
@@ -104,45 +104,47 @@ def base_url(url: object) -> str:
     """Check the address of the API; returned without a slash at the end."""
     allowed = "an address such as https://api.noukai.dev/api/v1"
     if not isinstance(url, str):
-        raise _refused(f"base_url is {_shown(url)}, but must be {allowed}")
-    parts = _split(url.strip(), "base_url", allowed)
-    if parts.scheme not in ("http", "https") or not parts.hostname or _has_space(url.strip()):
-        raise _refused(f"base_url is {_shown(url)}, but must be {allowed}")
+        raise refused(f"base_url is {shown(url)}, but must be {allowed}")
+    parts = split_url(url.strip(), "base_url", allowed)
+    if parts.scheme not in ("http", "https") or not parts.hostname or has_space(url.strip()):
+        raise refused(f"base_url is {shown(url)}, but must be {allowed}")
     if parts.query or parts.fragment:
-        raise _refused("base_url has a query or a fragment, but must be only " + allowed)
+        raise refused("base_url has a query or a fragment, but must be only " + allowed)
     return url.strip().rstrip("/")
 
 
-def _split(url: str, argument: str, allowed: str) -> SplitResult:
+def split_url(url: str, argument: str, allowed: str) -> SplitResult:
+    """Read an address, which must not carry a password."""
     try:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError:
-        raise _refused(f"{argument} is not a valid address: it must be {allowed}") from None
+        raise refused(f"{argument} is not a valid address: it must be {allowed}") from None
     if parts.username is not None or parts.password is not None:
-        raise _refused(f"{argument} carries a user name or password, which are not used here")
+        raise refused(f"{argument} carries a user name or password, which are not used here")
     return parts
 
 
-def _has_space(text: str) -> bool:
+def has_space(text: str) -> bool:
+    """Tell whether a text has spaces or characters that are not printable."""
     return any(character.isspace() or not character.isprintable() for character in text)
 
 
 def flow_path(flow: object, org: str | None, project: str | None) -> FlowPath:
     """Resolve ``org/project/slug``, or a slug alone inside the client's org and project."""
     if not isinstance(flow, str):
-        raise _refused(f"flow is {_shown(flow)}, but must be a string such as 'acme/spelling/grade-3'")
+        raise refused(f"flow is {shown(flow)}, but must be a string such as 'acme/spelling/grade-3'")
     parts = flow.split("/")
     if len(parts) == 3:
         return FlowPath(
             slug(parts[0], "the org of flow"), slug(parts[1], "the project of flow"), slug(parts[2], "flow")
         )
     if len(parts) != 1:
-        raise _refused(f"flow is {_shown(flow)}, but must be 'org/project/slug' or a slug alone")
+        raise refused(f"flow is {shown(flow)}, but must be 'org/project/slug' or a slug alone")
     name = slug(flow, "flow")
     if org is None or project is None:
-        raise _refused(
-            f"flow is {_shown(flow)}, a slug alone, but org and project are not set: write "
+        raise refused(
+            f"flow is {shown(flow)}, a slug alone, but org and project are not set: write "
             f"'org/project/{name}', or set both on the client"
         )
     return FlowPath(org, project, name)
@@ -151,8 +153,8 @@ def flow_path(flow: object, org: str | None, project: str | None) -> FlowPath:
 def slug(value: object, argument: str) -> str:
     """Check one part of a flow's address."""
     if not isinstance(value, str) or not _SLUG.fullmatch(value):
-        raise _refused(
-            f"{argument} is {_shown(value)}, but a slug has 2 to 50 lowercase letters, digits and hyphens, "
+        raise refused(
+            f"{argument} is {shown(value)}, but a slug has 2 to 50 lowercase letters, digits and hyphens, "
             "with no hyphen at either end"
         )
     return value
@@ -164,7 +166,7 @@ def org_and_project(org: object, project: object) -> tuple[str, str] | tuple[Non
         return None, None
     if org is None or project is None:
         given, missing = ("project", "org") if org is None else ("org", "project")
-        raise _refused(f"{given} is set but {missing} is not: set both, or neither")
+        raise refused(f"{given} is set but {missing} is not: set both, or neither")
     return slug(org, "org"), slug(project, "project")
 
 
@@ -180,16 +182,16 @@ def version_number(version: object) -> int | None:
         case str() if version.isascii() and version.isdigit() and len(version) <= 9:
             return int(version)
         case _:
-            raise _refused(
-                f"version is {_shown(version)}, but must be 'production', 'draft' or the number of a version"
+            raise refused(
+                f"version is {shown(version)}, but must be 'production', 'draft' or the number of a version"
             )
 
 
 def job_id(value: object) -> str:
     """Check the id of a job."""
     if not isinstance(value, str) or not _JOB_ID.fullmatch(value) or value in (".", ".."):
-        raise _refused(
-            f"job_id is {_shown(value)}, but must be the id that the submission returned: "
+        raise refused(
+            f"job_id is {shown(value)}, but must be the id that the submission returned: "
             "not empty, without spaces or slashes"
         )
     return value
@@ -200,30 +202,13 @@ def session_id(value: object, argument: str = "session_id") -> str:
     try:
         return str(uuid.UUID(str(value)))
     except ValueError:
-        raise _refused(f"{argument} is {_shown(value)}, but must be a UUID") from None
-
-
-def seconds(value: object, argument: str, *, zero: bool = False) -> float:
-    """Check a duration: finite, and more than 0 (or also 0)."""
-    allowed = "a number of 0 or more" if zero else "a number above 0"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _refused(f"{argument} is {_shown(value)}, but must be {allowed}")
-    if not 0 <= value <= sys.float_info.max or (value == 0 and not zero):
-        raise _refused(f"{argument} is {_shown(value)}, but must be {allowed}")
-    return float(value)
-
-
-def count(value: object, argument: str) -> int:
-    """Check a number of things: a whole number above 0."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise _refused(f"{argument} is {_shown(value)}, but must be a whole number above 0")
-    return value
+        raise refused(f"{argument} is {shown(value)}, but must be a UUID") from None
 
 
 def moment(value: object, argument: str) -> datetime:
     """Check a point in time, which must know its time zone."""
     if not isinstance(value, datetime) or value.tzinfo is None:
-        raise _refused(f"{argument} is {_shown(value)}, but must be a datetime with a time zone")
+        raise refused(f"{argument} is {shown(value)}, but must be a datetime with a time zone")
     return value.astimezone(UTC)
 
 
@@ -238,9 +223,9 @@ def job_body(
 ) -> bytes:
     """Check what is submitted, and return it as the bytes of the request's body."""
     if message is not None and not isinstance(message, str):
-        raise _refused(f"message is {_shown(message)}, but must be a string")
+        raise refused(f"message is {shown(message)}, but must be a string")
     if not isinstance(trace, bool):
-        raise _refused(f"trace is {_shown(trace)}, but must be True or False")
+        raise refused(f"trace is {shown(trace)}, but must be True or False")
     body: dict[str, Any] = {"message": message, "trace": trace or None}
     body["parameters"] = _object(parameters, "parameters")
     body["blockOverrides"] = _object(block_overrides, "block_overrides")
@@ -252,31 +237,31 @@ def job_body(
     try:
         return json.dumps(given, allow_nan=False, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise _refused("message or parameters hold half of a surrogate pair, which is not text") from None
+        raise refused("message or parameters hold half of a surrogate pair, which is not text") from None
 
 
 def _check_parameters(message: str | None, parameters: dict[str, Any] | None) -> None:
     if not message and not parameters:
-        raise _refused("neither message nor parameters is given: a job needs one of them")
+        raise refused("neither message nor parameters is given: a job needs one of them")
     if parameters and _RESERVED_PARAMETER in parameters:
-        raise _refused(f"parameters has the key {_RESERVED_PARAMETER!r}, which Noukai reserves")
+        raise refused(f"parameters has the key {_RESERVED_PARAMETER!r}, which Noukai reserves")
 
 
 def _check_overrides(overrides: dict[str, Any] | None) -> None:
     for step, values in (overrides or {}).items():
         if not isinstance(values, Mapping):
-            raise _refused(f"block_overrides[{step!r}] is {_shown(values)}, but must be an object")
+            raise refused(f"block_overrides[{step!r}] is {shown(values)}, but must be an object")
 
 
 def _object(value: object, argument: str) -> dict[str, Any] | None:
     if value is None:
         return None
     if not is_mapping(value):
-        raise _refused(f"{argument} is {_shown(value)}, but must be a mapping that JSON can carry")
+        raise refused(f"{argument} is {shown(value)}, but must be a mapping that JSON can carry")
     try:
         return _plain_mapping(value, argument, (id(value),))
     except RecursionError:
-        raise _refused(f"{argument} is nested too deeply for JSON") from None
+        raise refused(f"{argument} is nested too deeply for JSON") from None
 
 
 def _plain(value: object, where: str, parents: tuple[int, ...]) -> Any:
@@ -285,28 +270,26 @@ def _plain(value: object, where: str, parents: tuple[int, ...]) -> Any:
         return value
     if isinstance(value, int):
         if value.bit_length() > _INTEGER_BITS:
-            raise _refused(
-                f"{where} is a number of {value.bit_length()} bits, which JSON readers do not take"
-            )
+            raise refused(f"{where} is a number of {value.bit_length()} bits, which JSON readers do not take")
         return value
     if isinstance(value, float):
         if math.isfinite(value):
             return value
-        raise _refused(f"{where} is {value}, which JSON cannot carry")
+        raise refused(f"{where} is {value}, which JSON cannot carry")
     if id(value) in parents:
-        raise _refused(f"{where} contains itself, which JSON cannot carry")
+        raise refused(f"{where} contains itself, which JSON cannot carry")
     parents = (*parents, id(value))
     if is_mapping(value):
         return _plain_mapping(value, where, parents)
     if is_list(value):
         return [_plain(item, f"{where}[{index}]", parents) for index, item in enumerate(value)]
-    raise _refused(f"{where} is {_shown(value)}, which JSON cannot carry")
+    raise refused(f"{where} is {shown(value)}, which JSON cannot carry")
 
 
 def _plain_mapping(value: Mapping[Any, Any], where: str, parents: tuple[int, ...]) -> dict[str, Any]:
     for key in value:
         if not isinstance(key, str):
-            raise _refused(f"{where} has the key {_shown(key)}, but keys must be strings")
+            raise refused(f"{where} has the key {shown(key)}, but keys must be strings")
     return {key: _plain(item, f"{where}[{key!r}]", parents) for key, item in value.items()}
 
 
@@ -315,10 +298,10 @@ def _callback_url(url: object) -> str | None:
         return None
     allowed = "a public https address"
     if not isinstance(url, str):
-        raise _refused(f"callback_url is {_shown(url)}, but must be {allowed}")
-    parts = _split(url, "callback_url", allowed)
-    if parts.scheme != "https" or not parts.hostname or _has_space(url):
-        raise _refused(f"callback_url is {_shown(url)}, but must be {allowed}")
+        raise refused(f"callback_url is {shown(url)}, but must be {allowed}")
+    parts = split_url(url, "callback_url", allowed)
+    if parts.scheme != "https" or not parts.hostname or has_space(url):
+        raise refused(f"callback_url is {shown(url)}, but must be {allowed}")
     return url
 
 
@@ -327,16 +310,16 @@ def _callback_events(events: object, url: object) -> list[str] | None:
         return None
     allowed = "some of " + ", ".join(CALLBACK_EVENTS)
     if not (is_list(events) or is_set(events)) or not events:
-        raise _refused(f"callback_events is {_shown(events)}, but must be {allowed}")
+        raise refused(f"callback_events is {shown(events)}, but must be {allowed}")
     for event in events:
         if event not in CALLBACK_EVENTS:
-            raise _refused(f"callback_events has {_shown(event)}, but must be {allowed}")
+            raise refused(f"callback_events has {shown(event)}, but must be {allowed}")
     if url is None:
-        raise _refused("callback_events is set but callback_url is not")
+        raise refused("callback_events is set but callback_url is not")
     return [event for event in CALLBACK_EVENTS if event in events]
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """Show a value in a message: masked before it is cut, so that no part of a key is left."""
     try:
         text = without_keys(repr(value))

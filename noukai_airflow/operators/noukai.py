@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout, conf
 from airflow.sdk import BaseOperator
 
-from noukai_airflow import _arguments
-from noukai_airflow._arguments import Duration, OnCancelled
 from noukai_airflow._kill_policy import left_running
 from noukai_airflow._trigger_event import JobEvent
 from noukai_airflow._xcoms import JOB_ID, task_instance_of
@@ -26,9 +24,10 @@ if TYPE_CHECKING:
     from noukai_airflow._job_store import JobStore
     from noukai_airflow._lineage import Lineage
     from noukai_airflow._submit import JobRequest
-    from noukai_airflow._wait import JobWait
+    from noukai_airflow._wait import JobWait, OnCancelled
     from noukai_airflow.hooks.noukai import NoukaiHook
     from noukai_core import Job
+    from noukai_core.checks import Duration
 
 
 class NoukaiRunJobOperator(BaseOperator):
@@ -102,6 +101,8 @@ class NoukaiRunJobOperator(BaseOperator):
         durable: bool = True,
         **kwargs: Any,
     ) -> None:
+        from noukai_core.checks import check_choice, check_duration
+
         super().__init__(**kwargs)  # pyright: ignore[reportUnknownMemberType]
         self.flow = flow
         self.message = message
@@ -113,12 +114,10 @@ class NoukaiRunJobOperator(BaseOperator):
         self.noukai_conn_id = noukai_conn_id
         self.deferrable = deferrable
         self.wait_for_completion = wait_for_completion
-        self.timeout = None if timeout is None else _arguments.seconds(timeout, "timeout")
-        self.poll_interval = (
-            None if poll_interval is None else _arguments.seconds(poll_interval, "poll_interval")
-        )
-        self.inline_wait = _arguments.seconds(inline_wait, "inline_wait", zero=True)
-        self.on_cancelled: OnCancelled = _arguments.on_cancelled(on_cancelled)
+        self.timeout = None if timeout is None else check_duration(timeout, "timeout")
+        self.poll_interval = None if poll_interval is None else check_duration(poll_interval, "poll_interval")
+        self.inline_wait = check_duration(inline_wait, "inline_wait", zero=True)
+        self.on_cancelled: OnCancelled = check_choice(on_cancelled, ("fail", "skip"), "on_cancelled")
         self.cancel_on_kill = cancel_on_kill
         self.cancel_on_timeout = cancel_on_timeout
         self.durable = durable

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowSensorTimeout, AirflowSkipException, conf
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
-from noukai_airflow._arguments import Duration
 from noukai_airflow._trigger_event import JobEvent, Reason
 from noukai_airflow._xcoms import JOB_STATUS, status_summary, task_instance_of
 from noukai_airflow.exceptions import (
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from noukai_airflow._lineage import Lineage
     from noukai_airflow.hooks.noukai import NoukaiHook
     from noukai_core import Job, JobStatus
+    from noukai_core.checks import Duration
 
 _STATES = frozenset({"completed", "failed", "cancelled"})
 _DEFAULT_POKE_SECONDS = 60.0

@@ -63,6 +63,8 @@ def test_a_connection_without_a_key(password: str | None) -> None:
         ({"run_url_template": "ftp://x/{job_id}"}, "run_url_template"),
         ({"run_url_template": "https://x/{nothing}"}, "run_url_template"),
         ({"run_url_template": "https://x/{job_id"}, "run_url_template"),
+        ({"run_url_template": "https://x/{org:>300000000}"}, "run_url_template"),
+        ({"run_url_template": "javascript:alert('{job_id}')"}, "run_url_template"),
         ({"retry_timeout": "soon"}, "retry_timeout"),
         ({"recovery_timeout": True}, "recovery_timeout"),
         ({"max_response_bytes": "inf"}, "max_response_bytes"),

@@ -207,11 +207,12 @@ def parameters(function: Any) -> list[tuple[str, Any, Any]]:
 
 
 DOCUMENTED = """
-Noukai AsyncNoukai Flow AsyncFlow Job AsyncJob JobState JobStatus JobAccepted ExecuteResult Submission ApiKey
-KeyInfo RunTrace TraceStep NoukaiError InvalidInputError APIError PermanentError BadRequestError
-AuthenticationError InsufficientCreditsError PermissionDeniedError FlowNotFoundError ModelKeyRejectedError
-CancelUnsupportedError JobNotFoundError TransientError RateLimitError InvalidResponseError RedirectError
-ResponseTooLargeError SubmissionUnknownError JobError JobFailedError JobCancelledError JobTimeoutError
+Noukai AsyncNoukai Flow AsyncFlow Job AsyncJob JobState JobStatus JobAccepted ExecuteResult Submission
+ApiKey KeyInfo RunTrace RunUrlTemplate TraceStep NoukaiError InvalidInputError APIError PermanentError
+BadRequestError AuthenticationError InsufficientCreditsError PermissionDeniedError FlowNotFoundError
+ModelKeyRejectedError CancelUnsupportedError JobNotFoundError TransientError RateLimitError
+InvalidResponseError RedirectError ResponseTooLargeError SubmissionUnknownError JobError JobFailedError
+JobCancelledError JobTimeoutError
 """
 
 

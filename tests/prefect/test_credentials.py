@@ -8,7 +8,7 @@ from uuid import uuid4
 import cloudpickle
 import pytest
 from prefect.blocks.core import Block
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from noukai_core import AsyncNoukai, InvalidInputError, Noukai
 from noukai_prefect import NoukaiCredentials, NoukaiJob, NoukaiJobRun
@@ -78,6 +78,18 @@ def test_job_page(credentials: NoukaiCredentials) -> None:
     assert credentials.page_of("acme/spelling/grade-3", "job_1") == (
         "https://noukai.test/acme/spelling/grade-3/runs/job_1"
     )
+    assert "runs/job%2F%3F1" in str(credentials.page_of("acme/spelling/grade-3", "job/?1"))
+
+
+@pytest.mark.parametrize(
+    "template", ["javascript:alert('{job_id}')", "https://x/{org:>300000000}", "https://x/{nothing}"]
+)
+def test_a_template_that_is_none(credentials: NoukaiCredentials, template: str) -> None:
+    """A template with anything else in braces, or of another scheme, is refused by the block itself."""
+    with pytest.raises(ValidationError, match="run_url_template"):
+        NoukaiCredentials(api_key=credentials.api_key, run_url_template=template)
+    with pytest.raises(ValidationError, match="run_url_template"):
+        credentials.run_url_template = template
 
 
 def test_pickles(credentials: NoukaiCredentials, monkeypatch: pytest.MonkeyPatch) -> None:

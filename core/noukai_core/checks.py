@@ -1,0 +1,104 @@
+"""Checks of durations, counts and choices.
+
+Each check returns the value in its plain form, and raises `InvalidInputError`, which names the argument, the
+value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TypeAlias, TypeVar
+
+from noukai_core._validation import refused, shown
+
+T = TypeVar("T")
+
+Duration: TypeAlias = float | timedelta
+"""Seconds, or a timedelta."""
+
+
+def check_number(value: object, argument: str, *, zero: bool = False) -> float:
+    """Check a number, such as a rate.
+
+    Args:
+        value: The number.
+        argument: Its name, for the message.
+        zero: Whether 0 is allowed.
+
+    Raises:
+        InvalidInputError: It is not a number, not finite, negative, or 0 where that is not allowed.
+    """
+    return _positive(value, value, argument, "a number", zero)
+
+
+def check_seconds(value: object, argument: str, *, zero: bool = False) -> float:
+    """Check a duration in seconds.
+
+    Args:
+        value: The seconds.
+        argument: Their name, for the message.
+        zero: Whether 0 is allowed.
+
+    Raises:
+        InvalidInputError: It is not a number, not finite, negative, or 0 where that is not allowed.
+    """
+    return _positive(value, value, argument, "a number of seconds", zero)
+
+
+def check_duration(value: object, argument: str, *, zero: bool = False) -> float:
+    """Check a duration in seconds or as a timedelta, and return the seconds.
+
+    Args:
+        value: The duration.
+        argument: Its name, for the message.
+        zero: Whether 0 is allowed.
+
+    Raises:
+        InvalidInputError: It is not a duration, not finite, negative, or 0 where that is not allowed.
+    """
+    number = value.total_seconds() if isinstance(value, timedelta) else value
+    return _positive(number, value, argument, "a timedelta or a number of seconds", zero)
+
+
+def check_count(value: object, argument: str) -> int:
+    """Check a number of things.
+
+    Args:
+        value: The number.
+        argument: Its name, for the message.
+
+    Raises:
+        InvalidInputError: It is not a whole number, or not above 0.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise refused(f"{argument} is {shown(value)}, but must be a whole number above 0")
+    return value
+
+
+def check_choice(value: T, allowed: Sequence[T], argument: str) -> T:
+    """Check that a value is one of a few.
+
+    Args:
+        value: The value.
+        allowed: The values to choose from.
+        argument: The name of the value, for the message.
+
+    Raises:
+        InvalidInputError: It is not one of the allowed values.
+    """
+    if value not in allowed:
+        choices = " or ".join(repr(choice) for choice in allowed)
+        raise refused(f"{argument} is {shown(value)}, but must be {choices}")
+    return value
+
+
+def _positive(number: object, value: object, argument: str, noun: str, zero: bool) -> float:
+    if isinstance(number, int | float) and not isinstance(number, bool):
+        in_range = 0 <= number <= sys.float_info.max
+        if in_range and (number > 0 or zero):
+            return float(number)
+    raise refused(
+        f"{argument} is {shown(value)}, but must be {noun}{' of 0 or more' if zero else ' above 0'}"
+    )
