@@ -1,4 +1,4 @@
-"""`@task.noukai`: the function says what to submit, the task returns what the flow answers."""
+"""`@task.noukai`: the function returns what to submit, and the task returns the flow's output."""
 
 from __future__ import annotations
 

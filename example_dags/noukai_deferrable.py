@@ -1,4 +1,4 @@
-"""Wait for a long job in the triggerer: while it runs, it takes no worker slot."""
+"""Wait for a long job in the triggerer, without a worker slot."""
 
 from __future__ import annotations
 

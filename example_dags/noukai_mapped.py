@@ -1,4 +1,4 @@
-"""One job for each text, side by side; each mapped task is named by its text."""
+"""One job for each text, in parallel. Each mapped task is named after its text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Retries that know Noukai's errors: a rate limit waits as long as the server asks for.
+"""Retries that take Noukai's errors into account: after a rate limit, wait as long as the server asks.
 
 For Airflow 3.3 and later.
 """
@@ -13,7 +13,7 @@ from noukai_airflow.operators.noukai import NoukaiRunJobOperator
 
 try:
     from noukai_airflow.retry_policy import NoukaiRetryPolicy
-except ImportError:  # before Airflow 3.3, a task's own delay applies
+except ImportError:  # before Airflow 3.3, the task's own delay applies
     policy = {}
 else:
     policy = {"retry_policy": NoukaiRetryPolicy()}

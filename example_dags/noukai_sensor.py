@@ -1,4 +1,4 @@
-"""Submit a job in one task, and wait for it in another: between the two, anything else can happen."""
+"""Submit a job in one task, and wait for it in another. Other tasks can run in between."""
 
 from __future__ import annotations
 

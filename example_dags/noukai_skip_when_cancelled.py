@@ -1,4 +1,4 @@
-"""When somebody cancels the job on the Noukai side, skip the task instead of failing it."""
+"""If the job is cancelled on the Noukai side, skip the task instead of failing it."""
 
 from __future__ import annotations
 

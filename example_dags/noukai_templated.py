@@ -1,4 +1,4 @@
-"""Every input is templated, also in nested parameters: the run's own parameters decide what is submitted."""
+"""All inputs are templated, even in nested parameters, so the run's parameters decide what is submitted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Three jobs side by side, one for each way a job can end. `make demo` runs this on a local Noukai."""
+"""Three jobs in parallel, one for each way a job can end. `make demo` runs this on a local Noukai."""
 
 from __future__ import annotations
 

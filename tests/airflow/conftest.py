@@ -1,4 +1,4 @@
-"""The provider without a running Airflow: a configuration of its own, and tasks that are pretended."""
+"""The provider without a running Airflow: with its own configuration and fake tasks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KEY = "nk_test_unitairf_0123456789abcdef0123456789abcdef"
 
 
 class MemoryStore:
-    """A task state store that forgets at the end of the test, and counts what is written."""
+    """A task state store in memory, which records what is written."""
 
     def __init__(self) -> None:
         self.kept: dict[str, Any] = {}
@@ -44,7 +44,7 @@ class MemoryStore:
 
 
 @dataclass
-class PretendedTask:
+class FakeTask:
     """The parts of a task instance that the provider uses."""
 
     try_number: int = 1

@@ -1,4 +1,4 @@
-"""What a connection says."""
+"""The content of a connection."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_every_field_reaches_the_client() -> None:
 
 
 def test_empty_fields_count_as_absent() -> None:
-    """A form leaves empty text behind, which is no value."""
+    """A form saves empty texts, which count as absent."""
     empty = settings({"org": "", "project": None, "run_url_template": "", "retry_timeout": ""}, host="")
     assert (empty.base_url, empty.org, empty.project, empty.run_url_template, empty.options) == (
         None,
@@ -72,23 +72,23 @@ def test_a_connection_without_a_key(password: str | None) -> None:
     ],
 )
 def test_a_malformed_field(extra: dict[str, Any], name: str) -> None:
-    """The error names the connection and the field that is wrong."""
+    """The error names the connection and the malformed field."""
     with pytest.raises(NoukaiPermanentException, match=rf"'my_conn' has a malformed '{name}'"):
         settings(extra)
 
 
 def test_the_page_of_a_job() -> None:
-    """The template is filled in, and the id cannot leave its place in the URL."""
+    """The template is filled in, and the id stays one segment of the URL."""
     made = settings({"run_url_template": "https://app.test/{org}/{project}/{flow}/runs/{job_id}"})
     assert made.run_url("acme/demo/flow", "job?1") == "https://app.test/acme/demo/flow/runs/job%3F1"
     assert settings().run_url("acme/demo/flow", "job-1") is None
 
 
 def test_the_key_is_not_shown() -> None:
-    """Nothing that is printed of a connection holds its key."""
+    """The text form of a connection does not show its key."""
     assert KEY not in repr(settings())
 
 
 def test_equal_connections_share() -> None:
-    """The settings can tell which tasks may share a client."""
+    """Tasks with equal settings can share a client."""
     assert len({settings(), settings(), settings({"org": "a1", "project": "b1"})}) == 2

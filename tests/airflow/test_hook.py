@@ -1,4 +1,4 @@
-"""The ways in which Airflow can be given a connection."""
+"""The ways to define a connection in Airflow."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def variable(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.usefixtures("variable")
 async def test_a_connection_in_an_environment_variable() -> None:
-    """A connection as JSON or as a URI says the same, on a worker and in a triggerer."""
+    """A connection as JSON equals one as a URI, on a worker and in a triggerer."""
     settings = NoukaiHook("of_a_test").settings
     assert (settings.api_key, settings.base_url, settings.org, settings.project) == (
         KEY,
@@ -53,7 +53,7 @@ async def test_a_connection_that_is_missing() -> None:
 
 
 async def test_a_connection_that_is_malformed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is wrong is named, and is asked for again the next time: it may have been put right."""
+    """The error names the defect, and the next read sees a corrected connection."""
     monkeypatch.setenv("AIRFLOW_CONN_OF_A_TEST", json.dumps({"conn_type": "noukai"}))
     with pytest.raises(NoukaiPermanentException, match="'of_a_test' has no API key"):
         await NoukaiHook("of_a_test").aget_settings()
@@ -61,21 +61,21 @@ async def test_a_connection_that_is_malformed(monkeypatch: pytest.MonkeyPatch) -
     assert (await NoukaiHook("of_a_test").aget_settings()).api_key == KEY
 
 
-def test_no_loop_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of event loops that are closed, neither the loop nor what its connection said stays in memory."""
+def test_no_loop_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closed event loops do not stay in memory, nor do their connections."""
     monkeypatch.setenv("AIRFLOW_CONN_OF_A_TEST", AS_JSON)
 
-    async def look_up() -> weakref.ref[asyncio.AbstractEventLoop]:
+    async def read_connection() -> weakref.ref[asyncio.AbstractEventLoop]:
         await NoukaiHook("of_a_test").aget_settings()
         return weakref.ref(asyncio.get_running_loop())
 
-    loops = [asyncio.run(look_up()) for _ in range(3)]
+    loops = [asyncio.run(read_connection()) for _ in range(3)]
     gc.collect()
     assert [loop() for loop in loops[:-1]] == [None, None]
 
 
 async def test_no_frame_shows_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A traceback with local variables, as error reports have them, shows no key of a bad connection."""
+    """A traceback with local variables, as in error reports, shows no key of a malformed connection."""
     malformed = {"conn_type": "noukai", "password": KEY, "extra": {"retry_timeout": "long"}}
     monkeypatch.setenv("AIRFLOW_CONN_OF_A_TEST", json.dumps(malformed))
     with pytest.raises(NoukaiPermanentException) as blocking:

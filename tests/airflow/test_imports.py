@@ -1,4 +1,4 @@
-"""What a DAG file pays for importing the operators: Airflow reads every DAG file again and again."""
+"""The cost of importing the operators in a DAG file, which Airflow parses again and again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a task remembers from one try to the next."""
+"""What a task records for its next try."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ ID = "2c1f7c9e-8d4e-4f1b-9a57-0c6f3a1b2d4e"
 
 
 def test_a_record_is_read_as_it_was_written(store: MemoryStore) -> None:
-    """What is written in one try is there in the next."""
+    """The next try reads what one try has written."""
     record = JobRecord.new(2, ID, "acme/demo/flow")
     JobStore(store).write(record)
     assert JobStore(store).read() == record
 
 
-def test_changes_are_kept(store: MemoryStore) -> None:
-    """Parts of a record can be changed later, as when the job's id becomes known."""
+def test_changes_are_stored(store: MemoryStore) -> None:
+    """Fields of a record can be changed later, for example when the job's id becomes known."""
     job_store = JobStore(store)
     job_store.write(JobRecord.new(0, ID, "acme/demo/flow"))
     job_store.change(job_id="job-1", abandoned=True)
@@ -33,7 +33,7 @@ def test_changes_are_kept(store: MemoryStore) -> None:
 
 
 def test_a_change_without_a_record_makes_none(store: MemoryStore) -> None:
-    """Nothing comes into being by a change."""
+    """A change creates no record."""
     JobStore(store).change(abandoned=True)
     assert store.kept == {}
 
@@ -47,44 +47,44 @@ def test_a_change_without_a_record_makes_none(store: MemoryStore) -> None:
         {"max_tries": 1, "submission_id": ID, "last_sent_at": "yesterday", "flow": "a/b/c"},
         {"max_tries": 1, "submission_id": ID, "last_sent_at": "2026-01-01T00:00:00", "flow": "a/b/c"},
     ],
-    ids=["text", "empty", "parts", "no time", "no time zone"],
+    ids=["text", "empty", "incomplete", "no time", "no time zone"],
 )
-def test_a_record_that_makes_no_sense_counts_as_none(kept: Any, store: MemoryStore) -> None:
-    """A store with something else in it does not stop a task."""
+def test_a_malformed_record_is_ignored(kept: Any, store: MemoryStore) -> None:
+    """A store with other content does not stop a task."""
     store.kept["noukai_job"] = kept
     assert JobStore(store).read() is None
 
 
 def test_a_record_of_a_later_version(store: MemoryStore) -> None:
-    """Fields that a later version has added are passed over."""
+    """Fields that a later version has added are ignored."""
     job_store = JobStore(store)
     job_store.write(JobRecord.new(0, ID, "acme/demo/flow"))
     store.kept["noukai_job"]["later"] = True
     assert job_store.read() is not None
 
 
-def test_without_a_store_nothing_is_kept() -> None:
-    """Below Airflow 3.3, and with `durable=False`, a job store forgets."""
+def test_without_a_store_nothing_is_recorded() -> None:
+    """Before Airflow 3.3, and with `durable=False`, nothing is recorded."""
     job_store = JobStore.of({}, durable=True)  # type: ignore[typeddict-item]
     job_store.write(JobRecord.new(0, ID, "acme/demo/flow"))
     assert (job_store.is_durable, job_store.read()) == (False, None)
 
 
 def test_a_task_that_is_not_durable_has_no_store(store: MemoryStore) -> None:
-    """`durable=False` leaves the task state store alone."""
+    """`durable=False` does not use the task state store."""
     context: Any = {"task_state_store": store}
     assert not JobStore.of(context, durable=False).is_durable
     assert JobStore.of(context, durable=True).is_durable
 
 
 def test_a_record_leads_to_a_submission_that_may_have_been_sent() -> None:
-    """The client is told when it was first sent, and so asks the server before it sends anything."""
+    """The client knows when it was sent, and therefore asks the server before it sends anything."""
     record = JobRecord.new(0, ID, "acme/demo/flow")
     assert (record.submission().id, record.submission().last_sent_at) == (ID, record.sent_at)
 
 
-def test_derived_identities_are_stable_and_distinct() -> None:
-    """A task derives the same identity everywhere, and any other task, generation or number another."""
+def test_derived_ids_are_stable_and_distinct() -> None:
+    """A task derives the same id everywhere; another task, clear or number leads to another id."""
     task = ("dag", "run", "task", -1, 1, 0)
     assert derived_submission_id(*task) == derived_submission_id(*task)
     assert UUID(derived_submission_id(*task)).version == 5

@@ -1,4 +1,4 @@
-"""Who ended a task: a person, or only its process."""
+"""Who ended a task: a user, or a shutdown of its process."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from noukai_airflow._kill_policy import KillDecision
 @pytest.mark.parametrize(
     "state", ["failed", "success", "restarting", "skipped", "removed", "upstream_failed", None]
 )
-def test_a_person_ended_the_task_on_the_worker(state: str | None) -> None:
-    """When the task's state says that a person, or a rule of the DAG, ended it, its job is cancelled."""
+def test_a_user_ended_the_task_on_the_worker(state: str | None) -> None:
+    """If the task's state shows that a user, or a rule of the DAG, ended it, its job is cancelled."""
     assert _kill_policy.decide_on_worker(state, known=True) is KillDecision.CANCEL
 
 
 @pytest.mark.parametrize(
     "state", ["running", "up_for_retry", "up_for_reschedule", "scheduled", "queued", "deferred"]
 )
-def test_only_the_worker_ends(state: str) -> None:
-    """When the task lives on, here or in its next try, the job is kept."""
+def test_only_the_worker_stops(state: str) -> None:
+    """If the task continues, in this try or in the next, the job is left running."""
     assert _kill_policy.decide_on_worker(state, known=True) is KillDecision.KEEP
 
 
 def test_an_unknown_state_keeps_the_job() -> None:
-    """When Airflow does not tell the state, nothing is cancelled: only a person's act cancels a paid job."""
+    """If Airflow does not return the state, nothing is cancelled: only a user's act cancels a paid job."""
     assert _kill_policy.decide_on_worker(None, known=False) is KillDecision.KEEP
 
 
@@ -51,7 +51,7 @@ def test_an_unknown_state_keeps_the_job() -> None:
 def test_on_kill_of_a_trigger(state: str | None, job_of_task: str | None, expected: KillDecision) -> None:
     """A trigger keeps the job of a task that still waits for it, and cancels it otherwise.
 
-    A task on its way to a worker may have been woken by another triggerer, or cleared by a person.
+    A task on its way to a worker may have been resumed by another triggerer, or cleared by a user.
     """
     assert _kill_policy.decide_in_triggerer(state, job_of_task, "mine") is expected
 
@@ -62,11 +62,11 @@ def test_on_kill_of_a_trigger(state: str | None, job_of_task: str | None, expect
     ids=["unmapped", "mapped", "absent"],
 )
 def test_finding_a_task_in_airflows_response(map_index: int, expected: str | None) -> None:
-    """Airflow names mapped tasks by their index, and leaves out those that it does not know."""
+    """Airflow names mapped tasks by their index, and omits unknown tasks."""
     response = {"run": {"task": "running", "task_0": "failed", "other": "success"}}
     assert _kill_policy.state_of(response, "run", "task", map_index) == expected
 
 
-def test_a_run_that_is_gone() -> None:
-    """A run that is not in the answer has no state."""
+def test_a_run_that_was_deleted() -> None:
+    """A run that is not in the response has no state."""
     assert _kill_policy.state_of({}, "run", "task", -1) is None

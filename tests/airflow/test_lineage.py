@@ -1,4 +1,4 @@
-"""What OpenLineage's own provider for Airflow makes of the tasks."""
+"""What OpenLineage's provider for Airflow reports about the tasks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from noukai_airflow.hooks.noukai import NoukaiHook
 from noukai_airflow.operators.noukai import NoukaiRunJobOperator
 from noukai_airflow.sensors.noukai import NoukaiJobSensor
-from tests.airflow.conftest import MemoryStore, PretendedTask
+from tests.airflow.conftest import FakeTask, MemoryStore
 
 if TYPE_CHECKING:
     from noukai_airflow._connection import ConnectionSettings
@@ -35,11 +35,11 @@ print("noukai_airflow._lineage" in sys.modules)
 
 
 def facets(task: Any, state: str) -> dict[str, Any]:
-    """Ask the provider for a task's lineage, as it does when the task is in a state."""
+    """Return a task's lineage as the provider extracts it in a state."""
     from airflow.providers.openlineage.extractors.manager import ExtractorManager
     from airflow.utils.state import TaskInstanceState
 
-    run = task_instance = PretendedTask()
+    run = task_instance = FakeTask()
     lineage = ExtractorManager().extract_metadata(run, task, TaskInstanceState(state), task_instance)
     return dict(lineage.run_facets)
 
@@ -52,14 +52,14 @@ def test_the_job_of_an_operator(
     emulator: Emulator,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A start tells the flow; an end, whichever it is, also the job, as a query to an external system."""
+    """The start reports the flow, and every end the job as well, as a query to an external system."""
     monkeypatch.setattr(NoukaiHook, "settings", settings)
     emulator.control.script("flow", after_seconds=0)
     task = NoukaiRunJobOperator(task_id="task", flow=FLOW, message="Hello", poll_interval=0.05)
     started = facets(task, "running")
     assert set(started) == {"noukai_job"}
     assert (started["noukai_job"].flow, started["noukai_job"].jobId) == (FLOW, None)
-    context: Any = {"ti": PretendedTask(), "task_state_store": store}
+    context: Any = {"ti": FakeTask(), "task_state_store": store}
     task.execute(context)
     ended = facets(task, state)
     job_id = context["ti"].xcoms["job_id"]
@@ -76,7 +76,7 @@ def test_the_job_of_a_sensor(state: str) -> None:
 
 
 def test_without_the_extra() -> None:
-    """Nothing of OpenLineage is needed, or loaded, by those who do not use it."""
+    """OpenLineage is neither needed nor loaded without its extra."""
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_THE_EXTRA], capture_output=True, text=True, timeout=120
     )

@@ -1,4 +1,4 @@
-"""The operator's decisions, with a pretended task and a local Noukai."""
+"""The operator's decisions, with a fake task and a local Noukai."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from noukai_airflow.exceptions import (
 from noukai_airflow.hooks.noukai import NoukaiHook
 from noukai_airflow.operators.noukai import NoukaiRunJobOperator
 from noukai_core import RunUrlTemplate
-from tests.airflow.conftest import MemoryStore, PretendedTask
+from tests.airflow.conftest import FakeTask, MemoryStore
 
 if TYPE_CHECKING:
     from noukai_airflow._connection import ConnectionSettings
@@ -36,15 +36,15 @@ FLOW = "acme/demo/flow"
 
 @pytest.fixture
 def connected(settings: ConnectionSettings, monkeypatch: pytest.MonkeyPatch) -> ConnectionSettings:
-    """The connection is the one to the local Noukai, whatever Airflow knows."""
+    """Use the connection to the local Noukai instead of Airflow's."""
     monkeypatch.setattr(NoukaiHook, "settings", settings)
     return settings
 
 
 @pytest.fixture
 def context(store: MemoryStore) -> Any:
-    """What Airflow hands to a task."""
-    return {"ti": PretendedTask(), "task_state_store": store}
+    """The context that Airflow passes to a task."""
+    return {"ti": FakeTask(), "task_state_store": store}
 
 
 def operator(**arguments: Any) -> NoukaiRunJobOperator:
@@ -65,8 +65,8 @@ def operator(**arguments: Any) -> NoukaiRunJobOperator:
         ({"on_cancelled": "ignore"}, "on_cancelled is 'ignore', but must be 'fail' or 'skip'"),
     ],
 )
-def test_bad_arguments_fail_when_the_dag_is_read(arguments: dict[str, Any], message: str) -> None:
-    """What is not templated is checked at once, and the message says what is allowed."""
+def test_invalid_arguments_fail_when_the_dag_is_parsed(arguments: dict[str, Any], message: str) -> None:
+    """Arguments without templates are checked at once, and the message says what is allowed."""
     with pytest.raises(ValueError, match=re.escape(message)):
         operator(**arguments)
 
@@ -79,7 +79,7 @@ def test_durations() -> None:
 
 @pytest.mark.parametrize("flow", ["../x", "a/b", "Upper/case/flow", "acme/demo/" + "x" * 51])
 def test_a_malformed_flow(flow: str, connected: ConnectionSettings, context: Any, emulator: Emulator) -> None:
-    """Bad input is refused for good, and nothing is sent."""
+    """Invalid input is rejected permanently, and nothing is sent."""
     task = operator()
     task.flow = flow
     with pytest.raises(NoukaiPermanentException):
@@ -95,7 +95,7 @@ def test_completed(connected: ConnectionSettings, context: Any, emulator: Emulat
 
 
 def test_the_link(settings: ConnectionSettings, context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The link is that of the job at hand, or else the one that the task has pushed; both may be none."""
+    """The link is that of the task's job, or else the one that the task has pushed, or empty."""
     from airflow.providers.common.compat.sdk import XCom
 
     pushed: list[str] = []
@@ -107,8 +107,8 @@ def test_the_link(settings: ConnectionSettings, context: Any, monkeypatch: pytes
     assert link.get_link(task, ti_key=key) == ""
     task.execute(context)
     assert link.get_link(task, ti_key=key) == context["ti"].xcoms["job_url"]
-    pushed.append("https://noukai.test/of-before")
-    assert link.get_link(operator(), ti_key=key) == "https://noukai.test/of-before"
+    pushed.append("https://noukai.test/of-an-earlier-job")
+    assert link.get_link(operator(), ti_key=key) == "https://noukai.test/of-an-earlier-job"
     without, pushed[:] = operator(), []
     monkeypatch.setattr(NoukaiHook, "settings", settings)
     without.execute(context)
@@ -124,10 +124,10 @@ def test_failed(connected: ConnectionSettings, context: Any, emulator: Emulator)
 
 
 @pytest.mark.parametrize("event", [None, "success", "failed", {}, {"job_id": 7}, ["job"]])
-def test_an_event_that_makes_no_sense_is_not_believed(
+def test_a_malformed_event_is_ignored(
     event: object, connected: ConnectionSettings, context: Any, emulator: Emulator
 ) -> None:
-    """Whatever the event, a task succeeds only when the server says that its job has completed."""
+    """With any event, a task succeeds only if the server says that its job has completed."""
     emulator.control.script("flow", outcome="never")
     task = operator(wait_for_completion=False)
     job_id = task.execute(context)
@@ -139,7 +139,7 @@ def test_an_event_that_makes_no_sense_is_not_believed(
 
 
 def test_an_event_without_any_job(connected: ConnectionSettings, context: Any) -> None:
-    """When nothing tells which job it was, the task fails, and says so."""
+    """If the job is not known at all, the task fails, and the error says so."""
     with pytest.raises(NoukaiException, match="names no Noukai job: 'success'"):
         operator().execute_complete(context, "success")
 
@@ -154,21 +154,21 @@ def test_an_event_without_arguments(connected: ConnectionSettings, context: Any,
 
 
 def test_an_event_about_another_job(connected: ConnectionSettings, context: Any, emulator: Emulator) -> None:
-    """An event of another job's trigger neither ends the task nor fails it: it waits on."""
+    """After an event of another job, the task defers again."""
     from airflow.providers.common.compat.sdk import TaskDeferred
 
     emulator.control.script("flow", outcome="never")
     job = _client_cache.shared_client(connected).flow(FLOW).job("Hello")
-    event = JobEvent("job-of-before", Reason.FINISHED, "completed").payload()
+    event = JobEvent("job-of-an-earlier-job", Reason.FINISHED, "completed").payload()
     with pytest.raises(TaskDeferred) as deferred:
         operator(deferrable=True).execute_complete(context, event, job_id=job.id, flow=FLOW)
     assert deferred.value.trigger.job_id == job.id
 
 
-def test_a_fault_when_the_task_goes_on(
+def test_a_transient_error_when_the_task_is_resumed(
     connected: ConnectionSettings, context: Any, emulator: Emulator
 ) -> None:
-    """A server that does not answer just after the trigger's event is waited for, as at any other time."""
+    """Transient errors after the trigger's event are retried as at any other time."""
     emulator.control.script("flow", result="whole", after_seconds=0)
     job = _client_cache.shared_client(connected).flow(FLOW).job("Hello")
     job.wait(timeout_ms=5000)
@@ -180,7 +180,7 @@ def test_a_fault_when_the_task_goes_on(
 def test_a_job_that_ended_in_time_keeps_its_result(
     connected: ConnectionSettings, context: Any, emulator: Emulator
 ) -> None:
-    """However late the task goes on, and however slowly the server answers, the job is not given up."""
+    """A job that ended in time is not cancelled, even if the task is resumed after the deadline."""
     emulator.control.script("flow", result="whole", after_seconds=0)
     job = _client_cache.shared_client(connected).flow(FLOW).job("Hello")
     job.wait(timeout_ms=5000)
@@ -191,10 +191,10 @@ def test_a_job_that_ended_in_time_keeps_its_result(
     assert emulator.control.counts(job.id)["cancel"] == 0
 
 
-def test_a_deadline_while_the_server_is_away(
+def test_a_deadline_while_the_server_is_unavailable(
     connected: ConnectionSettings, context: Any, emulator: Emulator
 ) -> None:
-    """A job that cannot be looked at when its time is over has not ended in time, and is cancelled."""
+    """A job that cannot be polled at its deadline has timed out, and is cancelled."""
     emulator.control.script("flow", outcome="never")
     job = _client_cache.shared_client(connected).flow(FLOW).job("Hello")
     emulator.control.fault("status", on="poll", times=None, status=503)
@@ -204,8 +204,10 @@ def test_a_deadline_while_the_server_is_away(
     assert emulator.control.counts(job.id)["cancel"] == 1
 
 
-def test_a_trace_that_cannot_be_read(connected: ConnectionSettings, context: Any, emulator: Emulator) -> None:
-    """Where the server shows no trace, the task succeeds, and its status has neither tokens nor cost."""
+def test_a_trace_that_is_not_available(
+    connected: ConnectionSettings, context: Any, emulator: Emulator
+) -> None:
+    """Without a trace the task succeeds, and its status has neither tokens nor cost."""
     emulator.control.fault("status", on="trace", times=None, status=403)
     operator(trace=True).execute(context)
     assert set(context["ti"].xcoms["job_status"]) == {"state", "created_at", "started_at", "completed_at"}
@@ -224,7 +226,7 @@ def test_a_retry_is_promised_only_what_it_does(
 
 @pytest.mark.parametrize("configured", ["True", "False"])
 def test_the_default_of_deferrable(configured: str) -> None:
-    """Airflow's own setting says whether the operator and the sensor defer."""
+    """Airflow's own setting determines whether the operator and the sensor defer."""
     program = (
         "from noukai_airflow.operators.noukai import NoukaiRunJobOperator as Operator\n"
         "from noukai_airflow.sensors.noukai import NoukaiJobSensor as Sensor\n"
@@ -239,7 +241,7 @@ def test_the_default_of_deferrable(configured: str) -> None:
 
 
 def test_a_deferral(connected: ConnectionSettings, context: Any, emulator: Emulator) -> None:
-    """A deferral stores no key, and Airflow's own limit comes after the job's deadline."""
+    """A deferral stores no key, and Airflow's own limit is later than the job's deadline."""
     from airflow.providers.common.compat.sdk import TaskDeferred
 
     emulator.control.script("flow", outcome="never")
@@ -259,7 +261,7 @@ def test_a_deadline_cancels(connected: ConnectionSettings, context: Any, emulato
 
 
 def test_cancelled_is_never_retried(connected: ConnectionSettings, context: Any, emulator: Emulator) -> None:
-    """What somebody stopped on purpose raises what Airflow does not retry."""
+    """A job cancelled on the Noukai side raises an exception that Airflow does not retry."""
     from airflow.providers.common.compat.sdk import AirflowFailException
 
     emulator.control.script("flow", outcome="cancelled")

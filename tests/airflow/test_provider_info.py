@@ -1,4 +1,4 @@
-"""What Airflow reads about the provider."""
+"""The metadata that Airflow reads about the provider."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from noukai_airflow.provider_info import get_provider_info
 
 
 def test_it_is_valid_against_airflows_schema() -> None:
-    """Airflow refuses to start on a provider that is not."""
+    """Airflow does not start with an invalid provider."""
     schema = json.loads(files("airflow").joinpath("provider_info.schema.json").read_text())
     jsonschema.validate(get_provider_info(), schema)
 
 
 def test_the_package_name_is_that_of_the_distribution() -> None:
-    """Airflow refuses to start when the two differ."""
+    """Airflow does not start if the two differ."""
     (entry,) = [
         e for e in entry_points(group="apache_airflow_provider") if e.value.startswith("noukai_airflow")
     ]
@@ -29,10 +29,10 @@ def test_the_package_name_is_that_of_the_distribution() -> None:
 
 
 def test_everything_named_can_be_imported() -> None:
-    """Every module and class that Airflow is told of is there."""
+    """Every module and class in the metadata exists."""
     info = get_provider_info()
-    for kind in ("hooks", "operators", "sensors", "triggers"):
-        for module in info[kind][0]["python-modules"]:
+    for component in ("hooks", "operators", "sensors", "triggers"):
+        for module in info[component][0]["python-modules"]:
             importlib.import_module(module)
     paths = [
         *info["extra-links"],
@@ -44,8 +44,8 @@ def test_everything_named_can_be_imported() -> None:
         assert hasattr(importlib.import_module(module), name), path
 
 
-def test_it_costs_nothing_to_read() -> None:
-    """Every Airflow process reads it at its start, so it loads neither Airflow nor the client."""
+def test_it_is_cheap_to_read() -> None:
+    """Every Airflow process reads it at start-up, so it imports neither Airflow nor the client."""
     program = (
         "import sys; from noukai_airflow.provider_info import get_provider_info; get_provider_info(); "
         "print([m for m in ('airflow', 'httpx', 'pydantic', 'noukai_core') if m in sys.modules])"

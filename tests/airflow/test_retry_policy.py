@@ -1,4 +1,4 @@
-"""What follows from an error, by the retry policy."""
+"""The retry policy's decision about each error."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def decide(error: BaseException, **arguments: timedelta) -> tuple[str, timedelta
     ],
 )
 def test_a_rate_limit_waits_as_long_as_the_server_says(error: Exception) -> None:
-    """The delay is the server's own, for the operator's errors and for the job client's."""
+    """The delay is the one that the server asks for, in errors of the operator and of the job client."""
     assert decide(error) == ("retry", timedelta(seconds=120))
 
 
-def test_a_server_cannot_ask_for_ever() -> None:
-    """What the server asks for is limited."""
+def test_the_delay_has_an_upper_limit() -> None:
+    """A server cannot delay a task for longer than the policy allows."""
     error = NoukaiTransientException("too many requests", retry_after=86_400)
     assert decide(error, longest_delay=timedelta(minutes=10)) == ("retry", timedelta(minutes=10))
 
@@ -49,8 +49,8 @@ def test_a_server_cannot_ask_for_ever() -> None:
         core.JobCancelledError("cancelled", job_id="job-1"),
     ],
 )
-def test_what_cannot_succeed_is_not_tried_again(error: Exception) -> None:
-    """Refusals, bad input and a cancelled job fail the task at once."""
+def test_what_cannot_succeed_is_not_retried(error: Exception) -> None:
+    """Permanent errors, invalid input and a cancelled job fail the task at once."""
     assert decide(error)[0] == "fail"
 
 
@@ -58,17 +58,17 @@ def test_what_cannot_succeed_is_not_tried_again(error: Exception) -> None:
     "error",
     [
         NoukaiJobFailedException("the model gave up"),
-        core.TransientError("no answer"),
+        core.TransientError("no response"),
         ValueError("something else"),
         KeyboardInterrupt(),
     ],
 )
-def test_the_rest_is_airflows(error: BaseException) -> None:
-    """Everything else is retried as the task says."""
+def test_other_errors_are_left_to_airflow(error: BaseException) -> None:
+    """Other errors are retried according to the task's own settings."""
     assert decide(error)[0] == "default"
 
 
-def test_it_can_be_serialised() -> None:
-    """A policy is the same after it was stored."""
+def test_it_can_be_serialized() -> None:
+    """A stored policy equals the original."""
     policy = policies.NoukaiRetryPolicy(longest_delay=timedelta(seconds=90))
     assert policies.NoukaiRetryPolicy.deserialize(policy.serialize()).longest_delay == timedelta(seconds=90)

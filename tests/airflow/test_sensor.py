@@ -1,4 +1,4 @@
-"""The sensor's decisions, with a pretended task and a local Noukai."""
+"""The sensor's decisions, with a fake task and a local Noukai."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from noukai_airflow.exceptions import (
 )
 from noukai_airflow.hooks.noukai import NoukaiHook
 from noukai_airflow.sensors.noukai import NoukaiJobSensor
-from tests.airflow.conftest import PretendedTask
+from tests.airflow.conftest import FakeTask
 
 if TYPE_CHECKING:
     from noukai_airflow._connection import ConnectionSettings
@@ -31,7 +31,7 @@ FLOW = "acme/demo/flow"
 
 @pytest.fixture
 def job(settings: ConnectionSettings, emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Job:
-    """A job of somebody else's that has not ended, behind the connection that the sensors use."""
+    """A job that another task submitted and that has not ended."""
     monkeypatch.setattr(NoukaiHook, "settings", settings)
     emulator.control.script("flow", outcome="never")
     return _client_cache.shared_client(settings).flow(FLOW).job("Hello")
@@ -42,19 +42,19 @@ def sensor(job_id: str, **arguments: Any) -> NoukaiJobSensor:
 
 
 def context() -> Any:
-    return {"ti": PretendedTask()}
+    return {"ti": FakeTask()}
 
 
 @pytest.mark.parametrize("states", [(), "completed", ("completed", "running"), ("done",)])
-def test_states_that_no_job_ends_in(states: Any) -> None:
-    """What the sensor may pass on is checked when the DAG is read."""
+def test_states_that_are_not_final(states: Any) -> None:
+    """The allowed states are checked when the DAG is parsed."""
     with pytest.raises(ValueError, match=r"allowed_states is .*cancelled, completed, failed"):
         sensor("job-1", allowed_states=states)
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
 def test_a_job_that_has_ended(deferrable: bool, job: Job, emulator: Emulator) -> None:
-    """A job that has ended before the sensor begins passes at once, without a deferral."""
+    """A job that ended before the sensor starts lets it succeed at once, without a deferral."""
     emulator.control.finish(job.id, result=[1, 2])
     here = context()
     assert sensor(job.id, deferrable=deferrable).execute(here) == [1, 2]
@@ -69,7 +69,7 @@ def test_a_job_that_has_ended(deferrable: bool, job: Job, emulator: Emulator) ->
 def test_a_job_without_a_result(
     deferrable: bool, outcome: str, expected: type[Exception], job: Job, emulator: Emulator
 ) -> None:
-    """A job without a result fails the sensor for good, unless it may pass on it or fail softly."""
+    """A job without a result fails the sensor permanently, unless it is allowed or `soft_fail` is on."""
     emulator.control.finish(job.id, outcome=outcome)
     with pytest.raises(expected, match=job.id):
         sensor(job.id, deferrable=deferrable).execute(context())
@@ -79,7 +79,7 @@ def test_a_job_without_a_result(
 
 
 def test_a_poll_that_fails(job: Job, emulator: Emulator) -> None:
-    """A fault that passes is no outcome; the next look decides."""
+    """After a transient error the next poll decides."""
     emulator.control.fault("status", on="poll", times=1, status=403)
     with pytest.raises(NoukaiPermanentException):
         sensor(job.id).execute(context())
@@ -88,14 +88,14 @@ def test_a_poll_that_fails(job: Job, emulator: Emulator) -> None:
 
 
 def test_an_unknown_job(job: Job) -> None:
-    """A job that the server does not know fails the sensor when the time for it to appear is over."""
+    """A job that the server does not know fails the sensor after the grace period."""
     with pytest.raises(NoukaiJobNotFoundException):
         sensor("job-gone", timeout=30).execute(context())
 
 
 @pytest.mark.parametrize("event", [None, "success", "failed", {}, {"job_id": 7}])
-def test_an_event_that_makes_no_sense_is_not_believed(event: object, job: Job, emulator: Emulator) -> None:
-    """Whatever the event, the server decides."""
+def test_a_malformed_event_is_ignored(event: object, job: Job, emulator: Emulator) -> None:
+    """With any event, the server's state decides."""
     with pytest.raises(NoukaiException, match="unknown event"):
         sensor(job.id).execute_complete(context(), event)
     emulator.control.finish(job.id, result="whole")
@@ -105,8 +105,8 @@ def test_an_event_that_makes_no_sense_is_not_believed(event: object, job: Job, e
 @pytest.mark.parametrize(
     "event", [JobEvent("job-of-before", Reason.FINISHED, "completed"), JobEvent("", Reason.TRANSIENT_ERROR)]
 )
-def test_waiting_on(event: JobEvent, job: Job) -> None:
-    """After a fault, or an event about another job, the sensor waits on until the same moment."""
+def test_the_sensor_defers_again(event: JobEvent, job: Job) -> None:
+    """After a transient error, or an event of another job, the sensor waits until the same deadline."""
     reported = event.payload() | {"job_id": event.job_id or job.id}
     deadline = time.time() + 60
     with pytest.raises(TaskDeferred) as deferred:
@@ -116,7 +116,7 @@ def test_waiting_on(event: JobEvent, job: Job) -> None:
 
 
 def test_a_poll_that_fails_after_the_event(job: Job, emulator: Emulator) -> None:
-    """A server that does not answer just after the trigger's event is no outcome: the sensor waits on."""
+    """If the poll after the trigger's event fails, the sensor defers again."""
     emulator.control.finish(job.id)
     emulator.control.fault("status", on="poll", times=1, status=503, retry_after=60)
     event = JobEvent(job.id, Reason.FINISHED, "completed").payload()
@@ -125,7 +125,7 @@ def test_a_poll_that_fails_after_the_event(job: Job, emulator: Emulator) -> None
 
 
 def test_the_timeout_in_the_triggerer(job: Job) -> None:
-    """At the timeout the sensor ends as one that waits on a worker does, and leaves the job alone."""
+    """At its timeout the sensor fails as on a worker, and the job is left running."""
     event = JobEvent(job.id, Reason.TIMED_OUT, "running").payload()
     with pytest.raises(AirflowSensorTimeout, match=job.id):
         sensor(job.id, timeout=5).execute_complete(context(), event, time.time() - 1)

@@ -1,7 +1,4 @@
-"""Which job a try of a task waits for: a new one, or that of an earlier try.
-
-Against a local Noukai, which counts.
-"""
+"""Which job a try of a task waits for: a new one, or that of an earlier try. With a local Noukai."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ import pytest
 
 from noukai_airflow._job_store import JobRecord, JobStore
 from noukai_airflow._submit import JobRequest, TaskJob, cancel_if_possible
-from tests.airflow.conftest import MemoryStore, PretendedTask
+from tests.airflow.conftest import FakeTask, MemoryStore
 
 if TYPE_CHECKING:
     from noukai_airflow._connection import ConnectionSettings
@@ -28,7 +25,7 @@ class Tries:
         self.control = emulator.control
         self.store = store
         self.retries = 2
-        self.task = PretendedTask(max_tries=2, run_id=uuid4().hex)
+        self.task = FakeTask(max_tries=2, run_id=uuid4().hex)
         self.session_id: str | None = None
         self.message: Any = "Hello"
         self.cancel_on_kill = True
@@ -64,37 +61,37 @@ class Tries:
 
 @pytest.fixture
 def tries(settings: ConnectionSettings, emulator: Emulator, store: MemoryStore) -> Tries:
-    """A task on Airflow 3.3 or later, where it can remember."""
+    """A task on Airflow 3.3 or later, which has a task state store."""
     emulator.control.script("flow", outcome="never")
     return Tries(settings, emulator, store)
 
 
 @pytest.fixture
-def forgetful(settings: ConnectionSettings, emulator: Emulator) -> Tries:
-    """A task on an older Airflow, where it cannot."""
+def without_store(settings: ConnectionSettings, emulator: Emulator) -> Tries:
+    """A task on an older Airflow, which has none."""
     emulator.control.script("flow", outcome="never")
     return Tries(settings, emulator, None)
 
 
 def test_the_submission_id_is_stored_before_the_request(tries: Tries, store: MemoryStore) -> None:
-    """First the identity of the submission is written, then the job's id."""
+    """The id of the submission is written first, then the job's id."""
     job = tries.run()
     assert [record["job_id"] for record in store.writes] == [None, job.id]
     assert store.writes[0]["submission_id"] == tries.control.jobs()[0]["session_id"]
 
 
-@pytest.mark.parametrize("kind", ["tries", "forgetful"])
+@pytest.mark.parametrize("kind", ["tries", "without_store"])
 def test_a_retry_attaches_to_a_running_job(kind: str, request: pytest.FixtureRequest) -> None:
-    """A job that still runs is waited for by the next try."""
+    """The next try waits for a job that is still running."""
     tries: Tries = request.getfixturevalue(kind)
     first = tries.run()
     assert tries.retry().id == first.id
     assert tries.count("submit") == 1
 
 
-@pytest.mark.parametrize("kind", ["tries", "forgetful"])
+@pytest.mark.parametrize("kind", ["tries", "without_store"])
 def test_a_retry_takes_the_result_of_a_completed_job(kind: str, request: pytest.FixtureRequest) -> None:
-    """A job that has completed in between is not paid for again."""
+    """A job that completed between two tries is not paid for again."""
     tries: Tries = request.getfixturevalue(kind)
     first = tries.run()
     tries.finish(first)
@@ -103,9 +100,9 @@ def test_a_retry_takes_the_result_of_a_completed_job(kind: str, request: pytest.
     assert tries.count("submit") == 1
 
 
-@pytest.mark.parametrize("kind", ["tries", "forgetful"])
+@pytest.mark.parametrize("kind", ["tries", "without_store"])
 def test_a_retry_after_a_failed_job_submits(kind: str, request: pytest.FixtureRequest) -> None:
-    """A failed job makes way for a new one, in each further try."""
+    """Each further try replaces a failed job by a new one."""
     tries: Tries = request.getfixturevalue(kind)
     jobs = [tries.run()]
     for _ in range(2):
@@ -115,24 +112,24 @@ def test_a_retry_after_a_failed_job_submits(kind: str, request: pytest.FixtureRe
     assert tries.count("submit") == 3
 
 
-def test_a_fault_while_the_earlier_job_is_polled(forgetful: Tries, emulator: Emulator) -> None:
-    """An earlier try's job that was found is waited for, also when a look at it fails for now."""
-    first = forgetful.run()
+def test_a_transient_error_while_the_earlier_job_is_polled(without_store: Tries, emulator: Emulator) -> None:
+    """The task waits for the job of an earlier try, even if polling it fails at first."""
+    first = without_store.run()
     emulator.control.fault("status", on="poll", times=1, status=503, retry_after=60)
-    assert forgetful.retry().id == first.id
-    assert forgetful.count("submit") == 1
+    assert without_store.retry().id == first.id
+    assert without_store.count("submit") == 1
 
 
-def test_a_job_that_a_person_cancelled_is_not_replaced(tries: Tries) -> None:
-    """A retry that finds its job cancelled on the Noukai side tells so, and submits nothing."""
+def test_a_job_cancelled_on_the_noukai_side_is_not_replaced(tries: Tries) -> None:
+    """A retry whose job was cancelled on the Noukai side submits nothing."""
     first = tries.run()
     tries.finish(first, "cancelled")
     assert tries.retry().id == first.id
     assert tries.count("submit") == 1
 
 
-def test_a_job_that_was_given_up_is_replaced(tries: Tries, store: MemoryStore) -> None:
-    """After a deadline the next try cancels the job once more, should it still run, and submits a new one."""
+def test_an_abandoned_job_is_replaced(tries: Tries, store: MemoryStore) -> None:
+    """After a timeout the next try cancels the job again if it is still running, and submits a new one."""
     first = tries.run()
     JobStore(store).change(abandoned=True)
     second = tries.retry()
@@ -141,7 +138,7 @@ def test_a_job_that_was_given_up_is_replaced(tries: Tries, store: MemoryStore) -
 
 
 def test_a_clear_stops_the_job_and_submits(tries: Tries) -> None:
-    """A cleared task begins anew, and its old job is cancelled."""
+    """A cleared task submits a new job, and its old one is cancelled."""
     first = tries.run()
     second = tries.clear()
     assert second.id != first.id
@@ -151,15 +148,15 @@ def test_a_clear_stops_the_job_and_submits(tries: Tries) -> None:
 
 
 def test_a_clear_of_a_task_that_succeeded_submits(tries: Tries) -> None:
-    """A completed job of before the clear is not taken for the new one, and there is nothing to cancel."""
+    """The job that completed before the clear is neither reused nor cancelled."""
     first = tries.run()
     tries.finish(first)
     assert tries.clear().id != first.id
     assert (tries.count("submit"), tries.count("cancel")) == (2, 0)
 
 
-def test_a_clear_that_leaves_the_job_alone(tries: Tries) -> None:
-    """With `cancel_on_kill=False` a cleared task submits a new job, and its old one goes on."""
+def test_a_clear_that_leaves_the_job_running(tries: Tries) -> None:
+    """With `cancel_on_kill=False` a cleared task submits a new job, and its old one is left running."""
     tries.cancel_on_kill = False
     first = tries.run()
     assert tries.clear().id != first.id
@@ -168,7 +165,7 @@ def test_a_clear_that_leaves_the_job_alone(tries: Tries) -> None:
 
 
 def test_a_clear_after_a_crash_before_the_response(tries: Tries, store: MemoryStore) -> None:
-    """A job whose id no try has learned is found and stopped, too, when the task is cleared."""
+    """After a clear, even a job whose id was never recorded is found and cancelled."""
     first = tries.run()
     store.kept["noukai_job"]["job_id"] = None
     second = tries.clear()
@@ -177,8 +174,8 @@ def test_a_clear_after_a_crash_before_the_response(tries: Tries, store: MemorySt
     assert tries.count("submit") == 2
 
 
-def test_a_clear_while_the_server_cannot_tell(tries: Tries, emulator: Emulator) -> None:
-    """When it is not known how the old job is, it is cancelled."""
+def test_a_clear_while_the_state_is_unknown(tries: Tries, emulator: Emulator) -> None:
+    """If the state of the old job is unknown, the job is cancelled."""
     first = tries.run()
     emulator.control.fault("status", on="poll", times=1, status=403)
     tries.clear()
@@ -186,7 +183,7 @@ def test_a_clear_while_the_server_cannot_tell(tries: Tries, emulator: Emulator) 
 
 
 def test_a_retry_after_a_clear_attaches_to_the_new_job(tries: Tries) -> None:
-    """Generations are kept apart, also over several clears and retries."""
+    """Each clear leads to a new job, to which later retries attach."""
     tries.run()
     second = tries.clear()
     assert tries.retry().id == second.id
@@ -196,7 +193,7 @@ def test_a_retry_after_a_clear_attaches_to_the_new_job(tries: Tries) -> None:
 
 
 def test_a_crash_before_the_response(tries: Tries, store: MemoryStore) -> None:
-    """A submission whose answer nobody read is found again, and nothing is sent twice."""
+    """A submission whose response was lost is found, and nothing is sent twice."""
     first = tries.run()
     store.kept["noukai_job"]["job_id"] = None
     assert tries.retry().id == first.id
@@ -204,8 +201,8 @@ def test_a_crash_before_the_response(tries: Tries, store: MemoryStore) -> None:
     assert store.kept["noukai_job"]["job_id"] == first.id
 
 
-def test_a_repeated_submission_is_recorded_as_sent_now(tries: Tries, store: MemoryStore) -> None:
-    """A repeated submission is recorded with its own time, so that one more try asks for it long enough."""
+def test_a_repeated_submission_is_recorded_with_its_time(tries: Tries, store: MemoryStore) -> None:
+    """A repeated submission is recorded with its time, so that a third try asks for its job long enough."""
     record = JobRecord(2, str(uuid4()), "2026-01-01T00:00:00+00:00", "acme/demo/flow")
     JobStore(store).write(record)
     job = tries.retry()
@@ -216,7 +213,7 @@ def test_a_repeated_submission_is_recorded_as_sent_now(tries: Tries, store: Memo
 
 
 def test_a_crash_before_the_request(tries: Tries, store: MemoryStore) -> None:
-    """A submission that was only planned is sent, as itself, once the server knows of no job."""
+    """A recorded submission that was never sent is sent once, under its own id."""
     record = JobRecord.new(2, str(uuid4()), "acme/demo/flow")
     JobStore(store).write(record)
     tries.retry()
@@ -227,12 +224,12 @@ def test_a_crash_before_the_request(tries: Tries, store: MemoryStore) -> None:
 def test_a_store_that_fails_after_the_submission(
     tries: Tries, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When the job's id cannot be stored, the task goes on: the identity is stored, and leads to the job."""
+    """If the job's id cannot be stored, the task continues, and a retry finds the job by its submission."""
     keep = store.set
 
     def fail_with_a_job(key: str, value: Any) -> None:
         if value["job_id"] is not None:
-            raise ConnectionError("the API server is not there")
+            raise ConnectionError("the API server is unavailable")
         keep(key, value)
 
     monkeypatch.setattr(store, "set", fail_with_a_job)
@@ -241,15 +238,15 @@ def test_a_store_that_fails_after_the_submission(
     assert tries.retry().id == first.id
 
 
-def test_a_job_that_the_server_has_forgotten(tries: Tries, store: MemoryStore) -> None:
-    """A job that is not known any more makes way for a new one."""
+def test_a_job_that_the_server_no_longer_knows(tries: Tries, store: MemoryStore) -> None:
+    """A job that the server no longer knows is replaced by a new one."""
     first = tries.run()
     store.kept["noukai_job"] |= {"job_id": "job-gone", "last_sent_at": "2026-01-01T00:00:00+00:00"}
     assert tries.retry().id not in (first.id, "job-gone")
 
 
-def test_a_refusal_leaves_no_trace(tries: Tries, store: MemoryStore) -> None:
-    """After a refusal there surely is no job, so a later try need not ask for one."""
+def test_a_permanent_error_leaves_no_record(tries: Tries, store: MemoryStore) -> None:
+    """After a permanent error there is certainly no job, so a later try does not ask for one."""
     from noukai_core import FlowNotFoundError
 
     tries.control.script("flow", missing=True)
@@ -258,7 +255,7 @@ def test_a_refusal_leaves_no_trace(tries: Tries, store: MemoryStore) -> None:
     assert store.kept == {}
 
 
-def test_bad_input_sends_nothing(tries: Tries) -> None:
+def test_invalid_input_sends_nothing(tries: Tries) -> None:
     """Inputs are checked before anything is sent."""
     from noukai_core import InvalidInputError
 
@@ -268,8 +265,8 @@ def test_bad_input_sends_nothing(tries: Tries) -> None:
     assert tries.count("submit") == 0
 
 
-def test_bad_input_of_a_retry_forgets_no_job(tries: Tries, store: MemoryStore) -> None:
-    """When a retry's inputs are refused before anything is asked, an earlier submission is not forgotten."""
+def test_invalid_input_of_a_retry_keeps_the_record(tries: Tries, store: MemoryStore) -> None:
+    """If a retry's inputs are invalid, the record of an earlier submission is kept."""
     from noukai_core import InvalidInputError
 
     first = tries.run()
@@ -282,25 +279,25 @@ def test_bad_input_of_a_retry_forgets_no_job(tries: Tries, store: MemoryStore) -
 
 
 def test_a_task_that_is_not_durable_submits_in_each_try(tries: Tries) -> None:
-    """With `durable=False` no try looks for the job of another."""
+    """With `durable=False` no try attaches to the job of another."""
     first = tries.run(durable=False)
     assert tries.retry(durable=False).id != first.id
 
 
-def test_a_session_of_the_users_own_is_not_asked(forgetful: Tries) -> None:
-    """A session that may hold many jobs cannot tell which of them a try has submitted."""
-    forgetful.session_id = str(uuid4())
-    first = forgetful.run()
-    assert forgetful.retry().id != first.id
+def test_a_users_own_session_is_not_looked_up(without_store: Tries) -> None:
+    """A user's own session may hold many jobs, so it does not show which of them a try submitted."""
+    without_store.session_id = str(uuid4())
+    first = without_store.run()
+    assert without_store.retry().id != first.id
 
 
-def test_cancelling_says_when_it_cannot(
+def test_a_failed_cancel_is_logged(
     tries: Tries, emulator: Emulator, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A job that could not be cancelled is named in a warning, and nothing is raised."""
+    """If a cancel fails, a warning names the job, and nothing is raised."""
     job = tries.run()
     emulator.control.fault("no_cancel", times=1)
-    assert not cancel_if_possible(job, "of a test")
+    assert not cancel_if_possible(job, "a test")
     emulator.control.fault("status", on="cancel", times=1, status=403)
-    assert not cancel_if_possible(job, "of a test")
+    assert not cancel_if_possible(job, "a test")
     assert caplog.text.count(f"{job.id} of acme/demo/flow: cancel failed") == 2

@@ -1,4 +1,4 @@
-"""The trigger: what it stores, what it tells, and when it cancels. Against a local Noukai."""
+"""The trigger: what it stores, its events, and when it cancels. With a local Noukai."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FLOW = "acme/demo/flow"
 
 @pytest.fixture
 def connected(settings: ConnectionSettings, monkeypatch: pytest.MonkeyPatch) -> ConnectionSettings:
-    """The connection is the one to the local Noukai, whatever Airflow knows."""
+    """Use the connection to the local Noukai instead of Airflow's."""
 
     async def read_connection(hook: NoukaiHook) -> ConnectionSettings:
         return settings
@@ -49,15 +49,15 @@ def trigger(job_id: str, **arguments: Any) -> NoukaiJobTrigger:
 
 
 async def event_of(waiting: NoukaiJobTrigger) -> JobEvent:
-    """Run a trigger to its only event."""
+    """Run a trigger, and return its only event."""
     events = [JobEvent.read(event.payload) async for event in waiting.run()]
     (event,) = events
     assert event is not None
     return event
 
 
-def test_what_is_stored() -> None:
-    """A trigger is made again from what it stores: JSON alone, with a class that can be found, and no key."""
+def test_stored_arguments() -> None:
+    """A trigger can be recreated from its stored arguments, which are JSON values without a key."""
     made = NoukaiJobTrigger(
         "job-1", FLOW, "conn", "2026-01-01T00:00:00+00:00", 1_800_000_000.0, 2.0, True, 1_700_000_000.0
     )
@@ -77,23 +77,23 @@ def test_what_is_stored() -> None:
     }
 
 
-def test_what_an_older_version_has_stored() -> None:
-    """All but the job and its flow have defaults, so a trigger of before an upgrade can be made again."""
+def test_arguments_of_an_older_version() -> None:
+    """Only the job and its flow are required, so a trigger stored before an upgrade can be recreated."""
     assert NoukaiJobTrigger(**{"job_id": "job-1", "flow": FLOW}).job_id == "job-1"
 
 
 @pytest.mark.parametrize("outcome", ["completed", "failed", "cancelled"])
 async def test_the_end_of_a_job(outcome: str, connected: ConnectionSettings, emulator: Emulator) -> None:
-    """Every end of a job is the same reason; its state goes along, its result does not."""
+    """Every end of a job has the same reason; the event carries its state, but not its result."""
     emulator.control.script("flow", outcome=outcome, after_seconds=0.1, result_bytes=100_000)
     job_id = submit(connected)
     assert await event_of(trigger(job_id)) == JobEvent(job_id, Reason.FINISHED, outcome)
 
 
-async def test_a_task_is_left_alone_after_its_deferral(
+async def test_a_task_is_not_resumed_too_early(
     connected: ConnectionSettings, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The end of a job that comes too soon after the deferral is told when Airflow is ready for it."""
+    """If a job ends soon after the deferral, its task is resumed only when Airflow is ready for it."""
     emulator.control.script("flow", after_seconds=0)
     job = _client_cache.shared_client(connected).flow(FLOW).attach(submit(connected))
     monkeypatch.setattr(triggers, "wake_up_delay", lambda: 0.5)
@@ -105,10 +105,10 @@ async def test_a_task_is_left_alone_after_its_deferral(
     assert time.time() >= waiting.not_before
 
 
-async def test_clocks_that_differ_do_not_hold_a_task_up(
+async def test_clocks_that_differ_do_not_delay_a_task(
     connected: ConnectionSettings, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker whose clock is far ahead delays its task by no more than the usual."""
+    """A worker whose clock is far ahead delays its task by no more than the usual pause."""
     emulator.control.script("flow", after_seconds=0)
     monkeypatch.setattr(triggers, "wake_up_delay", lambda: 0.1)
     waiting = trigger(submit(connected), not_before=time.time() + 3600)
@@ -116,7 +116,7 @@ async def test_clocks_that_differ_do_not_hold_a_task_up(
 
 
 async def test_the_deadline(connected: ConnectionSettings, emulator: Emulator) -> None:
-    """At the deadline the trigger gives up, and does not cancel."""
+    """At the deadline the trigger ends, and does not cancel the job."""
     emulator.control.script("flow", outcome="never")
     job_id = submit(connected)
     event = await event_of(trigger(job_id, deadline=time.time() + 0.3))
@@ -125,48 +125,52 @@ async def test_the_deadline(connected: ConnectionSettings, emulator: Emulator) -
 
 
 async def test_a_deadline_that_has_passed(connected: ConnectionSettings, emulator: Emulator) -> None:
-    """A trigger that is started too late ends at once."""
+    """A trigger that starts after its deadline ends at once."""
     emulator.control.script("flow", outcome="never")
     event = await event_of(trigger(submit(connected), deadline=time.time() - 60))
     assert event.reason is Reason.TIMED_OUT
 
 
 async def test_an_unknown_job(connected: ConnectionSettings) -> None:
-    """A job that the server does not know is told as such."""
+    """The event says that the server does not know the job."""
     assert (await event_of(trigger("job-gone"))).reason is Reason.NOT_FOUND
 
 
-async def test_a_job_of_a_moment_ago(connected: ConnectionSettings, emulator: Emulator) -> None:
-    """Just after the submission, a job that the server does not know yet is waited for."""
+async def test_a_job_that_is_not_visible_yet(connected: ConnectionSettings, emulator: Emulator) -> None:
+    """Shortly after the submission, the trigger waits for the server to know the job."""
     emulator.control.script("flow", visible_after_seconds=0.5, after_seconds=0.1)
     job_id = submit(connected)
     waiting = trigger(job_id, submitted_at=datetime.now(UTC).isoformat())
     assert (await event_of(waiting)).state == "completed"
 
 
-async def test_a_refusal(connected: ConnectionSettings, emulator: Emulator) -> None:
-    """A refusal for good is told as such."""
+async def test_a_permanent_error(connected: ConnectionSettings, emulator: Emulator) -> None:
+    """The event says that the server rejected the poll permanently."""
     job_id = submit(connected)
     emulator.control.fault("status", on="poll", times=None, status=403)
     assert (await event_of(trigger(job_id))).reason is Reason.PERMANENT_ERROR
 
 
-async def test_faults_that_pass(connected: ConnectionSettings, emulator: Emulator) -> None:
-    """Faults that pass in time are no event."""
+async def test_transient_errors_within_the_retry_window(
+    connected: ConnectionSettings, emulator: Emulator
+) -> None:
+    """Transient errors within the retry window cause no event."""
     job_id = submit(connected)
     emulator.control.fault("status", on="poll", times=2, status=503)
     assert (await event_of(trigger(job_id))).state == "completed"
 
 
-async def test_faults_that_stay(connected: ConnectionSettings, emulator: Emulator) -> None:
-    """Faults that outlast the patience are told as such; nothing is raised."""
+async def test_transient_errors_beyond_the_retry_window(
+    connected: ConnectionSettings, emulator: Emulator
+) -> None:
+    """Transient errors that outlast the retry window are an event; nothing is raised."""
     job_id = submit(connected)
     emulator.control.fault("status", on="poll", times=None, status=500)
     assert (await event_of(trigger(job_id))).reason is Reason.TRANSIENT_ERROR
 
 
 async def test_a_connection_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also an error that nobody has thought of ends as an event, and not as an exception."""
+    """Even an unexpected error ends in an event, and not in an exception."""
 
     async def fail(hook: NoukaiHook) -> ConnectionSettings:
         raise RuntimeError("the secrets backend is down")
@@ -176,7 +180,7 @@ async def test_a_connection_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_triggers_share_a_client(connected: ConnectionSettings, emulator: Emulator) -> None:
-    """All triggers of one loop and connection use one client, and the last of them closes it."""
+    """All triggers of one loop and connection use one client, which the last of them closes."""
     emulator.control.script("flow", outcome="never")
     waits = [asyncio.create_task(event_of(trigger(submit(connected)))) for _ in range(5)]
     leases = _client_cache._leases.setdefault(asyncio.get_running_loop(), {})
@@ -193,8 +197,8 @@ async def test_triggers_share_a_client(connected: ConnectionSettings, emulator: 
         await client.verify_key()
 
 
-async def test_the_hook_lends_the_client_of_the_triggers(connected: ConnectionSettings) -> None:
-    """Tasks and triggers of one's own get the same client from the hook."""
+async def test_the_hook_lends_the_triggers_client(connected: ConnectionSettings) -> None:
+    """Custom tasks and triggers get the same client from the hook."""
     async with NoukaiHook().async_client() as client, NoukaiHook().async_client() as again:
         assert client is again
         assert _client_cache._leases[asyncio.get_running_loop()][connected].users == 2
@@ -205,7 +209,7 @@ async def test_the_hook_lends_the_client_of_the_triggers(connected: ConnectionSe
 async def test_no_client_is_made_on_the_event_loop(
     connected: ConnectionSettings, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first client of a process reads every trusted certificate, and no other trigger waits for that."""
+    """The first client of a process reads all certificates, which must not block other triggers."""
     import noukai_core
 
     makers: list[threading.Thread] = []
@@ -227,7 +231,7 @@ async def test_no_client_is_made_on_the_event_loop(
 async def test_a_client_that_cannot_be_made(
     settings: ConnectionSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A connection that no client can be made with is told as a refusal, and leaves nothing behind."""
+    """A connection without a valid client ends in a permanent error, and leaves no client behind."""
 
     async def read_connection(hook: NoukaiHook) -> ConnectionSettings:
         return replace(settings, base_url="not a url")
@@ -240,7 +244,7 @@ async def test_a_client_that_cannot_be_made(
 async def test_a_key_that_was_replaced(
     settings: ConnectionSettings, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A trigger whose key was revoked goes on with the one that the connection has by now."""
+    """A trigger whose key was revoked continues with the current key of the connection."""
     keys = iter("abc")
 
     async def read_connection(hook: NoukaiHook) -> ConnectionSettings:
@@ -251,11 +255,11 @@ async def test_a_key_that_was_replaced(
     waiting = [trigger(submit(settings)) for _ in range(3)]
     emulator.control.fault("status", on="poll", times=3, status=401)
     assert [event.state for event in await asyncio.gather(*map(event_of, waiting))] == ["completed"] * 3
-    assert next(keys) == "c", "the connection was asked for once at first and once again, by all together"
+    assert next(keys) == "c", "the connection was read once at first, and once more for all triggers together"
 
 
 async def kill(waiting: NoukaiJobTrigger) -> None:
-    """End a trigger as Airflow 3.3.2 does: `on_kill`, interrupted again and again, and `cleanup`."""
+    """Kill a trigger as Airflow 3.3.2 does: `on_kill`, interrupted repeatedly, and `cleanup`."""
     ending = asyncio.create_task(waiting.on_kill())
     await asyncio.sleep(0.2)
     ending.cancel("user-action")
@@ -267,7 +271,7 @@ async def kill(waiting: NoukaiJobTrigger) -> None:
 
 
 async def test_a_kill_that_is_interrupted(connected: ConnectionSettings, emulator: Emulator) -> None:
-    """A slow cancel call comes to its end, although Airflow interrupts it."""
+    """A slow cancel request completes, although Airflow interrupts it."""
     emulator.control.script("flow", outcome="never", cancel_seconds=1)
     job_id = submit(connected)
     await kill(trigger(job_id, cancel_on_kill=True))
@@ -278,7 +282,7 @@ async def test_a_kill_that_is_interrupted(connected: ConnectionSettings, emulato
 async def test_a_kill_that_takes_too_long(
     connected: ConnectionSettings, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A cancel call without an end is given up after a while, so that no trigger stays for ever."""
+    """A cancel request without a response is abandoned after a while, so that no trigger stays forever."""
     emulator.control.script("flow", outcome="never", cancel_seconds=20)
     monkeypatch.setattr(triggers, "_KILL_SECONDS", 0.3)
     waiting = trigger(submit(connected), cancel_on_kill=True)
@@ -287,8 +291,8 @@ async def test_a_kill_that_takes_too_long(
     assert emulator.control.counts(waiting.job_id)["cancel"] == 1
 
 
-async def test_a_shutdown_is_not_held_up(connected: ConnectionSettings, emulator: Emulator) -> None:
-    """A triggerer that ends, which cancels without a message, does not wait for a cancel call."""
+async def test_a_shutdown_is_not_delayed(connected: ConnectionSettings, emulator: Emulator) -> None:
+    """A triggerer that stops does not wait for a cancel request."""
     emulator.control.script("flow", outcome="never", cancel_seconds=5)
     waiting = trigger(submit(connected), cancel_on_kill=True)
     ending = asyncio.create_task(waiting.on_kill())
@@ -309,14 +313,14 @@ async def test_a_shutdown_is_not_held_up(connected: ConnectionSettings, emulator
     [({"cancel_on_kill": False}, KillDecision.CANCEL), ({"cancel_on_kill": True}, KillDecision.KEEP)],
     ids=["cancel_on_kill off", "still waited for"],
 )
-async def test_a_kill_that_leaves_the_job_alone(
+async def test_a_kill_that_leaves_the_job_running(
     arguments: dict[str, bool],
     decision: KillDecision,
     connected: ConnectionSettings,
     emulator: Emulator,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With `cancel_on_kill` off, or when the task still waits for the job, nothing is cancelled."""
+    """With `cancel_on_kill` off, or if the task still waits for the job, nothing is cancelled."""
 
     async def decide(_: NoukaiJobTrigger) -> KillDecision:
         return decision
@@ -330,7 +334,7 @@ async def test_a_kill_that_leaves_the_job_alone(
 @pytest.mark.parametrize(
     ("then", "cancels"),
     [(("running", True), 0), (("running", False), 1), (("queued", True), 0)],
-    ids=["woken by another triggerer", "cleared by a person", "no worker for a long time"],
+    ids=["resumed by another triggerer", "cleared by a user", "no worker for a long time"],
 )
 async def test_a_kill_while_the_task_is_on_its_way_to_a_worker(
     then: tuple[str, bool],
@@ -339,7 +343,7 @@ async def test_a_kill_while_the_task_is_on_its_way_to_a_worker(
     emulator: Emulator,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Until it can be told who sent the task there, nothing is cancelled."""
+    """Nothing is cancelled until it is known who resumed the task."""
     emulator.control.script("flow", outcome="never")
     waiting = trigger(submit(connected), cancel_on_kill=True)
     monkeypatch.setattr(waiting, "task_instance", SimpleNamespace(task_id="job"))
@@ -363,14 +367,14 @@ async def test_a_kill_while_the_task_is_on_its_way_to_a_worker(
 
 
 @pytest.mark.parametrize(("silent", "cancels"), [(2, 1), (1000, 0)], ids=["for a moment", "for a long time"])
-async def test_a_kill_while_airflow_does_not_tell(
+async def test_a_kill_while_the_tasks_state_is_unavailable(
     silent: int,
     cancels: int,
     connected: ConnectionSettings,
     emulator: Emulator,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The state of the task is asked for again; the job of one that stays unknown is kept."""
+    """The request for the task's state is repeated; if it keeps failing, the job is left running."""
     emulator.control.script("flow", outcome="never")
     waiting = trigger(submit(connected), cancel_on_kill=True)
     monkeypatch.setattr(waiting, "task_instance", SimpleNamespace(task_id="job"))
@@ -395,7 +399,7 @@ async def test_a_kill_while_airflow_does_not_tell(
 
 
 async def test_cleanup_alone_cancels_nothing(connected: ConnectionSettings, emulator: Emulator) -> None:
-    """The end of a triggerer, which calls `cleanup` alone, leaves the job alone."""
+    """When a triggerer stops, it only calls `cleanup`, and the job is left running."""
     job_id = submit(connected)
     await trigger(job_id, cancel_on_kill=True).cleanup()
     assert emulator.control.counts(job_id).get("cancel", 0) == 0

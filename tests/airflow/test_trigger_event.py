@@ -1,4 +1,4 @@
-"""What triggers tell tasks."""
+"""The events with which triggers resume tasks."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from noukai_core import JobState
 
 
 @pytest.mark.parametrize("reason", list(Reason))
-def test_an_event_survives_the_way_through_airflow(reason: Reason) -> None:
-    """What a trigger yields, a task reads."""
+def test_an_event_survives_its_passage_through_airflow(reason: Reason) -> None:
+    """A task reads what a trigger yields."""
     event = JobEvent("job-1", reason, "running")
     assert JobEvent.read(json.loads(json.dumps(event.payload()))) == event
 
 
 def test_an_event_is_stored_without_a_class_of_ours() -> None:
-    """What Airflow stores of an event is plain text, so it can be read also when this package has changed."""
+    """Airflow stores an event as plain values, so that another version of this package can read it."""
     try:
         from airflow.sdk.serde import deserialize, serialize
     except ImportError:  # before Airflow 3.2
@@ -33,8 +33,8 @@ def test_an_event_is_stored_without_a_class_of_ours() -> None:
     assert read["state"] == "completed"
 
 
-def test_an_event_holds_ids_and_states_alone() -> None:
-    """No event carries a result, a message or anything else of unknown size."""
+def test_an_event_holds_only_ids_and_states() -> None:
+    """No event carries a result, a message or any other value of unknown size."""
     assert set(JobEvent("job-1", Reason.FINISHED, "completed").payload()) == {
         "version",
         "job_id",
@@ -60,13 +60,13 @@ def test_an_event_holds_ids_and_states_alone() -> None:
         {"job_id": "job-1", "reason": ["finished"]},
     ],
 )
-def test_an_event_that_makes_no_sense(event: object) -> None:
-    """What no trigger of ours has written is not believed."""
+def test_a_malformed_event(event: object) -> None:
+    """What none of our triggers can have written is ignored."""
     assert JobEvent.read(event) is None
 
 
 def test_an_event_of_another_version() -> None:
-    """An event with more or fewer fields is read as far as it goes."""
+    """Additional fields are ignored, and missing ones have defaults."""
     assert JobEvent.read({"job_id": "job-1", "reason": "finished", "more": 1}) == JobEvent(
         "job-1", Reason.FINISHED
     )

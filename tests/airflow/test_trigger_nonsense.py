@@ -1,4 +1,4 @@
-"""The trigger before a server whose answers make no sense: one event, and nothing strange in it."""
+"""The trigger and a server with malformed responses: there is one event, and it is well-formed."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def events_of(
 @given(scripts("poll"))
 @example([COMPLETED])
 def test_any_response(script: list[Given]) -> None:
-    """Whatever comes back, there is one event by the deadline: a job and a reason, without key or result."""
+    """Any response leads to one event by the deadline: a job and a reason, without a key or a result."""
     server = Server(2.5 * WAIT, poll=script)
     with turned_time() as clock:
         began = clock.now

@@ -1,6 +1,6 @@
-"""One real Airflow for the whole suite, next to one local Noukai.
+"""One real Airflow for the whole suite, with a local Noukai.
 
-Each DAG run has a flow of its own, so runs never meet.
+Each DAG run has its own flow, so runs do not affect each other.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
 
 AIRFLOW = tuple(int(part) for part in version("apache-airflow-core").split(".")[:2])
 
-# Before 3.3, Airflow tells no trigger of a kill, and a task keeps nothing over a clear.
-TELLS_TRIGGERS = AIRFLOW >= (3, 3)
+# Before 3.3, Airflow does not notify triggers of a kill, and tasks have no store that outlives a clear.
+NOTIFIES_TRIGGERS = AIRFLOW >= (3, 3)
 
 ROOT = Path(__file__).parents[2]
 KEY = "nk_test_e2eairfl_0123456789abcdef0123456789abcdef"
 LINEAGE = "openlineage.json"
-TELLS_OPENLINEAGE = [
+OPENLINEAGE_POLICY = [
     {"scope": {}, "controls": {"emit": False}},
-    {"scope": {"dag_id": "told_to_openlineage"}, "controls": {"emit": True}},
+    {"scope": {"dag_id": "with_openlineage"}, "controls": {"emit": True}},
 ]
 JOB_PAGE = "https://noukai.test/{org}/{project}/{flow}/runs/{job_id}"
 
-# What Airflow does every few seconds by default is done every second here, to save the tests' time.
+# Airflow does these things every few seconds by default. Here it does them every second, to save time.
 PROMPT = {
     "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
     "AIRFLOW__SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "1",
@@ -54,14 +54,14 @@ _TRIGGER_ENDS = "trigger completed"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each test the usual time for itself: Airflow's start, which the first one waits for, is extra."""
+    """Exclude the start of Airflow, which the first test waits for, from its time limit."""
     for item in items:
         item.add_marker(pytest.mark.timeout(600, func_only=True))
 
 
 @pytest.fixture(scope="session")
 def airflow(emulator_server: Emulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAirflow]:
-    """A running Airflow that knows the example DAGs and the DAGs of this suite."""
+    """A running Airflow with the example DAGs and the DAGs of this suite."""
     extra = {"run_url_template": JOB_PAGE, "retry_timeout": 4, "recovery_timeout": 4, "not_found_grace": 4}
     connection = {"conn_type": "noukai", "password": KEY, "host": emulator_server.base_url, "extra": extra}
     home = tmp_path_factory.mktemp("airflow")
@@ -69,7 +69,7 @@ def airflow(emulator_server: Emulator, tmp_path_factory: pytest.TempPathFactory)
     environment = {
         "AIRFLOW_CONN_NOUKAI_DEFAULT": json.dumps(connection),
         "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps(lineage),
-        "AIRFLOW__OPENLINEAGE__EMISSION_POLICY": json.dumps(TELLS_OPENLINEAGE),
+        "AIRFLOW__OPENLINEAGE__EMISSION_POLICY": json.dumps(OPENLINEAGE_POLICY),
         **PROMPT,
     }
     with LocalAirflow(
@@ -80,7 +80,7 @@ def airflow(emulator_server: Emulator, tmp_path_factory: pytest.TempPathFactory)
         parallelism=12,
     ) as running:
         yield running
-        # Nothing of it is needed any more, so the tasks that still wait for their jobs are not waited for.
+        # Some tasks still wait for their jobs. They are not needed any more.
         for component in running.components.values():
             component.retire()
             component.kill()
@@ -88,11 +88,11 @@ def airflow(emulator_server: Emulator, tmp_path_factory: pytest.TempPathFactory)
 
 @dataclass
 class Run:
-    """One run of a DAG, whose jobs are all of one flow.
+    """One run of a DAG. All of its jobs belong to one flow.
 
     Attributes:
         flow: The slug of the flow.
-        task_id: The task that is meant where none is named.
+        task_id: The default task.
     """
 
     airflow: LocalAirflow
@@ -124,7 +124,7 @@ class Run:
     def wait_until_watched(self, map_index: int = -1) -> None:
         """Wait until the task is deferred and its trigger runs.
 
-        Before that, Airflow tells no trigger that a user has ended the task.
+        Before that, Airflow does not notify the trigger of a kill.
         """
         self.wait_for("deferred", map_index=map_index)
         wait_until(lambda: _TRIGGER_RUNS in self.logs(map_index=map_index), "the trigger to start")
@@ -159,11 +159,10 @@ class Run:
         return sum(part in str(json.loads(line).get("event")) for line in lines if line.startswith("{"))
 
     def wait_until_attached(self) -> None:
-        """Wait until a retry has taken up the job of the try before."""
-        # The first is said where the task remembers its job, the second where the server has to be asked for
-        # it.
-        signs = (": attached", "found by its submission")
-        wait_until(lambda: any(map(self.said, signs)), "the retry to attach")
+        """Wait until a retry has attached to the job of the previous try."""
+        # The first is logged if the job is recorded, the second if the server is asked for it.
+        phrases = (": attached", "found by its submission")
+        wait_until(lambda: any(map(self.said, phrases)), "the retry to attach")
 
     # Noukai's side
 
@@ -172,7 +171,7 @@ class Run:
         return [job for job in self.control.jobs() if str(job["flow"]).rsplit("/", 1)[-1] == self.flow]
 
     def wait_for_jobs(self, count: int, timeout: float = LONGEST_WAIT) -> list[dict[str, Any]]:
-        """Wait until the flow has so many jobs, and return them."""
+        """Wait until the flow has a number of jobs, and return them."""
         wait_until(lambda: len(self.jobs()) >= count, f"{count} jobs of {self.flow}", timeout=timeout)
         return self.jobs()
 
@@ -190,12 +189,12 @@ class Run:
         return self.control.counts(job_id).get("cancel", 0)
 
     def wait_for_polls(self, job_id: str, more: int = 2) -> None:
-        """Wait until somebody looks at the job (again)."""
+        """Wait for further polls of the job."""
         seen = self.control.counts(job_id).get("poll", 0)
-        wait_until(lambda: self.control.counts(job_id).get("poll", 0) >= seen + more, "looks at the job")
+        wait_until(lambda: self.control.counts(job_id).get("poll", 0) >= seen + more, "polls of the job")
 
     def finish_well(self, job_id: str) -> None:
-        """Let the job end, and check what comes of it."""
+        """Let the job complete, and check that the result arrives."""
         self.control.finish(job_id, result={"whole": True})
         self.check_end(job_id)
 
@@ -216,16 +215,17 @@ class Run:
         return str(job["id"])
 
     def check_abandoned(self, job_id: str, map_index: int = -1) -> None:
-        """Check what becomes of the job of a deferred task that a person has ended.
+        """Check what happens to the job of a deferred task that a user has ended.
 
-        It is cancelled once. Before 3.3, nobody hears of it whom Airflow would let act, and the job runs on.
+        It is cancelled once. Before 3.3, Airflow notifies nothing that could cancel it, and the job is left
+        running.
         """
-        if TELLS_TRIGGERS:
+        if NOTIFIES_TRIGGERS:
             self.wait_for_end(job_id, "cancelled")
         else:
             wait_until(lambda: _TRIGGER_ENDS in self.logs(map_index=map_index), "the end of the trigger")
             assert next(job["state"] for job in self.jobs() if job["id"] == job_id) in ("pending", "running")
-        assert self.cancels(job_id) == int(TELLS_TRIGGERS)
+        assert self.cancels(job_id) == int(NOTIFIES_TRIGGERS)
 
     def wait_for_end(self, job_id: str, state: str, timeout: float = LONGEST_WAIT) -> None:
         """Wait until a job has ended as the server sees it."""
@@ -237,14 +237,14 @@ class Run:
 
 
 class Runs:
-    """Starts runs, each with a flow and a script of its own."""
+    """Starts runs, each with its own flow and script."""
 
     def __init__(self, airflow: LocalAirflow, emulator: Emulator) -> None:
         self.airflow = airflow
         self.control = emulator.control
 
     def start(self, dag_id: str, *, task_id: str = "job", **script: Any) -> Run:
-        """Tell the local Noukai how the jobs go, and run the DAG."""
+        """Set the script of the jobs, and run the DAG."""
         run = self.prepare(dag_id, task_id=task_id, **script)
         return run.start()
 

@@ -1,4 +1,4 @@
-"""The connection, as a user meets it in Airflow's web page."""
+"""The connection as users edit it in Airflow's web page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def press_test(airflow: LocalAirflow, **fields: Any) -> tuple[bool, str]:
-    """Press the button that tests a connection."""
+    """Test a connection as the button in the form does."""
     response = airflow.post(
         "/connections/test", {"connection_id": "of_a_test", "conn_type": "noukai", **fields}
     )
@@ -25,7 +25,7 @@ def press_test(airflow: LocalAirflow, **fields: Any) -> tuple[bool, str]:
 
 
 def test_the_form(airflow: LocalAirflow) -> None:
-    """The form has the fields of a Noukai connection under their own names, and no others."""
+    """The form has only the fields of a Noukai connection, with their own labels."""
     (form,) = [
         hook
         for hook in airflow.web_page_data("/connections/hook_meta")
@@ -48,7 +48,7 @@ def test_the_form(airflow: LocalAirflow) -> None:
 
 
 def test_a_connection_that_works(airflow: LocalAirflow, emulator_server: Emulator) -> None:
-    """A good key is reported as such."""
+    """A valid key is reported as such."""
     works, message = press_test(airflow, password=KEY, host=emulator_server.base_url)
     assert (works, message[:13]) == (True, "The key works")
 
@@ -64,7 +64,7 @@ def test_a_connection_that_works(airflow: LocalAirflow, emulator_server: Emulato
     ],
 )
 def test_a_connection_that_does_not(airflow: LocalAirflow, fields: dict[str, Any], reason: str) -> None:
-    """What is missing or malformed is named, and the key is not shown."""
+    """The message names what is missing or malformed, and does not show the key."""
     works, message = press_test(airflow, **fields)
     assert not works
     assert reason in message
@@ -72,7 +72,7 @@ def test_a_connection_that_does_not(airflow: LocalAirflow, fields: dict[str, Any
 
 
 def test_a_connection_of_the_web_page(airflow: LocalAirflow, runs: Runs, emulator_server: Emulator) -> None:
-    """A task uses a stored connection's org, project and key, and takes up a new key while it is deferred."""
+    """A task uses a stored connection, and while it is deferred, the key that replaces a rejected one."""
     run = runs.prepare("of_the_form", outcome="never")
     extra = {"org": "acme", "project": "tests"}
     airflow.add_connection(

@@ -1,4 +1,4 @@
-"""Workers that die, and answers that are lost: no second job comes of it, and none is cancelled.
+"""Workers that crash, and responses that are lost: no second job is submitted, and none is cancelled.
 
 All runs are started at once; each test acts on its own.
 """
@@ -27,7 +27,7 @@ def started(runs: Runs) -> dict[str, Run]:
     with_job.control.fault("drop_after", on="submit", times=1, flow=with_job.flow)
     without_job.control.fault("drop_before", on="submit", times=1, flow=without_job.flow)
     return {
-        # Started by its test, since its answer is not to come before the signal.
+        # Its test starts it, since the signal must come before the response.
         "submitting": submitting,
         "submitted": runs.start("deferred_inline_retry", **LONG),
         "not durable": runs.start("waiting_not_durable", **LONG),
@@ -37,7 +37,7 @@ def started(runs: Runs) -> dict[str, Run]:
 
 
 def test_killed_after_the_submission(started: dict[str, Run]) -> None:
-    """A worker that dies between the submission and the deferral costs no second job: the retry attaches."""
+    """After a crash between the submission and the deferral, the retry attaches to the job."""
     run = started["submitted"]
     job_id = run.wait_until_waiting()
     run.end_process(signal.SIGKILL)
@@ -47,7 +47,7 @@ def test_killed_after_the_submission(started: dict[str, Run]) -> None:
 
 
 def test_killed_with_a_task_that_is_not_durable(started: dict[str, Run]) -> None:
-    """With `durable=False`, the retry after a crash submits a new job, and the first one is left alone."""
+    """With `durable=False`, the retry after a crash submits a new job, and the first one is left running."""
     run = started["not durable"]
     first = run.wait_until_waiting()
     run.end_process(signal.SIGKILL)
@@ -59,7 +59,7 @@ def test_killed_with_a_task_that_is_not_durable(started: dict[str, Run]) -> None
 
 
 def test_killed_before_the_response(started: dict[str, Run]) -> None:
-    """A worker that dies before it learns the job's id costs no second job: the retry finds it."""
+    """After a crash before the response, the retry finds the job."""
     run = started["submitting"].start()
     run.wait_for("running")
     wait_until(run.submissions, "the request to submit")
@@ -70,14 +70,14 @@ def test_killed_before_the_response(started: dict[str, Run]) -> None:
 
 
 def test_response_lost_with_a_job(started: dict[str, Run]) -> None:
-    """When the answer to a submission is lost, the job is found, and nothing is sent again."""
+    """If the response to a submission is lost, the job is found, and nothing is sent again."""
     run = started["lost with a job"]
     run.wait_for("deferred")
     run.finish_well(run.job()["id"])
 
 
 def test_response_lost_without_a_job(started: dict[str, Run]) -> None:
-    """When a submission is lost before it made a job, it is sent again, and one job comes of it."""
+    """If a submission is lost before it creates a job, it is sent again, and creates one job."""
     run = started["lost without a job"]
     run.wait_for("deferred")
     job = run.job()

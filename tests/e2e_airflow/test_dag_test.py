@@ -1,4 +1,4 @@
-"""`airflow dags test`, with which authors try a DAG: triggers run in its own process, and say less."""
+"""`airflow dags test`, which runs triggers in its own process, with less information."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DAGS = Path(__file__).parent / "dags"
 
 @pytest.fixture(scope="module")
 def environment(emulator_server: Emulator, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment of an Airflow of its own, with a database and no processes."""
+    """The environment of a separate Airflow, with a database and without processes."""
     connection = {"conn_type": "noukai", "password": KEY, "host": emulator_server.base_url}
     environment = os.environ | {
         "AIRFLOW_HOME": str(tmp_path_factory.mktemp("dag-test")),
@@ -35,7 +35,7 @@ def environment(emulator_server: Emulator, tmp_path_factory: pytest.TempPathFact
 
 
 def airflow(environment: dict[str, str], *arguments: str) -> str:
-    """Run an `airflow` command, and return what it says."""
+    """Run an `airflow` command, and return its output."""
     command = [str(Path(sys.executable).parent / "airflow"), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
     return done.stdout + done.stderr
@@ -45,14 +45,14 @@ def airflow(environment: dict[str, str], *arguments: str) -> str:
 def test_a_deferrable_task(
     outcome: str, end: str, environment: dict[str, str], emulator_server: Emulator
 ) -> None:
-    """A deferrable task ends there as it does elsewhere, after one submission."""
+    """A deferrable task ends in the same way as elsewhere, after one submission."""
     flow = f"dag-test-{outcome}"
     emulator_server.control.script(flow, outcome=outcome, after_seconds=1)
-    said = airflow(
+    output = airflow(
         environment,
         *("dags", "test", "deferred", "-f", str(DAGS / "scenarios.py"), "-c", json.dumps({"flow": flow})),
     )
-    assert "waiting in the triggerer" in said, said
-    assert f"state={end}" in said, said
+    assert "waiting in the triggerer" in output, output
+    assert f"state={end}" in output, output
     (job,) = [job for job in emulator_server.control.jobs() if job["flow"].endswith(flow)]
     assert (job["state"], emulator_server.control.counts(job["id"]).get("cancel", 0)) == (outcome, 0)

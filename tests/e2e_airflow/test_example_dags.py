@@ -23,7 +23,7 @@ EXAMPLES = (
 
 
 class Example:
-    """A run of an example DAG, and what the local Noukai saw of it."""
+    """A run of an example DAG."""
 
     def __init__(self, airflow: LocalAirflow, dag_id: str) -> None:
         self.airflow = airflow
@@ -46,13 +46,13 @@ def examples(airflow: LocalAirflow, emulator_server: Emulator) -> dict[str, Exam
 
 
 def job(emulator: Emulator, job_id: str) -> dict[str, Any]:
-    """Return what the local Noukai knows of a job."""
+    """Return a job of the local Noukai."""
     (found,) = (job for job in emulator.control.jobs() if job["id"] == job_id)
     return found
 
 
 def test_run_job(examples: dict[str, Example], emulator_server: Emulator) -> None:
-    """A job runs as a task, its output is the return value, and the next task can use it."""
+    """A job runs as a task. Its output is the return value, which the next task uses."""
     example = examples["noukai_run_job"]
     assert example.wait_for("show") == "success"
     assert example.xcom("correct")["message"] == "Helo wrld"
@@ -63,7 +63,7 @@ def test_run_job(examples: dict[str, Example], emulator_server: Emulator) -> Non
 
 
 def test_deferrable(examples: dict[str, Example], emulator_server: Emulator) -> None:
-    """A long job is waited for in the triggerer, and its result is fetched when it has ended."""
+    """A task waits for a long job in the triggerer, and fetches its result at the end."""
     example = examples["noukai_deferrable"]
     assert example.wait_for("summarise") == "success"
     assert example.xcom("summarise") == {"summary": "short"}
@@ -76,7 +76,7 @@ def test_deferrable(examples: dict[str, Example], emulator_server: Emulator) -> 
 
 
 def test_sensor(examples: dict[str, Example]) -> None:
-    """A task can submit and end, and a sensor return the output of the job."""
+    """A task only submits a job, and a sensor returns its output."""
     example = examples["noukai_sensor"]
     assert example.wait_for("wait") == "success"
     assert example.xcom("wait")["message"] == "Guten Morgen"
@@ -84,7 +84,7 @@ def test_sensor(examples: dict[str, Example]) -> None:
 
 
 def test_mapped(examples: dict[str, Example]) -> None:
-    """A mapped task has one job for each of its inputs, and is named by its input."""
+    """A mapped task runs one job for each input, and is named after the input."""
     example = examples["noukai_mapped"]
     jobs = set()
     for index, text in enumerate(["Helo", "wrld", "agian"]):
@@ -105,7 +105,7 @@ def test_decorated(examples: dict[str, Example], emulator_server: Emulator) -> N
 
 
 def test_templated(examples: dict[str, Example], emulator_server: Emulator) -> None:
-    """Templates are rendered everywhere, also in nested parameters."""
+    """Templates are rendered everywhere, even in nested parameters."""
     example = examples["noukai_templated"]
     assert example.wait_for("correct") == "success"
     submitted = job(emulator_server, example.xcom("correct", "job_id"))

@@ -1,4 +1,4 @@
-"""Who may cancel a job: a person. Each test acts on a run of its own; all runs are started at once."""
+"""Only a user's act cancels a job. Each test has its own run; all runs are started at once."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING
 import pytest
 
 from devtools.processes import wait_until
-from tests.e2e_airflow.conftest import TELLS_TRIGGERS
+from tests.e2e_airflow.conftest import NOTIFIES_TRIGGERS
 
 if TYPE_CHECKING:
     from tests.e2e_airflow.conftest import Run, Runs
 
 LONG = {"outcome": "never"}
 
-needs_a_trigger_that_is_told = pytest.mark.skipif(
-    not TELLS_TRIGGERS,
-    reason="before 3.3, no cancel is tried for a deferred task: none can fail",
+needs_notified_triggers = pytest.mark.skipif(
+    not NOTIFIES_TRIGGERS,
+    reason="before 3.3, nothing cancels the job of a deferred task",
 )
 
 
 @pytest.fixture(scope="module")
 def started(runs: Runs) -> dict[str, Run]:
-    """Deferred tasks, one for each test that needs one; they take no worker."""
+    """Deferred tasks, which take no worker: one for each test that needs one."""
     return {
         "mark failed": runs.start("deferred", **LONG),
         "mark success": runs.start("deferred", **LONG),
@@ -50,7 +50,7 @@ def test_mark_failed(started: dict[str, Run]) -> None:
 
 
 def test_mark_success(started: dict[str, Run]) -> None:
-    """Marking a deferred task as successful cancels its job, which nobody waits for any more."""
+    """Marking a deferred task as successful cancels its job."""
     run = started["mark success"]
     run.wait_until_watched()
     run.mark("success")
@@ -60,7 +60,7 @@ def test_mark_success(started: dict[str, Run]) -> None:
 
 @pytest.mark.parametrize("how", ["clear", "clear not durable"])
 def test_clear(started: dict[str, Run], how: str) -> None:
-    """Clearing a deferred task stops its job and submits a new one, which is left alone."""
+    """Clearing a deferred task cancels its job and submits a new one, which is not cancelled."""
     run = started[how]
     run.wait_until_watched()
     run.clear()
@@ -72,13 +72,12 @@ def test_clear(started: dict[str, Run], how: str) -> None:
     run.control.finish(second["id"], result={"second": True})
     assert run.wait_for("success") == "success"
     assert run.xcom() == {"second": True}
-    # The new try asks for it, and on a database that does not use the ids of triggers again, the old trigger
-    # too.
-    assert run.cancels(first["id"]) in ((1, 2) if TELLS_TRIGGERS else (0,))
+    # The new try cancels it, and so does the old trigger if the database does not reuse the ids of triggers.
+    assert run.cancels(first["id"]) in ((1, 2) if NOTIFIES_TRIGGERS else (0,))
 
 
 def test_clear_with_cancel_on_kill_off(started: dict[str, Run]) -> None:
-    """With `cancel_on_kill=False` a cleared task submits a new job, and its old one goes on."""
+    """With `cancel_on_kill=False` a cleared task submits a new job, and its old one is left running."""
     run = started["clear and keep"]
     run.wait_until_watched()
     run.clear()
@@ -101,7 +100,7 @@ def test_fail_the_run(started: dict[str, Run]) -> None:
 
 
 def test_one_mapped_task(started: dict[str, Run]) -> None:
-    """Ending one of several mapped tasks cancels its job alone."""
+    """Ending one of several mapped tasks cancels only its job."""
     run = started["mapped"]
     for index in range(3):
         run.wait_until_watched(index)
@@ -114,21 +113,21 @@ def test_one_mapped_task(started: dict[str, Run]) -> None:
         assert run.wait_for("success", map_index=index) == "success"
 
 
-@needs_a_trigger_that_is_told
+@needs_notified_triggers
 def test_a_slow_cancel(started: dict[str, Run]) -> None:
-    """A cancel call that takes 6 s is not cut short, although Airflow interrupts `on_kill` after one."""
+    """A cancel request of 6 s completes, although Airflow interrupts `on_kill` after one."""
     run = started["slow cancel"]
     run.wait_until_watched()
     run.mark("failed")
     job = run.job()
     run.wait_for_end(job["id"], "cancelled")
-    wait_until(lambda: "cancelled (a user ended its task)" in run.logs(), "the end of the cancel call")
+    wait_until(lambda: "cancelled (a user ended its task)" in run.logs(), "the cancel to complete")
     assert run.cancels(job["id"]) == 1
 
 
-@needs_a_trigger_that_is_told
+@needs_notified_triggers
 def test_cancel_on_kill_off(started: dict[str, Run]) -> None:
-    """With `cancel_on_kill=False` the job goes on."""
+    """With `cancel_on_kill=False` the job is left running."""
     run = started["keep"]
     run.wait_until_watched()
     run.mark("failed")
@@ -138,9 +137,9 @@ def test_cancel_on_kill_off(started: dict[str, Run]) -> None:
     assert run.job()["state"] in ("pending", "running")
 
 
-@needs_a_trigger_that_is_told
+@needs_notified_triggers
 def test_a_server_without_a_cancel_route(started: dict[str, Run]) -> None:
-    """When the server cannot cancel, a warning names the job, and nothing hangs."""
+    """If the server cannot cancel jobs, a warning names the job, and nothing hangs."""
     run = started["no cancel"]
     fault = run.control.fault("no_cancel", on="cancel", times=None, flow=run.flow)
     assert fault
@@ -152,9 +151,9 @@ def test_a_server_without_a_cancel_route(started: dict[str, Run]) -> None:
     assert run.cancels(job["id"]) == 1
 
 
-@needs_a_trigger_that_is_told
+@needs_notified_triggers
 def test_a_cancel_that_fails(started: dict[str, Run]) -> None:
-    """When cancelling fails, a warning names the job and what the server said."""
+    """If a cancel fails, a warning names the job and the server's message."""
     run = started["cancel fails"]
     run.control.fault("status", on="cancel", times=None, flow=run.flow, status=403)
     run.start()
@@ -165,7 +164,7 @@ def test_a_cancel_that_fails(started: dict[str, Run]) -> None:
 
 
 def test_clear_of_a_succeeded_task(started: dict[str, Run]) -> None:
-    """A task that has succeeded and is cleared runs again, with a new job."""
+    """A task that is cleared after its success runs again, with a new job."""
     run = started["clear succeeded"]
     assert run.wait_for("success") == "success"
     (first,) = run.jobs()

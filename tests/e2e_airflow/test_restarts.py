@@ -1,4 +1,4 @@
-"""Triggerers that end, stall and come back. None of it cancels a job, and none of it submits a second one."""
+"""Triggerers that stop, stall and recover. None of this cancels a job or submits a second one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from devtools.processes import wait_until
-from tests.e2e_airflow.conftest import TELLS_TRIGGERS
+from tests.e2e_airflow.conftest import NOTIFIES_TRIGGERS
 
 if TYPE_CHECKING:
     from devtools.airflow_server import LocalAirflow
@@ -19,7 +19,7 @@ LONG = {"outcome": "never"}
 
 @pytest.fixture
 def triggerers(airflow: LocalAirflow) -> Iterator[LocalAirflow]:
-    """The running Airflow, whose triggerers a test may disturb; afterwards one works again."""
+    """The running Airflow, whose triggerers a test may disturb; one triggerer runs again afterwards."""
     yield airflow
     for name, component in airflow.components.items():
         if name.startswith("triggerer-"):
@@ -30,7 +30,7 @@ def triggerers(airflow: LocalAirflow) -> Iterator[LocalAirflow]:
 
 
 def test_triggerer_shut_down(runs: Runs, triggerers: LocalAirflow) -> None:
-    """A triggerer that is shut down leaves its jobs alone, and the next one waits on."""
+    """A triggerer that is shut down leaves its jobs running, and the next one waits for them."""
     run = runs.start("deferred", **LONG)
     run.wait_for("deferred")
     job_id = run.job()["id"]
@@ -42,7 +42,7 @@ def test_triggerer_shut_down(runs: Runs, triggerers: LocalAirflow) -> None:
 
 
 def test_triggerer_killed(runs: Runs, triggerers: LocalAirflow) -> None:
-    """A triggerer that dies leaves its jobs alone, and the next one waits on; the job may end in between."""
+    """After a crash, the next triggerer waits for the jobs, which may have ended by then."""
     run = runs.start("deferred", **LONG)
     run.wait_for("deferred")
     job_id = run.job()["id"]
@@ -54,9 +54,9 @@ def test_triggerer_killed(runs: Runs, triggerers: LocalAirflow) -> None:
 
 
 def test_hand_over_after_a_stall(runs: Runs, triggerers: LocalAirflow) -> None:
-    """A triggerer that stalls and loses its jobs is told to kill them when it recovers, and does not.
+    """A triggerer that stalls and loses its jobs does not cancel them when it recovers.
 
-    Before 3.3 it is not even told.
+    Airflow 3.3 calls `on_kill` in this case.
     """
     run = runs.start("deferred", **LONG)
     run.wait_for("deferred")
@@ -65,18 +65,18 @@ def test_hand_over_after_a_stall(runs: Runs, triggerers: LocalAirflow) -> None:
     triggerers.extra_triggerer()
     triggerers.triggerer.stall()
     seen = run.control.counts(job_id)["poll"]
-    wait_until(lambda: run.control.counts(job_id)["poll"] > seen + 1, "the other triggerer's looks")
+    wait_until(lambda: run.control.counts(job_id)["poll"] > seen + 1, "the other triggerer's polls")
     triggerers.triggerer.resume()
-    let_go = "its task still waits for it" if TELLS_TRIGGERS else "trigger completed"
+    let_go = "its task still waits for it" if NOTIFIES_TRIGGERS else "trigger completed"
     wait_until(lambda: let_go in run.logs(), "the first triggerer to let go")
     run.wait_for_polls(job_id)
     run.finish_well(job_id)
 
 
 def test_mark_failed_while_the_triggerer_is_down(runs: Runs, triggerers: LocalAirflow) -> None:
-    """A job whose task is ended while the triggerer is down for maintenance is cancelled afterwards.
+    """The job of a task that is ended while the triggerer is down is cancelled afterwards.
 
-    Before 3.3 it runs on.
+    Before 3.3 it is left running.
     """
     run = runs.start("deferred", **LONG)
     run.wait_for("deferred")
@@ -85,18 +85,18 @@ def test_mark_failed_while_the_triggerer_is_down(runs: Runs, triggerers: LocalAi
     triggerers.triggerer.terminate()
     run.mark("failed")
     triggerers.triggerer.start()
-    if TELLS_TRIGGERS:
+    if NOTIFIES_TRIGGERS:
         run.wait_for_end(job_id, "cancelled")
     else:
         another = runs.start("deferred", **LONG)
         another.wait_until_watched()
-    assert (run.submissions(), run.cancels(job_id)) == (1, int(TELLS_TRIGGERS))
+    assert (run.submissions(), run.cancels(job_id)) == (1, int(NOTIFIES_TRIGGERS))
 
 
 def test_clear_while_the_triggerer_is_down(runs: Runs, triggerers: LocalAirflow) -> None:
-    """A job whose task is cleared while no triggerer runs is stopped all the same, by the task's next try.
+    """The job of a task that is cleared while no triggerer runs is cancelled by the task's next try.
 
-    Before 3.3 that try does not know of it, and the job runs on.
+    Before 3.3 that try does not know of it, and the job is left running.
     """
     run = runs.start("deferred", **LONG)
     run.wait_for("deferred")
@@ -105,18 +105,22 @@ def test_clear_while_the_triggerer_is_down(runs: Runs, triggerers: LocalAirflow)
     triggerers.triggerer.kill()
     run.clear()
     _, second = run.wait_for_jobs(2)
-    if TELLS_TRIGGERS:
+    if NOTIFIES_TRIGGERS:
         run.wait_for_end(first, "cancelled")
     run.wait_for("deferred")
     triggerers.triggerer.start()
     run.wait_for_polls(second["id"])
     run.control.finish(second["id"])
     assert run.wait_for("success") == "success"
-    assert (run.submissions(), run.cancels(first), run.cancels(second["id"])) == (2, int(TELLS_TRIGGERS), 0)
+    assert (run.submissions(), run.cancels(first), run.cancels(second["id"])) == (
+        2,
+        int(NOTIFIES_TRIGGERS),
+        0,
+    )
 
 
 def test_airflows_own_limit_while_the_triggerer_is_down(runs: Runs, triggerers: LocalAirflow) -> None:
-    """When Airflow itself ends a deferral, no trigger can cancel the job, so the task does."""
+    """If Airflow itself ends a deferral, no trigger can cancel the job, so the task does."""
     run = runs.start("deferred_short_backstop", **LONG)
     run.wait_for("deferred")
     job_id = run.job()["id"]

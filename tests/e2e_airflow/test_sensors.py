@@ -1,4 +1,4 @@
-"""The sensor in its three modes: the same outcome and the same return value in each."""
+"""The sensor in its three modes, with the same outcome and return value in each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def completed(runs: Runs) -> dict[str, Run]:
 @pytest.fixture(scope="module")
 def failed(runs: Runs) -> dict[str, Run]:
     """A run of each mode whose job fails."""
-    return {mode: runs.start(mode, after_seconds=10, outcome="failed", error="gave up") for mode in MODES}
+    return {mode: runs.start(mode, after_seconds=10, outcome="failed", error="overloaded") for mode in MODES}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def timed_out(runs: Runs) -> dict[str, Run]:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_completed(completed: dict[str, Run], mode: str) -> None:
-    """The sensor passes when the job completes, and returns its output. It submits and cancels nothing."""
+    """The sensor succeeds when the job completes, and returns its output. It cancels nothing."""
     run = completed[mode]
     assert run.wait_for() == "success"
     assert run.xcom() == {"answer": 42}
@@ -42,10 +42,10 @@ def test_completed(completed: dict[str, Run], mode: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_failed(failed: dict[str, Run], mode: str) -> None:
-    """The sensor fails when the job fails; with `soft_fail` it is skipped; told otherwise, it passes."""
+    """If the job fails, the sensor fails, is skipped with `soft_fail`, or succeeds if that is allowed."""
     run = failed[mode]
     assert run.wait_for() == "failed"
-    assert "gave up" in run.logs()
+    assert "overloaded" in run.logs()
     assert run.wait_for(task_id="soft") == "skipped"
     assert run.wait_for(task_id="any") == "success"
     assert run.xcom("job_status", task_id="any")["state"] == "failed"
@@ -53,7 +53,7 @@ def test_failed(failed: dict[str, Run], mode: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_timeout(timed_out: dict[str, Run], mode: str) -> None:
-    """At its timeout the sensor fails, or is skipped with `soft_fail`, and the job goes on."""
+    """At its timeout the sensor fails, or is skipped with `soft_fail`; the job is left running."""
     run = timed_out[mode]
     assert run.wait_for() == "failed"
     assert run.wait_for(task_id="soft") == "skipped"
@@ -61,8 +61,8 @@ def test_timeout(timed_out: dict[str, Run], mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_deferrable_sensor_alone_defers(completed: dict[str, Run], mode: str) -> None:
-    """Each mode waits where it says that it does."""
+def test_only_the_deferrable_sensor_defers(completed: dict[str, Run], mode: str) -> None:
+    """Only the deferrable sensor waits in the triggerer."""
     run = completed[mode]
     run.wait_for()
     assert ("DEFERRED" in run.logs()) == (mode == "sensor_deferred")

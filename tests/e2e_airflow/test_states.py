@@ -1,6 +1,6 @@
-"""What becomes of a task, for every way in which a job can end.
+"""What happens to a task, for every way in which a job can end.
 
-All runs are started at once; each test looks at its own.
+All runs are started at once; each test checks its own.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from tests.e2e_airflow.conftest import AIRFLOW
 if TYPE_CHECKING:
     from tests.e2e_airflow.conftest import Run, Runs
 
-# A task that is woken within a few seconds of its deferral may be failed by a busy scheduler, which then
-# takes the end of its first segment for that of its second: "finished with state success, but the task
-# instance's state is queued". A trigger waits for that, but with the heartbeat of this suite not for long.
+# A busy scheduler may fail a task that is resumed within a few seconds of its deferral: it takes the end of
+# the first segment for that of the second ("finished with state success, but the task instance's state is
+# queued"). A trigger waits for that, but only briefly with the heartbeat of this suite.
 UNHURRIED = 8.0
 MEGABYTES_3 = 3_000_000
 RESULT = {"answer": 42}
@@ -34,7 +34,7 @@ def faulty(
     after_seconds: float = UNHURRIED,
     **options: Any,
 ) -> Run:
-    """Start a run whose requests meet a fault."""
+    """Start a run whose requests encounter a fault."""
     run = runs.prepare(dag_id, after_seconds=after_seconds, result=RESULT)
     run.control.fault(fault, on=on, times=times, flow=run.flow, **options)
     return run.start()
@@ -46,7 +46,7 @@ def started(runs: Runs) -> dict[str, Run]:
     failed: dict[str, Any] = {
         "outcome": "failed",
         "after_seconds": UNHURRIED,
-        "error": {"code": "MODEL_ERROR", "message": "the model gave up"},
+        "error": {"code": "MODEL_ERROR", "message": "the model is overloaded"},
     }
     cancelled = {"outcome": "cancelled", "after_seconds": UNHURRIED}
     made = {
@@ -67,13 +67,13 @@ def started(runs: Runs) -> dict[str, Run]:
     }
     steps = [{"stepId": "a", "status": "completed", "tokens": {"total": 30}, "costUsd": "0.002"}]
     for status in (400, 401, 402, 403):
-        made[f"refused {status}"] = faulty(runs, "deferred_retry", "status", on="submit", status=status)
+        made[f"rejected {status}"] = faulty(runs, "deferred_retry", "status", on="submit", status=status)
     made["rate limit"] = faulty(
         runs, "deferred_policy", "status", on="submit", status=429, times=1, retry_after=6
     )
     made["unknown job"] = faulty(runs, "deferred_retry", "not_found", on="poll")
-    made["short fault"] = faulty(runs, "deferred", "status", on="poll", status=503, times=3)
-    made["long fault"] = faulty(runs, "deferred_retry", "status", on="poll", status=500, after_seconds=60)
+    made["short outage"] = faulty(runs, "deferred", "status", on="poll", status=503, times=3)
+    made["long outage"] = faulty(runs, "deferred_retry", "status", on="poll", status=500, after_seconds=60)
     thinking = json.dumps({"executionId": "job", "status": "thinking"})
     made["unknown state"] = faulty(runs, "deferred", "nonsense", on="poll", body=thinking, times=2)
     for dag_id in ("deferred_deadline", "waiting_deadline"):
@@ -85,7 +85,7 @@ def started(runs: Runs) -> dict[str, Run]:
 
 @pytest.mark.parametrize("how", ["deferred", "waiting"])
 def test_completed(started: dict[str, Run], how: str) -> None:
-    """A completed job makes a success, with the flow's output, the id, the page and the times in XComs."""
+    """After a completed job the task succeeds, with the output, the id, the page and the times in XComs."""
     run = started[f"{how} completed"]
     assert run.wait_for() == "success"
     job_id = run.job()["id"]
@@ -100,7 +100,7 @@ def test_completed(started: dict[str, Run], how: str) -> None:
 
 
 def test_a_short_job_is_not_deferred(started: dict[str, Run]) -> None:
-    """A job that ends within the inline wait never pays for a deferral."""
+    """A job that ends within the inline wait needs no deferral."""
     run = started["inline"]
     assert run.wait_for() == "success"
     assert run.xcom() == RESULT
@@ -108,11 +108,11 @@ def test_a_short_job_is_not_deferred(started: dict[str, Run]) -> None:
 
 
 def test_failed_without_retries(started: dict[str, Run]) -> None:
-    """A failed job fails the task, with the server's own words in the log; a callback is told which job."""
+    """A failed job fails the task. The log has the server's message, and a callback gets the job's id."""
     run = started["deferred failed"]
     assert run.wait_for() == "failed"
     wait_until(lambda: run.said(f"callback: NoukaiJobFailedException of {run.job()['id']}"), "the callback")
-    assert "the model gave up" in run.logs()
+    assert "the model is overloaded" in run.logs()
     assert run.xcom("job_status")["state"] == "failed"
     assert run.submissions() == 1
 
@@ -127,7 +127,7 @@ def test_failed_with_a_retry(started: dict[str, Run], how: str) -> None:
 
 @pytest.mark.parametrize("how", ["deferred", "waiting"])
 def test_cancelled_on_the_noukai_side(started: dict[str, Run], how: str) -> None:
-    """A job that somebody cancelled on purpose fails the task, without a retry."""
+    """A job that was cancelled on the Noukai side fails the task, without a retry."""
     run = started[f"{how} cancelled"]
     assert run.wait_for() == "failed"
     assert (run.tries(), run.submissions()) == (1, 1)
@@ -141,7 +141,7 @@ def test_cancelled_and_skipped(started: dict[str, Run], how: str) -> None:
 
 
 def test_a_large_result(started: dict[str, Run]) -> None:
-    """A result of 3 MB arrives whole, and is in no event and in no log."""
+    """A result of 3 MB arrives unchanged, and appears in no event and no log."""
     run = started["large"]
     assert run.wait_for() == "success"
     result = str(run.xcom())
@@ -155,7 +155,7 @@ def test_a_large_result(started: dict[str, Run]) -> None:
 
 
 def test_no_such_flow(started: dict[str, Run]) -> None:
-    """What is refused for good is not tried again."""
+    """A flow that does not exist fails the task without a retry."""
     run = started["no such flow"]
     assert run.wait_for() == "failed"
     assert (run.tries(), run.submissions(), run.jobs()) == (1, 1, [])
@@ -163,17 +163,17 @@ def test_no_such_flow(started: dict[str, Run]) -> None:
 
 
 @pytest.mark.parametrize("status", [400, 401, 402, 403])
-def test_refused_for_good(started: dict[str, Run], status: int) -> None:
-    """A refusal fails the task after one request, without a retry, and with the status in the log."""
-    run = started[f"refused {status}"]
+def test_a_permanent_error(started: dict[str, Run], status: int) -> None:
+    """A permanent error fails the task after one request, without a retry; the log has the status."""
+    run = started[f"rejected {status}"]
     assert run.wait_for() == "failed"
     assert (run.tries(), run.submissions(), run.jobs()) == (1, 1, [])
     assert str(status) in run.logs()
 
 
-@pytest.mark.skipif(AIRFLOW < (3, 3), reason="before 3.3, Airflow knows no retry policies")
+@pytest.mark.skipif(AIRFLOW < (3, 3), reason="before 3.3, Airflow has no retry policies")
 def test_a_rate_limit(started: dict[str, Run]) -> None:
-    """With the retry policy, a task waits as long as the server asks for, and not for its own hour."""
+    """With the retry policy, a task waits as long as the server asks, and not for its own delay."""
     run = started["rate limit"]
     assert run.wait_for() == "success"
     assert (run.tries(), run.submissions(), len(run.jobs())) == (2, 2, 1)
@@ -183,27 +183,26 @@ def test_a_job_that_the_server_does_not_know(started: dict[str, Run]) -> None:
     """A job that stays unknown fails the task, and a retry submits a new one."""
     run = started["unknown job"]
     assert run.wait_for("failed") == "failed"
-    # Before 3.3 a retry knows of the job only by asking for its submission, and here that answer still names
-    # it.
+    # Before 3.3 a retry asks the server for the job, which is still found by its submission here.
     assert (run.tries(), run.submissions()) == (2, 2 if AIRFLOW >= (3, 3) else 1)
 
 
-def test_a_fault_that_passes(started: dict[str, Run]) -> None:
-    """A fault that is shorter than the patience changes nothing."""
-    run = started["short fault"]
+def test_transient_errors_within_the_retry_window(started: dict[str, Run]) -> None:
+    """Transient errors within the retry window change nothing."""
+    run = started["short outage"]
     assert run.wait_for() == "success"
     assert (run.xcom(), run.submissions()) == (RESULT, 1)
 
 
-def test_a_fault_that_stays(started: dict[str, Run]) -> None:
-    """A fault that outlasts the patience fails the task; the job goes on, and the retry attaches to it."""
-    run = started["long fault"]
+def test_transient_errors_beyond_the_retry_window(started: dict[str, Run]) -> None:
+    """Transient errors that outlast the retry window fail the task, and the retry attaches to the job."""
+    run = started["long outage"]
     assert run.wait_for("failed") == "failed"
     assert (run.tries(), run.submissions(), run.cancels(run.job()["id"])) == (2, 1, 0)
 
 
 def test_an_unknown_state(started: dict[str, Run]) -> None:
-    """A state that nobody knows is waited out."""
+    """The task keeps polling a job in an unknown state."""
     run = started["unknown state"]
     assert run.wait_for() == "success"
     assert run.xcom() == RESULT
@@ -211,7 +210,7 @@ def test_an_unknown_state(started: dict[str, Run]) -> None:
 
 @pytest.mark.parametrize(("how", "tries"), [("deferred_deadline", 2), ("waiting_deadline", 1)])
 def test_deadline(started: dict[str, Run], how: str, tries: int) -> None:
-    """A job that does not end within `timeout` is cancelled and fails its task; a retry submits anew."""
+    """A job that does not end within `timeout` is cancelled and fails its task; a retry submits a new one."""
     run = started[how]
     assert run.wait_for("failed") == "failed"
     assert (run.tries(), run.submissions(), len(run.jobs())) == (tries, tries, tries)
@@ -219,7 +218,7 @@ def test_deadline(started: dict[str, Run], how: str, tries: int) -> None:
 
 
 def test_deadline_without_a_cancel(runs: Runs) -> None:
-    """With `cancel_on_timeout=False` the job goes on, and the retry waits for it again."""
+    """With `cancel_on_timeout=False` the job is left running, and the retry waits for it again."""
     run = runs.start("deferred_deadline_keep", outcome="never")
     (job,) = run.wait_for_jobs(1)
     run.wait_until_attached()
@@ -229,7 +228,7 @@ def test_deadline_without_a_cancel(runs: Runs) -> None:
 
 @pytest.mark.parametrize("how", ["deferred_execution_timeout", "waiting_execution_timeout"])
 def test_execution_timeout(runs: Runs, how: str) -> None:
-    """`execution_timeout` holds for the job too, also while its task is deferred: it is cancelled."""
+    """At `execution_timeout` the job is cancelled, even while its task is deferred."""
     run = runs.start(how, outcome="never")
     assert run.wait_for("failed") == "failed"
     job = run.job()
@@ -251,22 +250,22 @@ def test_decorated_and_mapped(started: dict[str, Run]) -> None:
 
 
 def test_silent(started: dict[str, Run]) -> None:
-    """With `do_xcom_push=False` nothing is pushed but the link, which Airflow itself stores."""
+    """With `do_xcom_push=False` only the link is stored, by Airflow itself."""
     run = started["silent"]
     assert run.wait_for() == "success"
     assert run.airflow.xcom_keys(run.dag_id, run.run_id, "job") <= {"_link_NoukaiJobLink"}
 
 
 def test_progress_is_in_the_log(started: dict[str, Run]) -> None:
-    """Changes of state and of progress appear in the task's log once each, also while the triggerer waits."""
+    """Each change of state or progress is logged once, even while the triggerer waits."""
     run = started["progress"]
     run.wait_until_watched()
     job_id = run.job()["id"]
-    wait_until(lambda: run.said("running"), "the first look")
+    wait_until(lambda: run.said("running"), "the first poll")
     run.control.progress(job_id, {"step": 2, "of": 3})
     wait_until(lambda: run.said('progress {"step": 2, "of": 3}'), "the progress in the log")
-    looks = run.control.counts(job_id)["poll"]
-    wait_until(lambda: run.control.counts(job_id)["poll"] > looks + 2, "some more looks")
+    polls = run.control.counts(job_id)["poll"]
+    wait_until(lambda: run.control.counts(job_id)["poll"] > polls + 2, "more polls")
     run.control.finish(job_id)
     assert run.wait_for() == "success"
     assert run.said('progress {"step": 2, "of": 3}') == 1
@@ -274,7 +273,7 @@ def test_progress_is_in_the_log(started: dict[str, Run]) -> None:
 
 
 def test_tokens_and_cost(started: dict[str, Run]) -> None:
-    """A traced run tells its tokens and its cost."""
+    """The status of a traced job has its tokens and its cost."""
     run = started["traced"]
     assert run.wait_for() == "success"
     status = run.xcom("job_status")
@@ -282,7 +281,7 @@ def test_tokens_and_cost(started: dict[str, Run]) -> None:
 
 
 def test_no_key_is_in_any_log(started: dict[str, Run]) -> None:
-    """Neither the tasks' logs nor those of the processes hold the key."""
+    """Neither the tasks' logs nor those of the processes show the key."""
     from tests.e2e_airflow.conftest import KEY
 
     run = started["deferred completed"]

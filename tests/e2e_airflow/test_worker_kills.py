@@ -1,4 +1,4 @@
-"""Signals to a task that waits on a worker. A person's ends its job, that of a shutdown does not.
+"""Signals to a task that waits on a worker. A kill by a user cancels its job, a shutdown does not.
 
 All runs are started at once; each test acts on its own.
 """
@@ -21,19 +21,19 @@ LONG = {"outcome": "never"}
 @pytest.fixture(scope="module")
 def started(runs: Runs) -> dict[str, Run]:
     """Tasks on workers, one for each test."""
-    refused, unsupported, submitting = (runs.prepare("waiting", **LONG) for _ in range(3))
-    refused.control.fault("status", on="cancel", times=None, flow=refused.flow, status=403)
+    rejected, unsupported, submitting = (runs.prepare("waiting", **LONG) for _ in range(3))
+    rejected.control.fault("status", on="cancel", times=None, flow=rejected.flow, status=403)
     unsupported.control.fault("no_cancel", on="cancel", times=None, flow=unsupported.flow)
     submitting.control.fault("slow", on="submit", times=1, flow=submitting.flow, seconds=4)
     return {
-        # Its answer is not to come before the signal.
+        # The signal must come before the response.
         "submitting": submitting,
         "mark failed": runs.start("waiting", **LONG),
         "mark success": runs.start("waiting", **LONG),
         "clear": runs.start("waiting", **LONG),
         "keep": runs.start("waiting_keep", **LONG),
         "shutdown": runs.start("waiting_retry", **LONG),
-        "cancel refused": refused.start(),
+        "cancel rejected": rejected.start(),
         "cancel unsupported": unsupported.start(),
         "cancel slow": runs.start("waiting", cancel_seconds=6, **LONG),
     }
@@ -53,7 +53,7 @@ def test_mark_failed(started: dict[str, Run]) -> None:
 
 
 def test_mark_success(started: dict[str, Run]) -> None:
-    """A task that is marked as successful stays so, and its job is cancelled."""
+    """A task that is marked as successful stays successful, and its job is cancelled."""
     run = started["mark success"]
     job_id = run.wait_until_waiting()
     run.mark("success")
@@ -63,7 +63,7 @@ def test_mark_success(started: dict[str, Run]) -> None:
 
 
 def test_clear(started: dict[str, Run]) -> None:
-    """Clearing a task stops its job and submits a new one."""
+    """Clearing a task cancels its job and submits a new one."""
     run = started["clear"]
     first = run.wait_until_waiting()
     run.clear()
@@ -75,7 +75,7 @@ def test_clear(started: dict[str, Run]) -> None:
 
 
 def test_cancel_on_kill_off(started: dict[str, Run]) -> None:
-    """With `cancel_on_kill=False` a task that is ended leaves its job alone."""
+    """With `cancel_on_kill=False` the job of a killed task is left running."""
     run = started["keep"]
     job_id = run.wait_until_waiting()
     run.mark("failed")
@@ -83,9 +83,9 @@ def test_cancel_on_kill_off(started: dict[str, Run]) -> None:
     assert (run.submissions(), run.cancels(job_id)) == (1, 0)
 
 
-@pytest.mark.parametrize("fault", ["refused", "unsupported", "slow"])
+@pytest.mark.parametrize("fault", ["rejected", "unsupported", "slow"])
 def test_a_cancel_that_fails(started: dict[str, Run], fault: str) -> None:
-    """When cancelling fails, cannot be done or takes too long, a warning names the job, and nothing hangs."""
+    """If a cancel fails, is unsupported or takes too long, a warning names the job, and nothing hangs."""
     run = started[f"cancel {fault}"]
     job_id = run.wait_until_waiting()
     run.mark("failed")
@@ -95,8 +95,8 @@ def test_a_cancel_that_fails(started: dict[str, Run], fault: str) -> None:
     assert (run.state(), run.submissions(), run.cancels(job_id)) == ("failed", 1, 1)
 
 
-def test_mark_failed_in_the_middle_of_the_submission(started: dict[str, Run]) -> None:
-    """A task that is ended while its submission is under way cancels the job that comes of it."""
+def test_mark_failed_during_the_submission(started: dict[str, Run]) -> None:
+    """A task that is marked as failed during its submission cancels the resulting job."""
     run = started["submitting"].start()
     wait_until(run.submissions, "the request to submit")
     run.mark("failed")
@@ -106,7 +106,7 @@ def test_mark_failed_in_the_middle_of_the_submission(started: dict[str, Run]) ->
 
 
 def test_shutdown(started: dict[str, Run]) -> None:
-    """A worker that is shut down leaves the job alone, and the retry attaches to it."""
+    """A worker that is shut down leaves the job running, and the retry attaches to it."""
     run = started["shutdown"]
     job_id = run.wait_until_waiting()
     run.end_process(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""A job on a server that the run's configuration names by its connection."""
+"""A job on a server whose connection is in the run's configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DAGs of one task each, in the ways in which a Noukai job can be run.
+"""DAGs of one task each, one for each way to run a Noukai job.
 
 The run's configuration names the flow.
 """
@@ -22,8 +22,8 @@ else:
     POLICY = {"retry_policy": NoukaiRetryPolicy()}
 
 
-def tell(context: Any) -> None:
-    """Say what a failure callback is told."""
+def log_exception(context: Any) -> None:
+    """Log what a failure callback gets."""
     error = context.get("exception")
     logging.getLogger(__name__).info(
         "callback: %s of %s", type(error).__name__, getattr(error, "job_id", None)
@@ -32,39 +32,39 @@ def tell(context: Any) -> None:
 
 FLOW = "acme/tests/{{ dag_run.conf['flow'] }}"
 RETRY = {"retries": 1, "retry_delay": timedelta(seconds=1)}
-# A busy scheduler may fail a task that is woken sooner after its deferral: see test_states.py.
+# A busy scheduler may fail a task that is resumed sooner after its deferral: see test_states.py.
 UNHURRIED = 8
-SOON = {"inline_wait": 0, "poll_interval": 0.5}
+PROMPT = {"inline_wait": 0, "poll_interval": 0.5}
 
 TASKS: dict[str, dict[str, Any]] = {
-    "deferred": {"deferrable": True, "on_failure_callback": tell, **SOON},
-    "deferred_retry": {"deferrable": True, **SOON, **RETRY},
+    "deferred": {"deferrable": True, "on_failure_callback": log_exception, **PROMPT},
+    "deferred_retry": {"deferrable": True, **PROMPT, **RETRY},
     "deferred_inline": {"deferrable": True, "inline_wait": 30},
     "deferred_inline_retry": {"deferrable": True, "inline_wait": 60, "poll_interval": 0.5, **RETRY},
-    "deferred_deadline": {"deferrable": True, "timeout": UNHURRIED, **SOON, **RETRY},
+    "deferred_deadline": {"deferrable": True, "timeout": UNHURRIED, **PROMPT, **RETRY},
     "deferred_deadline_keep": {
         "deferrable": True,
         "timeout": UNHURRIED,
         "cancel_on_timeout": False,
-        **SOON,
+        **PROMPT,
         **RETRY,
     },
     "deferred_execution_timeout": {
         "deferrable": True,
         "execution_timeout": timedelta(seconds=UNHURRIED),
-        **SOON,
+        **PROMPT,
     },
-    "deferred_keep": {"deferrable": True, "cancel_on_kill": False, **SOON},
-    "deferred_not_durable": {"deferrable": True, "durable": False, **SOON},
+    "deferred_keep": {"deferrable": True, "cancel_on_kill": False, **PROMPT},
+    "deferred_not_durable": {"deferrable": True, "durable": False, **PROMPT},
     "deferred_policy": {
         "deferrable": True,
         "retries": 1,
         "retry_delay": timedelta(hours=1),
         **POLICY,
-        **SOON,
+        **PROMPT,
     },
-    "deferred_skip": {"deferrable": True, "on_cancelled": "skip", **SOON},
-    "deferred_silent": {"deferrable": True, "do_xcom_push": False, **SOON},
+    "deferred_skip": {"deferrable": True, "on_cancelled": "skip", **PROMPT},
+    "deferred_silent": {"deferrable": True, "do_xcom_push": False, **PROMPT},
     "waiting": {"deferrable": False, "poll_interval": 0.5},
     "waiting_retry": {"deferrable": False, "poll_interval": 0.5, **RETRY},
     "waiting_deadline": {"deferrable": False, "timeout": 3, "poll_interval": 0.5},
@@ -76,7 +76,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "waiting_keep": {"deferrable": False, "cancel_on_kill": False, "poll_interval": 0.5},
     "waiting_not_durable": {"deferrable": False, "durable": False, "poll_interval": 0.5, **RETRY},
     "waiting_skip": {"deferrable": False, "on_cancelled": "skip", "poll_interval": 0.5},
-    "told_to_openlineage": {"deferrable": True, **SOON},
+    "with_openlineage": {"deferrable": True, **PROMPT},
     "traced": {"deferrable": False, "trace": True},
 }
 
@@ -92,25 +92,25 @@ with DAG("of_the_form", schedule=None) as of_the_form:
         message="Hello",
         noukai_conn_id="{{ dag.dag_id }}",
         deferrable=True,
-        **SOON,
+        **PROMPT,
     )
 
 with DAG("decorated_mapped", schedule=None) as decorated_mapped:
 
-    @task.noukai(flow=FLOW, deferrable=True, map_index_template="{{ task.op_kwargs['text'] }}", **SOON)
+    @task.noukai(flow=FLOW, deferrable=True, map_index_template="{{ task.op_kwargs['text'] }}", **PROMPT)
     def job(text: str, greeting: str) -> dict[str, Any]:
         return {"message": f"{greeting} {text}", "parameters": {"deep": [{"text": text}]}}
 
     job.partial(greeting="{{ dag.dag_id }}").expand(text=["a", "b"])
 
 with DAG("mapped", schedule=None) as mapped:
-    NoukaiRunJobOperator.partial(task_id="job", flow=FLOW, deferrable=True, **SOON).expand(
+    NoukaiRunJobOperator.partial(task_id="job", flow=FLOW, deferrable=True, **PROMPT).expand(
         message=["a", "b", "c"]
     )
 
 SENSORS: dict[str, dict[str, Any]] = {
     "sensor_poke": {"poke_interval": 0.5},
-    # Under about three seconds, Airflow's scheduler may take the end of one look for a crash of the next.
+    # Below about three seconds, Airflow's scheduler may take the end of one poke for a crash of the next.
     "sensor_reschedule": {"mode": "reschedule", "poke_interval": 5},
     "sensor_deferred": {"deferrable": True, "poke_interval": 0.5},
 }

@@ -1,4 +1,4 @@
-"""A deferral that Airflow itself ends soon after the job's deadline, to save the tests' time."""
+"""A deferral that Airflow itself ends soon after the job's deadline, to save time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A trigger that counts what its process holds, from the inside."""
+"""A trigger that counts the resources of its process."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _LruCache = type(lru_cache(lambda: None))
 
 
 class Census(BaseTrigger):
-    """Tells the process id, and the descriptors, asyncio tasks, Noukai clients and objects that are there."""
+    """Reports the process id, and the number of descriptors, asyncio tasks, Noukai clients and objects."""
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         return "tests.faults.airflow.census.Census", {}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        descriptors = sorted(_descriptors())  # before the collector closes what was only forgotten
+        descriptors = sorted(_descriptors())  # before the garbage collector closes leaked ones
         _empty_bounded_caches()
         gc.collect()
         objects = Counter(f"{type(one).__module__}.{type(one).__qualname__}" for one in gc.get_objects())
@@ -45,7 +45,7 @@ class Census(BaseTrigger):
 
 
 def _empty_bounded_caches() -> None:
-    """Let go what a cache would let go by itself, once it is full."""
+    """Clear the caches with a limit, which do not grow further."""
     for one in gc.get_objects():
         ours = type(one) is _LruCache and str(one.__module__).startswith("noukai")
         if ours and one.cache_info().maxsize is not None:
@@ -53,7 +53,7 @@ def _empty_bounded_caches() -> None:
 
 
 def _descriptors() -> list[str]:
-    """Name what each open descriptor leads to; sockets and pipes without their numbers."""
+    """Return the target of each open descriptor; sockets and pipes without their numbers."""
     names = []
     for entry in Path("/proc/self/fd").iterdir():
         try:

@@ -1,4 +1,4 @@
-"""One Airflow for all runs of this suite, beside a local Noukai and a network to it that can be cut."""
+"""One Airflow for this suite, with a local Noukai and a network to it that can be cut."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tests.faults.noukai import NoukaiProcess
 
 KEY = "nk_test_faultsaf_0123456789abcdef0123456789abcdef"
 
-PATIENCE_SECONDS = 300.0 if scale.FULL else 20.0
-"""For how long the connection `noukai_patient` waits out that there is no answer; 300 is the default."""
+LONG_RETRY_SECONDS = 300.0 if scale.FULL else 20.0
+"""The retry window of the connection `noukai_long_retry`; 300 is the default."""
 
-CUT_SECONDS = 0.4 * PATIENCE_SECONDS
-"""How long the network is cut: two minutes of the default's five."""
+CUT_SECONDS = 0.4 * LONG_RETRY_SECONDS
+"""How long the network is cut: two minutes with the default."""
 
-IMPATIENCE_SECONDS = 4.0
+SHORT_RETRY_SECONDS = 4.0
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +35,7 @@ def network(noukai_process: NoukaiProcess) -> Iterator[Network]:
 def airflow(
     noukai_process: NoukaiProcess, network: Network, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[CrowdedAirflow]:
-    """A running Airflow, whose connections but `noukai_direct` lead over the network."""
+    """A running Airflow. All connections but `noukai_direct` use the network."""
     extra = {"request_timeout": REQUEST_SECONDS, "max_polls_per_second": 200}
     over_network = {
         "conn_type": "noukai",
@@ -46,8 +46,8 @@ def airflow(
     connections = {
         "noukai_default": over_network,
         "noukai_direct": {**over_network, "host": noukai_process.base_url},
-        "noukai_patient": {**over_network, "extra": {**extra, "retry_timeout": PATIENCE_SECONDS}},
-        "noukai_impatient": {**over_network, "extra": {**extra, "retry_timeout": IMPATIENCE_SECONDS}},
+        "noukai_long_retry": {**over_network, "extra": {**extra, "retry_timeout": LONG_RETRY_SECONDS}},
+        "noukai_short_retry": {**over_network, "extra": {**extra, "retry_timeout": SHORT_RETRY_SECONDS}},
     }
     settings = {
         **PROMPT,

@@ -1,4 +1,4 @@
-"""A crowd of deferred tasks that a real triggerer waits for, and what each of them is told."""
+"""Many deferred tasks in a real triggerer, and the event of each."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _FOREVER_SECONDS = 86_400.0
 
 
 class Submitted(NamedTuple):
-    """A job, and what its trigger has to know."""
+    """A job, and the arguments of its trigger."""
 
     plan: Plan
     id: str
@@ -39,7 +39,7 @@ class Submitted(NamedTuple):
 
 
 def submit(base_url: str, plans: Sequence[Plan]) -> list[Submitted]:
-    """Submit all jobs at once, until each of them is taken."""
+    """Submit all jobs at once, until the server has accepted each of them."""
 
     async def one(flow: Any, plan: Plan) -> Submitted:
         job = await submitted(flow, plan)
@@ -54,29 +54,29 @@ def submit(base_url: str, plans: Sequence[Plan]) -> list[Submitted]:
 
 
 def watched(number: int, max_polls: int) -> list[Plan]:
-    """Draw so many jobs, each of which ends with one of its first looks."""
+    """Generate jobs, each of which ends with one of its first polls."""
     draw = Random(scale.SEED)
     return [plan._replace(after_polls=draw.randint(1, max_polls)) for plan in plans(number)]
 
 
 def held(number: int) -> list[Plan]:
-    """Draw so many jobs that go on until `finish` ends them."""
+    """Generate jobs that run until `finish` ends them."""
     return [plan._replace(after_seconds=_FOREVER_SECONDS) for plan in plans(number)]
 
 
 def finish(control: EmulatorControl, jobs: Sequence[Submitted]) -> None:
-    """Let held jobs end as they are meant to."""
+    """Let held jobs end as planned."""
     for job in jobs:
         control.finish(job.id, job.plan.outcome)
 
 
 class CrowdedAirflow(LocalAirflow):
-    """A running Airflow, into whose database deferred tasks are put by the thousand.
+    """A running Airflow, into whose database thousands of deferred tasks can be written.
 
     Args:
         home: An empty folder.
         connections: The Airflow connections, by their ids.
-        environment: More variables for every process.
+        environment: Further variables for every process.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class CrowdedAirflow(LocalAirflow):
         self._deferring: subprocess.Popen[str] | None = None
 
     def start(self) -> Self:
-        """Start every process, and one more that writes tasks into the database."""
+        """Start every process, and the one that writes tasks into the database."""
         super().start()
         with (self.home / "deferring.log").open("wb") as log:
             self._deferring = subprocess.Popen(
@@ -106,7 +106,7 @@ class CrowdedAirflow(LocalAirflow):
         return self
 
     def stop(self) -> None:
-        """End every process."""
+        """Stop every process."""
         if self._deferring is not None:
             self._deferring.communicate()
             self._deferring = None
@@ -120,26 +120,26 @@ class CrowdedAirflow(LocalAirflow):
         deadline: float | None = None,
         queue: str | None = None,
     ) -> Crowd:
-        """Let one deferred task for each job wait in the triggerer.
+        """Let a deferred task wait in the triggerer for each job.
 
         Args:
             jobs: The jobs.
-            conn_id: The connection that they are looked at over.
-            deadline: When each trigger gives up, in seconds since the epoch.
-            queue: The queue of the triggerer that is meant, if it has one.
+            conn_id: The connection that the triggers use.
+            deadline: When each trigger stops waiting, in seconds since the epoch.
+            queue: The queue of the triggerer, if it has one.
         """
         rows = [{"id": job.id, "flow": FLOW, "submitted_at": job.submitted_at} for job in jobs]
         how = {"noukai_conn_id": conn_id, "deadline": deadline, "poll_interval": None}
-        return Crowd(self, self._order(jobs=rows, queue=queue, **how), list(jobs))
+        return Crowd(self, self._request(jobs=rows, queue=queue, **how), list(jobs))
 
     def census(self) -> dict[str, Any]:
-        """Let the process in which triggers run count what it holds."""
-        crowd = Crowd(self, self._order(jobs=None, queue=None), [])
+        """Count the resources of the process that runs the triggers."""
+        crowd = Crowd(self, self._request(jobs=None, queue=None), [])
         (counted,) = crowd.wait_for_events(1)
         return counted
 
     def turned_triggerer(self, clock: Mapping[str, str], queue: str) -> Component:
-        """Start one more triggerer, with a queue and a clock of its own; it ends with the others."""
+        """Start another triggerer, with its own queue and clock."""
         own = {
             "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port()),
             "AIRFLOW__TRIGGERER__QUEUES_ENABLED": "True",
@@ -151,7 +151,7 @@ class CrowdedAirflow(LocalAirflow):
         return component
 
     def events(self, run_id: str) -> dict[int, dict[str, Any]]:
-        """Return the event of each task of a run that was woken, by map index."""
+        """Return the event of each resumed task of a run, by map index."""
         address = f"file:{self.home / 'airflow.db'}?mode=ro"
         with contextlib.closing(sqlite3.connect(address, uri=True, timeout=30)) as database:
             rows = database.execute(
@@ -161,16 +161,16 @@ class CrowdedAirflow(LocalAirflow):
             ).fetchall()
         woken = {}
         for map_index, method, kwargs in rows:
-            assert method == "execute_complete", f"task {map_index} is told {method}: {kwargs}"
+            assert method == "execute_complete", f"task {map_index} is resumed with {method}: {kwargs}"
             woken[map_index] = json.loads(kwargs)["event"]
         return woken
 
-    def _order(self, **order: Any) -> str:
-        """Have the tasks of one run written into the database, and return its id."""
+    def _request(self, **request: Any) -> str:
+        """Write the tasks of one run into the database, and return its id."""
         run_id = self.trigger(DAG)
         process = self._deferring
         assert process is not None and process.stdin is not None and process.stdout is not None
-        process.stdin.write(json.dumps({"run_id": run_id, **order}) + "\n")
+        process.stdin.write(json.dumps({"run_id": run_id, **request}) + "\n")
         process.stdin.flush()
         if process.stdout.readline() != "done\n":
             raise ServerError((self.home / "deferring.log").read_text()[-4000:])
@@ -192,27 +192,27 @@ class Crowd:
     jobs: list[Submitted]
 
     def events(self) -> dict[int, dict[str, Any]]:
-        """Return the event of each task that was woken, by map index."""
+        """Return the event of each resumed task, by map index."""
         return self.airflow.events(self.run_id)
 
     def wait_for_events(self, number: int | None = None, timeout: float = 120.0) -> list[dict[str, Any]]:
-        """Wait until so many tasks were woken, by default all, and return their events."""
+        """Wait until a number of tasks is resumed, by default all, and return their events."""
         wanted = len(self.jobs) if number is None else number
         wait_until(lambda: len(self.events()) >= wanted, f"{wanted} events", timeout=timeout)
         return [event for _, event in sorted(self.events().items())]
 
     def wait_until_watched(self, control: EmulatorControl) -> None:
-        """Wait until each job is looked at (again)."""
+        """Wait for another poll of each job."""
         before = len(control.requests("poll"))
         wanted = {job.id for job in self.jobs}
         wait_until(
-            lambda: wanted <= {look["job_id"] for look in control.requests("poll")[before:]},
-            "a look at each job",
+            lambda: wanted <= {poll["job_id"] for poll in control.requests("poll")[before:]},
+            "a poll of each job",
             pause=0.5,
         )
 
     def reports(self, timeout: float = 300.0) -> list[Report]:
-        """Wait until every task was woken, once, by the end of its job, and return what they were told."""
+        """Wait until the end of its job has resumed each task once, and return the reports."""
         events = self.wait_for_events(timeout=timeout)
         wait_until(lambda: self.fired() >= len(self.jobs), "the log of each event")
         assert self.fired() == len(self.jobs)
@@ -225,7 +225,7 @@ class Crowd:
     def fired(self) -> int:
         """Count the events that the triggers have logged.
 
-        Airflow writes what a trigger logs just before its end now into the log of the task, now into its own.
+        Airflow writes the last lines of a trigger either to the log of the task or to its own.
         """
         logs = self.airflow.home.glob("triggerer*.log")
         lines = (line for log in logs for line in log.read_text(errors="replace").splitlines())
@@ -233,5 +233,5 @@ class Crowd:
         return elsewhere + sum(self.log(place).count(_FIRED) for place in range(len(self.jobs)))
 
     def log(self, place: int) -> str:
-        """Return what the trigger of one task has logged."""
+        """Return the log of one task's trigger."""
         return self.airflow.logs(DAG, self.run_id, TASK, place)

@@ -1,8 +1,8 @@
-"""Writes tasks into Airflow's database as workers leave them that have just deferred.
+"""Writes deferred tasks into Airflow's database.
 
-A task that really defers costs a second of a worker's processor, so a thousand of them are too many for a
-test. The triggerer finds the same rows either way. As a program, it reads one order a line, in Airflow's own
-environment, and answers each with a line when it is done.
+A real deferral takes a second of a worker's processor time, so a thousand of them are too many for a test.
+The triggerer finds the same rows. As a program, this module runs in Airflow's environment, reads one request
+per line, and responds to each with a line.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DAG, TASK = "waiting", "job"
 
 
 def defer(run_id: str, queue: str | None, triggers: Iterator[BaseTrigger]) -> None:
-    """Write one deferred, mapped instance of the task for each trigger into a run."""
+    """Write a deferred, mapped task instance into a run for each trigger."""
     with create_session() as session:
         version = DagVersion.get_latest_version(DAG, session=session)
         dag = SerializedDagModel.get_dag(DAG, session=session)
@@ -48,7 +48,7 @@ def defer(run_id: str, queue: str | None, triggers: Iterator[BaseTrigger]) -> No
 
 
 def job_triggers(jobs: list[dict[str, Any]], **arguments: Any) -> Iterator[BaseTrigger]:
-    """Make the triggers that the operator makes when it defers."""
+    """Make the triggers that the operator would make."""
     with Noukai("nk_test_never_sent") as client:
         for job in jobs:
             submitted_at = datetime.fromisoformat(job["submitted_at"])
@@ -57,11 +57,11 @@ def job_triggers(jobs: list[dict[str, Any]], **arguments: Any) -> Iterator[BaseT
 
 
 def main() -> None:
-    """Carry out the orders of the standard input."""
+    """Process the requests on standard input."""
     for line in sys.stdin:
-        order = json.loads(line)
-        run_id, queue, jobs = (order.pop(name) for name in ("run_id", "queue", "jobs"))
-        defer(run_id, queue, iter([Census()]) if jobs is None else job_triggers(jobs, **order))
+        request = json.loads(line)
+        run_id, queue, jobs = (request.pop(name) for name in ("run_id", "queue", "jobs"))
+        defer(run_id, queue, iter([Census()]) if jobs is None else job_triggers(jobs, **request))
         print("done", flush=True)
 
 

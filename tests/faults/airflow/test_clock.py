@@ -1,8 +1,8 @@
-"""The clock of a triggerer moved by an hour while jobs wait.
+"""A triggerer whose clock is set back or forward by an hour while triggers wait.
 
-A trigger keeps its deadline as a point in time. When it starts, it reads the clock once, and from then on
-counts the seconds that are left, so a clock that is moved under it changes nothing. A triggerer that starts
-goes by the clock that it finds.
+The deadline of a trigger is a point in time. When the trigger starts, it reads the clock once and then counts
+the remaining seconds, so later changes of the clock do not matter. A triggerer that starts uses the current
+clock.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def clock(tmp_path_factory: pytest.TempPathFactory) -> TurnedClock:
 
 @pytest.fixture(scope="module")
 def triggerer(airflow: CrowdedAirflow, clock: TurnedClock) -> Iterator[Component]:
-    """A triggerer that takes the queue `turned` alone."""
+    """A triggerer with only the queue `turned`."""
     component = airflow.turned_triggerer(clock.environment, "turned")
     yield component
     component.kill()
@@ -40,13 +40,13 @@ def triggerer(airflow: CrowdedAirflow, clock: TurnedClock) -> Iterator[Component
 
 @pytest.fixture(autouse=True)
 def true_again(clock: TurnedClock) -> Iterator[None]:
-    """Set the clock right after a test."""
+    """Reset the clock after a test."""
     yield
     clock.turn(0)
 
 
 def waiting(airflow: CrowdedAirflow, noukai: NoukaiProcess, seconds: float) -> Crowd:
-    """Let jobs wait that do not end by themselves, each with so long to its deadline."""
+    """Let triggers wait for jobs that do not end, with a number of seconds until their deadline."""
     jobs = submit(noukai.base_url, held(JOBS))
     crowd = airflow.defer(jobs, deadline=time.time() + seconds, queue="turned")
     crowd.wait_until_watched(noukai.control)
@@ -54,14 +54,14 @@ def waiting(airflow: CrowdedAirflow, noukai: NoukaiProcess, seconds: float) -> C
 
 
 def reasons(crowd: Crowd) -> set[str]:
-    """Return why the tasks were woken."""
+    """Return why the tasks were resumed."""
     return {event["reason"] for event in crowd.wait_for_events()}
 
 
-def test_a_clock_that_is_moved_ends_no_wait(
+def test_a_clock_that_is_changed_ends_no_wait(
     airflow: CrowdedAirflow, noukai: NoukaiProcess, clock: TurnedClock, triggerer: Component
 ) -> None:
-    """Jobs whose deadline is a while off are waited for to their end, wherever the clock goes."""
+    """Changes of the clock do not end the wait for jobs whose deadline is far away."""
     crowd = waiting(airflow, noukai, HOUR / 2)
     for turned in (HOUR, -HOUR):
         clock.turn(turned)
@@ -72,14 +72,14 @@ def test_a_clock_that_is_moved_ends_no_wait(
     check_balance(noukai.control.jobs(), messages, crowd.reports())
 
 
-def test_a_clock_that_is_moved_back_puts_no_deadline_off(
+def test_a_clock_that_is_set_back_delays_no_deadline(
     airflow: CrowdedAirflow, noukai: NoukaiProcess, clock: TurnedClock, triggerer: Component
 ) -> None:
-    """A deadline comes when the seconds are over that were left when the trigger started."""
+    """A deadline comes after the seconds that remained when the trigger started."""
     deadline = time.time() + 15
     crowd = waiting(airflow, noukai, deadline - time.time())
     clock.turn(-HOUR)
-    assert time.time() < deadline, "the jobs were waited for too late"
+    assert time.time() < deadline, "the triggers started too late"
     assert reasons(crowd) == {"timed_out"}
     assert time.time() >= deadline
 
@@ -87,7 +87,7 @@ def test_a_clock_that_is_moved_back_puts_no_deadline_off(
 def test_a_triggerer_that_starts_with_a_wrong_clock(
     airflow: CrowdedAirflow, noukai: NoukaiProcess, clock: TurnedClock, triggerer: Component
 ) -> None:
-    """A deadline that has passed by the clock that a triggerer starts with is told at once; no job ends."""
+    """A triggerer whose clock is past the deadline resumes the tasks at once, and cancels no job."""
     crowd = waiting(airflow, noukai, HOUR / 2)
     triggerer.terminate()
     clock.turn(HOUR)

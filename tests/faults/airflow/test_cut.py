@@ -1,4 +1,4 @@
-"""The network of the triggerer cut while jobs wait: for less, and for longer, than its patience."""
+"""The triggerer's network is cut while triggers wait, for less and for more than the retry window."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ TASKS = 3
 def test_a_cut_within_the_retry_window(
     airflow: CrowdedAirflow, noukai: NoukaiProcess, network: Network, how: str
 ) -> None:
-    """A cut network ends no wait: jobs that end in the meantime, or after it, have one event each."""
+    """A cut network ends no wait: jobs that end during or after the cut have one event each."""
     jobs = submit(noukai.base_url, held(scale.JOBS_OF_ONE_KIND))
-    crowd = airflow.defer(jobs, conn_id="noukai_patient")
+    crowd = airflow.defer(jobs, conn_id="noukai_long_retry")
     crowd.wait_until_watched(noukai.control)
     network.cut(how)
     finish(noukai.control, jobs[::2])
@@ -42,9 +42,9 @@ def test_a_cut_within_the_retry_window(
 def test_cuts_beyond_the_retry_window(
     airflow: CrowdedAirflow, noukai: NoukaiProcess, network: Network
 ) -> None:
-    """A cut that outlasts the patience wakes the tasks, and costs no job.
+    """A cut beyond the retry window resumes the tasks, and loses no job.
 
-    A task that finds Noukai there again goes on waiting; one that does not fails, and its retry attaches.
+    If Noukai is available again, the task defers again; otherwise it fails, and its retry attaches.
     """
     run = Run(airflow, noukai.control, "cut_off", f"cut-off-{uuid4().hex[:8]}")
     noukai.control.script(run.flow, outcome="never")
@@ -54,7 +54,9 @@ def test_cuts_beyond_the_retry_window(
 
     network.cut("refused")
     for place in range(TASKS):
-        wait_until(lambda place=place: run.state(map_index=place) != "deferred", "the end of the patience")
+        wait_until(
+            lambda place=place: run.state(map_index=place) != "deferred", "the end of the retry window"
+        )
     network.restore()
     for place in range(TASKS):
         wait_until(lambda place=place: deferrals(run, place) == 2, "the second deferral")

@@ -1,4 +1,4 @@
-"""Hundreds of jobs through a real triggerer while a fifth of all requests meet a fault."""
+"""Hundreds of jobs in a real triggerer while a fifth of all requests encounter a fault."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.faults.kinds import KINDS, RACE, REFUSED, switch_on
 from tests.faults.network import Network
 from tests.faults.noukai import NoukaiProcess
 
-# A thousand jobs get few looks: each 429 halves their budget, whatever it was that Noukai complained about.
+# A thousand jobs get few polls, since each 429 halves the rate limit.
 MAX_POLLS = 3
 
 WAIT_SECONDS = 1200.0 if scale.FULL else 240.0
@@ -24,9 +24,9 @@ pytestmark = pytest.mark.timeout(WAIT_SECONDS + 300)
 
 @pytest.mark.parametrize("mix", MIXES)
 def test_faults(airflow: CrowdedAirflow, noukai: NoukaiProcess, network: Network, mix: str) -> None:
-    """Whatever the faults, each job has one event, which tells how it ended, and nothing runs unwatched.
+    """With any faults, each job has one event, which has its final state, and no job is left over.
 
-    Connections are refused by the network, now and then; all the other faults come from Noukai.
+    The network sometimes refuses connections; Noukai causes all other faults.
     """
     kinds = MIXES[mix]
     wanted = watched(scale.JOBS, MAX_POLLS) if mix == "mixed" else watched(scale.JOBS_OF_ONE_KIND, 1)
@@ -45,12 +45,12 @@ def test_faults(airflow: CrowdedAirflow, noukai: NoukaiProcess, network: Network
 
 
 def test_restart_in_the_middle(airflow: CrowdedAirflow, noukai: NoukaiProcess) -> None:
-    """When Noukai is killed and started again while triggers wait, each job has one event all the same."""
+    """If Noukai is killed and restarted while triggers wait, each job still has one event."""
     jobs = submit(noukai.base_url, held(scale.JOBS_OF_ONE_KIND))
     crowd = airflow.defer(jobs, conn_id="noukai_direct")
     crowd.wait_until_watched(noukai.control)
     noukai.kill()
-    wait_until(lambda: "a look failed" in crowd.log(0), "a look that fails")
+    wait_until(lambda: " failed" in crowd.log(0), "a poll that fails")
     noukai.start()
     finish(noukai.control, jobs)
     check_balance(noukai.control.jobs(), (job.plan.message for job in jobs), crowd.reports())

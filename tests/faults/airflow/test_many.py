@@ -1,4 +1,4 @@
-"""Thousands of short jobs through one triggerer process, which holds nothing of them afterwards."""
+"""Thousands of short jobs in one triggerer process, which keeps nothing of them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from tests.faults.noukai import NoukaiProcess
 
 WAVES, JOBS_OF_A_WAVE = (10, 1000) if scale.FULL else (3, 100)
 
-MOST_OBJECTS_OF_A_JOB = 0.1
-"""How much the number of Python objects may grow with each job: a leak is at least one object for each."""
+MAX_OBJECTS_PER_JOB = 0.1
+"""How much the number of Python objects may grow per job: a leak is at least one object per job."""
 
-MOST_BYTES = 5_000_000
+MAX_BYTES = 5_000_000
 
 
 @pytest.mark.timeout(1200)
 def test_nothing_is_left_of_short_jobs(airflow: CrowdedAirflow, noukai: NoukaiProcess) -> None:
-    """After the last wave, the triggerer holds as many descriptors, tasks and objects as after the second."""
+    """After the last wave, the triggerer has as many descriptors, tasks and objects as after the second."""
     wanted = plans(WAVES * JOBS_OF_A_WAVE)
     supervisor = psutil.Process(airflow.triggerer.pid)
     reports, counts, supervised = [], [], []
@@ -41,8 +41,8 @@ def test_nothing_is_left_of_short_jobs(airflow: CrowdedAirflow, noukai: NoukaiPr
     assert after["descriptors"] == before["descriptors"]
     grown = after["objects"] - before["objects"]
     types = Counter(after["types"]) - Counter(before["types"])
-    assert grown < MOST_OBJECTS_OF_A_JOB * (WAVES - 2) * JOBS_OF_A_WAVE, types.most_common(20)
-    assert after["bytes"] - before["bytes"] < MOST_BYTES
+    assert grown < MAX_OBJECTS_PER_JOB * (WAVES - 2) * JOBS_OF_A_WAVE, types.most_common(20)
+    assert after["bytes"] - before["bytes"] < MAX_BYTES
     wait_until(lambda: supervisor.num_fds() <= supervised[1], "the supervisor to close its files")
     for count, descriptors in zip(counts, supervised, strict=True):
         print({name: count[name] for name in ("objects", "bytes", "tasks", "clients")}, descriptors)

@@ -1,4 +1,4 @@
-"""A wall clock that a test turns under a running process."""
+"""A wall clock of running processes that a test can set."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SOURCE = Path(__file__).with_name("turned_clock.c")
 
 
 class TurnedClock:
-    """The wall clock of the processes that are started with its `environment`.
+    """The wall clock of processes that are started with its `environment`.
 
     Args:
         folder: Where its library is built.
@@ -27,5 +27,5 @@ class TurnedClock:
         self.environment = {"LD_PRELOAD": str(library), "TURNED_CLOCK": str(seconds)}
 
     def turn(self, seconds: int) -> None:
-        """Let it go so many seconds before the true time, from now on; after it, when they are negative."""
+        """Set the clock ahead of the true time by a number of seconds, or back if the number is negative."""
         self._seconds[:] = _LONG.pack(seconds)

@@ -1,4 +1,4 @@
-"""One real Airflow, on which everything that can happen to a job has happened with a marked key."""
+"""One real Airflow, on which everything that can happen to a job happens with a marked key."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from tests.secrets.strangers import Echo, Stranger
 if TYPE_CHECKING:
     from noukai_core.emulator import Emulator, EmulatorControl
 
-TELLS_TRIGGERS = tuple(map(int, version("apache-airflow-core").split(".")[:2])) >= (3, 3)
+NOTIFIES_TRIGGERS = tuple(map(int, version("apache-airflow-core").split(".")[:2])) >= (3, 3)
 
 DAG = "everything"
 
 BAD_CONNECTIONS = ("bad_key", "cut_key", "bad_extra", "bad_org")
 
-# What each task ends as. A scenario that did not happen would show here.
+# The final state of each task. This shows whether each scenario has happened.
 OUTCOMES = {
     **dict.fromkeys(
         ("deferred_completed", "waiting_completed", "web_page_later", "decorated", "submitted"), "success"
     ),
     **dict.fromkeys(("sensed", "sensed_deferred", "echo_completed", "rate_limited"), "success"),
     **dict.fromkeys(("deferred_failed", "waiting_failed", "deferred_cancelled", "deadline"), "failed"),
-    **dict.fromkeys(("refused_key", "refused_key_later", "refused_model_key", "hooked"), "failed"),
+    **dict.fromkeys(("rejected_key", "rejected_key_later", "rejected_model_key", "hooked"), "failed"),
     **dict.fromkeys(("redirected", "redirected_later", "killed_deferred", "killed_waiting"), "failed"),
     **dict.fromkeys((*BAD_CONNECTIONS, "unreachable"), "failed"),
-    **dict.fromkeys(("echo_refused", "echo_html", "echo_failed"), "failed"),
+    **dict.fromkeys(("echo_rejected", "echo_html", "echo_failed"), "failed"),
 }
 KILLED = ("killed_deferred", "killed_waiting")
 
@@ -52,16 +52,16 @@ _SETTINGS = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each test the usual time for itself: the run, which the first one waits for, is extra."""
+    """Exclude the run, which the first test waits for, from its time limit."""
     for item in items:
         item.add_marker(pytest.mark.timeout(120, func_only=True))
 
 
 class AirflowWithCommands(LocalAirflow):
-    """A running Airflow, and its command line."""
+    """A running Airflow with its command line."""
 
     def command(self, *arguments: str) -> Component:
-        """Start a command, which ends with the others."""
+        """Start a command, which is stopped with the other processes."""
         component = self._component(*arguments, name="-".join(arguments[:2]))
         component.start()
         return component
@@ -69,19 +69,19 @@ class AirflowWithCommands(LocalAirflow):
 
 @dataclass
 class Evidence:
-    """What is left of the run.
+    """What the run has left behind.
 
     Attributes:
-        airflow: The Airflow, which still runs.
+        airflow: The running Airflow.
         key: The key.
         secret: The mark of the key.
-        sign: The mark that has to be found where messages go.
-        fernet: What Airflow encrypts with.
-        elsewhere: The server that the redirects led to.
+        sign: The mark that must appear wherever messages do.
+        fernet: Airflow's encryption.
+        elsewhere: The target of the redirects.
         states: The state of each task.
         deferred: The cells of the database while tasks were deferred.
         processes: The arguments and environments of all processes.
-        tests_of_connections: What the web page was told when connections were tested.
+        tests_of_connections: The responses to tests of connections.
         run_id: The run of the DAG.
     """
 
@@ -105,7 +105,7 @@ class Evidence:
 
 @pytest.fixture(scope="session")
 def elsewhere() -> Iterator[Stranger]:
-    """A server of another origin."""
+    """A server with another origin."""
     with Stranger() as stranger:
         yield stranger
 
@@ -114,7 +114,7 @@ def elsewhere() -> Iterator[Stranger]:
 def evidence(
     emulator_server: Emulator, elsewhere: Stranger, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Evidence]:
-    """Everything has happened."""
+    """Let everything happen."""
     key, secret = marked_key()
     sign = Mark("seen1where2messages3should4go5")
     fernet_key = Fernet.generate_key()
@@ -162,7 +162,7 @@ def _connections(found: Evidence, noukai: str, echo: str) -> None:
 
 
 def _scripts(control: EmulatorControl, sign: str, elsewhere: str) -> None:
-    """Tell the local Noukai what becomes of the job of each task."""
+    """Set the script of the job of each task."""
     never = {"outcome": "never"}
     failed = {"outcome": "failed", "error": f"the model said {sign}"}
     for task, script in {
@@ -175,15 +175,15 @@ def _scripts(control: EmulatorControl, sign: str, elsewhere: str) -> None:
         "submitted": {"after_seconds": 4},
         "hooked": failed,
         "tried_failed": failed,
-        **dict.fromkeys((*KILLED, "deadline", "refused_key_later", "redirected_later"), never),
+        **dict.fromkeys((*KILLED, "deadline", "rejected_key_later", "redirected_later"), never),
     }.items():
         control.script(f"{task.replace('_', '-')}-{sign}", **script)
     redirect = {"kind": "redirect", "location": f"{elsewhere}/jobs"}
     rejected = {"kind": "status", "status": 502, "code": "BYOK_KEY_REJECTED", "message": f"no, {sign}"}
     for task, on, times, fault in (
-        ("refused_key", "submit", None, {"kind": "status", "status": 401}),
-        ("refused_key_later", "poll", None, {"kind": "expired_key"}),
-        ("refused_model_key", "submit", None, rejected),
+        ("rejected_key", "submit", None, {"kind": "status", "status": 401}),
+        ("rejected_key_later", "poll", None, {"kind": "expired_key"}),
+        ("rejected_model_key", "submit", None, rejected),
         ("rate_limited", "submit", 1, {"kind": "status", "status": 429, "retry_after": 2}),
         ("web_page_later", "poll", 2, {"kind": "status", "status": 503, "body": "html"}),
         ("redirected", "any", None, redirect | {"status": 302}),
@@ -193,7 +193,7 @@ def _scripts(control: EmulatorControl, sign: str, elsewhere: str) -> None:
 
 
 def _kill(found: Evidence) -> None:
-    """Mark the tasks as failed whose jobs never end, after a look at the database while they wait."""
+    """Read the database while tasks wait for jobs that never end, and mark the tasks as failed."""
     airflow = found.airflow
     airflow.wait_for(DAG, found.run_id, "killed_deferred", "deferred")
     airflow.wait_for(DAG, found.run_id, "killed_waiting", "running")
@@ -204,6 +204,6 @@ def _kill(found: Evidence) -> None:
 
 
 def _try_out(found: Evidence) -> Component:
-    """Run a DAG as its author does on the command line, beside the scheduler."""
+    """Run a DAG on the command line, as its author does."""
     conf = json.dumps({"sign": found.sign.text})
     return found.airflow.command("dags", "test", "tried_out", "--conf", conf)

@@ -1,4 +1,4 @@
-"""Three jobs that are waited for over a connection with little patience."""
+"""Three jobs over a connection with a short retry window."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ with DAG("cut_off", schedule=None):
     NoukaiRunJobOperator.partial(
         task_id="job",
         flow="acme/tests/{{ dag_run.conf['flow'] }}",
-        noukai_conn_id="noukai_impatient",
+        noukai_conn_id="noukai_short_retry",
         deferrable=True,
         inline_wait=0,
         poll_interval=0.5,

@@ -1,4 +1,4 @@
-"""A paused DAG, whose task the suite puts into the database as deferred: nobody runs on what was woken."""
+"""A paused DAG, whose task the suite writes into the database as deferred. Resumed tasks do not run."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Every way in which a task can meet a Noukai job, each as a task of one DAG.
+"""One DAG with a task for each thing that can happen to a Noukai job.
 
-A flow is named after its task and the text that has to be found where messages go. What a failed task raises
-is written down with the local variables of each frame, as some people's error reports have them.
+A flow is named after its task and the text that must appear wherever messages do. The exception of a failed
+task is saved with the local variables of each frame, as in some error reports.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def flow_of(task_id: str) -> str:
     return f"acme/tests/{task_id.replace('_', '-')}-{SIGN}"
 
 
-def write_down(context: Any) -> None:
-    """Write the error of a failed task down."""
+def save_error(context: Any) -> None:
+    """Save the error of a failed task."""
     error = context.get("exception")
     if not isinstance(error, BaseException):
         return
@@ -53,9 +53,9 @@ JOBS: dict[str, dict[str, Any]] = {
     "deferred_failed": DEFERRED,
     "waiting_failed": WAITING,
     "deferred_cancelled": DEFERRED,
-    "refused_key": WAITING | WITH_POLICY,
-    "refused_key_later": DEFERRED,
-    "refused_model_key": WAITING,
+    "rejected_key": WAITING | WITH_POLICY,
+    "rejected_key_later": DEFERRED,
+    "rejected_model_key": WAITING,
     "rate_limited": DEFERRED | WITH_POLICY,
     "web_page_later": DEFERRED,
     "redirected": WAITING,
@@ -68,13 +68,13 @@ JOBS: dict[str, dict[str, Any]] = {
     "bad_extra": WAITING | {"noukai_conn_id": "bad_extra"},
     "bad_org": WAITING | {"noukai_conn_id": "bad_org"},
     "unreachable": WAITING | {"noukai_conn_id": "unreachable"},
-    "echo_refused": WAITING | {"noukai_conn_id": "echo"},
+    "echo_rejected": WAITING | {"noukai_conn_id": "echo"},
     "echo_html": WAITING | {"noukai_conn_id": "echo"},
     "echo_failed": DEFERRED | {"noukai_conn_id": "echo"},
     "echo_completed": WAITING | {"noukai_conn_id": "echo", "trace": True},
 }
 
-with DAG("everything", schedule=None, max_active_tasks=64, default_args={"on_failure_callback": write_down}):
+with DAG("everything", schedule=None, max_active_tasks=64, default_args={"on_failure_callback": save_error}):
     for task_id, arguments in JOBS.items():
         NoukaiRunJobOperator(task_id=task_id, flow=flow_of(task_id), message=SIGN, **arguments)
 
@@ -97,6 +97,6 @@ with DAG("everything", schedule=None, max_active_tasks=64, default_args={"on_fai
 
     hooked()
 
-with DAG("tried_out", schedule=None, default_args={"on_failure_callback": write_down}):
+with DAG("tried_out", schedule=None, default_args={"on_failure_callback": save_error}):
     for task_id in ("tried_completed", "tried_failed"):
         NoukaiRunJobOperator(task_id=task_id, flow=flow_of(task_id), message=SIGN, **DEFERRED)
