@@ -97,9 +97,9 @@ def test_a_hanging_request_has_arrived(emulator: Emulator, client: httpx.Client)
     assert entry["status"] is None
 
 
-def test_waiting_in_vain(emulator: Emulator) -> None:
+def test_waiting_without_success(emulator: Emulator) -> None:
     """`wait_for` says what came instead."""
-    with pytest.raises(TimeoutError, match="not 1 poll requests"):
+    with pytest.raises(TimeoutError, match="expected 1 poll requests"):
         emulator.control.wait_for("poll", timeout=0.05)
     with pytest.raises(ValueError, match="'pole'"):
         emulator.control.wait_for("pole")
@@ -109,7 +109,7 @@ def test_a_job_that_cannot_be_finished(emulator: Emulator, client: httpx.Client)
     """An unknown job is a `LookupError`, one that has ended a `ValueError` with its state."""
     job_id = submit(client)
     assert emulator.control.finish(job_id, "failed", error="by hand")["state"] == "failed"
-    with pytest.raises(ValueError, match=f"{job_id} is failed"):
+    with pytest.raises(ValueError, match=f"{job_id} is already failed"):
         emulator.control.finish(job_id)
     with pytest.raises(LookupError, match="job_unknown"):
         emulator.control.finish("job_unknown")

@@ -12,7 +12,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from noukai_core.emulator._delivery import ConnectionDropped
+from noukai_core.emulator._fault_responses import ConnectionDropped
 from noukai_core.emulator._faults import FAULTS, Call, Faults
 from tests.emulator.driver import FLOW, Driver, code
 
@@ -223,7 +223,7 @@ def drawn(seed: int, order: list[int], *, looks: int = 5) -> dict[tuple[str, str
         job_id = str(uuid4())
         calls = [("submit", None)] + [("poll", job_id)] * looks
         for number, (kind, named) in enumerate(calls):
-            fault = faults.met_by(Call(kind, "acme/spelling/grade-3", named, f"job {job}"))
+            fault = faults.affecting(Call(kind, "acme/spelling/grade-3", named, f"job {job}"))
             met[f"job {job}", kind, number] = fault.kind if fault else None
     return met
 

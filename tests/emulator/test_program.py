@@ -196,7 +196,7 @@ def certificate(folder: Path) -> tuple[Path, Path]:
     [
         (["--script", "/nowhere/script.json"], "/nowhere/script.json"),
         (["--script", "{script}"], "outcome='lost'"),
-        (["--state-file", "{script}"], "is not a book"),
+        (["--state-file", "{script}"], "is not a state file"),
         (["--port", "70000"], "70000"),
         (["--tls-cert", "/nowhere/cert.pem"], "No such file"),
         (["--tls-cert", "{script}"], "PEM"),

@@ -222,8 +222,8 @@ def test_a_script_is_read_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "script.json"
     file.write_text(json.dumps(flows))
     expected = {"after_seconds": 5, "outcome": "failed"}
-    assert Script.read(file).given("acme/spelling/grade-3", {}) == expected
-    assert Script.read(flows).given("acme/spelling/grade-3", {}) == expected
+    assert Script.read(file).merged("acme/spelling/grade-3", {}) == expected
+    assert Script.read(flows).merged("acme/spelling/grade-3", {}) == expected
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"grade-3": 1}', "\udcff"])

@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from noukai_core.emulator import Emulator
-from noukai_core.emulator._delivery import ConnectionDropped
+from noukai_core.emulator._fault_responses import ConnectionDropped
 from tests.fuzz.nonsense import KEY, fuzzed, values
 
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")

@@ -13,20 +13,20 @@ _END = {signal.SIGINT, signal.SIGTERM}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until SIGINT or SIGTERM, and return the exit code."""
-    wanted = _parser().parse_args(arguments)
-    # Blocked before any thread begins: so a signal ends the wait below, and never breaks into the server.
+    options = _parser().parse_args(arguments)
+    # Blocked before any thread starts, so that a signal ends the wait below and never interrupts the server.
     signal.pthread_sigmask(signal.SIG_BLOCK, _END)
     try:
         from noukai_core.emulator import Emulator
 
         emulator = Emulator(
-            wanted.script,
-            state_file=wanted.state_file,
-            host=wanted.host,
-            port=wanted.port,
-            tls_cert=wanted.tls_cert,
-            tls_key=wanted.tls_key,
-            honour_idempotency_key=wanted.honour_idempotency_key,
+            options.script,
+            state_file=options.state_file,
+            host=options.host,
+            port=options.port,
+            tls_cert=options.tls_cert,
+            tls_key=options.tls_key,
+            honour_idempotency_key=options.honour_idempotency_key,
         )
         with emulator:
             print(f"Noukai emulator: {emulator.base_url}", flush=True)
@@ -42,18 +42,24 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m noukai_core.emulator",
         description="A local Noukai over real HTTP. Every flow exists; a job completes after about a second.",
     )
-    parser.add_argument("--host", default="127.0.0.1", help="where to listen (default: only this machine)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="the address to listen on (default: this machine only)"
+    )
     parser.add_argument(
         "--port", type=_port, default=8080, help="the port; 0 picks a free one (default: 8080)"
     )
-    parser.add_argument("--script", type=Path, metavar="FILE", help="JSON: how the jobs behave, by flow slug")
-    parser.add_argument("--state-file", type=Path, metavar="FILE", help="keeps the jobs over a restart")
-    parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="a certificate (PEM), to serve HTTPS")
+    parser.add_argument(
+        "--script", type=Path, metavar="FILE", help="a JSON file that sets how jobs behave, by flow"
+    )
+    parser.add_argument(
+        "--state-file", type=Path, metavar="FILE", help="a file that keeps the jobs across restarts"
+    )
+    parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="a certificate (PEM); serves HTTPS")
     parser.add_argument("--tls-key", type=Path, metavar="FILE", help="the certificate's key (PEM)")
     parser.add_argument(
         "--honour-idempotency-key",
         action="store_true",
-        help="give the first job again for a second submission with the same Idempotency-Key",
+        help="return the first job for a second submission with the same Idempotency-Key",
     )
     return parser
 

@@ -11,13 +11,13 @@ import httpx
 
 
 class EmulatorControl:
-    """Tells an emulator how to behave, and asks it what it saw.
+    """Controls an emulator, and reports what it has received.
 
-    It speaks HTTP, so the emulator may run in another process. It takes the same `base_url` as a client.
+    It uses HTTP, so the emulator can run in another process. It takes the same `base_url` as a client.
 
     Args:
         base_url: The emulator's address, such as `http://127.0.0.1:8080/api/v1`.
-        verify: An `ssl.SSLContext` that trusts the emulator's certificate, when it was started with one.
+        verify: An `ssl.SSLContext` that trusts the emulator's certificate, if it serves HTTPS.
     """
 
     def __init__(self, base_url: str, *, verify: ssl.SSLContext | bool = True) -> None:
@@ -25,13 +25,13 @@ class EmulatorControl:
         self._client = httpx.Client(base_url=address, timeout=30, trust_env=False, verify=verify)
 
     def script(self, flow: str, **spec: Any) -> None:
-        """Let the jobs of a flow behave so, from the next submission on.
+        """Set how the jobs of a flow behave, from the next submission on.
 
         Args:
             flow: The flow's slug, its whole path `org/project/slug`, or `*` for every flow.
-            spec: What becomes of a job, and when: see `noukai_core.emulator`. It replaces an earlier one.
+            spec: The specification, as `noukai_core.emulator` describes it. It replaces an earlier one.
         """
-        self._ask("POST", "script", {**spec, "flow": flow})
+        self._call("POST", "script", {**spec, "flow": flow})
 
     def finish(self, job_id: str, outcome: str = "completed", **spec: Any) -> dict[str, Any]:
         """End a job now.
@@ -39,21 +39,21 @@ class EmulatorControl:
         Args:
             job_id: The job.
             outcome: `completed`, `failed` or `cancelled`.
-            spec: `result` or `result_bytes`, or `error`, in place of what the script says.
+            spec: `result`, `result_bytes` or `error`, which override the script.
 
         Returns:
-            The job, as `jobs()` lists it.
+            The job, as listed by `jobs()`.
 
         Raises:
             LookupError: There is no such job.
-            ValueError: It has ended before.
+            ValueError: The job has already ended.
         """
-        job: dict[str, Any] = self._ask("POST", f"jobs/{job_id}/finish", {**spec, "outcome": outcome})
+        job: dict[str, Any] = self._call("POST", f"jobs/{job_id}/finish", {**spec, "outcome": outcome})
         return job
 
     def progress(self, job_id: str, progress: Mapping[str, Any]) -> None:
-        """Let a job show this progress from now on."""
-        self._ask("POST", f"jobs/{job_id}/progress", dict(progress))
+        """Set the progress that a job shows from now on."""
+        self._call("POST", f"jobs/{job_id}/progress", dict(progress))
 
     def fault(
         self,
@@ -67,91 +67,94 @@ class EmulatorControl:
         seed: int | None = None,
         **options: Any,
     ) -> int:
-        """Let requests meet a fault. Of several, a request meets the one that was switched on first.
+        """Switch a fault on. If several apply to a request, the one that was switched on first wins.
 
         Args:
-            kind: The kind of fault: see `noukai_core.emulator`.
+            kind: The kind of fault, as `noukai_core.emulator` lists them.
             on: Which calls: `submit`, `poll`, `cancel`, `session`, `verify`, `trace`, `stream`, `runs`, or
-                `any`. By default the call that the kind is about, or any.
-            times: How often, `None` for no end. By default once, or without end when a probability is given.
+                `any`. The default depends on the kind of fault.
+            times: How many requests, `None` for no limit. By default one, or no limit with a probability.
             flow: Only requests about this flow, by slug or whole path.
             job_id: Only requests about this job.
-            probability: How likely each of these requests meets it, from 0 to 1. By default each does.
-            seed: A whole number that chooses which requests those are, the same ones in every run with the
-                same submissions.
-            options: What the kind of fault takes.
+            probability: How likely the fault affects each of these requests, from 0 to 1. By default 1.
+            seed: A whole number that determines which requests are affected: the same ones in every run with
+                the same submissions.
+            options: The options of the kind of fault.
 
         Returns:
-            The fault's number, by which `faults()` lists it.
+            The fault's number, as listed by `faults()`.
         """
         named = {"on": on, "flow": flow, "job_id": job_id, "probability": probability, "seed": seed}
-        wanted: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+        fault: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
         if times is not ...:
-            wanted["times"] = times
-        response: dict[str, int] = self._ask("POST", "faults", {"kind": kind, **wanted, **options})
+            fault["times"] = times
+        response: dict[str, int] = self._call("POST", "faults", {"kind": kind, **fault, **options})
         return response["id"]
 
     def faults(self) -> list[dict[str, Any]]:
-        """List the faults that are switched on, each with the number of requests that have met it."""
-        faults: list[dict[str, Any]] = self._ask("GET", "faults")
+        """List the active faults, each with the number of requests that it has affected."""
+        faults: list[dict[str, Any]] = self._call("GET", "faults")
         return faults
 
     def clear_faults(self) -> None:
         """Switch all faults off."""
-        self._ask("DELETE", "faults")
+        self._call("DELETE", "faults")
 
     def jobs(self) -> list[dict[str, Any]]:
-        """List all jobs, oldest first: states, times, what was submitted, which webhooks were due."""
-        jobs: list[dict[str, Any]] = self._ask("GET", "jobs")
+        """List all jobs, oldest first: states, times, submitted inputs, and the webhooks that were due."""
+        jobs: list[dict[str, Any]] = self._call("GET", "jobs")
         return jobs
 
     def job(self, job_id: str) -> dict[str, Any]:
-        """Tell about one job what `jobs()` tells.
+        """Return one job, as listed by `jobs()`.
 
         Raises:
             LookupError: There is no such job.
         """
-        job: dict[str, Any] = self._ask("GET", f"jobs/{job_id}")
+        job: dict[str, Any] = self._call("GET", f"jobs/{job_id}")
         return job
 
     def requests(self, kind: str | None = None, job_id: str | None = None) -> list[dict[str, Any]]:
-        """List the last 50,000 requests, oldest first, of one kind or about one job only if that is given.
+        """List the last 50,000 requests, oldest first, optionally only those of one kind or about one job.
 
         Returns:
-            Of each: kind, method, path, headers (the key masked), time, job_id, request_id, status (`None`
-            while it is not answered, and when the connection was dropped), fault (its kind), seconds.
+            For each request: `kind`, `method`, `path`, `headers` (with the key masked), `time`, `job_id`,
+            `request_id`, `status` (`None` before the response and if the connection was dropped), `fault`
+            (its kind), `seconds`.
         """
-        requests: list[dict[str, Any]] = self._ask("GET", "requests", params={"kind": kind, "job_id": job_id})
+        requests: list[dict[str, Any]] = self._call(
+            "GET", "requests", params={"kind": kind, "job_id": job_id}
+        )
         return requests
 
     def counts(self, job_id: str | None = None) -> dict[str, int]:
-        """Count all requests by kind, those about one job only if that is given."""
-        counts: dict[str, int] = self._ask("GET", "counts", params={"job_id": job_id})
+        """Count the requests by kind, optionally only those about one job."""
+        counts: dict[str, int] = self._call("GET", "counts", params={"job_id": job_id})
         return counts
 
     def wait_for(self, kind: str, count: int = 1, *, job_id: str | None = None, timeout: float = 30) -> None:
-        """Wait until so many requests of a kind have arrived.
+        """Wait until a number of requests of a kind have arrived.
 
         Args:
             kind: `submit`, `poll`, `cancel`, and so on.
-            count: How many since the start, or since `reset()`.
+            count: How many, since the start or since `reset()`.
             job_id: Only requests about this job.
-            timeout: For how long, in seconds.
+            timeout: How long to wait, in seconds.
 
         Raises:
-            TimeoutError: They have not.
+            TimeoutError: They have not arrived in time.
         """
         params = {"kind": kind, "count": count, "job_id": job_id, "timeout": timeout}
-        if not self._ask("GET", "wait", params=params, timeout=timeout + 30):
+        if not self._call("GET", "wait", params=params, timeout=timeout + 30):
             counts = {name: number for name, number in self.counts(job_id).items() if number}
             about = f" about {job_id}" if job_id else ""
             raise TimeoutError(
-                f"after {timeout} s there are not {count} {kind} requests{about}, but {counts}"
+                f"expected {count} {kind} requests{about} within {timeout} s, but there were {counts}"
             )
 
     def reset(self) -> None:
-        """Forget all jobs, faults and requests, and go back to the script of the emulator's start."""
-        self._ask("POST", "reset")
+        """Forget all jobs, faults and requests, and restore the initial script."""
+        self._call("POST", "reset")
 
     def close(self) -> None:
         """Close the connections to the emulator."""
@@ -165,7 +168,7 @@ class EmulatorControl:
     ) -> None:
         self.close()
 
-    def _ask(
+    def _call(
         self,
         method: str,
         path: str,

@@ -1,4 +1,4 @@
-"""The control API: how a test, or a person with curl, tells the emulator what to do and asks what it saw."""
+"""The routes of the control API, through which a test sets how the emulator behaves and reads its log."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from noukai_core.emulator import _responses
-from noukai_core.emulator._checks import is_object, is_seconds, json_of
+from noukai_core.emulator._job_store import AlreadyFinished
 from noukai_core.emulator._jobs import Job
 from noukai_core.emulator._request_log import KINDS
 from noukai_core.emulator._script import OUTCOMES, checked
 from noukai_core.emulator._service import Service
-from noukai_core.emulator._state_file import AlreadyFinished
+from noukai_core.emulator._validation import is_object, is_seconds, parse_json
 
 CONTROL_PATH = "/_emulator"
 
 _FINISH_WITH = ("result", "result_bytes", "error")
 
 
-class _Wrong(Exception):
+class _ControlError(Exception):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
 
 
 def control_routes(service: Service) -> list[Route]:
-    """Name every call of the control API."""
+    """Return the routes of the control API."""
     control = _Control(service)
     return [
         _route("/script", control.script, "POST"),
@@ -47,12 +47,12 @@ def control_routes(service: Service) -> list[Route]:
     ]
 
 
-def _route(path: str, act: Callable[[Request], Awaitable[Any]], method: str = "GET") -> Route:
+def _route(path: str, handle: Callable[[Request], Awaitable[Any]], method: str = "GET") -> Route:
     async def endpoint(request: Request) -> Response:
         try:
-            return JSONResponse(await act(request))
-        except _Wrong as wrong:
-            return JSONResponse({"error": str(wrong)}, wrong.status)
+            return JSONResponse(await handle(request))
+        except _ControlError as error:
+            return JSONResponse({"error": str(error)}, error.status)
         except ValueError as error:
             return JSONResponse({"error": str(error)}, 400)
 
@@ -64,37 +64,37 @@ class _Control:
         self._service = service
 
     async def script(self, request: Request) -> Any:
-        wanted = await _object(request)
-        flow = wanted.pop("flow", None)
+        spec = await _object(request)
+        flow = spec.pop("flow", None)
         if not isinstance(flow, str):
             raise ValueError("flow must be a slug, org/project/slug, or * for every flow")
-        self._service.script.set(flow, wanted)
+        self._service.script.set(flow, spec)
 
     async def jobs(self, request: Request) -> Any:
         now = self._service.now()
-        return [_responses.entry(job, now) for job in self._service.state_file]
+        return [_responses.entry(job, now) for job in self._service.jobs]
 
     async def job(self, request: Request) -> Any:
         return self._entry(self._job(request))
 
     async def finish(self, request: Request) -> Any:
-        job, wanted = self._job(request), await _object(request)
-        outcome = wanted.pop("outcome", "completed")
+        job, spec = self._job(request), await _object(request)
+        outcome = spec.pop("outcome", "completed")
         if outcome not in OUTCOMES or outcome == "never":
             raise ValueError(f"outcome is {outcome!r}, but must be completed, failed or cancelled")
-        for name in wanted:
+        for name in spec:
             if name not in _FINISH_WITH:
                 raise ValueError(f"finish has {name!r}, but may have only outcome, {', '.join(_FINISH_WITH)}")
         try:
-            self._service.state_file.finish(job, outcome, checked(wanted, "finish"))
+            self._service.jobs.finish(job, outcome, checked(spec, "finish"))
         except AlreadyFinished as finished:
-            raise _Wrong(409, str(finished)) from None
-        self._service.changes.tell()
+            raise _ControlError(409, str(finished)) from None
+        self._service.changes.notify()
         return self._entry(job)
 
     async def progress(self, request: Request) -> Any:
         job = self._job(request)
-        self._service.state_file.show_progress(job, await _object(request))
+        self._service.jobs.show_progress(job, await _object(request))
         return self._entry(job)
 
     async def fault(self, request: Request) -> Any:
@@ -127,9 +127,9 @@ class _Control:
         self._service.reset()
 
     def _job(self, request: Request) -> Job:
-        job = self._service.state_file.find(request.path_params["job_id"])
+        job = self._service.jobs.find(request.path_params["job_id"])
         if job is None:
-            raise _Wrong(404, f"there is no job {request.path_params['job_id']}")
+            raise _ControlError(404, f"there is no job {request.path_params['job_id']}")
         return job
 
     def _entry(self, job: Job) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def _kind(request: Request) -> str | None:
 
 async def _object(request: Request) -> dict[str, Any]:
     body = await request.body()
-    value: object = json_of(body) if body else {}
+    value: object = parse_json(body) if body else {}
     if not is_object(value):
         raise ValueError("the body must be an object")
     return dict(value)

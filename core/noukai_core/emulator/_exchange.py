@@ -1,4 +1,4 @@
-"""The way of each request: it is written down, may meet a fault, has its key checked, and is answered."""
+"""How each request is handled: it is logged, faults apply, its key is checked, its response is sent."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from noukai_core.emulator._delivery import Dropped, instead, refused
+from noukai_core.emulator._fault_responses import Dropped, faulty_response, rejected
 from noukai_core.emulator._faults import Call, Fault
 from noukai_core.emulator._request_log import Entry
-from noukai_core.emulator._responses import Refusal, unauthorised
+from noukai_core.emulator._responses import Rejection, unauthorised
 from noukai_core.emulator._service import Service
 
 API_PATH = "/api/v1"
@@ -24,7 +24,7 @@ SLOW_SECONDS = 5.0
 
 @dataclass(slots=True)
 class Exchange:
-    """One request on its way."""
+    """One request while it is handled."""
 
     request: Request
     entry: Entry
@@ -36,25 +36,25 @@ Handler = Callable[[Exchange], Awaitable[Response]]
 
 
 def route(service: Service, kind: str, path: str, handler: Handler, method: str = "GET") -> Route:
-    """Make the route of one call of the API."""
+    """Return the route of one call of the API."""
 
     async def endpoint(request: Request) -> Response:
         entry = _arrived(service, kind, request)
         call = await _call(service, kind, request)
-        fault = service.faults.met_by(call)
-        response = await _answer(handler, Exchange(request, entry, call.subject, fault))
+        fault = service.faults.affecting(call)
+        response = await _respond(handler, Exchange(request, entry, call.subject, fault))
         if fault is not None:
             entry.fault = fault.kind
             if fault.kind == "slow":
                 await service.changes.pause(fault.options.get("seconds", SLOW_SECONDS))
-            response = instead(fault, kind, response)
+            response = faulty_response(fault, kind, response)
         return _sent(service, entry, response)
 
     return Route(path, endpoint, methods=[method])
 
 
 def unrouted(service: Service) -> Callable[[Request, Exception], Awaitable[Response]]:
-    """Make what answers a request for which there is no route, as FastAPI does."""
+    """Return the handler of requests without a route, which responds as FastAPI does."""
 
     async def respond(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -80,7 +80,7 @@ def _arrived(service: Service, kind: str, request: Request) -> Entry:
 
 
 async def _call(service: Service, kind: str, request: Request) -> Call:
-    """Tell what a request is about, in words that are the same in every run with the same submissions."""
+    """Describe what a request concerns, in terms that are equal in every run with the same submissions."""
     parts = request.path_params
     flow = "/".join(parts[name] for name in ("org", "project", "slug")) if "slug" in parts else None
     name = parts.get("job_id") or parts.get("session_id") or ""
@@ -92,14 +92,14 @@ async def _call(service: Service, kind: str, request: Request) -> Call:
     return Call(kind, flow, parts.get("job_id"), subject)
 
 
-async def _answer(handler: Handler, exchange: Exchange) -> Response | None:
+async def _respond(handler: Handler, exchange: Exchange) -> Response | None:
     if exchange.fault is not None and not exchange.fault.takes_effect:
         return None
     try:
         _check_key(exchange.request)
         return await handler(exchange)
-    except Refusal as refusal:
-        return refused(refusal)
+    except Rejection as rejection:
+        return rejected(rejection)
 
 
 def _check_key(request: Request) -> None:
@@ -111,8 +111,8 @@ def _check_key(request: Request) -> None:
 
 
 def _sent(service: Service, entry: Entry, response: Response | None) -> Response:
-    assert response is not None  # only a fault that answers in its own way keeps a request from its handler
+    assert response is not None  # only a fault that has its own response bypasses the handler
     entry.request_id = f"req_{uuid4().hex}"
     response.headers["X-Request-ID"] = entry.request_id
-    service.log.answered(entry, None if isinstance(response, Dropped) else response.status_code)
+    service.log.responded(entry, None if isinstance(response, Dropped) else response.status_code)
     return response

@@ -1,8 +1,8 @@
-"""Faults: which request meets one.
+"""Faults, and which requests they affect.
 
-Whether a request meets a fault that has a probability is a function of the fault's seed, of what was
-submitted, and of how often that job has been asked about in this way. It depends neither on ids nor on the
-order in which requests arrive, so a seed gives the same faults to the same jobs in every run.
+Whether a fault with a probability affects a request is a function of the fault's seed, of the submission, and
+of the number of such calls about that job. It depends neither on ids nor on the order in which requests
+arrive, so a seed gives the same faults to the same jobs in every run.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, NamedTuple
 
-from noukai_core.emulator._checks import (
+from noukai_core.emulator._request_log import KINDS
+from noukai_core.emulator._validation import (
     FLAG,
     HEADER,
     OBJECTS,
@@ -25,13 +26,12 @@ from noukai_core.emulator._checks import (
     is_header,
     is_seconds,
 )
-from noukai_core.emulator._request_log import KINDS
 
 ANY = "any"
 
 
 class Kind(NamedTuple):
-    """A kind of fault: the call that it is about, whether a request takes effect, and its options."""
+    """A kind of fault: which call it affects by default, whether that takes effect, and its options."""
 
     on: str
     takes_effect: bool
@@ -76,7 +76,9 @@ FAULTS = {
 _CHECKS = {
     "kind": Check(lambda value: value in tuple(FAULTS), f"one of {', '.join(FAULTS)}"),
     "on": Check(lambda value: value in (ANY, *KINDS), f"one of {ANY}, {', '.join(KINDS)}"),
-    "times": Check(lambda value: value is None or WHOLE.passes(value), "a whole number, or null for no end"),
+    "times": Check(
+        lambda value: value is None or WHOLE.passes(value), "a whole number, or null for no limit"
+    ),
     "flow": TEXT,
     "job_id": TEXT,
     "probability": Check(
@@ -87,7 +89,7 @@ _CHECKS = {
 
 
 class Call(NamedTuple):
-    """What a fault can be about: one request, and the submission that it concerns."""
+    """What faults are matched with: one request, and the submission that it concerns."""
 
     kind: str
     flow: str | None
@@ -110,11 +112,11 @@ class Fault:
     options: dict[str, Any]
     of: list[Fault] = field(default_factory=list["Fault"])
     met: int = 0
-    _asked: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
+    _calls: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
 
     @classmethod
-    def wanted(cls, number: int, given: Mapping[str, Any]) -> Fault:
-        """Make the fault that a test asks for."""
+    def from_request(cls, number: int, given: Mapping[str, Any]) -> Fault:
+        """Return the fault that a test requests."""
         kind = given.get("kind")
         options = dict(FAULTS[kind].options) if isinstance(kind, str) and kind in FAULTS else {}
         values = check_all(given, f"the fault {kind!r}", {**_CHECKS, **options})
@@ -136,11 +138,11 @@ class Fault:
 
     @property
     def takes_effect(self) -> bool:
-        """Tell whether a request is carried out before its answer goes wrong."""
+        """Whether an affected request is processed despite the bad response."""
         return bool(self.options.get("takes_effect", FAULTS[self.kind].takes_effect))
 
-    def met_by(self, call: Call) -> Fault | None:
-        """Return the fault that a request meets: this one, one of its parts, or none."""
+    def affecting(self, call: Call) -> Fault | None:
+        """Return the fault that affects a request: this one, one of its parts, or none."""
         parts = [part for part in self.of if part._concerns(call)]
         if not self._concerns(call) or (self.kind == "mixed" and not parts):
             return None
@@ -155,7 +157,7 @@ class Fault:
         return part
 
     def view(self) -> dict[str, Any]:
-        """Show the fault, and how often it was met."""
+        """Return the fault as JSON, with the number of requests that it has affected."""
         names = ("id", "kind", "on", "times", "flow", "job_id", "probability", "seed", "met")
         shown = {name: getattr(self, name) for name in names}
         return {**shown, **self.options, **({"of": [part.view() for part in self.of]} if self.of else {})}
@@ -170,8 +172,8 @@ class Fault:
         )
 
     def _draw(self, call: Call) -> Random:
-        self._asked[call.kind, call.subject] += 1
-        nth = self._asked[call.kind, call.subject]
+        self._calls[call.kind, call.subject] += 1
+        nth = self._calls[call.kind, call.subject]
         return Random(f"{self.seed}/{self.id}/{call.kind}/{call.subject}/{nth}")
 
     def _count(self) -> None:
@@ -180,15 +182,15 @@ class Fault:
             self.times -= 1
 
 
-def _parts(number: int, wanted: list[dict[str, Any]]) -> Iterator[Fault]:
-    for part in wanted:
+def _parts(number: int, given: list[dict[str, Any]]) -> Iterator[Fault]:
+    for part in given:
         if part.get("kind") == "mixed":
             raise ValueError("the fault 'mixed' cannot be a part of another")
-        yield Fault.wanted(number, {"times": None, **part})
+        yield Fault.from_request(number, {"times": None, **part})
 
 
 class Faults:
-    """All faults that are switched on, in the order in which they were."""
+    """All active faults, in the order in which they were switched on."""
 
     def __init__(self) -> None:
         self._faults: list[Fault] = []
@@ -196,19 +198,19 @@ class Faults:
 
     def add(self, given: Mapping[str, Any]) -> int:
         """Switch a fault on, and return its number."""
-        fault = Fault.wanted(self._next, given)
+        fault = Fault.from_request(self._next, given)
         if fault.kind == "mixed" and not fault.of:
             raise ValueError("the fault 'mixed' has no list `of` the faults that it mixes")
         self._faults.append(fault)
         self._next += 1
         return fault.id
 
-    def met_by(self, call: Call) -> Fault | None:
-        """Return the first fault that a request meets."""
+    def affecting(self, call: Call) -> Fault | None:
+        """Return the first fault that affects a request."""
         for fault in self._faults:
-            met = fault.met_by(call)
-            if met is not None:
-                return met
+            affecting = fault.affecting(call)
+            if affecting is not None:
+                return affecting
         return None
 
     def clear(self) -> None:
@@ -216,10 +218,10 @@ class Faults:
         self._faults.clear()
 
     def reset(self) -> None:
-        """Switch all faults off and number them from the beginning, so that seeds repeat."""
+        """Switch all faults off and restart their numbers, so that seeds repeat."""
         self._faults.clear()
         self._next = 1
 
     def views(self) -> list[dict[str, Any]]:
-        """Show the faults."""
+        """Return the faults as JSON."""
         return [fault.view() for fault in self._faults]

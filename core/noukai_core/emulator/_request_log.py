@@ -1,4 +1,4 @@
-"""The log of requests: what was asked, when, about which job, and how often."""
+"""The request log: which requests arrived when, about which job, and how many."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 
 KINDS = ("submit", "poll", "cancel", "session", "verify", "trace", "stream", "runs", "other")
 
-# A request takes about 2 kB here. The counts go on beyond what is kept.
+# An entry uses about 2 kB. The counts include requests that are no longer kept.
 KEPT_REQUESTS = 50_000
 
 
 @dataclass(slots=True)
 class Entry:
-    """One request, written down when it arrives and completed when it is answered."""
+    """One request, logged on its arrival and completed with its response."""
 
     kind: str
     method: str
@@ -28,11 +28,11 @@ class Entry:
     request_id: str | None = None
     status: int | None = None
     fault: str | None = None
-    began: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.monotonic)
     seconds: float | None = None
 
     def view(self) -> dict[str, Any]:
-        """Show the request, without the key that it carried."""
+        """Return the request as JSON, without its key."""
         return {
             "kind": self.kind,
             "method": self.method,
@@ -54,25 +54,25 @@ def _shown(name: bytes, value: bytes) -> str:
 
 
 class Changes:
-    """Wakes whoever waits for something to happen here, and everybody when the server stops."""
+    """Wakes the requests that wait for a change, and all of them when the server stops."""
 
     def __init__(self) -> None:
         self._waiting: set[asyncio.Future[None]] = set()
         self.stopped = False
 
-    def tell(self) -> None:
-        """Wake all that wait for a change."""
+    def notify(self) -> None:
+        """Wake all waiters."""
         for waiter in self._waiting:
             if not waiter.done():
                 waiter.set_result(None)
 
     def stop(self) -> None:
-        """Wake all, and let nobody wait again."""
+        """Wake all waiters, and end every later wait at once."""
         self.stopped = True
-        self.tell()
+        self.notify()
 
     async def wait(self, seconds: float) -> None:
-        """Wait for the next change, for so long at most."""
+        """Wait for the next change, for this long at most."""
         if self.stopped or seconds <= 0:
             return
         waiter = asyncio.get_running_loop().create_future()
@@ -83,11 +83,11 @@ class Changes:
             self._waiting.discard(waiter)
 
     async def pause(self, seconds: float) -> None:
-        """Let time pass, whatever happens; only the end of the server cuts it short."""
+        """Wait for this long, regardless of changes. Only the end of the server cuts it short."""
         await self.until(lambda: False, seconds)
 
     async def until(self, condition: Callable[[], bool], seconds: float) -> bool:
-        """Wait until something holds, for so long at most, and tell whether it does."""
+        """Wait until a condition holds, for this long at most, and return whether it does."""
         end = time.monotonic() + seconds
         while not condition():
             left = end - time.monotonic()
@@ -98,7 +98,7 @@ class Changes:
 
 
 class RequestLog:
-    """What was asked, newest last, and exact counts."""
+    """The last requests, oldest first, and exact counts of all."""
 
     def __init__(self, changes: Changes) -> None:
         self._changes = changes
@@ -107,26 +107,26 @@ class RequestLog:
         self._by_job: dict[str, Counter[str]] = {}
 
     def arrived(self, entry: Entry) -> None:
-        """Write a request down."""
+        """Log a request."""
         self._entries.append(entry)
         self._counts[entry.kind] += 1
         if entry.job_id is not None:
             self._count_for(entry.job_id, entry.kind)
-        self._changes.tell()
+        self._changes.notify()
 
     def created(self, entry: Entry, job_id: str) -> None:
-        """Write down which job a submission has made."""
+        """Record which job a submission has created."""
         entry.job_id = job_id
         self._count_for(job_id, entry.kind)
-        self._changes.tell()
+        self._changes.notify()
 
-    def answered(self, entry: Entry, status: int | None) -> None:
-        """Write down how a request was answered: a status, or none for a dropped connection."""
+    def responded(self, entry: Entry, status: int | None) -> None:
+        """Record the status of the response; none for a dropped connection."""
         entry.status = status
-        entry.seconds = round(time.monotonic() - entry.began, 6)
+        entry.seconds = round(time.monotonic() - entry.started, 6)
 
     def counts(self, job_id: str | None = None) -> dict[str, int]:
-        """Count the requests of each kind, of all jobs or of one."""
+        """Count the requests of each kind, about all jobs or one."""
         counts = self._counts if job_id is None else self._by_job.get(job_id, Counter[str]())
         return {kind: counts[kind] for kind in KINDS}
 

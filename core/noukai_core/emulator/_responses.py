@@ -1,17 +1,17 @@
-"""What the service answers: jobs, sessions and runs in its shapes, and its refusals."""
+"""The bodies of the service's responses: jobs, sessions and runs, and its rejections."""
 
 from __future__ import annotations
 
 from typing import Any
 from uuid import NAMESPACE_DNS, uuid5
 
-from noukai_core.emulator._jobs import Job, moment
+from noukai_core.emulator._jobs import Job, timestamp
 
 CALLBACK_EVENTS = {"completed": "flow.completed", "failed": "flow.failed"}
 
 
-class Refusal(Exception):
-    """The service does not do what was asked."""
+class Rejection(Exception):
+    """The service rejects a request."""
 
     def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(message)
@@ -20,27 +20,27 @@ class Refusal(Exception):
         self.body: dict[str, Any] = {"detail": {"code": code, "message": message}}
 
 
-class InvalidBody(Refusal):
-    """The body has not the form that the service declares: a list of what is wrong, as FastAPI gives it."""
+class InvalidBody(Rejection):
+    """The body does not match the service's schema: a list of errors, as FastAPI returns it."""
 
     def __init__(self, where: tuple[str, ...], message: str) -> None:
         super().__init__(422, "", message)
         self.body = {"detail": [{"type": "value_error", "loc": list(where), "msg": message}]}
 
 
-def unauthorised(reason: str) -> Refusal:
-    """Refuse a key."""
+def unauthorised(reason: str) -> Rejection:
+    """Return the rejection of a key."""
     challenge = f'Bearer error="invalid_token", error_description="{reason}"'
-    return Refusal(401, "INVALID_API_KEY", reason, {"WWW-Authenticate": challenge})
+    return Rejection(401, "INVALID_API_KEY", reason, {"WWW-Authenticate": challenge})
 
 
-def no_such(kind: str) -> Refusal:
-    """Answer that there is none: no such flow, job, run or session."""
-    return Refusal(404, f"{kind.upper()}_NOT_FOUND", f"No such {kind}.")
+def no_such(kind: str) -> Rejection:
+    """Return the rejection of an unknown flow, job, run or session."""
+    return Rejection(404, f"{kind.upper()}_NOT_FOUND", f"No such {kind}.")
 
 
 def accepted(job: Job) -> dict[str, Any]:
-    """Answer a submission."""
+    """Return the response to a submission."""
     return {
         "executionId": job.id,
         "status": "started",
@@ -50,14 +50,14 @@ def accepted(job: Job) -> dict[str, Any]:
 
 
 def status(job: Job, now: float) -> dict[str, Any]:
-    """Answer a look at a job."""
+    """Return the response to a poll."""
     state = job.state(now)
     response: dict[str, Any] = {
         "executionId": job.id,
         "status": state,
-        "createdAt": moment(job.created),
-        "startedAt": moment(job.started(now)),
-        "completedAt": moment(job.end.at) if job.end else None,
+        "createdAt": timestamp(job.submitted_at),
+        "startedAt": timestamp(job.started_at(now)),
+        "completedAt": timestamp(job.end.at) if job.end else None,
         "progress": job.progress(now),
     }
     if state == "completed":
@@ -68,7 +68,7 @@ def status(job: Job, now: float) -> dict[str, Any]:
 
 
 def session(session_id: str, jobs: list[Job], now: float) -> dict[str, Any]:
-    """Answer what was submitted under a session."""
+    """Return the list of what was submitted under a session."""
     return {"sessionId": session_id, "executions": [_execution(job, now) for job in jobs]}
 
 
@@ -79,8 +79,8 @@ def _execution(job: Job, now: float) -> dict[str, Any]:
         "slug": job.slug,
         "triggerType": "job",
         "status": job.state(now),
-        "startedAt": moment(job.started(now)),
-        "completedAt": moment(job.end.at) if job.end else None,
+        "startedAt": timestamp(job.started_at(now)),
+        "completedAt": timestamp(job.end.at) if job.end else None,
         "traceCaptureMode": "off",
         "snapshotsAvailable": False,
         "steps": [],
@@ -88,20 +88,20 @@ def _execution(job: Job, now: float) -> dict[str, Any]:
 
 
 def run(job: Job, now: float) -> dict[str, Any]:
-    """Answer one row of the list of runs."""
+    """Return one row of the list of runs."""
     return {
         "id": job.id,
         "flowId": job.flow_id,
         "status": job.state(now),
         "triggerType": "job",
-        "createdAt": moment(job.created),
-        "startedAt": moment(job.started(now)),
-        "completedAt": moment(job.end.at) if job.end else None,
+        "createdAt": timestamp(job.submitted_at),
+        "startedAt": timestamp(job.started_at(now)),
+        "completedAt": timestamp(job.end.at) if job.end else None,
     }
 
 
 def entry(job: Job, now: float) -> dict[str, Any]:
-    """Tell a test everything about a job."""
+    """Return everything about a job, for the control API."""
     versions = {None: "production", 0: "draft"}
     return {
         "id": job.id,
@@ -111,9 +111,9 @@ def entry(job: Job, now: float) -> dict[str, Any]:
         "state": job.state(now),
         "states": job.states(now),
         "outcome": job.end.state if job.end else None,
-        "created_at": moment(job.created),
-        "started_at": moment(job.started(now)),
-        "completed_at": moment(job.end.at) if job.end else None,
+        "created_at": timestamp(job.submitted_at),
+        "started_at": timestamp(job.started_at(now)),
+        "completed_at": timestamp(job.end.at) if job.end else None,
         "session_id": job.session_id,
         "idempotency_key": job.idempotency_key,
         "message": job.body.get("message"),
@@ -128,11 +128,11 @@ def entry(job: Job, now: float) -> dict[str, Any]:
 
 
 def _webhooks(job: Job) -> list[dict[str, Any]]:
-    """Tell what the service would have sent; nothing is sent from here."""
+    """Return the webhooks that the service would have sent. The emulator sends none."""
     event = CALLBACK_EVENTS.get(job.end.state) if job.end else None
     url = job.body.get("callbackUrl")
-    wanted = job.body.get("callbackEvents") or CALLBACK_EVENTS.values()
-    if url is None or event is None or event not in wanted or job.end is None:
+    events = job.body.get("callbackEvents") or CALLBACK_EVENTS.values()
+    if url is None or event is None or event not in events or job.end is None:
         return []
     delivery = str(uuid5(NAMESPACE_DNS, f"{job.id}:{event}"))
     return [{"url": url, "event": event, "delivery": delivery, "timestamp": int(job.end.at)}]

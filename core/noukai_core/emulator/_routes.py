@@ -1,4 +1,4 @@
-"""The calls of the API, one function each."""
+"""The calls of Noukai's API, one method each."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from starlette.routing import Route
 
 from noukai_core.emulator import _responses, _submissions, _traces
 from noukai_core.emulator._exchange import API_PATH, Exchange, route
+from noukai_core.emulator._job_store import AlreadyFinished
 from noukai_core.emulator._jobs import Job
-from noukai_core.emulator._responses import InvalidBody, Refusal, no_such
+from noukai_core.emulator._responses import InvalidBody, Rejection, no_such
 from noukai_core.emulator._script import Spec
 from noukai_core.emulator._service import Service
-from noukai_core.emulator._state_file import AlreadyFinished
 
 RACE_SECONDS = 5.0
 
-# How often a live trace is brought up to date while only time passes, in seconds.
-_STREAM_PACE = 0.2
+# The interval, in seconds, at which a live trace is updated while only time passes.
+_STREAM_INTERVAL = 0.2
 _FLOW = API_PATH + "/seq/{org}/{project}/{slug}"
 _RUN_STATES = ("running", "completed", "failed", "cancelled")
 
 
 def api_routes(service: Service) -> list[Route]:
-    """Name every call of the API."""
+    """Return the routes of the API."""
     api = _Api(service)
     return [
         route(service, "submit", _FLOW + "/jobs", api.submit, "POST"),
@@ -45,51 +45,51 @@ def api_routes(service: Service) -> list[Route]:
 class _Api:
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._jobs_store = service.state_file
+        self._jobs = service.jobs
 
     async def submit(self, exchange: Exchange) -> Response:
         request, parts = exchange.request, exchange.request.path_params
         flow = _submissions.flow_path(parts["org"], parts["project"], parts["slug"])
         version = _submissions.version_number(parts.get("version"))
         session_id = _submissions.session_id(request.headers.get("X-Session-Id"))
-        body = _submissions.body_of(await request.body())
-        given = self._service.script.given(flow, _submissions.own_spec(body))
+        body = _submissions.parse_body(await request.body())
+        given = self._service.script.merged(flow, _submissions.job_spec(body))
         if exchange.fault is not None and exchange.fault.kind == "race":
             given["visible_after_seconds"] = exchange.fault.options.get("seconds", RACE_SECONDS)
         spec = Spec.of(given)
         if spec.missing:
             raise no_such("flow")
         key = request.headers.get("Idempotency-Key")
-        job = self._jobs_store.of_key(key) if self._service.honours_idempotency_key and key else None
+        job = self._jobs.of_idempotency_key(key) if self._service.honours_idempotency_key and key else None
         if job is None:
             now = self._service.now()
             job = Job(f"job_{uuid4().hex}", flow, now, spec, body, version, session_id, key)
-            self._jobs_store.add(job)
+            self._jobs.add(job)
         self._service.subjects[job.id] = exchange.subject
         self._service.log.created(exchange.entry, job.id)
         return JSONResponse(_responses.accepted(job), 202)
 
     async def poll(self, exchange: Exchange) -> Response:
         job = self._job(exchange.request)
-        self._jobs_store.poll(job)
+        self._jobs.poll(job)
         if job.end is not None:
-            self._service.changes.tell()
+            self._service.changes.notify()
         return JSONResponse(_responses.status(job, self._service.now()))
 
     async def cancel(self, exchange: Exchange) -> Response:
         job = self._job(exchange.request)
         try:
-            self._jobs_store.finish(job, "cancelled", {})
+            self._jobs.finish(job, "cancelled", {})
         except AlreadyFinished as finished:
-            raise Refusal(409, "JOB_ALREADY_FINISHED", str(finished)) from None
-        self._service.changes.tell()
+            raise Rejection(409, "JOB_ALREADY_FINISHED", str(finished)) from None
+        self._service.changes.notify()
         await self._service.changes.pause(job.spec.cancel_seconds)
         return JSONResponse(_responses.status(job, self._service.now()), 202)
 
     async def session(self, exchange: Exchange) -> Response:
         session_id = _submissions.session_id(exchange.request.path_params["session_id"]) or ""
         now = self._service.now()
-        jobs = [job for job in self._jobs_store.of_session(session_id) if job.visible(now)]
+        jobs = [job for job in self._jobs.of_session(session_id) if job.visible(now)]
         if not jobs:
             raise no_such("session")
         return JSONResponse(_responses.session(session_id, jobs, now))
@@ -100,17 +100,17 @@ class _Api:
         return JSONResponse({**key, "environment": "live" if live else "test"})
 
     async def runs(self, exchange: Exchange) -> Response:
-        wanted = exchange.request.query_params
-        flow_id, state = wanted.get("flow_id"), wanted.get("status")
+        query = exchange.request.query_params
+        flow_id, state = query.get("flow_id"), query.get("status")
         if state is not None and state not in _RUN_STATES:
             raise InvalidBody(("query", "status"), f"Input should be one of {', '.join(_RUN_STATES)}")
         now = self._service.now()
 
-        def is_wanted(job: Job) -> bool:
+        def matches(job: Job) -> bool:
             same_flow, same_state = flow_id in (None, job.flow_id), state in (None, job.state(now))
             return job.visible(now) and same_flow and same_state
 
-        jobs = self._jobs_store.newest(is_wanted, _limit(wanted.get("limit", "20")))
+        jobs = self._jobs.newest(matches, _limit(query.get("limit", "20")))
         return JSONResponse({"runs": [_responses.run(job, now) for job in jobs]})
 
     async def trace(self, exchange: Exchange) -> Response:
@@ -124,18 +124,18 @@ class _Api:
         changes, sent = self._service.changes, 0
         while not changes.stopped:
             now = self._service.now()
-            job.settle(now)
+            job.update(now)
             happened = list(_traces.events(job, now))
             for event in happened[sent:]:
                 yield event
             if job.end is not None:
                 return
             sent = len(happened)
-            await changes.wait(_STREAM_PACE)
+            await changes.wait(_STREAM_INTERVAL)
 
     def _job(self, request: Request, kind: str = "job") -> Job:
         parts = request.path_params
-        job = self._jobs_store.find(parts["job_id"])
+        job = self._jobs.find(parts["job_id"])
         if job is None or not job.visible(self._service.now()):
             raise no_such(kind)
         if "slug" in parts and job.flow != f"{parts['org']}/{parts['project']}/{parts['slug']}":

@@ -1,4 +1,4 @@
-"""How jobs behave: what a specification may say, and how the layers of a script come together."""
+"""Scripts: what a specification may contain, and how its layers are merged."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from noukai_core.emulator._checks import FLAG, OBJECTS, SECONDS, SIZE, WHOLE, Check, check_all, is_object
+from noukai_core.emulator._validation import FLAG, OBJECTS, SECONDS, SIZE, WHOLE, Check, check_all, is_object
 
 EVERY_FLOW = "*"
 OUTCOMES = ("completed", "failed", "cancelled", "never")
 
-# How long a job takes, and what it gives, is said in one of two ways: the last word replaces the other way.
+# Alternatives for the duration and for the result. One in an upper layer replaces the other in a lower layer.
 _ALTERNATIVES = (("after_seconds", "after_polls"), ("result", "result_bytes"))
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What becomes of a job, and when."""
+    """How a job behaves."""
 
     outcome: str = "completed"
     after_seconds: float = 1.0
@@ -36,12 +36,12 @@ class Spec:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Spec:
-        """Make the specification that checked values describe."""
+        """Return the specification with these checked values."""
         return cls(**given, echo="result" not in given)
 
 
 class Script:
-    """The specifications by flow: for every flow, for a slug, and for one flow's whole path."""
+    """Specifications by flow: for every flow, for a slug, and for a full path."""
 
     def __init__(self, flows: Mapping[str, Any] | None = None) -> None:
         self._flows: dict[str, dict[str, Any]] = {}
@@ -50,7 +50,7 @@ class Script:
 
     @classmethod
     def read(cls, source: Mapping[str, Any] | str | Path | None) -> Script:
-        """Take a script as it is, or read it from a JSON file."""
+        """Return a script from a mapping, or from a JSON file."""
         if source is None or isinstance(source, Mapping):
             return cls(source)
         try:
@@ -62,34 +62,34 @@ class Script:
         return cls(flows)
 
     def set(self, flow: str, spec: object) -> None:
-        """Let the jobs of a flow behave so, from the next submission on."""
+        """Set how the jobs of a flow behave, from the next submission on."""
         self._flows[flow] = checked(spec, f"the script of {flow!r}")
 
     def copy(self) -> Script:
-        """Make a script that can be changed without changing this one."""
+        """Return an independent copy."""
         script = Script()
         script._flows = dict(self._flows)
         return script
 
-    def given(self, path: str, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Put together what holds for one job: every flow's, the slug's, the path's, the request's own."""
+    def merged(self, path: str, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Merge the specifications for one job: of every flow, its slug, its path and its request."""
         slug = path.rpartition("/")[2]
         merged: dict[str, Any] = {}
         for layer in (self._flows.get(EVERY_FLOW), self._flows.get(slug), self._flows.get(path), request):
-            merged = _over(merged, layer or {})
+            merged = _merge(merged, layer or {})
         return merged
 
 
 def checked(spec: object, what: str) -> dict[str, Any]:
-    """Check a specification; the message names what is wrong in it and what is allowed."""
+    """Check a specification. The error names what is wrong and what is allowed."""
     given = check_all(spec, what, _CHECKS)
     for pair in _ALTERNATIVES:
         if all(name in given for name in pair):
-            raise ValueError(f"{what} has both {pair[0]} and {pair[1]}, but only one of them can hold")
+            raise ValueError(f"{what} has both {pair[0]} and {pair[1]}, but may have only one of them")
     return given
 
 
-def _over(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
     replaced = {name for pair in _ALTERNATIVES if upper.keys() & set(pair) for name in pair}
     return {**{name: value for name, value in lower.items() if name not in replaced}, **upper}
 

@@ -1,4 +1,4 @@
-"""`Emulator`: the service behind a socket, in a thread of its own."""
+"""`Emulator`: the service on a socket, in a background thread."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from noukai_core.emulator._control import EmulatorControl
 from noukai_core.emulator._control_routes import control_routes
-from noukai_core.emulator._delivery import TRANSPORT
 from noukai_core.emulator._exchange import API_PATH, unrouted
+from noukai_core.emulator._fault_responses import TRANSPORT
+from noukai_core.emulator._job_store import JobStore
 from noukai_core.emulator._routes import api_routes
 from noukai_core.emulator._script import Script
 from noukai_core.emulator._service import Service
-from noukai_core.emulator._state_file import StateFile
 
-# Clients look at their jobs up to a minute apart, over the same connection.
+# Clients poll up to a minute apart, over the same connection.
 _KEEP_ALIVE_SECONDS = 300
 _BACKLOG = 2048
 
 
 class Emulator:
-    """A local Noukai over real HTTP; a context manager that listens when it is entered.
+    """A local Noukai over real HTTP: a context manager that listens while it is entered.
 
     Args:
-        script: How the jobs behave, by flow: a mapping, or a JSON file of one. See `noukai_core.emulator`.
-        book: A file that keeps the jobs over a restart. By default they are forgotten.
-        host: Where to listen. By default only this machine can connect.
-        port: The port, 0 for a free one.
-        tls_cert: A certificate (PEM), to listen by HTTPS.
-        tls_key: The certificate's key (PEM); needed where the certificate's file does not hold it.
-        honour_idempotency_key: Whether a second submission with the same `Idempotency-Key` gives the first
-            one's job. The service does not document that it does.
-        clock: Tells the time in seconds since the epoch; with its own a test lets jobs end without waiting.
+        script: How jobs behave, by flow: a mapping or a JSON file. See `noukai_core.emulator`.
+        state_file: A file that keeps the jobs across restarts. By default they are forgotten.
+        host: The address to listen on. By default only this machine can connect.
+        port: The port; 0 picks a free one.
+        tls_cert: A certificate (PEM); serves HTTPS.
+        tls_key: The certificate's key (PEM), unless the certificate's file contains it.
+        honour_idempotency_key: Whether a second submission with the same `Idempotency-Key` returns the first
+            one's job. The service does not document this.
+        clock: Returns the time in seconds since the epoch. A test can pass a clock that it moves itself.
 
     Raises:
-        ValueError: The script or the book makes no sense.
-        OSError: The address is taken, or a file cannot be read.
+        ValueError: The script or the state file is not valid.
+        OSError: The address is in use, or a file cannot be read.
     """
 
     def __init__(
@@ -65,10 +65,10 @@ class Emulator:
     ) -> None:
         self._address = (host, port)
         self._tls = (tls_cert, tls_key)
-        first_script = Script.read(script)
-        self._jobs_store = StateFile(Path(state_file) if state_file else None, clock)
+        initial_script = Script.read(script)
+        self._jobs = JobStore(Path(state_file) if state_file else None, clock)
         self._service = Service(
-            self._jobs_store, first_script, clock, honours_idempotency_key=honour_idempotency_key
+            self._jobs, initial_script, clock, honours_idempotency_key=honour_idempotency_key
         )
         self.app = Starlette(
             routes=[*api_routes(self._service), *control_routes(self._service)],
@@ -81,14 +81,14 @@ class Emulator:
 
     @property
     def base_url(self) -> str:
-        """What a client takes as its `base_url`."""
+        """The `base_url` for a client."""
         if self._base_url is None:
-            raise RuntimeError("the emulator does not listen: enter it, `with Emulator() as emulator:`")
+            raise RuntimeError("the emulator is not running; enter it first: `with Emulator() as emulator:`")
         return self._base_url
 
     @property
     def control(self) -> EmulatorControl:
-        """Tells this emulator how to behave."""
+        """The control API of this emulator."""
         if self._control is None:
             cert = self._tls[0]
             verify = ssl.create_default_context(cafile=cert) if cert else True
@@ -97,7 +97,7 @@ class Emulator:
 
     def __enter__(self) -> Emulator:
         if self._server is not None:
-            raise RuntimeError("an emulator can be entered once: make another")
+            raise RuntimeError("an emulator can be entered only once; create another one")
         try:
             config = self._config()
             config.load()
@@ -124,17 +124,17 @@ class Emulator:
         self.close()
 
     def close(self) -> None:
-        """Stop listening, and close the book."""
+        """Stop the server, and close the state file."""
         if self._control is not None:
             self._control.close()
         if self._server is not None and self._thread is not None:
             self._server.should_exit = True
             self._thread.join()
-        self._jobs_store.close()
+        self._jobs.close()
 
     def _config(self) -> uvicorn.Config:
         cert, key = self._tls
-        connections: Any = _connection  # uvicorn wants a class, and only calls it
+        connections: Any = _connection  # uvicorn declares a class, but only calls it
         return uvicorn.Config(
             self.app,
             http=connections,
@@ -173,7 +173,7 @@ class _Server(uvicorn.Server):
 
 
 def _connection(**settings: Any) -> asyncio.Protocol:
-    """Make a connection that the application can break: a fault must reach below HTTP."""
+    """Return a connection that the application can break, because some faults act below HTTP."""
     protocol: Any = AutoHTTPProtocol(**settings)
     app = protocol.app
 

@@ -1,4 +1,4 @@
-"""The steps of a run, as the trace tells them afterwards and as the live trace tells them one by one."""
+"""The steps of a run, for the trace and for the live trace."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from noukai_core.emulator._jobs import Job, moment
+from noukai_core.emulator._jobs import Job, timestamp
 
-# What becomes of the step that is under way, by the state of the job.
+# The status of the last step that has started, by the state of the job.
 _LAST_STEP = {"running": "running", "completed": "completed", "failed": "failed", "cancelled": "skipped"}
 _ONE_STEP: tuple[dict[str, Any], ...] = ({"stepId": "echo"},)
 
 
 def trace(job: Job, now: float) -> dict[str, Any]:
-    """Tell how a run went, as far as it has come."""
-    started = job.started(now)
+    """Return the trace of a run up to now."""
+    started = job.started_at(now)
     ended = job.end.at if job.end else None
     run = {
         "id": job.id,
         "flowId": job.flow_id,
         "status": job.state(now),
         "triggerType": "job",
-        "startedAt": moment(started),
-        "completedAt": moment(ended),
+        "startedAt": timestamp(started),
+        "completedAt": timestamp(ended),
         "durationMs": _milliseconds(started, ended),
         "stepCount": len(_scripted(job)),
     }
@@ -31,8 +31,8 @@ def trace(job: Job, now: float) -> dict[str, Any]:
 
 
 def steps(job: Job, now: float) -> Iterator[dict[str, Any]]:
-    """Tell the steps that have begun. They share the run evenly; what the script says of one wins."""
-    started = job.started(now)
+    """Yield the steps that have started. They divide the run evenly; the script overrides their fields."""
+    started = job.started_at(now)
     if started is None:
         return
     scripted, share = _scripted(job), job.share(now)
@@ -48,8 +48,8 @@ def steps(job: Job, now: float) -> Iterator[dict[str, Any]]:
             "stepId": f"step-{index + 1}",
             "attempt": 1,
             "status": _LAST_STEP[job.state(now)] if last else "completed",
-            "startedAt": moment(begin),
-            "completedAt": moment(end) if over else None,
+            "startedAt": timestamp(begin),
+            "completedAt": timestamp(end) if over else None,
             "durationMs": _milliseconds(begin, end) if over else None,
             "modelUsed": "emulator",
             "tokens": {"prompt": 8, "completion": 4, "total": 12} if over else None,
@@ -59,11 +59,11 @@ def steps(job: Job, now: float) -> Iterator[dict[str, Any]]:
 
 
 def events(job: Job, now: float) -> Iterator[str]:
-    """Tell the live trace up to now; as time goes on, events are only added.
+    """Yield the live trace up to now. Later calls only add events.
 
-    A run that fails or is cancelled has no event of its own: its trace just ends.
+    There is no event for a failed or cancelled run: its trace just ends.
     """
-    if job.started(now) is None:
+    if job.started_at(now) is None:
         return
     yield _event(
         "run_started", {"executionId": job.id, "flowId": job.flow_id, "stepCount": len(_scripted(job))}

@@ -1,4 +1,4 @@
-"""Checking what a test or a script file asks of the emulator, so that a slip is told at once and by name."""
+"""Validation of scripts, faults and control requests, so that a mistake is reported at once and by name."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-# Beyond these, a clock or a memory ends first.
-_MOST_SECONDS = 1e9
-_MOST_BYTES = 10**9
-_DEEPEST = 200
+# Beyond these, the clock or the memory is the limit.
+_MAX_SECONDS = 1e9
+_MAX_BYTES = 10**9
+_MAX_DEPTH = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Whether a value is allowed, and in words what is."""
+    """A predicate for a value, and a phrase for what it allows."""
 
     passes: Callable[[Any], bool]
     allowed: str
 
 
 def check_all(given: object, what: str, checks: Mapping[str, Check]) -> dict[str, Any]:
-    """Check each named value; the message names what is wrong and what is allowed."""
+    """Check each named value. The error names what is wrong and what is allowed."""
     if not is_object(given):
         raise ValueError(f"{what} is {given!r}, but must be an object")
     for name, value in given.items():
@@ -33,11 +33,11 @@ def check_all(given: object, what: str, checks: Mapping[str, Check]) -> dict[str
     return dict(given)
 
 
-def json_of(raw: bytes) -> Any:
-    """Read JSON that can be written again: no NaN, no half of a surrogate pair, not nested beyond reason.
+def parse_json(raw: bytes) -> Any:
+    """Parse JSON that can be serialized again: no NaN, no lone surrogate, and a bounded depth.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The text is no such JSON.
     """
     try:
         value: Any = json.loads(raw)
@@ -45,7 +45,7 @@ def json_of(raw: bytes) -> Any:
     except RecursionError:
         raise ValueError("the JSON is nested too deeply") from None
     layer: list[Any] = [value]
-    for _ in range(_DEEPEST):
+    for _ in range(_MAX_DEPTH):
         layer = [inner for outer in layer for inner in _inside(outer)]
         if not layer:
             return value
@@ -59,47 +59,47 @@ def _inside(value: object) -> list[Any]:
 
 
 def is_list(value: object) -> TypeGuard[list[Any]]:
-    """Tell whether a value is a list."""
+    """Return whether a value is a list."""
     return isinstance(value, list)
 
 
 def is_object(value: object) -> TypeGuard[Mapping[str, Any]]:
-    """Tell whether a value is what JSON calls an object."""
+    """Return whether a value is a JSON object."""
     return isinstance(value, Mapping)
 
 
 def is_whole(value: object) -> bool:
-    """Tell whether a value is a whole number of 0 or more."""
+    """Return whether a value is a whole number, 0 or more."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def is_seconds(value: object) -> bool:
-    """Tell whether a value is a duration: 0 or more, and not many years."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _MOST_SECONDS
+    """Return whether a value is a duration in seconds, within the limit."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _MAX_SECONDS
 
 
 def is_size(value: object) -> bool:
-    """Tell whether a value is a number of bytes that fits into memory."""
-    return isinstance(value, int) and is_whole(value) and value <= _MOST_BYTES
+    """Return whether a value is a number of bytes that fits into memory."""
+    return isinstance(value, int) and is_whole(value) and value <= _MAX_BYTES
 
 
 def is_header(value: object) -> bool:
-    """Tell whether a value is a text that a header can carry."""
+    """Return whether a value is a text that a header can carry."""
     return isinstance(value, str) and value.isascii() and value.isprintable()
 
 
 def is_flag(value: object) -> bool:
-    """Tell whether a value is true or false."""
+    """Return whether a value is true or false."""
     return isinstance(value, bool)
 
 
 def is_text(value: object) -> bool:
-    """Tell whether a value is a text."""
+    """Return whether a value is a text."""
     return isinstance(value, str)
 
 
 def is_objects(value: object) -> bool:
-    """Tell whether a value is a list of objects."""
+    """Return whether a value is a list of objects."""
     items: Any = value
     return isinstance(value, list | tuple) and all(isinstance(item, dict) for item in items)
 

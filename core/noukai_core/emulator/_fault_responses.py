@@ -1,4 +1,4 @@
-"""How an answer goes out when a fault stands in the way: late, cut off, replaced, or not at all."""
+"""What a request gets when a fault affects it: a response cut off or replaced, or none."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from noukai_core.emulator._faults import Fault
-from noukai_core.emulator._responses import Refusal, no_such, unauthorised
+from noukai_core.emulator._responses import Rejection, no_such, unauthorised
 
-# What the server puts into the scope, so that an answer can break its connection.
+# The scope's key for the transport, so that a response can break its connection.
 TRANSPORT = "noukai.transport"
 
 _NOT_FOUND = {"submit": "flow", "session": "session", "trace": "run", "stream": "run"}
@@ -24,11 +24,11 @@ _HTML = "<html><head><title>{0}</title></head><body><h1>{0}</h1></body></html>"
 
 
 class ConnectionDropped(Exception):
-    """Stands for a dropped connection where there is none: the application runs in its caller's process."""
+    """Replaces a dropped connection where the application runs in its caller's process."""
 
 
 class Dropped(Response):
-    """No answer: the connection is closed, or reset."""
+    """No response: the connection is closed, or reset."""
 
     def __init__(self, *, reset: bool) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Dropped(Response):
 
 
 class Truncated(Response):
-    """An answer that announces more than it brings."""
+    """A response that is shorter than its headers announce."""
 
     def __init__(self, whole: Response) -> None:
         super().__init__(whole.body, whole.status_code, dict(whole.headers))
@@ -57,13 +57,13 @@ class Truncated(Response):
             pass
 
 
-def refused(refusal: Refusal) -> Response:
-    """Answer with a refusal."""
-    return JSONResponse(refusal.body, refusal.status, refusal.headers)
+def rejected(rejection: Rejection) -> Response:
+    """Return the response for a rejection."""
+    return JSONResponse(rejection.body, rejection.status, rejection.headers)
 
 
-def instead(fault: Fault, kind: str, response: Response | None) -> Response | None:
-    """Return what a request gets that meets a fault, in place of its answer or as it is."""
+def faulty_response(fault: Fault, kind: str, response: Response | None) -> Response | None:
+    """Return the response to a request that a fault affects: another one, or the same."""
     options = fault.options
     match fault.kind:
         case "drop_before" | "drop_after":
@@ -78,12 +78,12 @@ def instead(fault: Fault, kind: str, response: Response | None) -> Response | No
             content_type = options.get("content_type", "application/json")
             return Response(body, options.get("status", 200), media_type=content_type)
         case "not_found":
-            return refused(no_such(_NOT_FOUND.get(kind, "job")))
+            return rejected(no_such(_NOT_FOUND.get(kind, "job")))
         case "no_cancel":
             status = options.get("status", 404)
             return JSONResponse({"detail": "Method Not Allowed" if status == 405 else "Not Found"}, status)
         case "expired_key":
-            return refused(unauthorised("The API key has expired."))
+            return rejected(unauthorised("The API key has expired."))
         case "redirect":
             location = options.get("location", "https://elsewhere.invalid/")
             return Response(status_code=options.get("status", 307), headers={"Location": location})
@@ -96,16 +96,16 @@ def _status(options: dict[str, Any]) -> Response:
     headers: dict[str, str] = {}
     after = options.get("retry_after")
     if after == "http-date":
-        # A date has whole seconds: rounded up, so that it never asks for less.
+        # A date has whole seconds: rounded up, so that the pause is never shorter.
         headers["Retry-After"] = formatdate(math.ceil(time.time() + options.get("seconds", 2)), usegmt=True)
     elif after is not None:
         headers["Retry-After"] = str(after)
     if options.get("body") == "html":
         return Response(_HTML.format(status), status, headers, media_type="text/html")
     if status == 401:
-        return refused(unauthorised("The API key was refused."))
+        return rejected(unauthorised("The API key was refused."))
     code = options.get("code", "RATE_LIMITED" if status == 429 else "INTERNAL_ERROR")
-    message = options.get("message", f"The emulator was told to answer {status}.")
+    message = options.get("message", f"A fault of the emulator responds {status}.")
     return JSONResponse({"detail": {"code": code, "message": message}}, status, headers)
 
 
