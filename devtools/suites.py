@@ -139,9 +139,9 @@ class Run:
         self._lock = threading.Lock()
         self._stopped = False
 
-    def lanes(self, names: list[str]) -> list[Result]:
+    def lanes(self, lanes: list[list[Suite]]) -> list[Result]:
         """Run lanes to their end, and return what came of every suite."""
-        threads = [threading.Thread(target=self._lane, args=(LANES[name],)) for name in names]
+        threads = [threading.Thread(target=self._lane, args=(suites,)) for suites in lanes]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -207,7 +207,9 @@ def main() -> int:
     """Run the lanes that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("lanes", nargs="+", choices=LANES)
-    names = parser.parse_args().lanes
+    parser.add_argument("--skip", nargs="+", default=[], metavar="PATH", help="suites to leave out")
+    arguments = parser.parse_args()
+    lanes = [[suite for suite in LANES[name] if suite.path not in arguments.skip] for name in arguments.lanes]
     LOGS.mkdir(parents=True, exist_ok=True)
     run, began = Run(), time.monotonic()
 
@@ -216,14 +218,14 @@ def main() -> int:
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
-    results = run.lanes(names)
+    results = run.lanes(lanes)
     red = [result for result in results if not result.green]
     if "CI" in os.environ:  # where the folder of the logs is not kept
         for result in red:
             tail = result.suite.log.read_text(errors="replace").splitlines()[-_SHOWN_LINES:]
             print(f"\n==== {result.suite.log.name}", *tail, sep="\n")
     print(summary(results, time.monotonic() - began))
-    complete = len(results) == sum(len(LANES[name]) for name in names)
+    complete = len(results) == sum(len(suites) for suites in lanes)
     return 0 if complete and not red else 1
 
 

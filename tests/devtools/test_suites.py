@@ -73,6 +73,18 @@ def test_a_suite_without_a_test_is_red(
     assert "no test failed by itself" in capsys.readouterr().out
 
 
+def test_a_suite_that_is_skipped(
+    lanes: dict[str, list[Suite]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A suite that is left out is not run, and is not missed."""
+    lanes["one"] = [
+        suite("red", "def test_bad(): assert False\n"),
+        suite("green", "def test_it(): pass\n"),
+    ]
+    assert run(monkeypatch, "one", "--skip", "red") == 0
+    assert capsys.readouterr().out.endswith("1 passed, 0 failed, 0 skipped\n")
+
+
 def test_green_suites(
     lanes: dict[str, list[Suite]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
