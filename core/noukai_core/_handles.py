@@ -91,6 +91,7 @@ class JobHandle(Generic[R]):
         *,
         submitted_at: datetime | None = None,
         accepted: JobAccepted | None = None,
+        last_status: JobStatus | None = None,
     ) -> None:
         self._runner = runner
         self._id = _validation.job_id(job_id)
@@ -100,6 +101,7 @@ class JobHandle(Generic[R]):
             None if submitted_at is None else _validation.moment(submitted_at, "submitted_at")
         )
         self._accepted = accepted
+        self._last_status = last_status
         self._submitted_on_clock = _on_monotonic_clock(self._submitted_at)
 
     @property
@@ -122,6 +124,11 @@ class JobHandle(Generic[R]):
         """The answer to the submission, if this handle made it."""
         return self._accepted
 
+    @property
+    def last_status(self) -> JobStatus | None:
+        """The status that this handle saw last, or was made with. A wait logs only what differs from it."""
+        return self._last_status
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.id!r}, flow={self.flow!r})"
 
@@ -136,11 +143,13 @@ class JobHandle(Generic[R]):
     def _polling(self) -> Effects[JobStatus]:
         call = endpoints.status(self._path, self._id)
         try:
-            return (yield from send_with_retries(call, time.monotonic))
+            status: JobStatus = yield from send_with_retries(call, time.monotonic)
         except JobNotFoundError:
             if time.monotonic() >= self._in_race_until():
                 raise
-        return JobStatus(id=self._id, state=JobState.PENDING)
+            status = JobStatus(id=self._id, state=JobState.PENDING)
+        self._last_status = status
+        return status
 
     def _watching(self, timeout: float | None, poll_interval: float | None) -> Effects[JobStatus]:
         poller = Poller(
@@ -154,8 +163,15 @@ class JobHandle(Generic[R]):
             submitted_at=self._submitted_on_clock,
             timeout=None if timeout is None else check_seconds(timeout, "timeout"),
             interval=None if poll_interval is None else check_seconds(poll_interval, "poll_interval"),
+            last_status=self._last_status,
         )
-        return poller.effects()
+        return self._recorded(poller)
+
+    def _recorded(self, poller: Poller) -> Effects[JobStatus]:
+        try:
+            return (yield from poller.effects())
+        finally:
+            self._last_status = poller.last_status
 
     def _waiting(self, timeout_ms: float | None, poll_interval: float | None) -> Effects[JobStatus]:
         timeout = None if timeout_ms is None else check_number(timeout_ms, "timeout_ms")

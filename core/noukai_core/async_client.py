@@ -181,18 +181,36 @@ class AsyncFlow(FlowHandle[AsyncRunner]):
         submitted = await self._runner.run(effects)
         return self._job(submitted.job.id, submitted.at, submitted.job)
 
-    def attach(self, job_id: str, *, submitted_at: datetime | None = None) -> AsyncJob:
+    def attach(
+        self,
+        job_id: str,
+        *,
+        submitted_at: datetime | None = None,
+        last_status: JobStatus | None = None,
+    ) -> AsyncJob:
         """Return the handle of a job that exists, without a request; see ``Flow.attach``."""
-        return self._job(job_id, submitted_at, None)
+        return self._job(job_id, submitted_at, None, last_status)
 
     async def find(self, submission: Submission) -> AsyncJob | None:
         """Look for the job of a submission, and submit nothing; see ``Flow.find``."""
         found = await self._runner.run(self._finding(submission))
         return None if found is None else self._job(found.id, submission.last_sent_at, None)
 
-    def _job(self, job_id: str, submitted_at: datetime | None, accepted: JobAccepted | None) -> AsyncJob:
+    def _job(
+        self,
+        job_id: str,
+        submitted_at: datetime | None,
+        accepted: JobAccepted | None,
+        last_status: JobStatus | None = None,
+    ) -> AsyncJob:
         return AsyncJob(
-            self._runner, job_id, self._path, self._settings, submitted_at=submitted_at, accepted=accepted
+            self._runner,
+            job_id,
+            self._path,
+            self._settings,
+            submitted_at=submitted_at,
+            accepted=accepted,
+            last_status=last_status,
         )
 
 

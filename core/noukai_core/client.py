@@ -233,18 +233,25 @@ class Flow(FlowHandle[Runner]):
         submitted = self._runner.run(effects)
         return self._job(submitted.job.id, submitted.at, submitted.job)
 
-    def attach(self, job_id: str, *, submitted_at: datetime | None = None) -> Job:
+    def attach(
+        self,
+        job_id: str,
+        *,
+        submitted_at: datetime | None = None,
+        last_status: JobStatus | None = None,
+    ) -> Job:
         """Return the handle of a job that exists. No request is made.
 
         Args:
             job_id: The job.
             submitted_at: When it was submitted, with a time zone. Just after a submission the server may not
                 know the job yet; with this time given, that is waited out.
+            last_status: What is known of the job already. A wait logs only what differs from it.
 
         Raises:
             InvalidInputError: The id or the time is wrong.
         """
-        return self._job(job_id, submitted_at, None)
+        return self._job(job_id, submitted_at, None, last_status)
 
     def find(self, submission: Submission) -> Job | None:
         """Look for the job of a submission. Nothing is submitted.
@@ -262,9 +269,21 @@ class Flow(FlowHandle[Runner]):
         found = self._runner.run(self._finding(submission))
         return None if found is None else self._job(found.id, submission.last_sent_at, None)
 
-    def _job(self, job_id: str, submitted_at: datetime | None, accepted: JobAccepted | None) -> Job:
+    def _job(
+        self,
+        job_id: str,
+        submitted_at: datetime | None,
+        accepted: JobAccepted | None,
+        last_status: JobStatus | None = None,
+    ) -> Job:
         return Job(
-            self._runner, job_id, self._path, self._settings, submitted_at=submitted_at, accepted=accepted
+            self._runner,
+            job_id,
+            self._path,
+            self._settings,
+            submitted_at=submitted_at,
+            accepted=accepted,
+            last_status=last_status,
         )
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
+from noukai_core._progress import progress_text
 from noukai_core.errors import InvalidInputError, JobCancelledError, JobFailedError
 
 
@@ -27,6 +28,8 @@ class JobState(StrEnum):
 
 
 _SHOWN_REASON = 2000
+
+_FAILED_STEP = ("failed", "error")
 
 _STATES = {state.value: state for state in JobState}
 
@@ -80,6 +83,11 @@ class JobStatus(_Model, frozen=True):
         """Whether the job has ended. A state that is not one of the five counts as not ended."""
         return isinstance(self.state, JobState) and self.state.finished
 
+    @property
+    def progress_text(self) -> str | None:
+        """The progress in words, such as `40 % (4 of 10)`; JSON if it has another form."""
+        return None if self.progress is None else progress_text(self.progress)
+
     def result_or_raise(self) -> ExecuteResult:
         """Return the result of a completed job.
 
@@ -113,6 +121,7 @@ class TraceStep(_Model, frozen=True):
 
     id: str | None = None
     status: str | None = None
+    error: str | None = None
     attempt: int | None = None
     duration_ms: float | None = None
     model: str | None = None
@@ -126,6 +135,11 @@ class RunTrace(_Model, frozen=True):
     status: str | None = None
     duration_ms: float | None = None
     steps: tuple[TraceStep, ...] = ()
+
+    @property
+    def failed_step(self) -> TraceStep | None:
+        """The step that failed last, or `None` if no step has failed."""
+        return next((step for step in reversed(self.steps) if step.status in _FAILED_STEP), None)
 
     @property
     def total_tokens(self) -> int | None:

@@ -56,6 +56,20 @@ def test_one_line_for_progress(
     assert max(len(record.getMessage()) for record in caplog.records) < 1_000
 
 
+def test_a_known_state_is_not_logged_again(
+    scripted: MakeClient, server: ScriptedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A wait logs only what differs from the status that its handle saw last or was made with."""
+    caplog.set_level(logging.INFO, logger="noukai_core")
+    server.on("poll", state("running"), state("running"), state("running"), state("completed", result="x"))
+    flow = scripted().flow(FLOW)
+    seen = flow.attach("job-1").status()
+    assert [one.state for one in flow.attach("job-1", last_status=seen).watch()] == ["running", "completed"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "Noukai job job-1 of acme/spelling/grade-3: running → completed"
+    ]
+
+
 def test_a_real_client_is_as_quiet(
     local: MakeClient, emulator: Emulator, caplog: pytest.LogCaptureFixture
 ) -> None:

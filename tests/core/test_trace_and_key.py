@@ -48,6 +48,27 @@ def test_a_trace_that_tells_nothing_adds_up_to_nothing(
     assert (trace.total_tokens, trace.cost_usd) == (None, None)
 
 
+def test_the_failed_step(scripted: MakeClient, server: ScriptedServer) -> None:
+    """The step that failed last is known with its model, its attempt and the provider's message."""
+    steps = [
+        {"stepId": "draft", "attempt": 1, "status": "FAILED", "error": "slow"},
+        {"stepId": "draft", "attempt": 2, "status": "completed"},
+        {
+            "stepId": "check",
+            "attempt": 3,
+            "status": "failed",
+            "modelUsed": "m-1",
+            "error": {"code": "MODEL_OVERLOADED", "message": "try later"},
+        },
+        {"stepId": "polish", "status": "skipped"},
+    ]
+    server.on("trace", respond(json={"flowRun": {"status": "failed"}, "steps": steps}))
+    step = scripted().flow(FLOW).attach("job-1").trace().failed_step
+    assert step is not None
+    assert (step.id, step.attempt, step.model) == ("check", 3, "m-1")
+    assert step.error == "MODEL_OVERLOADED: try later"
+
+
 @pytest.mark.parametrize(
     "status, kind", [(404, JobNotFoundError), (403, PermissionDeniedError), (405, PermanentError)]
 )

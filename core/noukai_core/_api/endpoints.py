@@ -259,10 +259,11 @@ def _executions(listed: Sequence[Any]) -> Iterator[Execution]:
 def _step(value: Mapping[str, Any]) -> TraceStep:
     tokens = value.get("tokens")
     total = mapping_of(tokens).get("total", tokens)
-    attempt = value.get("attempt")
+    attempt, status = value.get("attempt"), _text(value, "status")
     return TraceStep(
         id=_text(value, "stepId", "step_id"),
-        status=_text(value, "status"),
+        status=status.lower() if status else None,
+        error=job_error(_any(value, "error", "errorMessage", "error_message")),
         attempt=attempt if isinstance(attempt, int) else None,
         duration_ms=_number(_any(value, "durationMs", "duration_ms")),
         model=_text(value, "modelUsed", "model_used"),

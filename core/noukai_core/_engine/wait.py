@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 
@@ -11,13 +10,11 @@ from noukai_core._engine import schedule
 from noukai_core._engine.effects import Clock, Effects, Emit, Send, Sleep
 from noukai_core._engine.rate_limit import PollRateLimiter
 from noukai_core._options import ClientOptions
-from noukai_core._validation import FlowPath, without_keys
+from noukai_core._validation import FlowPath
 from noukai_core.errors import APIError, JobTimeoutError, RateLimitError
 from noukai_core.models import JobState, JobStatus
 
 log = logging.getLogger("noukai_core")
-
-_SHOWN_PROGRESS = 200
 
 
 class Poller:
@@ -32,6 +29,7 @@ class Poller:
         submitted_at: When the job was submitted, on that clock, as far as it is known.
         timeout: Seconds until the deadline; ``None`` for none.
         interval: A fixed pause between looks, in seconds.
+        last_status: What is known of the job already; a change is logged, but not that it is still so.
     """
 
     def __init__(
@@ -45,6 +43,7 @@ class Poller:
         submitted_at: float | None = None,
         timeout: float | None = None,
         interval: float | None = None,
+        last_status: JobStatus | None = None,
     ) -> None:
         self._call = endpoints.status(flow, job_id)
         self._name = f"Noukai job {job_id} of {flow}"
@@ -62,6 +61,12 @@ class Poller:
         self._failing_since = math.inf
         self._last_error: APIError | None = None
         self._status: JobStatus | None = None
+        self._logged = last_status
+
+    @property
+    def last_status(self) -> JobStatus | None:
+        """What was last seen of the job, or else what was known of it before."""
+        return self._logged
 
     def effects(self) -> Effects[JobStatus]:
         """Look until the job has ended, and show each status that tells something new.
@@ -102,14 +107,12 @@ class Poller:
         self._failures, self._last_error = 0, None
         self._limiter.last_success_at = self._clock()
         before, self._status = self._status, status
-        if before is None or before.state != status.state:
-            self._log_state(before, status)
-            return True
-        if before.progress != status.progress:
-            progress = json.dumps(status.progress, ensure_ascii=False, default=str)
-            log.info("%s: progress %.*s", self._name, _SHOWN_PROGRESS, without_keys(progress))
-            return True
-        return False
+        logged, self._logged = self._logged, status
+        if logged is None or logged.state != status.state:
+            self._log_state(logged, status)
+        elif status.progress is not None and logged.progress != status.progress:
+            log.info("%s: progress %s", self._name, status.progress_text)
+        return before is None or (before.state, before.progress) != (status.state, status.progress)
 
     def _log_state(self, before: JobStatus | None, status: JobStatus) -> None:
         change = status.state if before is None else f"{before.state} → {status.state}"
