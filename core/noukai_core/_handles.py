@@ -1,4 +1,4 @@
-"""What the handles of both shells know, without I/O: a flow, a job, and the steps of what they do."""
+"""What the handles of both drivers know, without I/O: a flow, a job, and the effects of what they do."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Any, Generic, TypeVar
 
 from noukai_core import _validation
 from noukai_core._api import endpoints
-from noukai_core._engine.effects import Effects, send_with_retries
+from noukai_core._engine.effects import Effects, may_turn_up, send_with_retries
 from noukai_core._engine.rate_limit import shared_rate_limiter
-from noukai_core._engine.submit import Submission, Submitted, find, submit_once
+from noukai_core._engine.sent import shared_registry
+from noukai_core._engine.submit import Submission, Submitted, find, submit
 from noukai_core._engine.wait import Poller
 from noukai_core._options import ClientOptions
 from noukai_core._validation import FlowPath, Version
 from noukai_core.checks import check_number, check_seconds
-from noukai_core.errors import JobNotFoundError
+from noukai_core.errors import APIError
 from noukai_core.models import JobAccepted, JobState, JobStatus, RunTrace
 
 _MILLISECONDS = 1000.0
@@ -34,7 +35,7 @@ class FlowHandle(Generic[R]):
 
     @property
     def path(self) -> str:
-        """The flow as ``org/project/slug``."""
+        """The flow as `org/project/slug`."""
         return str(self._path)
 
     def __repr__(self) -> str:
@@ -52,7 +53,7 @@ class FlowHandle(Generic[R]):
         callback_events: Sequence[str] | None,
         submission: Submission,
     ) -> Effects[Submitted]:
-        """Check everything, and return the steps that submit a job once."""
+        """Check everything, and return the effects that submit a job once."""
         body = _validation.job_body(
             message=message,
             parameters=parameters,
@@ -65,11 +66,12 @@ class FlowHandle(Generic[R]):
         call = endpoints.submit(
             self._path, _validation.version_number(version), body, submission.headers(session)
         )
-        return submit_once(
+        return submit(
             call,
             submission,
             self._path,
             time.monotonic,
+            shared_registry(self._settings.base_url, self._settings.api_key),
             # A session of the user's own may group many jobs, so it cannot tell which one this was.
             recovery_timeout=self._settings.recovery_timeout if session is None else 0.0,
             retry_timeout=self._settings.retry_timeout,
@@ -106,12 +108,12 @@ class JobHandle(Generic[R]):
 
     @property
     def id(self) -> str:
-        """The job's id, such as ``job_abc123``."""
+        """The job's id, such as `job_abc123`."""
         return self._id
 
     @property
     def flow(self) -> str:
-        """The job's flow as ``org/project/slug``."""
+        """The job's flow as `org/project/slug`."""
         return str(self._path)
 
     @property
@@ -121,7 +123,7 @@ class JobHandle(Generic[R]):
 
     @property
     def accepted(self) -> JobAccepted | None:
-        """The answer to the submission, if this handle made it."""
+        """The response to the submission, if this handle made it."""
         return self._accepted
 
     @property
@@ -132,8 +134,8 @@ class JobHandle(Generic[R]):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.id!r}, flow={self.flow!r})"
 
-    def _in_race_until(self) -> float:
-        """Until when a 404 may only mean that no worker has written the job down yet."""
+    def _race_ends(self) -> float:
+        """Return until when a 404 may only mean that no worker has written the job down yet."""
         return (
             float("-inf")
             if self._submitted_on_clock is None
@@ -144,8 +146,8 @@ class JobHandle(Generic[R]):
         call = endpoints.status(self._path, self._id)
         try:
             status: JobStatus = yield from send_with_retries(call, time.monotonic)
-        except JobNotFoundError:
-            if time.monotonic() >= self._in_race_until():
+        except APIError as error:
+            if not may_turn_up(error, time.monotonic(), self._race_ends()):
                 raise
             status = JobStatus(id=self._id, state=JobState.PENDING)
         self._last_status = status
@@ -179,7 +181,7 @@ class JobHandle(Generic[R]):
 
     def _cancelling(self) -> Effects[None]:
         call = endpoints.cancel(self._path, self._id)
-        return send_with_retries(call, time.monotonic, missing_until=self._in_race_until())
+        return send_with_retries(call, time.monotonic, race_ends=self._race_ends())
 
     def _tracing(self) -> Effects[RunTrace]:
         return send_with_retries(endpoints.trace(self._path, self._id), time.monotonic)

@@ -30,33 +30,39 @@ class AsyncRunner:
         self._submitting = asyncio.Semaphore(settings.max_concurrent_submissions)
 
     async def run(self, effects: Effects[T]) -> T:
-        """Run steps to their end, and return what they decided."""
+        """Run effects to their end, and return what was decided."""
         outcome: Any = None
-        while True:
-            try:
-                effect = effects.send(outcome)
-            except StopIteration as end:
-                decided: T = end.value
-                return decided
-            outcome = await self._take(effect)
+        try:
+            while True:
+                try:
+                    effect = effects.send(outcome)
+                except StopIteration as end:
+                    decided: T = end.value
+                    return decided
+                outcome = await self._perform(effect)
+        finally:
+            effects.close()
 
     async def show(self, effects: Effects[Any]) -> AsyncGenerator[JobStatus, None]:
-        """Run steps, and pass on what they show."""
+        """Run effects, and pass on what they emit."""
         outcome: Any = None
-        while True:
-            try:
-                effect = effects.send(outcome)
-            except StopIteration:
-                return
-            if isinstance(effect, Emit):
-                yield effect.status
-            outcome = await self._take(effect)
+        try:
+            while True:
+                try:
+                    effect = effects.send(outcome)
+                except StopIteration:
+                    return
+                if isinstance(effect, Emit):
+                    yield effect.status
+                outcome = await self._perform(effect)
+        finally:
+            effects.close()
 
     async def aclose(self) -> None:
         """Close the connections; a second time does nothing."""
         await self._connection.aclose()
 
-    async def _take(self, effect: Sleep | Send | Emit) -> Any:
+    async def _perform(self, effect: Sleep | Send | Emit) -> Any:
         if isinstance(effect, Sleep) and effect.seconds > 0:
             await asyncio.sleep(effect.seconds)
         return await self._send(effect) if isinstance(effect, Send) else None

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Runner:
-    """Runs the steps of decisions: sends what they ask for, and sleeps when they pause."""
+    """Runs the effects of decisions: sends what they ask for, and sleeps."""
 
     def __init__(self, settings: ClientOptions, transport: httpx.BaseTransport | None) -> None:
         self._connection = Connection(settings, transport)
@@ -30,33 +30,36 @@ class Runner:
         self._submitting = threading.BoundedSemaphore(settings.max_concurrent_submissions)
 
     def run(self, effects: Effects[T]) -> T:
-        """Run steps to their end, and return what they decided."""
-        describe = self.show(effects)
+        """Run effects to their end, and return what was decided."""
+        shown = self.show(effects)
         while True:
             try:
-                next(describe)
+                next(shown)
             except StopIteration as end:
                 decided: T = end.value
                 return decided
 
     def show(self, effects: Effects[T]) -> Generator[JobStatus, None, T]:
-        """Run steps, and pass on what they show."""
+        """Run effects, and pass on what they emit."""
         outcome: Any = None
-        while True:
-            try:
-                effect = effects.send(outcome)
-            except StopIteration as end:
-                decided: T = end.value
-                return decided
-            outcome = None
-            match effect:
-                case Sleep():
-                    if effect.seconds > 0:
-                        time.sleep(effect.seconds)
-                case Send():
-                    outcome = self._send(effect)
-                case Emit():
-                    yield effect.status
+        try:
+            while True:
+                try:
+                    effect = effects.send(outcome)
+                except StopIteration as end:
+                    decided: T = end.value
+                    return decided
+                outcome = None
+                match effect:
+                    case Sleep():
+                        if effect.seconds > 0:
+                            time.sleep(min(effect.seconds, threading.TIMEOUT_MAX))
+                    case Send():
+                        outcome = self._send(effect)
+                    case Emit():
+                        yield effect.status
+        finally:
+            effects.close()
 
     def close(self) -> None:
         """Close the connections; a second time does nothing."""

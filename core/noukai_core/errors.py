@@ -1,27 +1,29 @@
 """Everything that can go wrong, in one tree.
 
     NoukaiError
-    ├── InvalidInputError              an argument is wrong; nothing was sent (also a ValueError)
-    ├── APIError                  the server refused, was not reached, or answered nonsense
-    │   ├── PermanentError               for good: sending the same again cannot help
+    ├── InvalidInputError                  an argument is wrong; nothing was sent (also a ValueError)
+    ├── APIError                           the server rejected the request, was not reached, or sent nonsense
+    │   ├── PermanentError                 sending the same request again cannot help
     │   │   ├── BadRequestError            400, 413, 422
-    │   │   ├── AuthenticationError  401
-    │   │   ├── InsufficientCreditsError      402
-    │   │   ├── PermissionDeniedError          403
+    │   │   ├── AuthenticationError        401
+    │   │   ├── InsufficientCreditsError   402
+    │   │   ├── PermissionDeniedError      403
     │   │   ├── FlowNotFoundError          there is no such flow
-    │   │   ├── ModelKeyRejectedError      the model provider refused the key that the flow uses
+    │   │   ├── ModelKeyRejectedError      the model provider rejected the key that the flow uses
+    │   │   ├── CertificateError           the server's TLS certificate is not trusted
     │   │   └── CancelUnsupportedError     this server has no way to cancel a job
-    │   ├── JobNotFoundError           the server does not know the job (any more)
-    │   ├── TransientError           a passing fault: 408, 425, 429, 5xx, no connection, no answer
-    │   │   └── RateLimitError           429
-    │   └── InvalidResponseError       an answer that makes no sense
-    │       ├── RedirectError            a redirect, which is never followed
-    │       └── ResponseTooLargeError        a body over the cap
-    ├── SubmissionUnknownError         whether a submission made a job could not be settled in time
-    └── JobError                  about a job that exists
+    │   ├── JobNotFoundError               the server does not know the job (any more)
+    │   ├── TransientError                 408, 425, 429, 5xx, no connection, no response, a gateway's 404
+    │   │   └── RateLimitError             429
+    │   ├── InvalidResponseError           a response that makes no sense
+    │   │   ├── RedirectError              a redirect, which is never followed
+    │   │   └── ResponseTooLargeError      a response over the limit
+    │   └── ClientClosedError              the client was closed before the request was sent
+    ├── SubmissionUnknownError             whether a submission made a job could not be determined
+    └── JobError                           about a job that exists
         ├── JobFailedError
         ├── JobCancelledError
-        └── JobTimeoutError        the deadline of a wait passed (also a TimeoutError)
+        └── JobTimeoutError                the deadline of a wait passed (also a TimeoutError)
 
 Every error can be pickled, and none of them holds a key.
 """
@@ -54,15 +56,15 @@ class InvalidInputError(NoukaiError, ValueError):
 
 
 class APIError(NoukaiError):
-    """A request did not get the answer that it was made for.
+    """A request did not get the response that it was made for.
 
     Attributes:
-        status_code: The HTTP status, or ``None`` when no answer came.
-        code: The server's own code in upper case, such as ``FLOW_NOT_FOUND``, when it sent one.
+        status_code: The HTTP status, or `None` when there was no response.
+        code: The server's own code in upper case, such as `FLOW_NOT_FOUND`, when it sent one.
         request_id: What to quote to the Noukai support, when the server sent one.
         job_id: The job that the request was about, when it was about one.
         retry_after: How long the server asks to wait, in seconds.
-        passing: Whether the same request may succeed later.
+        retryable: Whether the same request may succeed later.
         never_processed: Whether it is certain that the server did not act on the request.
     """
 
@@ -89,7 +91,7 @@ class APIError(NoukaiError):
 
 
 class PermanentError(APIError):
-    """The server refused for good: sending the same request again cannot help."""
+    """Sending the same request again cannot help."""
 
 
 class BadRequestError(PermanentError):
@@ -113,7 +115,11 @@ class FlowNotFoundError(PermanentError):
 
 
 class ModelKeyRejectedError(PermanentError):
-    """The model provider refused the key that the flow was set up with."""
+    """The model provider rejected the key that the flow was set up with."""
+
+
+class CertificateError(PermanentError):
+    """The server's TLS certificate is not trusted, so nothing was sent."""
 
 
 class CancelUnsupportedError(PermanentError):
@@ -125,7 +131,7 @@ class JobNotFoundError(APIError):
 
 
 class TransientError(APIError):
-    """The service was not reached, was overloaded or failed: a fault that passes."""
+    """The service was not reached, was overloaded or failed; the same request may succeed later."""
 
     retryable = True
 
@@ -135,7 +141,7 @@ class RateLimitError(TransientError):
 
 
 class InvalidResponseError(APIError):
-    """The answer is not what the API is known to send."""
+    """The response is not what the API is known to send."""
 
     retryable = True
 
@@ -145,15 +151,19 @@ class RedirectError(InvalidResponseError):
 
 
 class ResponseTooLargeError(InvalidResponseError):
-    """The answer is larger than ``max_response_bytes``."""
+    """The response is larger than `max_response_bytes`."""
 
     retryable = False
 
 
-class SubmissionUnknownError(NoukaiError):
-    """It could not be settled whether a submission made a job, so nothing more was sent.
+class ClientClosedError(APIError):
+    """The client was closed, so this request was not sent."""
 
-    Submitting again with the same ``submission`` asks the server first, unless the look-up is off.
+
+class SubmissionUnknownError(NoukaiError):
+    """Whether a submission made a job could not be determined, so nothing more was sent.
+
+    Submitting again with the same `submission` asks the server first, unless the look-up is off.
 
     Attributes:
         submission: The identity of the submission.
@@ -169,7 +179,7 @@ class JobError(NoukaiError):
 
     Attributes:
         job_id: The job.
-        status: What was last known of it, or ``None`` when it was never seen.
+        status: Its last known status, or `None`.
     """
 
     def __init__(self, message: str, *, job_id: str, status: JobStatus | None = None) -> None:
@@ -179,7 +189,7 @@ class JobError(NoukaiError):
 
 
 class JobFailedError(JobError):
-    """The job ended as ``failed``."""
+    """The job ended as `failed`."""
 
 
 class JobCancelledError(JobError):
@@ -187,4 +197,4 @@ class JobCancelledError(JobError):
 
 
 class JobTimeoutError(JobError, TimeoutError):
-    """The deadline of a wait passed. The job itself was left alone and may still be running."""
+    """The deadline of a wait passed. The job was left running."""

@@ -45,12 +45,10 @@ def test_a_job_that_has_ended_is_no_error(scripted: MakeClient, server: Scripted
     "response",
     [
         refusal(404, "NOT_FOUND"),
-        respond(404, json={"detail": "Not Found"}),
-        respond(404, html="<html>404</html>"),
         refusal(405),
         refusal(501),
     ],
-    ids=["404 of another code", "404 of the router", "404 of a proxy", "405", "501"],
+    ids=["404 of another code", "405", "501"],
 )
 def test_a_server_without_a_cancel_route(
     scripted: MakeClient, server: ScriptedServer, response: HttpResponse

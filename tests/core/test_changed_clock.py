@@ -6,11 +6,14 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
+
 from noukai_core import Submission
 from noukai_core._api.endpoints import Call, cancel, outcome, submit
 from noukai_core._api.parsing import HttpResponse
 from noukai_core._engine.effects import Effects, Send, Sleep, T, send_with_retries
 from noukai_core._engine.rate_limit import PollRateLimiter
+from noukai_core._engine.sent import SubmissionState
 from noukai_core._engine.submit import submit_once
 from noukai_core._engine.wait import Poller
 from noukai_core._options import ClientOptions
@@ -65,25 +68,30 @@ def test_a_job_made_at_the_end_of_a_long_request_is_found() -> None:
     clock = Turned(respond)
     call = submit(FLOW, None, b"{}", {})
     submitted = clock.run(
-        submit_once(call, Submission.new(), FLOW, clock, recovery_timeout=60, retry_timeout=300)
+        submit_once(
+            call, Submission.new(), FLOW, clock, SubmissionState(), recovery_timeout=60, retry_timeout=300
+        )
     )
     assert submitted.job.id == "job-7"
     assert clock.sent.count("POST") == 1
 
 
-def test_a_job_that_an_earlier_try_submitted_after_minutes_of_refusals_is_found() -> None:
-    """An earlier try may have sent its request minutes after it began, so its job may still show up."""
+@pytest.mark.parametrize("age", [-600, 5, 280, 100_000])
+def test_the_window_of_what_an_earlier_try_sent_begins_with_this_try(age: float) -> None:
+    """However long ago an earlier try began, on whichever clock, its request may have arrived just now."""
 
     def respond(call: Call[Any], now: float) -> HttpResponse | APIError:
         if call.submits:
             return HttpResponse(202, {}, b'{"executionId": "job-8"}')
-        return NOTHING if now < 30 else HttpResponse(200, {}, b'{"executions": [{"executionId": "job-7"}]}')
+        return NOTHING if now < 59 else HttpResponse(200, {}, b'{"executions": [{"executionId": "job-7"}]}')
 
     clock = Turned(respond)
-    began = datetime.now(UTC) - timedelta(seconds=280)
+    began = datetime.now(UTC) - timedelta(seconds=age)
     call = submit(FLOW, None, b"{}", {})
     submission = Submission(Submission.new().id, last_sent_at=began)
-    submitted = clock.run(submit_once(call, submission, FLOW, clock, recovery_timeout=60, retry_timeout=300))
+    submitted = clock.run(
+        submit_once(call, submission, FLOW, clock, SubmissionState(), recovery_timeout=60, retry_timeout=300)
+    )
     assert (submitted.job.id, submitted.at) == ("job-7", began)
     assert "POST" not in clock.sent
 
@@ -113,7 +121,7 @@ def test_one_fault_after_a_pause_longer_than_the_retry_window_is_waited_out() ->
 def test_a_cancel_goes_on_until_the_race_is_over() -> None:
     """A job that the server comes to know in the last second of the race is cancelled."""
     clock = Turned(lambda call, now: MISSING if now < 59 else HttpResponse(200, {}, b"{}"))
-    clock.run(send_with_retries(cancel(FLOW, "job-1"), clock, missing_until=60))
+    clock.run(send_with_retries(cancel(FLOW, "job-1"), clock, race_ends=60))
     assert 59 <= clock.now <= 60
 
 
@@ -121,5 +129,5 @@ def test_a_fault_late_in_the_race_does_not_stop_a_cancel() -> None:
     """The patience with faults counts from the last answer, and a 404 inside the race is one."""
     responses = iter([MISSING] * 4 + [FAULT, HttpResponse(200, {}, b"{}")])
     clock = Turned(lambda call, now: next(responses))
-    clock.run(send_with_retries(cancel(FLOW, "job-1"), clock, missing_until=60))
+    clock.run(send_with_retries(cancel(FLOW, "job-1"), clock, race_ends=60))
     assert len(clock.sent) == 6

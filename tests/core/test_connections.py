@@ -15,7 +15,7 @@ import httpcore
 import httpx
 import pytest
 
-from noukai_core import AsyncNoukai, InvalidInputError, NoukaiError
+from noukai_core import AsyncNoukai, ClientClosedError, NoukaiError
 from noukai_core._api import endpoints
 from noukai_core._engine import schedule
 from noukai_core._http import limiter, transports
@@ -185,7 +185,7 @@ class Crowded(httpx.AsyncBaseTransport):
 
 
 async def test_a_client_that_is_closed_while_a_crowd_waits(key: str) -> None:
-    """Whoever still waits for a connection when the client is closed is told so."""
+    """A request that waits for a connection when the client is closed ends with an error that says so."""
     crowded = Crowded()
     client = AsyncNoukai(key, base_url="https://noukai.test/api/v1", transport=crowded)
     job = client.flow(FLOW).attach("job-1")
@@ -196,7 +196,7 @@ async def test_a_client_that_is_closed_while_a_crowd_waits(key: str) -> None:
     outcomes = await asyncio.gather(*polls, return_exceptions=True)
     late = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
     assert len(late) == 8
-    assert all(isinstance(error, InvalidInputError) and "closed" in str(error) for error in late)
+    assert all(isinstance(error, ClientClosedError) and "closed" in str(error) for error in late)
 
 
 def test_a_stream_is_read_as_httpcores_is() -> None:

@@ -36,12 +36,13 @@ def test_a_submission_that_was_never_made_is_not_found(local: Callable[..., Any]
 
 
 def test_a_job_of_another_flow_is_not_taken_for_it(local: Callable[..., Any]) -> None:
-    """The jobs of other flows under the same identity do not count."""
+    """A job of another flow under the same submission is not taken for its job, and proves no absence."""
     submission = Submission.new()
     client = local()
     client.flow("acme/spelling/other").job("hello", submission=submission)
 
-    assert client.flow(FLOW).find(submission) is None
+    with pytest.raises(SubmissionUnknownError):
+        client.flow(FLOW).find(submission)
 
 
 @pytest.mark.parametrize(

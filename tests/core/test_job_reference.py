@@ -210,9 +210,9 @@ DOCUMENTED = """
 Noukai AsyncNoukai Flow AsyncFlow Job AsyncJob JobState JobStatus JobAccepted ExecuteResult Submission
 ApiKey KeyInfo RunTrace RunUrlTemplate TraceStep NoukaiError InvalidInputError APIError PermanentError
 BadRequestError AuthenticationError InsufficientCreditsError PermissionDeniedError FlowNotFoundError
-ModelKeyRejectedError CancelUnsupportedError JobNotFoundError TransientError RateLimitError
-InvalidResponseError RedirectError ResponseTooLargeError SubmissionUnknownError JobError JobFailedError
-JobCancelledError JobTimeoutError
+ModelKeyRejectedError CancelUnsupportedError CertificateError ClientClosedError JobNotFoundError
+TransientError RateLimitError InvalidResponseError RedirectError ResponseTooLargeError
+SubmissionUnknownError JobError JobFailedError JobCancelledError JobTimeoutError
 """
 
 

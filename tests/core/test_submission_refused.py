@@ -32,7 +32,6 @@ SURELY_NOT_PROCESSED: dict[str, HttpResponse | Exception] = {
     "refused": httpx.ConnectError("[Errno 111] Connection refused"),
     "never connected": httpx.ConnectTimeout("no route"),
     "429": refusal(429, "RATE_LIMITED", Retry_After="1"),
-    "503": refusal(503, "OVERLOADED", Retry_After="1"),
 }
 
 
@@ -40,7 +39,7 @@ SURELY_NOT_PROCESSED: dict[str, HttpResponse | Exception] = {
 def test_what_was_surely_not_processed_is_sent_again(
     scripted: MakeClient, server: ScriptedServer, kind: str
 ) -> None:
-    """A refused connection, a 429 or a 503 that says when: sent again, and no session is asked."""
+    """A refused connection or a 429 is retried, and no session is asked."""
     server.on("submit", SURELY_NOT_PROCESSED[kind], accepted("job-8"))
     assert scripted().flow(FLOW).job(message="hello").id == "job-8"
     assert (len(server.made("submit")), len(server.made("session")), len(server.identities)) == (2, 0, 1)
@@ -124,7 +123,7 @@ REFUSALS: list[Any] = [
     (402, "INSUFFICIENT_CREDITS", InsufficientCreditsError),
     (403, "", PermissionDeniedError),
     (404, "FLOW_NOT_FOUND", FlowNotFoundError),
-    (404, "", FlowNotFoundError),
+    (404, "NO_SUCH_VERSION", FlowNotFoundError),
     (500, "BYOK_KEY_REJECTED", ModelKeyRejectedError),
     (502, "byok_key_rejected", ModelKeyRejectedError),
     (503, "BYOK_KEY_REJECTED", ModelKeyRejectedError),

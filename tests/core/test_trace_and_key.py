@@ -76,7 +76,7 @@ def test_a_trace_that_cannot_be_read(
     scripted: MakeClient, server: ScriptedServer, status: int, kind: type[APIError]
 ) -> None:
     """Servers need not show traces to API keys: that is an error at once, which names the job."""
-    server.on("trace", refusal(status))
+    server.on("trace", refusal(status, "REFUSED"))
     with pytest.raises(kind) as caught:
         scripted().flow(FLOW).attach("job-1").trace()
     assert caught.value.job_id == "job-1"

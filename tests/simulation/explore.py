@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from noukai_core._engine import rate_limit, schedule
+from noukai_core._engine import rate_limit, schedule, sent
 from tests.simulation.choices import Choices, Decision
 from tests.simulation.clock import Clock, LivingClock, living_in
 from tests.simulation.coverage import State, states
@@ -87,6 +87,7 @@ def run(seed: int, replayed: Mapping[Decision, int] | None = None, *, told: bool
 def _forget_processes(choices: Choices) -> None:
     """Forget what the core keeps for the life of a process; what it keeps by key differs in each process."""
     rate_limit._limiter.cache_clear()
+    sent._registry.cache_clear()
     schedule._FIRST_TICK = choices.jitter.random() * schedule.TICK
 
 

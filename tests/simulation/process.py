@@ -53,24 +53,30 @@ class Runner:
 
     async def run(self, effects: Effects[T]) -> T:
         outcome: Any = None
-        while True:
-            try:
-                effect = effects.send(outcome)
-            except StopIteration as end:
-                decided: T = end.value
-                return decided
-            outcome = await Effect(effect)
+        try:
+            while True:
+                try:
+                    effect = effects.send(outcome)
+                except StopIteration as end:
+                    decided: T = end.value
+                    return decided
+                outcome = await Effect(effect)
+        finally:
+            effects.close()
 
     async def show(self, effects: Effects[Any]) -> AsyncGenerator[JobStatus, None]:
         outcome: Any = None
-        while True:
-            try:
-                effect = effects.send(outcome)
-            except StopIteration:
-                return
-            if isinstance(effect, Emit):
-                yield effect.status
-            outcome = await Effect(effect)
+        try:
+            while True:
+                try:
+                    effect = effects.send(outcome)
+                except StopIteration:
+                    return
+                if isinstance(effect, Emit):
+                    yield effect.status
+                outcome = await Effect(effect)
+        finally:
+            effects.close()
 
     async def aclose(self) -> None:
         pass

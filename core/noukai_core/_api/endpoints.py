@@ -39,7 +39,14 @@ T = TypeVar("T")
 # Numbers that are larger make no sense, and their sum may be more than Decimal can hold.
 _MOST_DIGITS = 100
 
-_WAITING_STATES = {"started": JobState.PENDING, "queued": JobState.PENDING}
+_OTHER_WORDS = {
+    "started": JobState.PENDING,
+    "queued": JobState.PENDING,
+    "succeeded": JobState.COMPLETED,
+    "error": JobState.FAILED,
+    "canceled": JobState.CANCELLED,
+}
+"""Words for a state beside the five."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +80,7 @@ def outcome(call: Call[T], response: HttpResponse | APIError, key: str) -> T | A
 class Execution(NamedTuple):
     """What a session's list tells of one execution."""
 
-    id: str
+    id: str | None
     slug: str | None
     trigger: str | None
     started_at: str | None
@@ -146,7 +153,7 @@ def cancel(flow: FlowPath, job_id: str) -> Call[None]:
 
 def _no_cancel_route(error: APIError) -> bool:
     if error.status_code == 404:
-        return error.code != "JOB_NOT_FOUND"
+        return not error.retryable and error.code != "JOB_NOT_FOUND"
     return error.status_code in (405, 501)
 
 
@@ -155,7 +162,7 @@ def session(session_id: str) -> Call[tuple[Execution, ...]]:
     operation = f"Looking up what was submitted as {session_id}"
 
     def read(response: HttpResponse) -> tuple[Execution, ...]:
-        if response.status_code == 404 and is_own_404(response):
+        if is_own_404(response):
             return ()
         listed: object = object_of(response, operation).get("executions")
         if not is_list(listed):
@@ -226,7 +233,7 @@ def _state(value: Mapping[str, Any]) -> str | None:
         word = value.get(name)
         if isinstance(word, str) and word.strip():
             state = one_line(word).lower()[:100]
-            return _WAITING_STATES.get(state, state)
+            return _OTHER_WORDS.get(state, state)
     return None
 
 
@@ -246,14 +253,12 @@ def _progress(value: object) -> dict[str, Any] | None:
 def _executions(listed: Sequence[Any]) -> Iterator[Execution]:
     for entry in listed:
         value = mapping_of(entry)
-        job_id = _id(value)
-        if job_id is not None:
-            yield Execution(
-                job_id,
-                _text(value, "slug"),
-                _text(value, "triggerType", "trigger_type"),
-                _text(value, "startedAt", "started_at"),
-            )
+        yield Execution(
+            _id(value),
+            _text(value, "slug"),
+            _text(value, "triggerType", "trigger_type"),
+            _text(value, "startedAt", "started_at"),
+        )
 
 
 def _step(value: Mapping[str, Any]) -> TraceStep:

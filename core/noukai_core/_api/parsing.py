@@ -46,6 +46,10 @@ _ADVICE: dict[type[APIError], str] = {
     InvalidResponseError: "Check base_url, and whether a proxy answers in the server's place.",
 }
 
+_FOREIGN_404 = (
+    "This 404 is not in the service's own form: check base_url, and the gateway or proxy before it."
+)
+
 
 @dataclass(frozen=True)
 class HttpResponse:
@@ -116,13 +120,14 @@ def error_of(
 ) -> APIError:
     """Return the error that an answer without success stands for."""
     code, said = _server_words(response.body)
-    error_type = _error_type(response.status_code, code, missing)
+    error_type = _error_type(response, code, missing)
     words = f": {said}" if said else ""
     headline = f"{operation}: HTTP {response.status_code}{f' {code}' if code else ''}{words}"
     return _error(error_type, response, headline, job_id=job_id, code=code)
 
 
-def _error_type(status: int, code: str | None, missing: type[APIError]) -> type[APIError]:
+def _error_type(response: HttpResponse, code: str | None, missing: type[APIError]) -> type[APIError]:
+    status = response.status_code
     if code == "BYOK_KEY_REJECTED":
         return ModelKeyRejectedError
     if 300 <= status < 400:
@@ -136,8 +141,10 @@ def _error_type(status: int, code: str | None, missing: type[APIError]) -> type[
             return InsufficientCreditsError
         case 403:
             return PermissionDeniedError
-        case 404:
+        case 404 if is_own_404(response):
             return FlowNotFoundError if code == "FLOW_NOT_FOUND" else missing
+        case 404:
+            return TransientError
         case 429:
             return RateLimitError
         case _ if status in _TRANSIENT or status >= 500:
@@ -153,6 +160,8 @@ def _error(
 ) -> E:
     quoted = f" (request id {response.request_id})" if response.request_id else ""
     advice = f" {_ADVICE[error_type]}" if error_type in _ADVICE else ""
+    if response.status_code == 404 and error_type is TransientError:
+        advice = f" {_FOREIGN_404}"
     pause = retry_after(response.headers.get("retry-after"))
     return error_type(
         f"{headline}{quoted}.{advice}",
@@ -161,8 +170,7 @@ def _error(
         request_id=response.request_id,
         job_id=job_id,
         retry_after=pause,
-        never_processed=response.status_code in (425, 429)
-        or (response.status_code == 503 and pause is not None),
+        never_processed=response.status_code in (425, 429),
     )
 
 
@@ -183,13 +191,15 @@ def retry_after(value: str | None, now: datetime | None = None) -> float | None:
 
 
 def is_own_404(response: HttpResponse) -> bool:
-    """Tell whether a 404 is the service's own, and not that of a proxy or of a server without the route.
+    """Tell whether a response is a 404 of the service itself, in its own form: with a code in `detail`.
 
-    A router without the route answers ``{"detail": "Not Found"}`` and nothing else. To believe that no job
-    exists because such a server says 404 would be to submit a second one.
+    Gateways and routers send a 404 as well, many as JSON, and it means nothing about a job. To believe one
+    would be to give up a job that exists, or to submit a second one.
     """
-    body = _json(response.body)
-    return is_mapping(body) and body.get("detail") != "Not Found"
+    if response.status_code != 404:
+        return False
+    code = mapping_of(mapping_of(_json(response.body)).get("detail")).get("code")
+    return isinstance(code, str) and bool(code.strip())
 
 
 def mapping_of(value: object) -> Mapping[str, Any]:

@@ -1,8 +1,9 @@
-"""How a decision asks its shell for I/O.
+"""How a decision asks its driver for I/O.
 
-A decision that takes more than one request is a generator. It yields what it wants done, and is sent what
-came of it; the blocking and the async shell run the same generator. So what is decided is written once, and
-can be tested with a clock that a test turns by hand.
+A decision that takes more than one request is a generator. It yields the effects that it wants, and is sent
+what came of them; the blocking and the async driver run the same generator. So a decision is written once,
+and can be tested on a virtual clock. A driver that stops early closes the generator, which lets go of what it
+holds.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from noukai_core._api.endpoints import Call
 from noukai_core._engine import schedule
-from noukai_core.errors import APIError, JobNotFoundError
+from noukai_core.errors import APIError, FlowNotFoundError, JobNotFoundError
 from noukai_core.models import JobStatus
 
 T = TypeVar("T")
@@ -24,14 +25,14 @@ Clock: TypeAlias = Callable[[], float]
 
 @dataclass(frozen=True)
 class Sleep:
-    """Sleep for so many seconds. Nothing is sent back."""
+    """Sleep for some seconds. Nothing is sent back."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
 class Send:
-    """Send a call. What it read is sent back, or the ``APIError`` that it stands for."""
+    """Send a call. What it read is sent back, or the `APIError` that it stands for."""
 
     call: Call[Any]
     timeout: float | None = None
@@ -47,16 +48,27 @@ class Emit:
 Effects: TypeAlias = Generator[Sleep | Send | Emit, Any, T]
 
 
+def may_turn_up(error: APIError, now: float, race_ends: float) -> bool:
+    """Tell whether a job that the service does not know may only not be written down yet.
+
+    Args:
+        error: The outcome of a request about the job.
+        now: Seconds, from any beginning.
+        race_ends: Until when, on that clock, a job that was just submitted may be unknown.
+    """
+    return isinstance(error, JobNotFoundError | FlowNotFoundError) and now < race_ends
+
+
 def send_with_retries(
-    call: Call[T], clock: Clock, timeout: float | None = None, missing_until: float = -math.inf
+    call: Call[T], clock: Clock, timeout: float | None = None, race_ends: float = -math.inf
 ) -> Effects[T]:
-    """Send a call that may be repeated without harm, again and again for a few seconds while faults pass.
+    """Send a call that may be repeated without harm, and retry transient errors for a few seconds.
 
     Args:
         call: The call.
         clock: Seconds, from any beginning.
         timeout: Seconds for one request.
-        missing_until: Until when, on that clock, an unknown job may still turn up.
+        race_ends: Until when, on that clock, a job that is not known is asked for again.
     """
     retry_window_ends = clock() + schedule.SHORT_RETRY_WINDOW
     failures = missing = 0
@@ -65,10 +77,10 @@ def send_with_retries(
         if not isinstance(outcome, APIError):
             return outcome
         now = clock()
-        if isinstance(outcome, JobNotFoundError) and now < missing_until:
-            # The server answers, so the patience with faults begins anew.
+        if may_turn_up(outcome, now, race_ends):
+            # The service answers, so the retry window begins again.
             failures, missing = 0, missing + 1
-            pause = min(schedule.backoff(missing), missing_until - now)
+            pause = min(schedule.backoff(missing), race_ends - now)
             retry_window_ends = now + pause + schedule.SHORT_RETRY_WINDOW
         else:
             failures += 1

@@ -1,13 +1,14 @@
-"""Wait for a job: cheaply, promptly, through passing faults, and never beyond the deadline."""
+"""Wait for a job: cheaply, promptly, through transient errors, and never beyond the deadline."""
 
 from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Generator
 
 from noukai_core._api import endpoints
 from noukai_core._engine import schedule
-from noukai_core._engine.effects import Clock, Effects, Emit, Send, Sleep
+from noukai_core._engine.effects import Clock, Effects, Emit, Send, Sleep, may_turn_up
 from noukai_core._engine.rate_limit import PollRateLimiter
 from noukai_core._options import ClientOptions
 from noukai_core._validation import FlowPath
@@ -24,11 +25,11 @@ class Poller:
         flow: The flow of the job.
         job_id: The job.
         settings: How the client waits.
-        limiter: The looks that all jobs share.
+        limiter: The rate limit that all jobs share.
         clock: Seconds, from any beginning.
         submitted_at: When the job was submitted, on that clock, as far as it is known.
         timeout: Seconds until the deadline; ``None`` for none.
-        interval: A fixed pause between looks, in seconds.
+        interval: A fixed pause between polls, in seconds.
         last_status: What is known of the job already; a change is logged, but not that it is still so.
     """
 
@@ -69,17 +70,15 @@ class Poller:
         return self._logged
 
     def effects(self) -> Effects[JobStatus]:
-        """Look until the job has ended, and show each status that tells something new.
+        """Poll until the job has ended, and emit each status that says something new.
 
         Raises:
             JobTimeoutError: The deadline passed.
-            APIError: The server refused for good, lost the job, or gave no good answer for too long.
+            APIError: The server rejected the request, does not know the job, or did not respond for too long.
         """
-        while True:
-            yield Sleep(min(self._limiter.reserve(self._clock()), self._left()))
-            outcome: JobStatus | APIError = yield Send(
-                self._call, schedule.poll_timeout(self._settings.timeout, self._left())
-            )
+        while (yield from self._reach_slot()):
+            timeout = schedule.poll_timeout(self._settings.timeout, self._left(), self._timeout or math.inf)
+            outcome: JobStatus | APIError = yield Send(self._call, timeout)
             if isinstance(outcome, APIError):
                 pause = self._after_error(outcome)
             else:
@@ -91,8 +90,24 @@ class Poller:
                     self._clock(), schedule.pause_before_poll(self._age(), self._interval)
                 )
             if self._left() == 0:
-                raise self._timed_out()
+                break
             yield Sleep(min(pause, self._left()))
+        raise self._timed_out()
+
+    def _reach_slot(self) -> Generator[Sleep, None, bool]:
+        """Sleep until a slot of the rate limit, and tell whether it came before the deadline."""
+        now = self._clock()
+        slot = self._limiter.reserve(now)
+        if slot - now > self._left():
+            self._limiter.release(slot, now)
+            yield Sleep(self._left())
+            return False
+        try:
+            yield Sleep(slot - now)
+        except BaseException:
+            self._limiter.release(slot, self._clock())
+            raise
+        return True
 
     def _left(self) -> float:
         return max(0.0, self._deadline - self._clock())
@@ -101,9 +116,9 @@ class Poller:
         return max(0.0, self._clock() - self._submitted_at)
 
     def _after_response(self, status: JobStatus) -> bool:
-        """Take note of a good answer, and tell whether it says something new."""
+        """Take note of a status, and tell whether it says something new."""
         if self._failures:
-            log.info("%s: looks work again; failed in a row: %d", self._name, self._failures)
+            log.info("%s: polling recovered after %d failures", self._name, self._failures)
         self._failures, self._last_error = 0, None
         self._limiter.last_success_at = self._clock()
         before, self._status = self._status, status
@@ -118,20 +133,20 @@ class Poller:
         change = status.state if before is None else f"{before.state} → {status.state}"
         log.info("%s: %s", self._name, change)
         if not isinstance(status.state, JobState):
-            log.warning("%s: the state %r is not known here; waiting on", self._name, str(status.state))
+            log.warning("%s: unknown state %r (polling continues)", self._name, str(status.state))
 
     def _after_error(self, error: APIError) -> float:
-        """Return the pause after a look that failed, or raise when waiting on is of no use."""
+        """Return the pause after a poll that failed, or raise when another poll cannot help."""
         now = self._clock()
         usual = schedule.pause_before_poll(self._age(), self._interval)
-        if error.status_code == 404 and now < self._race_ends:
+        if may_turn_up(error, now, self._race_ends):
             self._failures, self._last_error = 0, None
             return min(usual, self._race_ends - now)
         if self._failures == 0:
-            # Not since the last good answer: the pause before this look may be longer than the patience.
+            # Not since the last success: the pause before this poll may be longer than the retry window.
             self._failing_since = now
         limited = isinstance(error, RateLimitError)
-        # Whoever is turned away while the server is busy with others waits on as long as they are served.
+        # A wait that is turned away while the server is busy with others goes on while they succeed.
         since = max(self._failing_since, self._limiter.last_success_at) if limited else self._failing_since
         retry_window_ends = since + self._settings.retry_timeout
         if not error.retryable or now >= retry_window_ends:
@@ -142,7 +157,7 @@ class Poller:
         self._last_error = error
         if self._failures == 1:
             log.warning(
-                "%s: a look failed; waiting on for up to %.0f s: %s",
+                "%s: poll failed (retrying for up to %.0f s): %s",
                 self._name,
                 retry_window_ends - now,
                 error,
@@ -151,10 +166,11 @@ class Poller:
         return min(pause, retry_window_ends - now)
 
     def _timed_out(self) -> JobTimeoutError:
-        state = self._status.state if self._status else "not seen yet"
-        fault = f"; the last look failed: {self._last_error}" if self._last_error else ""
+        state = self._status.state if self._status else "not known yet"
+        error = f"; the last poll failed: {self._last_error}" if self._last_error else ""
         return JobTimeoutError(
-            f"{self._name} did not end within {self._timeout:g} s (last state: {state}{fault}).",
+            f"{self._name}: timed out after {self._timeout:g} s (last state: {state}{error}). The job was "
+            "left running.",
             job_id=self._job_id,
             status=self._status,
         )

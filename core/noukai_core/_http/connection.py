@@ -20,6 +20,7 @@ from noukai_core._options import ClientOptions
 from noukai_core._validation import ApiKey
 from noukai_core.errors import (
     APIError,
+    ClientClosedError,
     InvalidInputError,
     InvalidResponseError,
     ResponseTooLargeError,
@@ -65,9 +66,14 @@ class BaseConnection:
             "Accept-Encoding": "gzip",
         }
 
+    def _client_closed(self, call: Call[Any]) -> ClientClosedError:
+        return ClientClosedError(
+            f"{call.operation}: not sent, as the client is closed; make a new one",
+            job_id=call.job_id,
+            never_processed=True,
+        )
+
     def _request(self, call: Call[Any], timeout: float) -> HttpRequest:
-        if self._closed:
-            raise InvalidInputError(f"{call.operation}: the client is closed; make a new one")
         headers = {**self._headers, **call.headers}
         if call.body is not None:
             headers["Content-Type"] = "application/json"
@@ -106,6 +112,8 @@ class Connection(BaseConnection):
     def send(self, call: Call[Any], timeout: float | None = None) -> HttpResponse | APIError:
         """Send a call once; every fault comes back as a value, without what it was raised from."""
         allowed = self._settings.timeout if timeout is None else timeout
+        if self._closed:
+            return self._client_closed(call)
         request = self._request(call, allowed)
         try:
             return self._transport.exchange(request, self._settings.max_response_bytes)
@@ -144,7 +152,9 @@ class AsyncConnection(BaseConnection):
             self._room.leave()
 
     async def _exchange(self, call: Call[Any], allowed: float) -> HttpResponse | APIError:
-        request = self._request(call, allowed)  # not before: the client may be closed meanwhile
+        if self._closed:  # not before: the client may be closed meanwhile
+            return self._client_closed(call)
+        request = self._request(call, allowed)
         try:
             async with asyncio.timeout(allowed + _OWN_TIMEOUTS_FIRST):
                 return await self._transport.exchange(request, self._settings.max_response_bytes)

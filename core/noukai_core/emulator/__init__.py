@@ -60,7 +60,7 @@ script file is one JSON object that maps flows to specifications:
 - `truncated`: The response is cut off in the middle.
 - `nonsense`: A response that makes no sense: `body`, `content_type`, `status` (200).
 - `not_found`: 404: no such job, flow, run or session. It affects polls unless `on` is given.
-- `no_cancel`: There is no cancel route: 404 as for an unknown path, or `status` (405, 501).
+- `no_cancel`: There is no cancel route: 405, or `status` (501; 404 as for an unknown path proves nothing).
 - `expired_key`: 401.
 - `redirect`: A redirect to `location`, with `status` (307).
 - `race`: The server does not know the submitted job for the next `seconds` (5).

@@ -80,7 +80,7 @@ def faulty_response(fault: Fault, kind: str, response: Response | None) -> Respo
         case "not_found":
             return rejected(no_such(_NOT_FOUND.get(kind, "job")))
         case "no_cancel":
-            status = options.get("status", 404)
+            status = options.get("status", 405)
             return JSONResponse({"detail": "Method Not Allowed" if status == 405 else "Not Found"}, status)
         case "expired_key":
             return rejected(unauthorised("The API key has expired."))

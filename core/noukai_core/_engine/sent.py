@@ -1,0 +1,103 @@
+"""What this process knows of its submissions, so that passing one again makes no second job."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from typing import TypeAlias
+
+from noukai_core._validation import FlowPath
+
+MAX_REMEMBERED = 10_000
+"""How many submissions are remembered for one server and key; the oldest are forgotten first."""
+
+SubmissionKey: TypeAlias = tuple[FlowPath, str]
+"""A flow and the id of a submission to it."""
+
+
+@dataclass(slots=True)
+class SubmissionState:
+    """What is known of one submission.
+
+    Attributes:
+        possibly_sent_at: When it was last possibly sent; `None` when there is surely no job.
+        job_id: Its job, once that is known.
+        submitted_at: When the job was submitted.
+        busy: Whether a call is submitting it now.
+    """
+
+    possibly_sent_at: datetime | None = None
+    job_id: str | None = None
+    submitted_at: datetime | None = None
+    busy: bool = False
+
+
+class SubmissionRegistry:
+    """The submissions of one process to one server, with one key. Threads share it.
+
+    Args:
+        max_remembered: How many are remembered.
+    """
+
+    def __init__(self, max_remembered: int = MAX_REMEMBERED) -> None:
+        self._max_remembered = max_remembered
+        self._states: OrderedDict[SubmissionKey, SubmissionState] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def begin(self, key: SubmissionKey) -> SubmissionState | None:
+        """Return what is known of a submission, for one call alone; `None` while another call has it."""
+        with self._lock:
+            state = self._states.setdefault(key, SubmissionState())
+            if state.busy:
+                return None
+            state.busy = True
+            self._states.move_to_end(key)
+            return state
+
+    def end(self, key: SubmissionKey) -> None:
+        """Let other calls have a submission, and forget one of which there is nothing to know."""
+        with self._lock:
+            state = self._states[key]
+            state.busy = False
+            if state.possibly_sent_at is None and state.job_id is None:
+                del self._states[key]
+            while len(self._states) > self._max_remembered:
+                oldest = next((key for key, state in self._states.items() if not state.busy), None)
+                if oldest is None:
+                    break
+                del self._states[oldest]
+
+    def after_fork(self) -> None:
+        """Make it usable in a child process, where the calls of the parent's threads do not exist."""
+        self._lock = threading.Lock()
+        for state in self._states.values():
+            state.busy = False
+
+
+def shared_registry(base_url: str, api_key: str) -> SubmissionRegistry:
+    """Return the registry that every client of this process shares which has the same server and key."""
+    return _registry(base_url, hashlib.sha256(api_key.encode()).hexdigest())
+
+
+_registries: list[SubmissionRegistry] = []
+
+
+@cache
+def _registry(base_url: str, key_digest: str) -> SubmissionRegistry:
+    registry = SubmissionRegistry()
+    _registries.append(registry)
+    return registry
+
+
+def _after_fork() -> None:
+    for registry in _registries:
+        registry.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
