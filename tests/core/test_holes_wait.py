@@ -58,13 +58,12 @@ def test_a_gateways_404_ends_no_wait(client: Any, service: RawService, gateway: 
 def test_a_gateways_404_says_nothing_about_a_job(
     client: Any, service: RawService, gateway: str, operation: str
 ) -> None:
-    """Calls about a job retry it, and then say that the service was not reached."""
+    """Calls about a job end with a transient error, and never with one about the job."""
     page = FOREIGN_404[gateway]
     service.on("poll", page).on("cancel", page).on("trace", page)
     with pytest.raises(TransientError, match="404") as caught:
         getattr(client.flow(FLOW).attach("job-1"), operation)()
     assert caught.value.job_id == "job-1"
-    assert len(service.requests) > 1
 
 
 @pytest.mark.parametrize("operation", ["status", "cancel", "trace", "wait"])
@@ -137,7 +136,8 @@ async def test_a_crowd_that_leaves_delays_no_later_wait(key: str, service: RawSe
             wait.cancel()
         await asyncio.gather(*waits, return_exceptions=True)
         service.on("poll", COMPLETED)
-        assert (await flow.attach("job-x").wait(timeout_ms=5_000)).output == "done"
+        async with asyncio.timeout(20):  # with those slots still taken, it would be fifty seconds
+            assert (await flow.attach("job-x").wait()).output == "done"
 
 
 async def test_many_waits_with_one_deadline_stay_within_the_rate_limit(key: str, service: RawService) -> None:
