@@ -1,4 +1,4 @@
-"""Runs `peer_services.py`, the server of the benchmarks that look over TLS."""
+"""Runs `peer_services.py`, the server of the benchmarks that poll over TLS."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 @contextmanager
 def local_services(folder: Path) -> Iterator[tuple[str, str]]:
-    """Run the server in a process of its own; tell its address, and the file of certificates to trust."""
+    """Run the server in a separate process; return its address, and the file of certificates to trust."""
     command = [sys.executable, Path(__file__).with_name("peer_services.py"), folder]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:

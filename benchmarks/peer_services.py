@@ -1,4 +1,4 @@
-"""The server of the benchmarks over TLS: a local Noukai, and what dbt Cloud and Databricks answer.
+"""The server of the benchmarks over TLS: a local Noukai, and the responses of dbt Cloud and Databricks.
 
     peer_services.py FOLDER
 
@@ -77,7 +77,7 @@ class PeerServices:
         return JSONResponse({"data": data, "status": {"code": 200, "is_success": True}})
 
     async def databricks_run(self, request: Request) -> JSONResponse:
-        # Prefect's integration asks by a query, Airflow's provider by a body.
+        # Prefect's integration requests with a query, Airflow's provider with a body.
         asked = request.query_params or await request.json()
         run = self.runs[int(asked["run_id"])]
         done = run.poll()
@@ -109,7 +109,7 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     own.write_bytes(private + certificate)
-    # A new client reads the usual certificates too: that is a part of what a new client for each look costs.
+    # A new client also reads the usual certificates: that is part of the cost of a new client for each poll.
     trusted = folder / "certificates.pem"
     trusted.write_bytes(Path(certifi.where()).read_bytes() + certificate)
     return own, trusted

@@ -1,4 +1,4 @@
-"""One loop of `prefect_peers.py`, in a process of its own: `prefect_peer_loops.py LOOP SECONDS ADDRESS`."""
+"""One loop of `prefect_peers.py`, in a separate process: `prefect_peer_loops.py LOOP SECONDS ADDRESS`."""
 
 from __future__ import annotations
 

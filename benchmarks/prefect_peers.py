@@ -8,12 +8,12 @@ prefect-databricks, each with its defaults. All loops run in one environment, ea
 its own, against one local server and one Prefect server. The rounds of a loop run side by side, as they do
 nothing but wait; the loops run one after the other. The table has the medians.
 
-- `requests`: those that reached the server. Ours are one submission and the looks; the peers only look.
+- `requests`: those that reached the server. Ours are one submission and the polls; the peers only poll.
 - `lag`: from the job's end until the call returned, in seconds.
 - `CPU`: seconds, of the whole process without its imports. The flow that only sleeps shows Prefect's part.
 
 A duration of 30 s is a multiple of the peers' interval of 10 s, and so the best case of a fixed interval;
-35 s is the middle between two looks.
+35 s is the middle between two polls.
 """
 
 from __future__ import annotations

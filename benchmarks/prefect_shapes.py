@@ -1,4 +1,4 @@
-"""One shape of `prefect_jobs.py`, in a process of its own: `prefect_shapes.py SHAPE JOBS BASE_URL`."""
+"""One shape of `prefect_jobs.py`, in a separate process: `prefect_shapes.py SHAPE JOBS BASE_URL`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def mapped_async(credentials: NoukaiCredentials, jobs: int) -> int:
 
 
 async def bare(base_url: str, jobs: int) -> int:
-    """Submit all jobs, then look at one after the other at the same rate, until all have ended."""
+    """Submit all jobs, then poll them one after the other at the same rate, until all have ended."""
     headers = {"Authorization": f"Bearer {KEY}"}
     address = f"{base_url}/seq/{FLOW}/jobs"
     room = asyncio.Semaphore(MAX_CONCURRENCY)

@@ -1,6 +1,6 @@
 """How many waiting jobs does one triggerer carry? Computed from what `triggerer.py` has measured.
 
-Measured are the processor time of a look, of a trigger that only waits, and of the supervisor, and the memory
+Measured are the processor time of a poll, of a trigger that only waits, and of the supervisor, and the memory
 of a trigger. Computed is the rest, for jobs whose durations are log-uniform from 2 s to 2 h, under the bounds
 that are set here: half of a core for the runner, half for the supervisor, and 4 GB.
 """
@@ -37,14 +37,14 @@ class UnitCosts:
 
 
 def max_polls_per_second() -> float:
-    """Return how often a waiting job is looked at, on average over all the time that jobs wait."""
+    """Return how often a waiting job is polled, on average over all the time that jobs wait."""
     dice = random.Random(SEED)
     jobs = durations(JOBS, dice)
     return mean(follow(SCHEDULES[0], duration, dice)[1] for duration in jobs) / mean(jobs)
 
 
 def on_paper(costs: UnitCosts) -> str:
-    """Tell what one triggerer carries, what limits it first, and what a hundred thousand jobs take."""
+    """Print what one triggerer supports, what limits it first, and what a hundred thousand jobs need."""
     rate = max_polls_per_second()
     carried = {
         "half a core of the runner": CORE / (costs.waiting + costs.poll * rate),

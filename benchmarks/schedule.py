@@ -1,4 +1,4 @@
-"""How soon is the end of a job seen, and for how many looks? The real policy code against fixed intervals.
+"""How soon is the end of a job seen, and with how many polls? The real schedule against fixed intervals.
 
     .venv/prefect/bin/python benchmarks/schedule.py [--picture docs/schedule.svg]
 
@@ -28,14 +28,14 @@ Pause = Callable[[float, float], float]
 
 @dataclass(frozen=True)
 class Schedule:
-    """A way to decide when to look next."""
+    """A way to decide when to poll next."""
 
     name: str
     pause: Pause
 
 
 def fixed(seconds: float) -> Schedule:
-    """Look at fixed intervals."""
+    """Poll at fixed intervals."""
     return Schedule(f"every {seconds:g} s", lambda age, jitter: seconds)
 
 
@@ -46,7 +46,7 @@ SCHEDULES = [
 
 
 def follow(schedule: Schedule, duration: float, dice: random.Random) -> tuple[float, int]:
-    """Wait for one job; return the lag and the number of looks."""
+    """Wait for one job; return the lag and the number of polls."""
     now, polls = 0.0, 1
     while now < duration:
         now += schedule.pause(now, dice.random())
@@ -60,7 +60,7 @@ def durations(count: int, dice: random.Random) -> list[float]:
 
 
 def main() -> None:
-    """Print the table, and draw the picture when asked to."""
+    """Print the table, and draw the picture on request."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--picture", type=Path, help="write an SVG with the curves")
     arguments = parser.parse_args()
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def picture() -> str:
-    """Draw lag and looks over the duration, both axes logarithmic, as an SVG."""
+    """Draw lag and polls over the duration, both axes logarithmic, as an SVG."""
     points = 60
     spread = [SHORTEST * (LONGEST / SHORTEST) ** (place / (points - 1)) for place in range(points)]
     panels = [("lag as a share of the job's duration", 1e-4, 20.0, 0), ("looks at one job", 1.0, 5000.0, 1)]

@@ -1,4 +1,4 @@
-"""How soon does a task succeed after its short job has ended: looked for inline first, or deferred at once?
+"""How soon does a task succeed after its short job has ended: polled inline first, or deferred at once?
 
     .venv/airflow/bin/python benchmarks/short_jobs.py
 

@@ -1,4 +1,4 @@
-"""What one look at a job costs the processor, by the transport that carries it.
+"""What one poll of a job costs the processor, by the transport that carries it.
 
     .venv/airflow-peers/bin/python benchmarks/transports.py
 
@@ -91,7 +91,7 @@ TRANSPORTS = {each.__name__: each for each in (bare_aiohttp, bare_httpx, bare_ht
 
 
 async def measure(name: str, base_url: str, certificate: str, jobs: list[str]) -> float:
-    """Return the processor seconds of one look."""
+    """Return the processor seconds of one poll."""
     context = ssl.create_default_context(cafile=certificate)
     async with AsyncExitStack() as stack:
         poll = await TRANSPORTS[name](stack, base_url, context)
@@ -109,7 +109,7 @@ async def measure(name: str, base_url: str, certificate: str, jobs: list[str]) -
 
 
 def main() -> None:
-    """Measure one transport when named, else each in a process of its own, and print the table."""
+    """Measure one transport if it is named, otherwise each in a separate process, and print the table."""
     if len(sys.argv) > 1:
         name, base_url, certificate = sys.argv[1:]
         print(asyncio.run(measure(name, base_url, certificate, json.load(sys.stdin))))

@@ -1,4 +1,4 @@
-"""A thousand deferred jobs in a real triggerer, looked at every 10 s over TLS, beside its peers.
+"""A thousand deferred jobs in a real triggerer, polled every 10 s over TLS, beside its peers.
 
     .venv/airflow-peers/bin/python benchmarks/triggerer.py [sleep bare spread noukai databricks dbt]
 
@@ -98,7 +98,7 @@ class Services:
         return self._runs[kind]
 
     def polls(self, kind: str) -> int:
-        """Count the looks of one kind of triggers so far."""
+        """Count the polls of one kind of triggers so far."""
         if kind in self._runs:
             polls: int = self._client.get(f"/benchmark/runs/{self._runs[kind]}").json()["requests"]
             return polls
@@ -226,7 +226,7 @@ def line_of(kind: str, spent: dict[str, Spent]) -> str:
 
 
 def unit_costs(asleep: Spent, ours: Spent) -> UnitCosts:
-    """Return what one look and one waiting trigger cost."""
+    """Return what one poll and one waiting trigger cost."""
     return UnitCosts(
         poll=(ours.runner - asleep.runner) / 60 / ours.polls,
         waiting=asleep.runner / 60 / TRIGGERS,
@@ -259,7 +259,7 @@ class Watched:
         self._component = Component("triggerer", command, settings, self._log)
 
     def __enter__(self) -> Self:
-        """Start it, and return once all of its triggers have looked."""
+        """Start it, and return once all of its triggers have polled."""
         self._component.start()
         lines = wait_until(
             lambda: self._pauses.exists() and self._pauses.read_text().splitlines(), "the probe", timeout=90
@@ -270,7 +270,7 @@ class Watched:
         with contextlib.closing(sqlite3.connect(self._home / "airflow.db", timeout=30)) as rows, rows:
             rows.execute("UPDATE trigger SET queue = ? WHERE queue = ?", (self.kind, f"later-{self.kind}"))
         time.sleep(STARTING)
-        with contextlib.suppress(ServerError):  # some have not all begun to look after two minutes
+        with contextlib.suppress(ServerError):  # some have not all begun to poll after two minutes
             if self.kind != "sleep":
                 wait_until(
                     lambda: self._services.polls(self.kind) >= TRIGGERS, "all to look", timeout=MORE, pause=1

@@ -49,7 +49,7 @@ class SleepTrigger(EndlessTrigger):
 
 
 class BareTrigger(EndlessTrigger):
-    """Looks over the one aiohttp session of all: the least that looking may cost."""
+    """Polls over one aiohttp session for all: the least that polling may cost."""
 
     async def once(self) -> None:
         import aiohttp
@@ -63,7 +63,7 @@ class BareTrigger(EndlessTrigger):
 
 
 class SpreadTrigger(BareTrigger):
-    """The same, but a thousand of them do not look at the same moment."""
+    """The same, but a thousand of them do not poll at the same moment."""
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         await asyncio.sleep(random.uniform(0, self.seconds))

@@ -67,7 +67,7 @@ def main() -> int:
                     for done in wait(runs, return_when=FIRST_EXCEPTION).done:
                         done.result()
                 except BaseException:
-                    # Whatever a thread still waits for ends with the processes.
+                    # Anything that a thread still waits for ends with the processes.
                     airflow.stop()
                     prefect.stop()
                     raise
@@ -121,7 +121,7 @@ def run_prefect(prefect: LocalPrefect, base_url: str) -> list[Ending]:
 
 
 def _error_in_log(airflow: LocalAirflow, run_id: str, task: str) -> str:
-    """Wait for what a failed task says in its log, which Airflow writes a moment after the state."""
+    """Wait for the last line of a failed task's log, which Airflow writes a moment after the state."""
     try:
         return wait_until(lambda: _last_error(airflow.logs(DAG, run_id, task)), "the error in the log", 15)
     except ServerError:
@@ -129,7 +129,7 @@ def _error_in_log(airflow: LocalAirflow, run_id: str, task: str) -> str:
 
 
 def _last_error(log: str) -> str:
-    """Find what a task says of its end in its log, which has one JSON object a line."""
+    """Find the last message of a task in its log, which has one JSON object per line."""
     said = ""
     for line in log.splitlines():
         try:

@@ -1,4 +1,4 @@
-"""A real Airflow on this machine, for the demo and for the tests, in a folder of its own, on free ports.
+"""A real Airflow on this machine, for the demo and the tests, in a separate folder, on free ports.
 
 The same four kinds of process as `airflow standalone` starts (scheduler, DAG processor, triggerer, API
 server), with SQLite and the LocalExecutor, but each started by itself, so that one of them can be stopped,
@@ -38,7 +38,7 @@ FINAL_STATES = frozenset({"success", "failed", "skipped", "upstream_failed", "re
 
 
 class LocalAirflow:
-    """A running Airflow. Use it as a context manager, or call `start` and, whatever happens, `stop`.
+    """A running Airflow. Use it as a context manager, or call `start` and always `stop`.
 
     Args:
         binaries: The folder with the `airflow` command, such as `.venv/airflow/bin`.
@@ -142,7 +142,7 @@ class LocalAirflow:
         return run_id
 
     def task(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> dict[str, Any]:
-        """Return everything that the API tells about a task instance."""
+        """Return everything that the API says about a task instance."""
         answer: dict[str, Any] = self._call("GET", self._task_path(dag_id, run_id, task_id, map_index))
         return answer
 
@@ -254,7 +254,7 @@ class LocalAirflow:
         return "".join(file.read_text(errors="replace") for file in files)
 
     def task_process(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> int:
-        """Return the id of the process that runs a task's own code, not of the one that watches over it."""
+        """Return the id of the process that runs a task's code, not of its supervisor."""
         wanted = f"airflow worker -- {self.task(dag_id, run_id, task_id, map_index)['id']}"
         found = [
             pid
@@ -400,7 +400,7 @@ class LocalAirflow:
 
 
 def _database_was_busy(response: httpx.Response) -> bool:
-    """Tell whether nothing has happened, for want of SQLite's only lock: then one may try again."""
+    """Return whether nothing has happened because SQLite's only lock was held, so that a retry is safe."""
     return response.status_code == 500 and "Database error" in response.text
 
 

@@ -1,4 +1,4 @@
-"""A real Prefect on this machine, for the demo and for the tests, in a folder of its own, on a free port.
+"""A real Prefect on this machine, for the demo and the tests, in a separate folder, on a free port.
 
 The server (SQLite), and processes that run deployments: `serve`, as `flow.serve()` does it, and a process
 worker. Nothing here imports Prefect: it may run from any environment that has httpx.
@@ -66,7 +66,7 @@ for name, (kind, fields) in json.load(sys.stdin).items():
 
 
 class LocalPrefect:
-    """A running Prefect. Use it as a context manager, or call `start` and, whatever happens, `stop`.
+    """A running Prefect. Use it as a context manager, or call `start` and always `stop`.
 
     Flow runs are named by their id, deployments by `flow-name/deployment-name`, as Prefect does.
 
@@ -100,7 +100,7 @@ class LocalPrefect:
         self.stop()
 
     def start(self) -> Self:
-        """Make the database and start the server; return when it answers.
+        """Create the database and start the server; return when it responds.
 
         Ends what it began when it fails.
         """
@@ -245,7 +245,7 @@ class LocalPrefect:
         self._set_state(flow_run_id, {"type": "SCHEDULED", "message": "Retried"}, force=True)
 
     def mark(self, flow_run_id: str, state: str) -> None:
-        """Give a flow run a state, such as `CRASHED`, as the web page does."""
+        """Give a flow run a state, such as `CRASHED`, as the UI does."""
         self._set_state(flow_run_id, {"type": state}, force=True)
 
     def resume(self, flow_run_id: str, run_input: Mapping[str, Any] | None = None) -> None:
@@ -261,7 +261,7 @@ class LocalPrefect:
     # What a test or a demo looks at
 
     def flow_run(self, flow_run_id: str) -> dict[str, Any]:
-        """Return everything that the API tells about a flow run."""
+        """Return everything that the API says about a flow run."""
         answer: dict[str, Any] = self._call("GET", f"/flow_runs/{flow_run_id}")
         return answer
 
@@ -270,12 +270,12 @@ class LocalPrefect:
         return str((self.flow_run(flow_run_id).get("state") or {}).get("name"))
 
     def deployment(self, name: str) -> dict[str, Any]:
-        """Return everything that the API tells about the deployment `flow-name/deployment-name`."""
+        """Return everything that the API says about the deployment `flow-name/deployment-name`."""
         answer: dict[str, Any] = self._call("GET", f"/deployments/name/{name}")
         return answer
 
     def block(self, kind: str, name: str) -> dict[str, Any]:
-        """Return a stored block as the API tells it, without its secrets.
+        """Return a stored block as the API shows it, without its secrets.
 
         Args:
             kind: The slug of its type, such as `noukai-credentials`.
@@ -399,7 +399,7 @@ class LocalPrefect:
             return
         children = list(descendants(component.pid))
         close(timeout)
-        # A worker's flow runs are in groups of their own.
+        # A worker's flow runs are in separate groups.
         for pid in children:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 if _variable(pid, "PREFECT_API_URL") == self.environment["PREFECT_API_URL"]:
@@ -452,7 +452,7 @@ class LocalPrefect:
         response = self._client.request(method, path, json=body)
         deadline = time.monotonic() + _BUSY_SECONDS
         while response.status_code == 503 and time.monotonic() < deadline:
-            # The database was locked, and nothing was done; Prefect's own clients send it again as well.
+            # The database was locked, and nothing was done; Prefect's clients retry this as well.
             time.sleep(0.2)
             response = self._client.request(method, path, json=body)
         if response.is_error:

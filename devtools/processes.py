@@ -1,4 +1,4 @@
-"""The processes of a local server: each in a group of its own, and none of them left behind."""
+"""The processes of a local server: each in a separate group, and none of them left behind."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ for folder in left - set(map(str, groups)):
 
 
 class ServerError(RuntimeError):
-    """A local server did not do what was asked."""
+    """A local server did not do what was requested."""
 
 
 class Warden:
@@ -98,7 +98,7 @@ _warden = Warden()
 
 
 class Component:
-    """One process, with the children that it starts, in a process group of its own."""
+    """One process, with the children that it starts, in a separate process group."""
 
     def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
         self.name = name
@@ -137,12 +137,12 @@ class Component:
             _warden.watch(self._process.pid)
 
     def retire(self) -> None:
-        """Let it never be started again, also not by a thread that is about to."""
+        """Prevent any later start, even by a thread that is about to start it."""
         with self._starting:
             self._retired = True
 
     def terminate(self, timeout: float = _STOP_SECONDS) -> None:
-        """End the process as a deployment would, and kill whatever is left of its group."""
+        """End the process as a deployment would, and kill the rest of its group."""
         self._end(signal.SIGTERM, timeout)
 
     def ask_to_stop(self) -> None:
@@ -167,7 +167,7 @@ class Component:
         self._signal_group(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let a stalled process go on."""
+        """Let a stalled process continue."""
         self._signal_group(signal.SIGCONT)
 
     def restart(self) -> None:
@@ -185,7 +185,7 @@ class Component:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout)
         self._signal_group(signal.SIGKILL)
-        # Airflow puts each task into a process group of its own; the session is the same.
+        # Airflow puts each task into a separate process group; the session is the same.
         for pid in _session(self._process.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -222,7 +222,7 @@ def wait_until(
 
 
 def make_folder(prefix: str) -> Path:
-    """Make a folder where the system has such; it goes with this process, or before, by `remove_folder`."""
+    """Create a folder, in memory if possible; it is removed with this process or by `remove_folder`."""
     folder = Path(tempfile.mkdtemp(prefix=prefix))
     _warden.watch(folder)
     return folder

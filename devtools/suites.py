@@ -1,4 +1,4 @@
-"""Run the test suites: those beside Airflow and those beside Prefect side by side, each to its end.
+"""Run the test suites: those with Airflow and those with Prefect side by side, each to its end.
 
     python -m devtools.suites airflow prefect
 
@@ -169,7 +169,7 @@ class Run:
             print(f"{time.strftime('%H:%M:%S')}  {suite}: {counts} in {seconds:.0f} s{ended}", flush=True)
 
     def _run(self, suite: Suite) -> int | None:
-        """Run a suite in a process group of its own; `None` when nothing is to run any more."""
+        """Run a suite in a separate process group; `None` if nothing is left to run."""
         with suite.log.open("wb") as log, self._lock:
             if self._stopped:
                 return None

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def no_ambient_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A developer's own key or base URL never reaches a test."""
+    """A developer's key or base URL never reaches a test."""
     for name in ("NOUKAI_API_KEY", "NOUKAI_BASE_URL", "NOUKAI_ENV"):
         monkeypatch.delenv(name, raising=False)
 

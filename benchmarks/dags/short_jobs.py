@@ -1,4 +1,4 @@
-"""The DAG of `benchmarks/short_jobs.py`: the same short job, looked for inline first and deferred at once."""
+"""The DAG of `benchmarks/short_jobs.py`: the same short job, polled inline first and deferred at once."""
 
 from airflow.sdk import chain, dag
 

@@ -1,7 +1,7 @@
-"""Both shells through one look, over a scripted wire or over the emulator.
+"""Both clients behind one interface, against a scripted server or the emulator.
 
-`make_client` is the driver: every test that takes it, or a fixture made of it, runs once over `Noukai`
-and once over `AsyncNoukai`, whose coroutines run on a loop of the fixture's own.
+`make_client` is the driver: every test that uses it, or a fixture made of it, runs once with `Noukai`
+and once with `AsyncNoukai`, whose coroutines run on the fixture's event loop.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ MakeClient = Callable[..., Any]
 
 @pytest.fixture
 def server() -> ScriptedServer:
-    """A wire that takes every submission as job-1; the rest is for the test to script."""
+    """A server that accepts every submission as job-1; the rest is for the test to script."""
     return ScriptedServer()
 
 
 @pytest.fixture(params=["sync", "async"])
 def driver(request: pytest.FixtureRequest) -> str:
-    """Which of the two shells this run of the test drives."""
+    """Which of the two clients this run of the test uses."""
     return str(request.param)
 
 
 @pytest.fixture
 def key() -> str:
-    """A key of the test's own, because all clients of one key share their budget of looks."""
+    """A key for this test alone, because all clients of one key share a rate limit."""
     return f"nk_test_12345678_{uuid4().hex}"
 
 
 @pytest.fixture
 def make_client(driver: str, key: str) -> Iterator[MakeClient]:
-    """Makes clients of either shell, all with the blocking look, and closes them."""
+    """Makes clients of either kind, all with the blocking interface, and closes them."""
     made: list[Any] = []
     with asyncio.Runner() as runner:
 
@@ -62,7 +62,7 @@ def make_client(driver: str, key: str) -> Iterator[MakeClient]:
 
 @pytest.fixture
 def scripted(make_client: MakeClient, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> MakeClient:
-    """Makes a client of the scripted wire, with pauses so short that no test waits for a real one."""
+    """Makes a client of the scripted server, with pauses so short that no test waits for a real one."""
     monkeypatch.setattr(schedule, "SHORTEST_PAUSE", 0.005)
     monkeypatch.setattr(schedule, "SHORT_RETRY_WINDOW", 0.15)
 
@@ -81,7 +81,7 @@ def patient(scripted: MakeClient, monkeypatch: pytest.MonkeyPatch) -> MakeClient
 
 @pytest.fixture
 def local(make_client: MakeClient, emulator: Emulator) -> MakeClient:
-    """Makes a client of the emulator, over real HTTP, that looks often."""
+    """Makes a client of the emulator, over real HTTP, that polls often."""
 
     def make(**options: Any) -> Any:
         return make_client(**{"base_url": emulator.base_url, "poll_interval": 0.05, **options})

@@ -1,4 +1,4 @@
-"""The async shell with the blocking look, so that one test reads the same over both."""
+"""The async client with the blocking interface, so that one test runs unchanged with both."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from noukai_core import AsyncFlow, AsyncJob
 
 
 class Blocking:
-    """Shows an object of the async shell as its blocking twin shows itself."""
+    """Gives an object of the async client the interface of its blocking twin."""
 
     def __init__(self, runner: asyncio.Runner, target: object) -> None:
         self._runner = runner

@@ -1,4 +1,4 @@
-"""A transport that answers from a script: for answers that no sane server gives."""
+"""A transport that responds from a script: for responses that no sane server gives."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HttpResponse = Callable[[httpx.Request], httpx.Response]
 
 
 class ScriptedServer:
-    """Answers from a list per kind of call, the last answer for ever, and keeps every request."""
+    """Responds from a list per kind of call, repeats the last response, and records every request."""
 
     def __init__(self) -> None:
         self.requests: list[httpx.Request] = []
@@ -25,7 +25,7 @@ class ScriptedServer:
         self.on("submit", accepted("job-1"))
 
     def on(self, kind: str, *responses: HttpResponse | Exception) -> ScriptedServer:
-        """Sets the answers to submit, poll, cancel, session, verify or trace."""
+        """Sets the responses to submit, poll, cancel, session, verify or trace."""
         self._responses[kind] = list(responses)
         return self
 
@@ -69,24 +69,24 @@ def kind_of(request: httpx.Request) -> str:
 
 
 def respond(status: int = 200, **content: Any) -> HttpResponse:
-    """An answer with this status and what `httpx.Response` takes: json, text, content, headers, stream."""
+    """A response with this status and the arguments of `httpx.Response`."""
     return lambda request: httpx.Response(status, **content)
 
 
 def accepted(job_id: str = "job-1", **fields: Any) -> HttpResponse:
-    """The answer to a submission that was taken."""
+    """The response to an accepted submission."""
     return respond(
         202, json={"executionId": job_id, "status": "started", "flowId": "flow-1", "blockCount": 1, **fields}
     )
 
 
 def state(status: str, job_id: str = "job-1", **fields: Any) -> HttpResponse:
-    """The answer to a look at a job."""
+    """The response to a poll."""
     return respond(200, json={"executionId": job_id, "status": status, **fields})
 
 
 def refusal(status: int, code: str = "", message: str = "no", **headers: str) -> HttpResponse:
-    """An error answer in the server's usual form, with a request id."""
+    """An error response in the server's usual form, with a request id."""
     return respond(
         status,
         json={"detail": {"code": code, "message": message}},
@@ -98,7 +98,7 @@ def refusal(status: int, code: str = "", message: str = "no", **headers: str) ->
 
 
 def session(*job_ids: str, **fields: Any) -> HttpResponse:
-    """The session's answer when these executions were submitted under it."""
+    """The response for a session with these executions."""
     executions = [
         {"executionId": job_id, "status": "running", "triggerType": "job", **fields} for job_id in job_ids
     ]
@@ -108,7 +108,7 @@ def session(*job_ids: str, **fields: Any) -> HttpResponse:
 
 
 def refused(server: ScriptedServer, act: Callable[[], Any], *reported: str) -> str:
-    """Runs the act, which must end in InvalidInputError that tells all this, with nothing sent."""
+    """Runs the act, which must raise an InvalidInputError that names all of this, with nothing sent."""
     with pytest.raises(InvalidInputError) as caught:
         act()
     message = str(caught.value)

@@ -159,7 +159,7 @@ def test_parameters_that_are_no_object(scripted: MakeClient, server: ScriptedSer
 
 
 def test_the_reserved_parameter(scripted: MakeClient, server: ScriptedServer) -> None:
-    """The server refuses a parameter called attachments; so does the client, before the request."""
+    """The server rejects a parameter called attachments; so does the client, before the request."""
     flow = scripted().flow(FLOW)
     refused(server, lambda: flow.job(**MESSAGE, parameters={"attachments": []}), "parameters", "attachments")
 
@@ -243,7 +243,7 @@ def test_a_job_id_that_cannot_be_one(scripted: MakeClient, server: ScriptedServe
 
 @pytest.mark.parametrize("moment", [datetime(2026, 1, 1), "2026-01-01T00:00:00Z", 1_760_000_000], ids=repr)
 def test_a_submission_time_without_a_zone(scripted: MakeClient, server: ScriptedServer, moment: Any) -> None:
-    """The time of a submission must say which time it is."""
+    """The time of a submission must have a time zone."""
     flow = scripted().flow(FLOW)
     refused(server, lambda: flow.attach("job-1", submitted_at=moment), "submitted_at", "zone")
 
@@ -256,7 +256,7 @@ def test_a_session_id_that_is_no_uuid(scripted: MakeClient, server: ScriptedServ
 
 
 def test_a_submission_submission_id_that_is_no_uuid(scripted: MakeClient, server: ScriptedServer) -> None:
-    """An identity of the wrong shape is refused where it is made or where it is used."""
+    """A malformed submission id is rejected where it is created or where it is used."""
     flow = scripted().flow(FLOW)
     refused(server, lambda: flow.job(**MESSAGE, submission=Submission(id="../x")), "../x")
 
@@ -264,7 +264,7 @@ def test_a_submission_submission_id_that_is_no_uuid(scripted: MakeClient, server
 def test_a_submission_submission_id_with_a_time_without_a_zone(
     scripted: MakeClient, server: ScriptedServer
 ) -> None:
-    """The time of the first try must say which time it is."""
+    """The time of the first try must have a time zone."""
     flow = scripted().flow(FLOW)
     refused(
         server,
@@ -276,7 +276,7 @@ def test_a_submission_submission_id_with_a_time_without_a_zone(
 
 
 def test_a_key_in_the_wrong_place_is_not_shown(scripted: MakeClient, server: ScriptedServer) -> None:
-    """A key that ended up in another argument is not repeated in the message."""
+    """A key that was passed as another argument is not repeated in the message."""
     key = "nk_live_marked"
     client = scripted()
     for act in (

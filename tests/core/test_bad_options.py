@@ -19,7 +19,7 @@ MESSAGE: dict[str, Any] = {"message": "hello"}
 
 @pytest.mark.parametrize("key", [None, "", "   "])
 def test_no_key(scripted: MakeClient, server: ScriptedServer, key: str | None) -> None:
-    """Without a key the message tells the argument and the variable that would do instead."""
+    """Without a key, the message names the argument and the variable that would provide it."""
     refused(
         server,
         lambda: scripted(api_key=key).flow(FLOW).job(**MESSAGE),
@@ -34,7 +34,7 @@ def test_no_key(scripted: MakeClient, server: ScriptedServer, key: str | None) -
 def test_a_key_of_the_wrong_shape_is_refused_unseen(
     scripted: MakeClient, server: ScriptedServer, key: Any
 ) -> None:
-    """A key that cannot be one is refused, and the message does not show it."""
+    """A malformed key is rejected, and the message does not show it."""
     message = refused(server, lambda: scripted(api_key=key).flow(FLOW).job(**MESSAGE), "api_key", "nk_")
     assert "marked" not in message
 
@@ -43,7 +43,7 @@ def test_a_key_of_the_wrong_shape_is_refused_unseen(
 def test_half_of_org_and_project(
     scripted: MakeClient, server: ScriptedServer, half: dict[str, str], missing: str
 ) -> None:
-    """Org without project, or the other way round, names the one that is missing."""
+    """Org without project, or project without org, names the one that is missing."""
     refused(server, lambda: scripted(**half).flow("grade-3"), missing)
 
 
@@ -98,7 +98,7 @@ def test_a_base_url_that_is_none(scripted: MakeClient, server: ScriptedServer, u
 
 @pytest.mark.parametrize("host", ["xn--", "noukai..test", f"{'n' * 70}.test"])
 def test_a_host_that_is_no_name_is_refused(make_client: MakeClient, host: str) -> None:
-    """An address that cannot be asked at all is refused when the client is made."""
+    """A URL that cannot be requested at all is rejected when the client is created."""
     with pytest.raises(InvalidInputError, match="base_url"):
         make_client(base_url=f"https://{host}/")
 

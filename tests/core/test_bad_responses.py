@@ -1,4 +1,4 @@
-"""Answers that make no sense: an error that tells the request, never an endless wait or a lost job."""
+"""Responses that make no sense: an error that names the request, never an endless wait or a lost job."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Broken(httpx.SyncByteStream, httpx.AsyncByteStream):
 
 
 class Chunks(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A body as it comes over the wire, which nothing has unpacked."""
+    """A body as it is transferred, still compressed."""
 
     def __init__(self, *chunks: bytes) -> None:
         self._pieces = chunks
@@ -76,7 +76,7 @@ def nonsense(kind: str) -> HttpResponse:
 
 @pytest.mark.parametrize("kind", NONSENSE)
 def test_a_poll_that_makes_no_sense(scripted: MakeClient, server: ScriptedServer, kind: str) -> None:
-    """Nonsense in place of a status ends, past the patience, in an error that tells job and request."""
+    """Nonsense in place of a status ends, after the retry window, in an error that names job and request."""
     server.on("poll", nonsense(kind))
     job = scripted(retry_timeout=0.03).flow(FLOW).attach("job-1")
     with pytest.raises(InvalidResponseError) as caught:
@@ -91,7 +91,7 @@ def test_a_poll_that_makes_no_sense(scripted: MakeClient, server: ScriptedServer
 
 @pytest.mark.parametrize("kind", NONSENSE)
 def test_one_senseless_poll_is_waited_out(scripted: MakeClient, server: ScriptedServer, kind: str) -> None:
-    """One page from a proxy between two good answers does not end the wait."""
+    """One page from a proxy between two successful responses does not end the wait."""
     server.on("poll", state("running"), nonsense(kind), state("completed", result="x"))
     assert scripted().flow(FLOW).attach("job-1").wait(timeout_ms=20_000).output == "x"
 
@@ -100,7 +100,7 @@ def test_one_senseless_poll_is_waited_out(scripted: MakeClient, server: Scripted
 def test_a_senseless_response_to_a_submission_loses_no_job(
     scripted: MakeClient, server: ScriptedServer, kind: str
 ) -> None:
-    """The job that a senseless answer may stand for is found by its identity, and nothing is sent twice."""
+    """The job behind a nonsensical response is found by its submission, and nothing is sent twice."""
     server.on("submit", nonsense(kind)).on("session", session("job-5"))
     assert scripted(recovery_timeout=5).flow(FLOW).job(message="hello").id == "job-5"
     assert len(server.made("submit")) == 1
@@ -110,7 +110,7 @@ def test_a_senseless_response_to_a_submission_loses_no_job(
 def test_a_senseless_response_to_a_submission_that_stays_unknown(
     scripted: MakeClient, server: ScriptedServer, kind: str
 ) -> None:
-    """When the session makes no sense either, the error names the identity, and nothing was sent twice."""
+    """If the session makes no sense either, the error names the submission, and nothing was sent twice."""
     server.on("submit", nonsense(kind)).on("session", nonsense(kind))
     with pytest.raises(SubmissionUnknownError) as caught:
         scripted(recovery_timeout=0.05).flow(FLOW).job(message="hello")
@@ -120,7 +120,7 @@ def test_a_senseless_response_to_a_submission_that_stays_unknown(
 
 @pytest.mark.parametrize("kind", ["not JSON", "HTML", "a list", "empty", "no id"])
 def test_an_accepted_cancel_needs_no_body(scripted: MakeClient, server: ScriptedServer, kind: str) -> None:
-    """A 2xx to a cancel is a cancel, whatever is written in it."""
+    """A 2xx to a cancel means cancelled, regardless of its body."""
     server.on("cancel", nonsense(kind))
     scripted().flow(FLOW).attach("job-1").cancel()
     assert len(server.made("cancel")) == 1
@@ -128,14 +128,14 @@ def test_an_accepted_cancel_needs_no_body(scripted: MakeClient, server: Scripted
 
 @pytest.mark.parametrize("kind", ["not JSON", "HTML", "a list", "empty"])
 def test_a_key_check_that_makes_no_sense(scripted: MakeClient, server: ScriptedServer, kind: str) -> None:
-    """A page that says 200 does not prove a key."""
+    """A page with status 200 does not verify a key."""
     server.on("verify", nonsense(kind))
     with pytest.raises(InvalidResponseError):
         scripted(retry_timeout=0.03).verify_key()
 
 
 def test_an_unknown_state_is_not_final(scripted: MakeClient, server: ScriptedServer) -> None:
-    """A state nobody knows is passed on in lower case, is not finished, and the wait goes on."""
+    """An unknown state is passed on in lower case, is not finished, and polling continues."""
     server.on("poll", state("Paused"), state("Paused"), state("completed", result="x"))
     job = scripted().flow(FLOW).attach("job-1")
     status = job.status()
@@ -153,7 +153,7 @@ def test_an_unknown_state_ends_at_the_deadline(scripted: MakeClient, server: Scr
 
 
 def test_a_result_over_the_cap(local: MakeClient, emulator: Emulator) -> None:
-    """An answer over the cap is refused at once, and the error says which bound it broke."""
+    """A response over the limit is rejected at once, and the error says which limit it exceeded."""
     emulator.control.script("grade-3", after_polls=1, result_bytes=200_000)
     job = local(max_response_bytes=100_000).flow(FLOW).job(message="hello")
     with pytest.raises(ResponseTooLargeError) as caught:
@@ -164,7 +164,7 @@ def test_a_result_over_the_cap(local: MakeClient, emulator: Emulator) -> None:
 
 
 def test_a_result_under_the_cap(local: MakeClient, emulator: Emulator) -> None:
-    """The same answer passes a cap that it fits under."""
+    """The same response is accepted under a limit that it fits."""
     emulator.control.script("grade-3", after_polls=1, result_bytes=200_000)
     result = local(max_response_bytes=300_000).flow(FLOW).job(message="hello").wait(timeout_ms=20_000)
     assert len(json.dumps(result.output)) >= 199_000
@@ -184,7 +184,7 @@ def test_a_small_response_that_unpacks_over_the_cap(scripted: MakeClient, server
 def test_what_a_bomb_unpacks_to_is_never_held(
     scripted: MakeClient, server: ScriptedServer, times: int
 ) -> None:
-    """However often an answer is packed, no more of it is unpacked than is allowed."""
+    """However often a response is compressed, no more of it is decompressed than is allowed."""
     bomb = b"x" * 50_000_000
     for _ in range(times):
         bomb = gzip.compress(bomb)
@@ -201,7 +201,7 @@ def test_what_a_bomb_unpacks_to_is_never_held(
 
 
 def test_a_packed_response(scripted: MakeClient, server: ScriptedServer) -> None:
-    """An answer that is packed as it was asked for is read, in however many pieces it comes."""
+    """A response with the requested compression is read, in any number of chunks."""
     packed = gzip.compress(
         b'{"executionId": "job-1", "status": "completed", "result": "' + b"x" * 999 + b'"}'
     )
@@ -221,7 +221,7 @@ def test_a_fault_that_quotes_the_key(scripted: MakeClient, server: ScriptedServe
 
 
 def test_an_error_page_over_the_cap(scripted: MakeClient, server: ScriptedServer) -> None:
-    """A refusal is a refusal also when the page that comes with it is over the cap."""
+    """A rejection remains a rejection even if its page is over the limit."""
     server.on("poll", respond(401, content=b"x" * 200_000))
     with pytest.raises(NoukaiError) as caught:
         scripted(max_response_bytes=100_000).flow(FLOW).attach("job-1").wait(timeout_ms=20_000)
@@ -238,14 +238,14 @@ def test_a_submission_answered_over_the_cap_loses_no_job(
 
 
 def test_a_truncated_poll_is_waited_out(local: MakeClient, emulator: Emulator) -> None:
-    """A body cut off on the way is looked for again."""
+    """If a body is cut off on the way, the job is polled again."""
     emulator.control.script("grade-3", after_polls=2, result="x")
     emulator.control.fault("truncated", on="poll", times=2)
     assert local().flow(FLOW).job(message="hello").wait(timeout_ms=20_000).output == "x"
 
 
 def test_a_truncated_submission_loses_no_job(local: MakeClient, emulator: Emulator) -> None:
-    """A submission whose answer was cut off ends in one job."""
+    """A submission whose response was cut off results in one job."""
     emulator.control.script("grade-3", after_polls=1, result="x")
     emulator.control.fault("truncated", on="submit", times=1)
     assert local(recovery_timeout=10).flow(FLOW).job(message="hello").wait(timeout_ms=20_000).output == "x"
@@ -267,7 +267,7 @@ def test_a_body_that_ends_in_the_middle_past_the_retry_window(
 def test_a_redirect_is_not_followed(
     scripted: MakeClient, server: ScriptedServer, call: str, code: int
 ) -> None:
-    """The key goes to the host it was made for and to no other; the error tells the redirect."""
+    """The key is sent to its own host and to no other; the error names the redirect."""
     away = respond(code, headers={"Location": "https://elsewhere.test/login?next=x", **REQUEST})
     server.on("submit", httpx.ReadTimeout("") if call == "session" else away)
     for kind in ("poll", "cancel", "session", "verify"):
@@ -289,7 +289,7 @@ def test_a_redirect_is_not_followed(
 
 
 def test_an_response_that_never_ends_is_given_up(local: MakeClient, emulator: Emulator) -> None:
-    """A look that hangs is bounded by the request's timeout and then tried again."""
+    """A poll that hangs is bounded by the request timeout and then repeated."""
     emulator.control.script("grade-3", after_polls=1, result="x")
     job = local(timeout=0.4).flow(FLOW).job(message="hello")
     emulator.control.fault("slow", on="poll", times=1, seconds=20)

@@ -1,4 +1,4 @@
-"""What a broken connection tells of a request: whether the server can have seen it."""
+"""What a broken connection says about a request: whether the server can have received it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _RESET_WHEN_CLOSED = struct.pack("ii", 1, 0)
 
 
 def hang_up(connection: socket.socket) -> None:
-    """End the connection as if all had been said."""
+    """Close the connection in an orderly way."""
     connection.recv(65536)
     connection.close()
 
@@ -35,28 +35,28 @@ def reset(connection: socket.socket) -> None:
 
 
 def stop_in_the_headers(connection: socket.socket) -> None:
-    """Begin an answer, and hang up."""
+    """Start a response, and close the connection."""
     connection.recv(65536)
     connection.sendall(b"HTTP/1.1 202 Accepted\r\nContent-Ty")
     connection.close()
 
 
 def stop_in_the_body(connection: socket.socket) -> None:
-    """Say how long the answer is, and hang up before its end."""
+    """Announce the length of the response, and close the connection before its end."""
     connection.recv(65536)
     connection.sendall(b'HTTP/1.1 202 Accepted\r\nContent-Length: 900\r\n\r\n{"execu')
     connection.close()
 
 
 def speak_something_else(connection: socket.socket) -> None:
-    """Answer in no HTTP."""
+    """Respond with something other than HTTP."""
     connection.recv(65536)
     connection.sendall(b"220 mail.test ESMTP\r\n")
     connection.close()
 
 
 def say_nothing(connection: socket.socket) -> None:
-    """Keep the connection, and let the caller wait for the answer."""
+    """Keep the connection open without a response."""
     connection.recv(65536)
     connection.recv(65536)
     connection.close()
@@ -66,7 +66,7 @@ BREAKS = [hang_up, reset, stop_in_the_headers, stop_in_the_body, speak_something
 
 
 class Breaking:
-    """Listens, and ends each connection in one way."""
+    """Listens, and ends each connection in the same way."""
 
     def __init__(self, way: Break) -> None:
         self._way = way
@@ -96,7 +96,7 @@ class Breaking:
 
 @pytest.fixture
 def unheard() -> Iterator[int]:
-    """A port that nobody listens on."""
+    """A port without a listener."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield bound.getsockname()[1]
@@ -116,7 +116,7 @@ def test_a_request_that_was_sent_may_have_been_processed(make_client: MakeClient
 
 
 def test_a_connection_that_is_refused_carried_nothing(make_client: MakeClient, unheard: int) -> None:
-    """When nobody listens, it is certain that there is no job: the submission may be sent again."""
+    """Without a listener, no job can exist: the submission may be sent again."""
     client = make_client(base_url=f"http://127.0.0.1:{unheard}/api/v1", retry_timeout=0)
     with pytest.raises(TransientError) as caught:
         client.flow(FLOW).job("hello")
@@ -132,7 +132,7 @@ def test_a_host_that_is_not_found_saw_nothing(make_client: MakeClient) -> None:
 
 
 def test_a_server_that_speaks_no_tls_saw_nothing(make_client: MakeClient) -> None:
-    """When no encrypted connection comes about, it is certain that there is no job."""
+    """Without an encrypted connection, no job can exist."""
     with Breaking(speak_something_else) as server:
         client = make_client(base_url=f"https://127.0.0.1:{server.port}/api/v1", retry_timeout=0)
         with pytest.raises(TransientError) as caught:

@@ -1,4 +1,4 @@
-"""Cancelling: what each answer of the assumed cancel route means."""
+"""Cancelling: what each response of the assumed cancel route means."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_any_2xx_is_an_accepted_cancel(scripted: MakeClient, server: ScriptedSer
 
 @pytest.mark.parametrize("code", [409, 410])
 def test_a_job_that_has_ended_is_no_error(scripted: MakeClient, server: ScriptedServer, code: int) -> None:
-    """The server says that it is over already, which is what the caller wants."""
+    """The server says that the job has already ended, which is what the caller wants."""
     server.on("cancel", refusal(code, "ALREADY_FINISHED"))
     assert scripted().flow(FLOW).attach("job-1").cancel() is None
     assert len(server.requests) == 1
@@ -53,7 +53,7 @@ def test_a_job_that_has_ended_is_no_error(scripted: MakeClient, server: Scripted
 def test_a_server_without_a_cancel_route(
     scripted: MakeClient, server: ScriptedServer, response: HttpResponse
 ) -> None:
-    """The error says that the job goes on, and on which server nothing can be done about it."""
+    """The error says that the job is left running, and on which server it cannot be cancelled."""
     server.on("cancel", response)
     with pytest.raises(CancelUnsupportedError) as caught:
         scripted().flow(FLOW).attach("job-1").cancel()
@@ -75,7 +75,7 @@ def test_an_unknown_job_cannot_be_cancelled(scripted: MakeClient, server: Script
 def test_a_job_that_no_worker_has_taken_yet_is_cancelled_all_the_same(
     scripted: MakeClient, server: ScriptedServer
 ) -> None:
-    """Inside the race "no such job" is not believed: giving up would leave a paid job running."""
+    """During the race, "no such job" is not final: stopping there would leave a paid job running."""
     server.on("cancel", refusal(404, "JOB_NOT_FOUND"), refusal(404, "JOB_NOT_FOUND"), respond(202))
     scripted().flow(FLOW).attach("job-1", submitted_at=datetime.now(UTC)).cancel()
     assert len(server.made("cancel")) == 3
@@ -89,7 +89,7 @@ def test_a_job_that_no_worker_has_taken_yet_is_cancelled_all_the_same(
 def test_a_refused_cancel_ends_at_once(
     scripted: MakeClient, server: ScriptedServer, status: int, kind: type[APIError]
 ) -> None:
-    """A permanent refusal is raised with the server's words and the job's id."""
+    """A permanent error is raised with the server's words and the job's id."""
     server.on("cancel", refusal(status, "", "the very words"))
     with pytest.raises(kind, match="the very words") as caught:
         scripted().flow(FLOW).attach("job-1").cancel()
@@ -98,21 +98,21 @@ def test_a_refused_cancel_ends_at_once(
 
 
 def test_a_cancel_is_tried_again_over_transient_errors(patient: MakeClient, server: ScriptedServer) -> None:
-    """Cancelling twice does no harm, so a lost answer is asked for again."""
+    """Cancelling twice does no harm, so a cancel whose response was lost is sent again."""
     server.on("cancel", httpx.ReadTimeout(""), httpx.ConnectError(""), refusal(503), refusal(409))
     patient().flow(FLOW).attach("job-1").cancel()
     assert len(server.made("cancel")) == 4
 
 
 def test_a_cancel_that_does_not_get_through_says_so(scripted: MakeClient, server: ScriptedServer) -> None:
-    """Nobody may believe that a job was cancelled when the server was not reached."""
+    """No caller may believe that a job was cancelled when the server was not reached."""
     server.on("cancel", httpx.ConnectError("refused"))
     with pytest.raises(TransientError, match="job-1"):
         scripted().flow(FLOW).attach("job-1").cancel()
 
 
 def test_cancel_on_a_server_that_has_none(local: MakeClient, emulator: Emulator) -> None:
-    """On a real server without the route the job goes on."""
+    """On a real server without the route, the job is left running."""
     emulator.control.script("grade-3", outcome="never")
     emulator.control.fault("no_cancel", on="cancel", times=None)
     job = local().flow(FLOW).job(message="hello")
@@ -122,7 +122,7 @@ def test_cancel_on_a_server_that_has_none(local: MakeClient, emulator: Emulator)
 
 
 def test_cancel_of_a_job_that_the_server_never_saw(local: MakeClient, emulator: Emulator) -> None:
-    """On a real server an unknown id is told as unknown."""
+    """On a real server, an unknown id is reported as unknown."""
     with pytest.raises(JobNotFoundError):
         local().flow(FLOW).attach("job-that-never-was").cancel()
 

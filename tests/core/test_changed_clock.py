@@ -30,7 +30,7 @@ COMPLETED = HttpResponse(200, {}, b'{"status": "completed"}')
 
 
 class Turned:
-    """A clock, and a server whose answers depend on it."""
+    """A clock, and a server whose responses depend on it."""
 
     def __init__(self, response: Callable[[Call[Any], float], HttpResponse | APIError]) -> None:
         self.now = 0.0
@@ -97,7 +97,7 @@ def test_the_window_of_what_an_earlier_try_sent_begins_with_this_try(age: float)
 
 
 def test_one_fault_after_a_pause_longer_than_the_retry_window_is_waited_out() -> None:
-    """A job that is looked at every ten minutes is not given up for one 502."""
+    """One 502 does not end the wait for a job that is polled every ten minutes."""
     responses = iter([RUNNING, FAULT, RUNNING, COMPLETED])
     clock = Turned(lambda call, now: next(responses))
     settings = ClientOptions.of(
@@ -119,7 +119,7 @@ def test_one_fault_after_a_pause_longer_than_the_retry_window_is_waited_out() ->
 
 
 def test_a_cancel_goes_on_until_the_race_is_over() -> None:
-    """A job that the server comes to know in the last second of the race is cancelled."""
+    """A job that becomes visible in the last second of the race is cancelled."""
     clock = Turned(lambda call, now: MISSING if now < 59 else HttpResponse(200, {}, b"{}"))
     clock.run(send_with_retries(cancel(FLOW, "job-1"), clock, race_ends=60))
     assert 59 <= clock.now <= 60

@@ -1,4 +1,4 @@
-"""The client as an object: where its settings come from, how it is closed, and what one costs."""
+"""The client as an object: where its settings come from, how it is closed, and what it costs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def test_key_and_address_come_from_the_environment(
     scripted: MakeClient, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is not given is taken from NOUKAI_API_KEY and NOUKAI_BASE_URL."""
+    """Missing arguments are read from NOUKAI_API_KEY and NOUKAI_BASE_URL."""
     monkeypatch.setenv("NOUKAI_API_KEY", KEY)
     monkeypatch.setenv("NOUKAI_BASE_URL", "https://elsewhere.test/api/v9")
     scripted(api_key=None, base_url=None).flow(FLOW).job(message="hello")
@@ -33,7 +33,7 @@ def test_key_and_address_come_from_the_environment(
 def test_an_argument_wins_over_the_environment(
     scripted: MakeClient, server: ScriptedServer, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is given is not looked up."""
+    """Given arguments override the environment."""
     monkeypatch.setenv("NOUKAI_API_KEY", KEY)
     monkeypatch.setenv("NOUKAI_BASE_URL", "https://elsewhere.test/api/v9")
     scripted().flow(FLOW).job(message="hello")
@@ -52,7 +52,7 @@ def test_the_address_without_any_setting(
     address: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Without an address it is the service's own; with NOUKAI_ENV=dev a server on this machine."""
+    """Without a base URL, the client uses the service's; with NOUKAI_ENV=dev, a server on this machine."""
     if environment:
         monkeypatch.setenv("NOUKAI_ENV", environment)
     scripted(base_url=None).flow(FLOW).job(message="hello")
@@ -60,7 +60,7 @@ def test_the_address_without_any_setting(
 
 
 def test_an_address_without_encryption_is_warned_of(scripted: MakeClient, server: ScriptedServer) -> None:
-    """A key sent in the clear to another machine is worth a warning, and a request to this machine is not."""
+    """A key sent unencrypted to another machine raises a warning, a request to this machine does not."""
     with pytest.warns(UserWarning, match="http://noukai.test"):
         scripted(base_url="http://noukai.test/api/v1")
     scripted(base_url="http://localhost:8080/api/v1")
@@ -81,7 +81,7 @@ def test_a_client_is_a_context_manager_that_closes_twice(
 def test_a_closed_client_says_that_it_is_closed(
     scripted: MakeClient, server: ScriptedServer, verb: str
 ) -> None:
-    """Using a closed client is an error that says so, with nothing sent."""
+    """Using a closed client raises an error that says so, with nothing sent."""
     client = scripted()
     flow, job = client.flow(FLOW), client.flow(FLOW).attach("job-1")
     client.close()
@@ -112,7 +112,7 @@ def test_threads_may_share_a_client(server: ScriptedServer, key: str) -> None:
 
 
 def test_submissions_of_threads_go_through_the_bound(key: str) -> None:
-    """Threads hold no more submissions open at a time than the client was told."""
+    """Threads have no more submissions open at a time than the client allows."""
     lock, now, most = threading.Lock(), 0, 0
 
     def slowly(request: httpx.Request) -> httpx.Response:
@@ -136,7 +136,7 @@ def test_submissions_of_threads_go_through_the_bound(key: str) -> None:
 
 
 async def test_a_wait_can_be_cancelled(server: ScriptedServer, key: str) -> None:
-    """Cancelling the task that waits ends the wait at once, leaves the job alone and the client usable."""
+    """Cancelling the waiting task ends the wait at once, leaves the job running and the client usable."""
     server.on("poll", state("running"))
     base_url = "https://noukai.test/api/v1"
     async with AsyncNoukai(key, base_url=base_url, transport=server.transport, poll_interval=600) as client:

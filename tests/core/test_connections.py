@@ -48,7 +48,7 @@ class Counter(ThreadingHTTPServer):
 
 
 class Running(BaseHTTPRequestHandler):
-    """Answers every request with a running job."""
+    """Responds to every request with a running job."""
 
     protocol_version = "HTTP/1.1"
 
@@ -60,7 +60,7 @@ class Running(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *parts: object) -> None:
-        """Says nothing."""
+        """Never responds."""
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def counter() -> Iterator[Counter]:
 def test_an_idle_connection_outlives_the_longest_pause(
     make_client: MakeClient, counter: Counter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two looks with the longest pause between them use one connection."""
+    """Two polls with the longest pause between them use one connection."""
     client = make_client(base_url=f"http://127.0.0.1:{counter.server_address[1]}/api/v1")
     job = client.flow(FLOW).attach("job-1")
     job.status()
@@ -91,7 +91,7 @@ def test_an_idle_connection_outlives_the_longest_pause(
 def test_a_connection_that_the_server_closed_meanwhile_is_replaced(
     make_client: MakeClient, counter: Counter
 ) -> None:
-    """A look over a connection that died in the pause is made over a fresh one, unnoticed."""
+    """A poll over a connection that died in the pause is repeated over a new one, unnoticed."""
     client = make_client(base_url=f"http://127.0.0.1:{counter.server_address[1]}/api/v1")
     job = client.flow(FLOW).attach("job-1")
     Running.timeout = 0.05
@@ -160,7 +160,7 @@ async def test_a_name_beyond_ascii_is_looked_up_as_httpx_does(
 
 
 class Crowded(httpx.AsyncBaseTransport):
-    """Holds every request until it is told to answer, and counts those that it has at the same time."""
+    """Holds every request until it is released, and counts those that it holds at the same time."""
 
     def __init__(self) -> None:
         self.held = 0
@@ -169,7 +169,7 @@ class Crowded(httpx.AsyncBaseTransport):
         self._came = asyncio.Condition()
 
     async def holds(self, number: int) -> None:
-        """Wait until so many requests are here at the same time."""
+        """Wait until this many requests are held at the same time."""
         async with self._came:
             await self._came.wait_for(lambda: self.held >= number)
 
@@ -178,7 +178,7 @@ class Crowded(httpx.AsyncBaseTransport):
             self.held += 1
             self._came.notify_all()
         self.most = max(self.most, self.held)
-        await asyncio.sleep(0)  # the others get here, too, however soon this one is answered
+        await asyncio.sleep(0)  # lets the other requests arrive before this one gets its response
         await self.response.wait()
         self.held -= 1
         return httpx.Response(200, json={"executionId": "job-1", "status": "running"})
@@ -209,7 +209,7 @@ def test_a_stream_is_read_as_httpcores_is() -> None:
 
 
 async def test_a_crowd_polls_over_few_connections(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thousand looks at once of which none waits for too long share a few connections."""
+    """A thousand polls at once share a few connections as long as none of them waits too long."""
     monkeypatch.setattr(limiter, "LONGEST_QUEUE", 60.0)  # however busy this machine is
     crowded = Crowded()
     crowded.response.set()
@@ -221,7 +221,7 @@ async def test_a_crowd_polls_over_few_connections(key: str, monkeypatch: pytest.
 
 
 async def test_a_slow_server_gets_more_connections(key: str) -> None:
-    """Where looks have to wait for answers, more go at the same time, but no more than the most."""
+    """If polls have to wait for responses, more connections are used, up to the maximum."""
     crowded = Crowded()
     async with AsyncNoukai(key, base_url="https://noukai.test/api/v1", transport=crowded) as client:
         job = client.flow(FLOW).attach("job-1")
@@ -233,7 +233,7 @@ async def test_a_slow_server_gets_more_connections(key: str) -> None:
 
 
 async def test_a_call_that_finds_no_connection_says_that_nobody_was_asked(key: str) -> None:
-    """Where every connection stays busy, the error names that, and not a server that gave no answer."""
+    """If every connection stays busy, the error says so, and does not blame the server."""
     crowded = Crowded()
     async with AsyncNoukai(key, base_url="https://noukai.test/api/v1", transport=crowded) as client:
         connection = client._runner._connection  # pyright: ignore[reportPrivateUsage] - a look is made again
@@ -248,7 +248,7 @@ async def test_a_call_that_finds_no_connection_says_that_nobody_was_asked(key: s
 
 
 async def test_submissions_have_connections_of_their_own(key: str) -> None:
-    """A client that may have 24 submissions open has them, whatever the looks at other jobs take."""
+    """A client that may have 24 submissions open has them, regardless of its polls."""
     crowded = Crowded()
     client = AsyncNoukai(
         key, base_url="https://noukai.test/api/v1", max_concurrent_submissions=24, transport=crowded

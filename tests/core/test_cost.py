@@ -14,7 +14,7 @@ import pytest
 from noukai_core import Noukai
 from tests.core.scripted_server import KEY
 
-# aiohttp makes two of its own when it is imported.
+# aiohttp creates two itself when it is imported.
 LIST_CONTEXTS = """
 import aiohttp, gc, ssl
 from noukai_core import AsyncNoukai, Noukai
@@ -32,7 +32,7 @@ for context in contexts():
 
 
 def test_a_process_makes_one_tls_context() -> None:
-    """Forty clients of both shells share one TLS context, which checks certificates and names."""
+    """Forty clients of both kinds share one TLS context, which checks certificates and names."""
     assert run_python(LIST_CONTEXTS).splitlines() == ["CERT_REQUIRED True"]
 
 

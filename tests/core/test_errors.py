@@ -76,7 +76,7 @@ def example(kind: type[NoukaiError]) -> NoukaiError:
 
 
 def test_the_tree_is_the_documented_one() -> None:
-    """Every error of the package stands where the documentation puts it, and none is missing there."""
+    """The documentation shows every error of the package, with its base class."""
     assert {kind.__name__: kind.__bases__[0].__name__ for kind in KINDS} == TREE
     assert all(name in (errors.__doc__ or "") for name in TREE)
     assert all(getattr(noukai_core, name) is getattr(errors, name) for name in TREE)
@@ -91,7 +91,7 @@ def test_errors_are_also_what_python_calls_them() -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if issubclass(kind, APIError)])
 def test_an_error_knows_whether_it_passes(kind: type[APIError]) -> None:
-    """Faults that waiting may cure are told from those that it cannot."""
+    """Errors that waiting may cure are distinguished from those that it cannot."""
     assert kind.retryable is (kind.__name__ in TRANSIENT)
 
 

@@ -1,4 +1,4 @@
-"""Look for the job of a submission without submitting."""
+"""Look up the job of a submission without submitting."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def test_a_job_is_submitted_polled_and_waited_for(local: MakeClient, emulator: E
 
 
 def test_a_status_has_all_eight_attributes(local: MakeClient, emulator: Emulator) -> None:
-    """A finished job's status tells id, state, result, error, the three times and the progress."""
+    """A finished job's status has id, state, result, error, the three times and the progress."""
     emulator.control.script("grade-3", after_seconds=0.1, result=7, progress=[{"step": 1}, {"step": 2}])
     with local() as client:
         job = client.flow(FLOW).job(message="hello")
@@ -123,7 +123,7 @@ def test_a_wait_that_runs_out_raises_a_timeout_and_leaves_the_job_alone(
 
 
 def test_an_accepted_submission_is_pending(local: MakeClient, emulator: Emulator) -> None:
-    """What the server accepted has the job's id and the state pending, whatever word the wire used."""
+    """An accepted job has its id and the state pending, regardless of the word that the server used."""
     with local() as client:
         job = client.flow(FLOW).job(message="hello")
         assert job.accepted.id == job.id
@@ -143,19 +143,19 @@ def test_the_five_states_are_words() -> None:
 def test_a_flow_is_named_whole_or_inside_the_clients_project(
     local: MakeClient, flow: str, options: dict[str, str]
 ) -> None:
-    """`flow()` takes org/project/slug, or the slug alone when the client knows org and project."""
+    """`flow()` takes org/project/slug, or just the slug if the client has org and project."""
     with local(**options) as client:
         assert client.flow(flow).path == FLOW
 
 
 def test_a_whole_path_wins_over_the_clients_project(local: MakeClient) -> None:
-    """A flow named whole is taken as named, also by a client with an org and a project of its own."""
+    """A full path is used as given, even by a client with another org and project."""
     with local(org="other", project="else") as client:
         assert client.flow(FLOW).path == FLOW
 
 
 def test_attach_gives_the_handle_without_a_request(local: MakeClient, emulator: Emulator) -> None:
-    """Attaching asks the server nothing; the handle then works as any other."""
+    """Attaching sends no request; the handle then works like any other."""
     emulator.control.script("grade-3", after_polls=1, result="done")
     with local() as client:
         job_id = client.flow(FLOW).job(message="hello").id
@@ -168,7 +168,7 @@ def test_attach_gives_the_handle_without_a_request(local: MakeClient, emulator: 
 
 
 def test_verify_key_costs_no_job(local: MakeClient, emulator: Emulator) -> None:
-    """The key is checked by one request that submits nothing, and the answer tells whose key it is."""
+    """Verifying the key is one request that submits nothing, and the response says whose key it is."""
     with local() as client:
         info = client.verify_key()
     assert {info.org, info.project} != {None}
@@ -176,7 +176,7 @@ def test_verify_key_costs_no_job(local: MakeClient, emulator: Emulator) -> None:
 
 
 def test_a_trace_tells_the_steps_of_a_run(local: MakeClient, emulator: Emulator) -> None:
-    """The trace of a finished run has its steps, its duration and what it cost, as far as the server says."""
+    """The trace of a finished run has its steps, its duration and its cost, if the server provides them."""
     emulator.control.script("grade-3", after_polls=1, steps=[{"stepId": "draft"}, {"stepId": "check"}])
     with local() as client:
         job = client.flow(FLOW).job(message="hello", trace=True)
@@ -191,7 +191,7 @@ PAIRS: list[tuple[type, type]] = [(Noukai, AsyncNoukai), (Flow, AsyncFlow), (Job
 
 @pytest.mark.parametrize("blocking, asynchronous", PAIRS, ids=["client", "flow", "job"])
 def test_both_drivers_have_the_same_names_and_parameters(blocking: type, asynchronous: type) -> None:
-    """A public name or parameter of one shell exists in the other; only close is called aclose there."""
+    """A public name or parameter of one client exists in the other; only `close` is called `aclose` there."""
     assert public(blocking) == public(asynchronous)
 
 

@@ -1,4 +1,4 @@
-"""What the log says: one line when something changes, none for a look, and nothing twice."""
+"""What is logged: one line per change, none per poll, and nothing twice."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def as_an_application_logs(caplog: pytest.LogCaptureFixture) -> None:
 def test_one_line_for_a_change_and_none_for_a_poll(
     scripted: MakeClient, server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Ten looks that show three states are three lines, which name job and flow."""
+    """Ten polls that show three states are three lines, which name job and flow."""
     server.on(
         "poll", *[state("pending")] * 4, *[state("running")] * 5, state("completed", result="secret output")
     )
@@ -73,7 +73,7 @@ def test_a_known_state_is_not_logged_again(
 def test_a_real_client_is_as_quiet(
     local: MakeClient, emulator: Emulator, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Over real HTTP no library logs each request: a wait of many looks is a line for each state."""
+    """Over real HTTP, no library logs each request: a wait of many polls is a line per state."""
     emulator.control.script("grade-3", after_polls=30)
     local(poll_interval=0.01).flow(FLOW).job(message="hello").wait(timeout_ms=20_000)
     polls = emulator.control.counts()["poll"]
@@ -88,7 +88,7 @@ def test_a_real_client_is_as_quiet(
 def test_an_unknown_state_is_reported_once(
     scripted: MakeClient, server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A state that nobody knows is a warning, once, and on one line whatever it holds."""
+    """An unknown state is a warning, once, and on one line whatever it contains."""
     server.on("poll", state("running"), *[state("paused\nERROR all is lost")] * 5, state("completed"))
     scripted().flow(FLOW).attach("job-1").wait(timeout_ms=20_000)
     warned = [record for record in caplog.records if record.levelno == logging.WARNING]
@@ -114,7 +114,7 @@ def test_trouble_is_reported_once_and_so_is_its_end(
 def test_the_404_race_is_no_trouble(
     scripted: MakeClient, server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A job that no worker has taken yet is nothing to warn of."""
+    """A job that no worker has started yet causes no warning."""
     server.on("poll", *[refusal(404, "JOB_NOT_FOUND")] * 5, state("completed"))
     scripted().flow(FLOW).job(message="hello").wait(timeout_ms=20_000)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
@@ -123,7 +123,7 @@ def test_the_404_race_is_no_trouble(
 def test_a_submission_that_was_looked_up_is_reported(
     scripted: MakeClient, server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Who reads the log at night sees that an answer was lost and which job was found."""
+    """The log shows that a response was lost and which job was found."""
     server.on("submit", refusal(502)).on("session", session("job-7"))
     scripted().flow(FLOW).job(message="the text of a child")
     reported = " ".join(record.getMessage() for record in caplog.records)

@@ -1,4 +1,4 @@
-"""A request and its answer as they travel, whatever carries them."""
+"""A request and its response as they are transferred, over any transport."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ def test_no_memory_for_what_follows_a_gzip_member() -> None:
 
 
 def test_empty_gzip_members_end() -> None:
-    """Members that hold nothing are refused before they cost seconds."""
+    """Empty members are rejected before they cost seconds."""
     reader, member = packed(64 * 1024 * 1024), gzip.compress(b"")
     with pytest.raises(zlib.error, match="members"):
         reader.take(member * 20_000)
 
 
 def test_a_gzip_body_that_ends_early() -> None:
-    """Half of a packed body is not taken for all of it."""
+    """Half of a compressed body is not accepted as all of it."""
     reader = packed(1000)
     reader.take(gzip.compress(b'{"status": "completed"}')[:-9])
     with pytest.raises(zlib.error, match="early"):
@@ -74,7 +74,7 @@ def test_a_gzip_body_that_ends_early() -> None:
 
 
 def test_a_gzip_body_is_unpacked_to_its_limit() -> None:
-    """A body that unpacks to more than is allowed is refused after that much."""
+    """A body that decompresses to more than is allowed is rejected at that point."""
     reader = packed(1000)
     with pytest.raises(TooLarge):
         reader.take(gzip.compress(bytes(10_000_000)))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def test_a_submission_needs_the_id_alone(
     scripted: MakeClient, server: ScriptedServer, body: dict[str, Any], code: int
 ) -> None:
-    """Any 2xx that names the job is an accepted submission, in either spelling, whatever else it holds."""
+    """Any 2xx that names the job is an accepted submission, in either spelling, whatever else it contains."""
     server.on("submit", respond(code, json=body))
     job = scripted().flow(FLOW).job(message="hello")
     assert (job.id, job.accepted.id, job.accepted.state) == ("job-9", "job-9", "pending")
@@ -78,7 +78,7 @@ def test_times_and_progress_are_read_in_both_spellings(
 def test_the_result_is_the_bare_output_of_the_flow(
     scripted: MakeClient, server: ScriptedServer, output: Any
 ) -> None:
-    """Whatever JSON the flow gave is the output, also a falsy one."""
+    """Any JSON value of the flow is the output, even a falsy one."""
     server.on("poll", state("completed", result=output))
     assert scripted().flow(FLOW).attach("job-1").wait(timeout_ms=5_000).output == output
 

@@ -35,7 +35,7 @@ def test_progress_is_shortened() -> None:
 
 
 def test_progress_shows_no_key() -> None:
-    """Whatever looks like a key is masked."""
+    """Everything that resembles a key is masked."""
     key = "nk_live_12345678_0123456789abcdef0123456789abcdef"
     text = JobStatus(id="job-1", state="running", progress={"text": key}).progress_text
     assert text is not None

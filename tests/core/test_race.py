@@ -55,7 +55,7 @@ def test_the_race_is_longer_than_the_retry_window(scripted: MakeClient, server: 
 
 
 def test_the_race_ends_in_no_storm_of_polls(scripted: MakeClient, server: ScriptedServer) -> None:
-    """Near its end the race is not asked ever faster."""
+    """Near the end of the race, polls do not become ever more frequent."""
     server.on("poll", MISSING)
     job = scripted(not_found_grace=0.5, poll_interval=0.1).flow(FLOW).job(message="hello")
     with pytest.raises(JobNotFoundError):

@@ -1,4 +1,4 @@
-"""A crowd waits politely: the looks of all jobs of one process and key share one budget."""
+"""A crowd waits politely: the polls of all jobs of one process and key share one rate limit."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def polls_of(waiters: list[Waiter]) -> list[float]:
 
 
 def most_within(polls: list[float], seconds: float) -> int:
-    """The most looks in any stretch of time so long."""
+    """The largest number of polls in any period of this length."""
     return max(bisect_left(polls, poll + seconds) - index for index, poll in enumerate(polls))
 
 
 def test_a_thousand_young_jobs_stay_within_the_rate_limit() -> None:
-    """A thousand jobs that would look a thousand times a second look 50 times, after one burst of five."""
+    """A thousand jobs that would poll a thousand times per second poll 50 times, after one burst of five."""
     random.seed(2)
     waiters = crowd(1_000, PollRateLimiter(50.0), finishing(60), until=90)
     polls = polls_of(waiters)
@@ -57,7 +57,7 @@ def test_a_thousand_young_jobs_stay_within_the_rate_limit() -> None:
 
 
 def test_the_pauses_stretch_evenly() -> None:
-    """No job of a crowd starves: each gets about the same number of looks."""
+    """No job of a crowd starves: each gets about the same number of polls."""
     random.seed(3)
     waiters = crowd(500, PollRateLimiter(50.0), finishing(1_000), until=120)
     counts = [len(waiter.polls) for waiter in waiters]
@@ -65,14 +65,14 @@ def test_the_pauses_stretch_evenly() -> None:
 
 
 def test_one_job_alone_never_notices() -> None:
-    """A single job, however impatient its interval, is looked at as if there were no budget."""
+    """A single job, however short its interval, is polled as if there were no limit."""
     limiter = PollRateLimiter(50.0)
     slots = [limiter.reserve(now / 50) for now in range(1_000)]
     assert slots == [now / 50 for now in range(1_000)]
 
 
 def test_the_polls_of_a_crowd_come_a_few_at_a_time() -> None:
-    """A tenth of a second brings its share of the looks, and a process wakes up once for all of them."""
+    """A tenth of a second brings its share of the polls, and a process wakes up once for all of them."""
     limiter = PollRateLimiter(50.0)
     waits = [limiter.reserve(100.0) - 100.0 for _ in range(5 + 250)]
     assert waits[:5] == [0.0] * 5
@@ -83,7 +83,7 @@ def test_the_polls_of_a_crowd_come_a_few_at_a_time() -> None:
 
 @pytest.mark.parametrize("now", [100.0, 7.31, 16_790_001.07, 3.333333])
 def test_a_tick_is_free_at_any_time(now: float) -> None:
-    """Five of fifty looks a second may come at once, whatever the clock shows."""
+    """Five of fifty polls per second may start at once, whatever the clock shows."""
     limiter = PollRateLimiter(50.0)
     waits = [limiter.reserve(now) - now for _ in range(6)]
     assert waits[:5] == [0.0] * 5
@@ -91,14 +91,14 @@ def test_a_tick_is_free_at_any_time(now: float) -> None:
 
 
 def test_a_rate_limit_of_almost_nothing() -> None:
-    """The smallest rate that is accepted makes looks wait, and is no error."""
+    """The smallest valid rate makes polls wait, and raises no error."""
     limiter = PollRateLimiter(1e-308)
     assert limiter.reserve(5.0) == 5.0
     assert limiter.reserve(5.0) > 1e300
 
 
 def test_the_polls_at_many_jobs_are_made_together() -> None:
-    """A thousand jobs that share the budget without touching it are looked at at ten moments a second."""
+    """A thousand jobs below the rate limit are polled at ten moments per second."""
     random.seed(4)
     polls = polls_of(crowd(1_000, PollRateLimiter(1_000.0), finishing(120), until=120))
     late = [poll for poll in polls if 60 < poll < 70]
@@ -107,14 +107,14 @@ def test_the_polls_at_many_jobs_are_made_together() -> None:
 
 
 def places(limiter: PollRateLimiter, now: float) -> float:
-    """The looks a second that the budget gives at this time, when it is asked for many."""
+    """The polls per second that the rate limit allows at this time, when many are requested."""
     limiter.reserve(now)
     waits = [limiter.reserve(now) for _ in range(2_000)]
     return 1_000 / (waits[1_999] - waits[999])
 
 
 def test_a_complaint_halves_the_rate_limit_for_a_while() -> None:
-    """After a 429 half of the looks are left, and they grow back evenly, by all of them in a minute."""
+    """After a 429, half of the rate is left, and it grows back evenly to its full value within a minute."""
     limiter = PollRateLimiter(60.0)
     assert places(limiter, 0.0) == pytest.approx(60, rel=0.01)
     limiter.slow_down(100.0)
@@ -125,7 +125,7 @@ def test_a_complaint_halves_the_rate_limit_for_a_while() -> None:
 
 
 def test_many_complaints_at_once_are_one() -> None:
-    """The 429s of one crowd halve the budget once in ten seconds, not once each."""
+    """The 429s of one crowd halve the rate once in ten seconds, not once each."""
     limiter = PollRateLimiter(60.0)
     for complaint in range(100):
         limiter.slow_down(1.0 + complaint / 100)
@@ -137,7 +137,7 @@ def test_many_complaints_at_once_are_one() -> None:
 
 
 def test_a_complaint_now_and_then_leaves_a_quarter_of_the_rate_limit() -> None:
-    """When 3 of 100 looks meet a 429 by chance, a crowd keeps a quarter of its looks at least."""
+    """If 3 of 100 polls get a 429 by chance, a crowd keeps at least a quarter of its rate."""
     jitter, limiter, now, polls = random.Random(5), PollRateLimiter(50.0), 0.0, 0
     while now < 600:
         now = limiter.reserve(now)
@@ -149,7 +149,7 @@ def test_a_complaint_now_and_then_leaves_a_quarter_of_the_rate_limit() -> None:
 
 @pytest.mark.parametrize("whole, floor", [(50.0, 1.0), (1.0, 1.0), (0.2, 0.2)])
 def test_the_rate_limit_never_dries_up(whole: float, floor: float) -> None:
-    """However often the server complains, one look a second is left, or the user's choice if that is less."""
+    """However often the server complains, one poll per second is left, or the configured rate if lower."""
     limiter = PollRateLimiter(whole)
     for complaint in range(50):
         limiter.slow_down(complaint * 10.0)
@@ -159,7 +159,7 @@ def test_the_rate_limit_never_dries_up(whole: float, floor: float) -> None:
 def test_a_crowd_backs_off_when_the_server_complains(
     scripted: MakeClient, server: ScriptedServer, key: str
 ) -> None:
-    """A 429 to one look slows down every look of that key, and of no other."""
+    """A 429 to one poll slows down every poll with that key, and with no other."""
     server.on("poll", refusal(429), state("completed", result="x"))
     client = scripted(max_polls_per_second=40.0)
     client.flow(FLOW).attach("job-1").wait(timeout_ms=20_000)
@@ -172,7 +172,7 @@ def test_a_crowd_backs_off_when_the_server_complains(
 
 
 def test_the_rate_limit_is_shared_by_every_client_of_the_key(server: ScriptedServer, key: str) -> None:
-    """A second client is no way round the budget: two of them together look no more often than one."""
+    """A second client does not bypass the rate limit: two of them together poll no more often than one."""
     server.on("poll", state("running"))
     options = {
         "api_key": key,
@@ -194,7 +194,7 @@ def test_the_rate_limit_is_shared_by_every_client_of_the_key(server: ScriptedSer
 
 
 def test_finished_jobs_leave_the_crowd() -> None:
-    """A job that has ended takes no more places."""
+    """A job that has ended uses no more slots."""
     random.seed(4)
     ended = JobStatus(id="job-1", state=JobState.FAILED)
     waiters = crowd(100, PollRateLimiter(50.0), lambda now: ended, until=10)
@@ -202,7 +202,7 @@ def test_finished_jobs_leave_the_crowd() -> None:
 
 
 def test_whoever_is_turned_away_waits_while_others_are_served() -> None:
-    """Ten minutes of 429s end no wait while the server answers others of the same crowd."""
+    """Ten minutes of 429s end no wait while the server responds to others of the same crowd."""
     limiter, refused = PollRateLimiter(50.0), RateLimitError("HTTP 429", status_code=429)
     ended = JobStatus(id="job-1", state=JobState.COMPLETED)
     turned_away = Waiter(lambda now: refused if now < 600 else ended, limiter=limiter)
@@ -214,7 +214,7 @@ def test_whoever_is_turned_away_waits_while_others_are_served() -> None:
 
 
 def test_whoever_is_turned_away_alone_gives_up() -> None:
-    """When the server answers nobody any more, 429s are waited out for five minutes and no longer."""
+    """When the server responds to none of them, 429s are retried for five minutes and no longer."""
     refused = RateLimitError("HTTP 429", status_code=429)
     waiter = Waiter(lambda now: refused, limiter=PollRateLimiter(50.0))
     with pytest.raises(RateLimitError):

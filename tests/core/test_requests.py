@@ -24,7 +24,7 @@ ROOT = "/api/v1/seq/acme/spelling/grade-3"
 def test_the_version_is_in_the_path_and_never_in_the_body(
     scripted: MakeClient, server: ScriptedServer, version: str | int, path: str
 ) -> None:
-    """Production has no version segment, a number its own, the draft v0; polls and cancels never have one."""
+    """Production has no version segment, a number its own, the draft v0; polls and cancels have none."""
     server.on("poll", state("running")).on("cancel", respond(202, json={}))
     job = scripted().flow(FLOW).job(message="hello", version=version)
     job.status()
@@ -40,7 +40,7 @@ def test_the_version_is_in_the_path_and_never_in_the_body(
 def test_the_headers_say_who_asks_and_which_contract(
     scripted: MakeClient, server: ScriptedServer, key: str
 ) -> None:
-    """Every request carries the key, the contract's version, a user agent and that it takes JSON."""
+    """Every request carries the key, the contract's version, a user agent and `Accept: application/json`."""
     server.on("poll", state("running"))
     scripted().flow(FLOW).job(message="hello").status()
     for request in server.requests:
@@ -61,7 +61,7 @@ def test_a_submission_carries_its_submission_id(scripted: MakeClient, server: Sc
 
 
 def test_the_body_has_the_names_of_the_wire(scripted: MakeClient, server: ScriptedServer) -> None:
-    """What the caller gives arrives under the wire's names; what is not given is not sent as null."""
+    """The caller's values are sent under the API's names; missing ones are not sent as null."""
     flow = scripted().flow(FLOW)
     flow.job(
         message="hello",
@@ -89,7 +89,7 @@ def test_the_body_has_the_names_of_the_wire(scripted: MakeClient, server: Script
     "job_id", ["a?b=c", "a#b", "a b", "a%2Fb", "ü"], ids=["query", "fragment", "space", "escape", "umlaut"]
 )
 def test_a_job_id_is_one_escaped_segment(scripted: MakeClient, server: ScriptedServer, job_id: str) -> None:
-    """An opaque id reaches the server as one path segment, or is refused; it never becomes another URL."""
+    """An opaque id reaches the server as one path segment, or is rejected; it never becomes another URL."""
     server.on("poll", state("running", job_id))
     try:
         scripted().flow(FLOW).attach(job_id).status()
@@ -106,7 +106,7 @@ def test_a_job_id_is_one_escaped_segment(scripted: MakeClient, server: ScriptedS
 def test_a_job_id_of_dots_reaches_no_other_url(
     scripted: MakeClient, server: ScriptedServer, job_id: str
 ) -> None:
-    """An id that a URL parser would walk up with is refused, or stays one segment."""
+    """An id that a URL parser would treat as a parent folder is rejected, or stays one segment."""
     server.on("poll", state("running", job_id)).on("submit", accepted())
     try:
         scripted().flow(FLOW).attach(job_id).status()

@@ -1,4 +1,4 @@
-"""The decisions over time, with a clock that the test turns: no request is made and nobody sleeps."""
+"""The decisions over time, with a clock that the test moves: no request is made and nothing sleeps."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def settings(**changes: float | None) -> ClientOptions:
 
 
 class Waiter:
-    """One wait for one job, with a clock of its own; `looks` are the times of its looks."""
+    """One wait for one job, on a separate clock; `polls` are the times of its polls."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Waiter:
                 return ended
 
     def advance(self) -> JobStatus | None:
-        """Goes on to the next pause or to the end."""
+        """Continues to the next pause or to the end."""
         response: JobStatus | APIError | None = None
         while True:
             try:
@@ -114,12 +114,12 @@ def down(now: float) -> APIError:
     [(0.0, 1.0, 1.0), (5.02, 1.0, 0.98), (5.08, 1.0, 1.02), (5.0, 0.96, 1.0), (5.0, 10.0, 10.0)],
 )
 def test_a_pause_ends_with_those_of_other_jobs(now: float, pause: float, moved: float) -> None:
-    """Looks are made at ten moments a second, so that a process does not wake up for each alone."""
+    """Polls happen at ten moments per second, so that a process does not wake up for each one."""
     assert schedule.align_to_tick(now, pause) == pytest.approx(moved)
 
 
 def test_processes_poll_at_moments_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the ticks of a process lie moves the looks of all its jobs, and those of no other process."""
+    """The ticks of a process shift the polls of all its jobs, and those of no other process."""
     monkeypatch.setattr(schedule, "_FIRST_TICK", 0.03)
     assert schedule.align_to_tick(5.0, 1.0) == pytest.approx(1.03)
     assert schedule.pause_until_slot(5.0, 5.04) == pytest.approx(0.13)
@@ -129,7 +129,7 @@ def test_processes_poll_at_moments_of_their_own(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("pause", [0.0, 0.01, 0.5, 300.0, 1e308])
 def test_a_pause_that_the_policy_never_chooses_is_kept(pause: float) -> None:
-    """Whoever wants looks at shorter or longer intervals than the policy's gets them as they are."""
+    """A caller that wants shorter or longer intervals than the default gets exactly those."""
     assert schedule.align_to_tick(5.02, pause) == pause
 
 
@@ -172,7 +172,7 @@ def test_the_first_poll_comes_at_once() -> None:
 
 
 def test_the_number_of_polls_grows_with_the_logarithm_of_the_run_time() -> None:
-    """Six times the run time costs the same few looks more, up to 10 minutes; then there is one a minute."""
+    """Six times the run time costs the same few extra polls, up to 10 minutes; then one per minute."""
     random.seed(1)
     polls = {}
     for run_time in (10, 60, 360, 600, 4_200):
@@ -187,7 +187,7 @@ def test_the_number_of_polls_grows_with_the_logarithm_of_the_run_time() -> None:
 
 
 def test_the_age_counts_from_the_submission_and_not_from_the_wait() -> None:
-    """A job that another process submitted an hour ago is looked at as the hour-old job that it is."""
+    """A job that another process submitted an hour ago is polled as the hour-old job that it is."""
     waiter = Waiter(finishing(200), submitted_at=-3_600.0)
     waiter.run()
     assert all(later - sooner >= 54 for sooner, later in pairwise(waiter.polls))
@@ -196,7 +196,7 @@ def test_the_age_counts_from_the_submission_and_not_from_the_wait() -> None:
 @pytest.mark.parametrize("timeout", [0.3, 5.0, 47.0, 1_000.0])
 @pytest.mark.parametrize("interval", [None, 600.0])
 def test_the_last_pause_is_cut_to_the_deadline(timeout: float, interval: float | None) -> None:
-    """The wait ends at its deadline to the moment, with a last look there."""
+    """The wait ends exactly at its deadline, with a last poll there."""
     waiter = Waiter(finishing(math.inf), timeout=timeout, poll_interval=interval)
     with pytest.raises(JobTimeoutError) as caught:
         waiter.run()
@@ -206,13 +206,13 @@ def test_the_last_pause_is_cut_to_the_deadline(timeout: float, interval: float |
 
 
 def test_a_job_that_ends_at_the_deadline_is_not_timed_out() -> None:
-    """What the last look sees counts."""
+    """The result of the last poll counts."""
     waiter = Waiter(finishing(99.9), timeout=100.0, poll_interval=1_000.0)
     assert waiter.run() == DONE
 
 
 def test_a_poll_near_the_deadline_is_given_little_time() -> None:
-    """The request's own timeout shrinks with what is left, down to a second."""
+    """The request's own timeout shrinks with the remaining time, down to a second."""
     waiter = Waiter(finishing(math.inf), timeout=100.0, poll_interval=45.0)
     with pytest.raises(JobTimeoutError):
         waiter.run()
@@ -220,7 +220,7 @@ def test_a_poll_near_the_deadline_is_given_little_time() -> None:
 
 
 def test_faults_are_waited_out_by_time() -> None:
-    """Five minutes without one good answer is the end: not a look sooner, and not much later."""
+    """Five minutes without a successful response is the end: not a poll sooner, and not much later."""
     waiter = Waiter(down)
     with pytest.raises(TransientError):
         waiter.run()
@@ -228,13 +228,13 @@ def test_faults_are_waited_out_by_time() -> None:
 
 
 def test_one_good_response_renews_the_retry_window() -> None:
-    """Faults of hours with a good answer every four minutes do not end a wait."""
+    """Hours of transient errors with a successful response every four minutes do not end a wait."""
     waiter = Waiter(lambda now: DONE if now > 7_200 else RUNNING if now % 240 < 66 else down(now))
     assert waiter.run() == DONE
 
 
 def test_after_a_fault_an_old_job_is_polled_sooner() -> None:
-    """A fault makes nobody wait a minute to learn that the server is back, and no storm either."""
+    """After an error, no job waits a minute to see that the server is back, and there is no storm either."""
     waiter = Waiter(lambda now: down(now) if 3_600 < now < 3_600 + 200 else finishing(4_000)(now))
     waiter.run()
     faulty = [poll for poll in waiter.polls if 3_600 < poll < 3_800]
@@ -244,7 +244,7 @@ def test_after_a_fault_an_old_job_is_polled_sooner() -> None:
 
 @pytest.mark.parametrize("asked", [5.0, 90.0])
 def test_retry_after_wins_when_it_is_longer(asked: float) -> None:
-    """No look comes before the server wants one; a shorter wish than the usual pause makes no look sooner."""
+    """No poll comes before the server allows one; a shorter `Retry-After` changes nothing."""
     reported = [True]
 
     def limited(now: float) -> JobStatus | APIError:
@@ -260,7 +260,7 @@ def test_retry_after_wins_when_it_is_longer(asked: float) -> None:
 
 
 def test_the_race_counts_from_the_submission() -> None:
-    """404 is waited out until 60 s after the submit, is no fault meanwhile, and then it is the end."""
+    """404 is retried until 60 s after the submission, is no error until then, and final afterwards."""
 
     def missing(now: float) -> APIError:
         return JobNotFoundError("HTTP 404", status_code=404)
@@ -277,7 +277,7 @@ def test_the_race_counts_from_the_submission() -> None:
 
 
 def test_the_race_uses_up_no_retry_window() -> None:
-    """A server that does not know the job yet has answered: faults after that count from there."""
+    """A server that does not know the job yet has responded: the retry window starts there."""
 
     def respond(now: float) -> JobStatus | APIError:
         if now < 30:

@@ -1,4 +1,4 @@
-"""The key stays in its place: whatever is shown, raised, logged or stored, it is not in there."""
+"""The key stays secret: nothing that is shown, raised, logged or stored contains it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Records(logging.Handler):
 
 @pytest.fixture
 def logged() -> Iterator[list[logging.LogRecord]]:
-    """Every record of every logger at every level, the HTTP library's own included."""
+    """Every record of every logger at every level, including the HTTP library's."""
     records = Records()
     loggers = [logging.getLogger(name) for name in (None, "noukai_core", "httpx", "httpcore", "asyncio")]
     before = [(logger, logger.level) for logger in loggers]
@@ -125,7 +125,7 @@ def test_no_frame_of_an_interrupted_request_shows_the_key(
 
 
 async def test_no_frame_of_a_cancelled_request_shows_the_key(marked: str) -> None:
-    """Nor does one of the libraries below, when a request is given up that is under way."""
+    """Nor does one of the libraries below, when a request in progress is aborted."""
     asked = asyncio.Event()
 
     async def keep_waiting(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -178,7 +178,7 @@ def test_a_server_that_repeats_the_key_is_not_repeated(
     echo: Callable[[str], HttpResponse],
     logged: list[logging.LogRecord],
 ) -> None:
-    """A key in an answer is left out of the error, its arguments, its pickle, its traceback and the log."""
+    """A key in a response is removed from the error, its arguments, its pickle, its traceback and the log."""
     server.on(call, echo(marked))
     client = scripted(api_key=marked, retry_timeout=0.02, recovery_timeout=0.02)
     job = client.flow(FLOW).attach("job-1")
@@ -200,7 +200,7 @@ def test_a_server_that_repeats_the_key_is_not_repeated(
 def test_a_secret_without_its_prefix_is_not_repeated(
     scripted: MakeClient, server: ScriptedServer, reported: str
 ) -> None:
-    """What a server says holds no part of the client's own key, not even without its prefix."""
+    """A server's message contains no part of the client's own key, not even without its prefix."""
     server.on(
         "submit",
         respond(
@@ -238,7 +238,7 @@ def test_no_error_carries_the_key(
     fault: HttpResponse | Exception,
     logged: list[logging.LogRecord],
 ) -> None:
-    """Whatever goes wrong on whichever call: the error, its causes, its frames and the log are clean."""
+    """For every error of every call: the error, its causes, its frames and the log are clean."""
     server.on("submit", httpx.ReadTimeout("") if call == "session" else fault)
     for kind in ("poll", "cancel", "session"):
         server.on(kind, fault)
@@ -294,7 +294,7 @@ def test_a_broken_key_is_refused_unseen(scripted: MakeClient, server: ScriptedSe
 
 
 def test_a_base_url_with_a_password_is_refused_unseen(scripted: MakeClient, server: ScriptedServer) -> None:
-    """Credentials in a URL would travel into every log line, so they are refused, and not shown."""
+    """Credentials in a URL would appear in every log line, so they are rejected, and not shown."""
     with pytest.raises(InvalidInputError, match="base_url") as caught:
         scripted(base_url=f"https://user:{MARK}@noukai.test/api/v1")
     assert MARK not in told_by(caught.value)
@@ -333,7 +333,7 @@ def test_a_failed_call_leaves_no_request_behind_in_its_error(
 
 
 def test_a_name_that_holds_the_prefix_is_not_a_key() -> None:
-    """A refusal still tells which parameter is wrong when its name has the prefix of a key inside."""
+    """An error still names the wrong parameter if its name contains the prefix of a key."""
     assert (
         without_keys("parameters.bank_account: field required") == "parameters.bank_account: field required"
     )

@@ -1,4 +1,4 @@
-"""Submit once: one submission ends in one job, or in an error that says what is known."""
+"""Submit once: one submission results in one job, or in an error that says what is known."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ AMBIGUOUS: dict[str, HttpResponse | Exception] = {
 def test_a_job_whose_acceptance_was_lost_is_found(
     scripted: MakeClient, server: ScriptedServer, kind: str
 ) -> None:
-    """After an ambiguous end the session of that identity is asked, and nothing is sent again."""
+    """After an ambiguous outcome, the session of that submission is requested, and nothing is sent again."""
     server.on("submit", AMBIGUOUS[kind]).on("session", session("job-7"))
     assert scripted(recovery_timeout=5).flow(FLOW).job(message="hello").id == "job-7"
     assert len(server.made("submit")) == 1
@@ -64,7 +64,7 @@ def test_a_job_whose_acceptance_was_lost_is_found(
 def test_a_job_that_shows_up_late_in_its_session_is_found(
     scripted: MakeClient, server: ScriptedServer, silent: HttpResponse
 ) -> None:
-    """The row appears only when a worker has begun, so the session is asked for a while."""
+    """The entry appears only when a worker has started, so the session is requested for some time."""
     server.on("submit", httpx.ReadTimeout("")).on("session", silent, silent, session("job-7"))
     assert scripted(recovery_timeout=20).flow(FLOW).job(message="hello").id == "job-7"
     assert len(server.made("submit")) == 1
@@ -99,7 +99,7 @@ def test_a_submission_that_made_no_job_is_sent_again(
 def test_what_cannot_be_settled_names_the_submission_id(
     scripted: MakeClient, server: ScriptedServer, unanswerable: HttpResponse | Exception
 ) -> None:
-    """When the session cannot be asked, the error names the identity, and no second run is paid for."""
+    """If the session cannot be read, the error names the submission, and no second run is paid for."""
     server.on("submit", httpx.ReadTimeout("")).on("session", unanswerable)
     begin = time.monotonic()
     with pytest.raises(SubmissionUnknownError) as caught:
@@ -115,7 +115,7 @@ def test_what_cannot_be_settled_names_the_submission_id(
 def test_a_session_that_refuses_for_good_is_asked_once(
     scripted: MakeClient, server: ScriptedServer, status: int
 ) -> None:
-    """Where sessions are not for API keys, nobody waits a minute to learn it."""
+    """If sessions are not accessible with API keys, the error comes at once, not after a minute."""
     server.on("submit", httpx.ReadTimeout("")).on("session", refusal(status))
     with pytest.raises(SubmissionUnknownError, match=str(status)):
         scripted().flow(FLOW).job(message="hello")
@@ -164,7 +164,7 @@ def test_a_fresh_submission_id_costs_no_question(scripted: MakeClient, server: S
 
 
 def test_the_poll_up_can_be_turned_off(scripted: MakeClient, server: ScriptedServer) -> None:
-    """Without the look-up an ambiguous end is an error at once: no question, no second submission."""
+    """Without the lookup, an ambiguous outcome is an error at once: no lookup, no second submission."""
     server.on("submit", httpx.ReadTimeout("")).on("session", session("job-7"))
     with pytest.raises(SubmissionUnknownError):
         scripted(recovery_timeout=0).flow(FLOW).job(message="hello")
@@ -197,7 +197,7 @@ def test_an_submission_id_travels_beside_a_session_of_the_users_own(
 def test_a_doubtful_submission_in_a_session_of_the_users_own_sends_nothing(
     scripted: MakeClient, server: ScriptedServer
 ) -> None:
-    """What an earlier try may have sent cannot be settled there, so nothing is sent again."""
+    """What an earlier try may have sent cannot be determined there, so nothing is sent again."""
     submission = Submission(Submission.new().id, last_sent_at=datetime.now(UTC))
     with pytest.raises(SubmissionUnknownError):
         scripted().flow(FLOW).job(message="hello", session_id=Submission.new().id, submission=submission)
@@ -237,7 +237,7 @@ def test_a_dropped_connection_ends_in_one_job(local: MakeClient, emulator: Emula
 
 
 def test_a_server_error_without_a_job_ends_in_one_job(local: MakeClient, emulator: Emulator) -> None:
-    """A 500 says nothing about the job; what counts is what the session knows."""
+    """A 500 says nothing about the job; what counts is what the session contains."""
     emulator.control.fault("status", on="submit", status=500, times=1)
     job = local(recovery_timeout=0.5).flow(FLOW).job(message="hello")
     assert [made["id"] for made in emulator.control.jobs()] == [job.id]
@@ -268,7 +268,7 @@ def test_a_submission_that_is_lost_again_and_again_ends(scripted: MakeClient, se
 def test_a_job_submitted_by_a_later_try_is_as_young_as_it_is(
     scripted: MakeClient, server: ScriptedServer
 ) -> None:
-    """A job is not taken for as old as its identity, so its first 404s are still waited out."""
+    """A job is not considered as old as its submission id, so its first 404s are still retried."""
     server.on("session", NOTHING).on("poll", refusal(404, "JOB_NOT_FOUND"), state("completed", result="x"))
     old = Submission(Submission.new().id, last_sent_at=datetime.now(UTC) - timedelta(hours=1))
     job = scripted(recovery_timeout=0.2).flow(FLOW).job(message="hello", submission=old)
@@ -277,7 +277,7 @@ def test_a_job_submitted_by_a_later_try_is_as_young_as_it_is(
 
 
 def test_without_the_poll_up_nobody_is_sent_in_circles(scripted: MakeClient, server: ScriptedServer) -> None:
-    """With the look-up off, the error does not advise the same submission, which would end the same."""
+    """With the lookup disabled, the error does not recommend sending the same submission again."""
     server.on("submit", httpx.ReadTimeout(""))
     with pytest.raises(SubmissionUnknownError, match="only when there is none") as caught:
         scripted(recovery_timeout=0).flow(FLOW).job(message="hello")
@@ -285,7 +285,7 @@ def test_without_the_poll_up_nobody_is_sent_in_circles(scripted: MakeClient, ser
 
 
 def test_a_broken_tls_connection_is_an_unclear_end(scripted: MakeClient, server: ScriptedServer) -> None:
-    """A TLS fault in the middle of a submission is a fault like a reset: the job is looked up."""
+    """A TLS error during a submission is treated like a reset: the job is looked up."""
     server.on("submit", ssl.SSLError("decryption failed")).on("session", session("job-7"))
     assert scripted(recovery_timeout=5).flow(FLOW).job(message="hello").id == "job-7"
     assert len(server.made("submit")) == 1

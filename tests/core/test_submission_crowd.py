@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 async def test_a_crowd_of_submissions_goes_through_a_bound() -> None:
-    """No more submissions of one client are on their way at a time than it was told."""
+    """No more submissions of one client are open at a time than it allows."""
     now = most = 0
 
     async def slowly(request: httpx.Request) -> httpx.Response:

@@ -1,4 +1,4 @@
-"""Submissions that the server does not take: for now, or for good."""
+"""Submissions that the server rejects: temporarily, or permanently."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_what_was_surely_not_processed_is_sent_again(
 def test_retry_after_is_honoured(
     local: MakeClient, emulator: Emulator, form: int | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A submission waits as long as the server asks, in either form, before it is sent again."""
+    """A submission waits as long as the server requests, in either form, before it is sent again."""
     monkeypatch.setattr(schedule, "SHORTEST_PAUSE", 0.005)
     emulator.control.fault("status", on="submit", status=429, retry_after=form, seconds=1, times=1)
     local().flow(FLOW).job(message="hello")
@@ -63,7 +63,7 @@ def test_retry_after_is_honoured(
 def test_retry_after_beyond_the_retry_window_ends_at_once(
     scripted: MakeClient, server: ScriptedServer, form: str
 ) -> None:
-    """Asked to come back in an hour, the client says so instead of holding a worker for an hour."""
+    """If the server requests an hour, the client raises an error instead of blocking a worker for an hour."""
     later = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
     server.on(
         "submit", refusal(429, "RATE_LIMITED", "too many", Retry_After="3600" if form == "seconds" else later)
@@ -106,7 +106,7 @@ def test_a_retry_after_that_makes_no_sense_is_passed_over(
 def test_a_server_that_never_takes_it_is_an_error_after_the_retry_window(
     scripted: MakeClient, server: ScriptedServer
 ) -> None:
-    """A connection refused for longer than the patience ends as unavailable: surely no job exists."""
+    """A connection refused for longer than the retry window raises a transient error: no job can exist."""
     server.on("submit", SURELY_NOT_PROCESSED["refused"])
     with pytest.raises(TransientError) as caught:
         scripted(retry_timeout=0.5).flow(FLOW).job(message="hello")
@@ -136,7 +136,7 @@ REFUSALS: list[Any] = [
 def test_a_permanent_refusal_ends_at_once(
     scripted: MakeClient, server: ScriptedServer, status: int, code: str, kind: type[APIError]
 ) -> None:
-    """A refusal for good is raised after one request, with status, code, words and request id."""
+    """A permanent error is raised after one request, with status, code, words and request id."""
     server.on("submit", refusal(status, code, "the very words"))
     with pytest.raises(kind) as caught:
         scripted().flow(FLOW).job(message="hello")

@@ -1,4 +1,4 @@
-"""What is read of a trace and of a key, whose fields nobody has documented."""
+"""What is read from a trace and from a key, whose fields are not documented."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def test_a_trace_adds_up(scripted: MakeClient, server: ScriptedServer) -> None:
-    """Tokens and cost of all steps are summed, to the last digit; steps that tell neither are no trouble."""
+    """Tokens and cost of all steps are summed, to the last digit; steps without them cause no error."""
     steps = [
         {"stepId": "draft", "attempt": 1, "status": "completed", "durationMs": 812, "modelUsed": "m-1"},
         {"stepId": "check", "tokens": {"prompt": 10, "completion": 5, "total": 15}, "costUsd": "0.1"},
@@ -96,7 +96,7 @@ def test_a_trace_that_cannot_be_read(
 def test_the_keys_home_is_read_tolerantly(
     scripted: MakeClient, server: ScriptedServer, response: dict[str, Any], expected: tuple[str | None, ...]
 ) -> None:
-    """The fields have no documented names: what can be recognised is told, and a good key is a good key."""
+    """The fields have no documented names: recognised ones are reported, and a valid key is a valid key."""
     server.on("verify", respond(json=response))
     info = scripted().verify_key()
     assert (info.org, info.project, info.environment) == expected

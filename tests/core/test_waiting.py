@@ -1,4 +1,4 @@
-"""Waiting for a job: passing faults are waited out by time, refusals end at once, a deadline holds."""
+"""Waiting for a job: transient errors are retried by time, permanent ones end at once, a deadline holds."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ TRANSIENT: dict[str, HttpResponse | Exception] = {
 
 @pytest.mark.parametrize("kind", TRANSIENT)
 def test_a_transient_error_is_waited_out(scripted: MakeClient, server: ScriptedServer, kind: str) -> None:
-    """Faults between two good answers cost the job nothing."""
+    """Transient errors between two successful responses cost the job nothing."""
     server.on("poll", state("running"), *[TRANSIENT[kind]] * 3, DONE)
     assert scripted().flow(FLOW).attach("job-1").wait(timeout_ms=20_000).output == "x"
     assert len(server.made("poll")) == 5
@@ -56,7 +56,7 @@ def test_a_transient_error_is_waited_out(scripted: MakeClient, server: ScriptedS
 def test_a_fault_that_does_not_pass_is_an_error_after_the_retry_window(
     scripted: MakeClient, server: ScriptedServer, kind: str
 ) -> None:
-    """After the patience without one good answer the last fault is raised, with what is known of it."""
+    """After the retry window without a successful response, the last error is raised, with its details."""
     server.on("poll", TRANSIENT[kind])
     begin = time.monotonic()
     with pytest.raises(TransientError) as caught:
@@ -72,7 +72,7 @@ def test_a_fault_that_does_not_pass_is_an_error_after_the_retry_window(
 def test_any_number_of_faults_is_waited_out_inside_the_retry_window(
     scripted: MakeClient, server: ScriptedServer
 ) -> None:
-    """The patience is time, not a count: a hundred quick faults do not use it up."""
+    """The retry window is time, not a count: a hundred quick errors do not use it up."""
     server.on("poll", *[refusal(503)] * 100, DONE)
     assert scripted(poll_interval=0.001).flow(FLOW).attach("job-1").wait(timeout_ms=50_000).output == "x"
 
@@ -96,7 +96,7 @@ def test_any_number_of_faults_is_waited_out_inside_the_retry_window(
 def test_a_permanent_refusal_ends_a_wait_at_once(
     scripted: MakeClient, server: ScriptedServer, verb: str, status: int, code: str, kind: type[APIError]
 ) -> None:
-    """One refused look is the end, and the error carries status, code, request id and job id."""
+    """One rejected poll is the end, and the error carries status, code, request id and job id."""
     server.on("poll", refusal(status, code, "the very words"))
     with pytest.raises(kind) as caught:
         getattr(scripted().flow(FLOW).attach("job-1"), verb)()
@@ -112,7 +112,7 @@ def test_a_permanent_refusal_ends_a_wait_at_once(
 
 
 def test_the_end_is_seen_by_a_last_poll_at_the_deadline(local: MakeClient, emulator: Emulator) -> None:
-    """The pause is cut to the deadline, and there the job is looked at once more."""
+    """The pause is cut to the deadline, and the job is polled once more there."""
     emulator.control.script("grade-3", after_polls=2, result="x")
     job = local().flow(FLOW).job(message="hello")
     assert job.wait(timeout_ms=500, poll_interval=600).output == "x"
@@ -120,7 +120,7 @@ def test_the_end_is_seen_by_a_last_poll_at_the_deadline(local: MakeClient, emula
 
 
 def test_a_finished_job_is_returned_by_the_first_poll(scripted: MakeClient, server: ScriptedServer) -> None:
-    """The first look comes at once, whatever the interval."""
+    """The first poll comes at once, whatever the interval."""
     server.on("poll", DONE)
     begin = time.monotonic()
     assert scripted(poll_interval=600).flow(FLOW).attach("job-1").wait(timeout_ms=60_000).output == "x"
@@ -129,7 +129,7 @@ def test_a_finished_job_is_returned_by_the_first_poll(scripted: MakeClient, serv
 
 
 def test_a_hanging_poll_does_not_move_the_deadline(local: MakeClient, emulator: Emulator) -> None:
-    """A look that hangs is given up soon after the deadline, not after the request's own timeout."""
+    """A poll that hangs ends soon after the deadline, not after the request's own timeout."""
     emulator.control.script("grade-3", outcome="never")
     job = local(timeout=30).flow(FLOW).job(message="hello")
     emulator.control.fault("slow", on="poll", times=None, seconds=20)
@@ -144,7 +144,7 @@ def test_a_hanging_poll_does_not_move_the_deadline(local: MakeClient, emulator: 
 def test_a_timeout_tells_the_fault_that_stood_in_the_way(
     scripted: MakeClient, server: ScriptedServer
 ) -> None:
-    """At the deadline a wait that was troubled says by what."""
+    """At the deadline, the error of a disturbed wait names the last transient error."""
     server.on("poll", state("running"), refusal(503, "OVERLOADED"))
     with pytest.raises(JobTimeoutError, match="OVERLOADED") as caught:
         scripted().flow(FLOW).attach("job-1").wait(timeout_ms=500)
@@ -152,7 +152,7 @@ def test_a_timeout_tells_the_fault_that_stood_in_the_way(
 
 
 def test_a_long_retry_after_does_not_move_the_deadline(scripted: MakeClient, server: ScriptedServer) -> None:
-    """A server that asks for an hour gets one look at the deadline, and none before it."""
+    """A server that requests an hour gets one poll at the deadline, and none before it."""
     server.on("poll", refusal(429, Retry_After="3600"))
     begin = time.monotonic()
     with pytest.raises(JobTimeoutError):
@@ -162,7 +162,7 @@ def test_a_long_retry_after_does_not_move_the_deadline(scripted: MakeClient, ser
 
 
 def test_retry_after_holds_back_the_next_poll(scripted: MakeClient, server: ScriptedServer) -> None:
-    """A look waits as long as the server asks, also when the interval is shorter."""
+    """A poll waits as long as the server requests, even if the interval is shorter."""
     server.on("poll", refusal(503, Retry_After="1"), DONE)
     begin = time.monotonic()
     scripted(poll_interval=0.01).flow(FLOW).attach("job-1").wait(timeout_ms=20_000)
@@ -184,7 +184,7 @@ def single_call(client: Any, verb: str) -> Any:
 
 @pytest.mark.parametrize("verb", GOOD)
 def test_a_single_call_tries_again(patient: MakeClient, server: ScriptedServer, verb: str) -> None:
-    """One look, a cancel, a trace and a key check survive faults that pass."""
+    """One poll, a cancel, a trace and a key check survive transient errors."""
     kind, response = GOOD[verb]
     server.on(kind, refusal(502), httpx.ReadError("reset"), response)
     single_call(patient(), verb)
@@ -193,7 +193,7 @@ def test_a_single_call_tries_again(patient: MakeClient, server: ScriptedServer, 
 
 @pytest.mark.parametrize("verb", GOOD)
 def test_a_single_call_gives_up_soon(scripted: MakeClient, server: ScriptedServer, verb: str) -> None:
-    """A fault that stays is raised after a few seconds, not after the patience of a wait."""
+    """A persistent error is raised after a few seconds, not after the retry window of a wait."""
     kind, _ = GOOD[verb]
     server.on(kind, refusal(503))
     with pytest.raises(TransientError) as caught:

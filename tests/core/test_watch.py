@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def test_a_watch_shows_what_is_new(scripted: MakeClient, server: ScriptedServer) -> None:
-    """The first look and each change of state or progress is yielded, once; the last one is final."""
+    """The first poll and each change of state or progress is yielded, once; the last one is final."""
     half, full = {"done": 1, "of": 2}, {"done": 2, "of": 2}
     server.on(
         "poll",
@@ -61,7 +61,7 @@ def test_a_watch_ends_at_its_deadline(scripted: MakeClient, server: ScriptedServ
 
 
 def test_a_watch_can_be_left(scripted: MakeClient, server: ScriptedServer) -> None:
-    """Leaving a watch early makes no further look, and the client goes on."""
+    """Leaving a watch early makes no further poll, and the client remains usable."""
     server.on("poll", state("running"))
     job = scripted().flow(FLOW).attach("job-1")
     watch = job.watch()
@@ -72,7 +72,7 @@ def test_a_watch_can_be_left(scripted: MakeClient, server: ScriptedServer) -> No
 
 
 def test_an_unfinished_status_has_no_outcome(scripted: MakeClient, server: ScriptedServer) -> None:
-    """Asking a running job's status for its outcome is refused, with the state in the message."""
+    """A running job's status raises an error when its result is requested, with the state in the message."""
     server.on("poll", state("running"))
     with pytest.raises(NoukaiError, match="running"):
         scripted().flow(FLOW).attach("job-1").status().result_or_raise()

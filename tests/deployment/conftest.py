@@ -1,4 +1,4 @@
-"""The servers of a larger deployment, and one Airflow on them, beside a local Noukai with faults."""
+"""The servers of a larger deployment, and one Airflow on them, with a local Noukai that has faults."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KEY = "nk_test_deployed_0123456789abcdef0123456789abcdef"
 
 
 def pytest_configure() -> None:
-    """Let the servers be stopped also when the run is told to end, and not only by Ctrl-C."""
+    """Stop the servers on SIGTERM as well as on Ctrl-C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
@@ -28,7 +28,7 @@ def pytest_configure() -> None:
 def deployment(
     noukai_process: NoukaiProcess, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deployment]:
-    """A running Airflow with two workers and two triggerers, on a PostgreSQL and a Redis of its own."""
+    """A running Airflow with two workers and two triggerers, on a separate PostgreSQL and Redis."""
     folder = tmp_path_factory.mktemp("deployment")
     with (
         PostgreSQL(folder) as postgresql,

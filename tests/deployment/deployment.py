@@ -17,11 +17,11 @@ DAGS = Path(__file__).parent / "dags"
 _PAGE = 100
 _TASKS_OF_A_WORKER = 4
 
-# The first time that a triggerer is asked for a connection it stops for about seven seconds, or twice that on
-# a busy machine; it must not be taken for dead then.
+# When a triggerer first fetches a connection, it stops for about seven seconds, or twice that on a busy
+# machine; it must not be considered dead then.
 SILENCE_SECONDS = 20
 
-# How soon Airflow notices that a process is gone. By default it takes from half a minute to ten.
+# How soon Airflow notices that a process is gone. The default is half a minute to ten minutes.
 _SETTINGS = {
     "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "2",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
@@ -63,7 +63,7 @@ class Deployment(LocalAirflow):
         self.triggerers = [self.triggerer, self._extra_triggerer("triggerer-2")]
 
     def mapped_tasks(self, dag_id: str, run_id: str, task_id: str) -> list[Mapping[str, Any]]:
-        """Return what the API tells about each instance of a mapped task, by map index."""
+        """Return what the API says about each instance of a mapped task, by map index."""
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/listMapped?order_by=map_index"
         found: list[Mapping[str, Any]] = []
         while True:
@@ -78,11 +78,11 @@ class Deployment(LocalAirflow):
         return self.workers
 
     def has_tasks(self, worker: Component) -> bool:
-        """Tell whether a worker runs a task at this moment."""
+        """Return whether a worker is running a task."""
         return any(title(pid).startswith("airflow worker -- ") for pid in descendants(worker.pid))
 
     def has_triggers(self, triggerer: Component, port: int) -> bool:
-        """Tell whether a triggerer waits for a job at this moment: only then is it connected to a Noukai."""
+        """Return whether a triggerer is waiting for a job: only then is it connected to a Noukai."""
         processes = map(psutil.Process, descendants(triggerer.pid))
         return any(
             connection.raddr and connection.raddr.port == port
@@ -91,7 +91,7 @@ class Deployment(LocalAirflow):
         )
 
     def worker_of(self, process: int) -> Component:
-        """Return the worker that a task runs on."""
+        """Return the worker that runs a task."""
         (found,) = [worker for worker in self.workers if process in descendants(worker.pid)]
         return found
 

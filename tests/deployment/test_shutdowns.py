@@ -41,13 +41,13 @@ def start(dag_id: str, deployment: Deployment, noukai: NoukaiProcess) -> tuple[R
 
 
 def wait_for_polls(run: Run, job_id: str, more: int = 3) -> None:
-    """Wait until somebody looks at the job again."""
+    """Wait until the job is polled again."""
     seen = run.control.counts(job_id)["poll"]
     wait_until(lambda: run.control.counts(job_id)["poll"] >= seen + more, "looks at the job")
 
 
 def check_second_try(run: Run, job_id: str) -> None:
-    """Check that the next try takes up the job and gives its result, after one submission and no cancel."""
+    """Check that the next try returns the job's result, after one submission and no cancel."""
     run.wait_until_attached()
     run.control.finish(job_id, result={"kept": True})
     assert run.wait_for("success") == "success"
@@ -58,7 +58,7 @@ def check_second_try(run: Run, job_id: str) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("way", WAYS)
 def test_grace_that_is_long_enough(way: str, workers: Deployment, noukai: NoukaiProcess) -> None:
-    """A worker that is asked to stop lets its task come to its end, when there is time for it."""
+    """A worker that is asked to stop lets its task finish if there is time."""
     run, job_id, process = start(way, workers, noukai)
     worker = workers.worker_of(process)
     os.kill(worker.pid, signal.SIGTERM)
@@ -85,7 +85,7 @@ def test_grace_that_is_too_short(way: str, workers: Deployment, noukai: NoukaiPr
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("way", WAYS)
 def test_cold_shutdown(way: str, workers: Deployment, noukai: NoukaiProcess) -> None:
-    """A worker that is told not to wait for its tasks costs no second job."""
+    """A worker that does not wait for its tasks costs no second job."""
     run, job_id, process = start(way, workers, noukai)
     worker = workers.worker_of(process)
     os.kill(worker.pid, signal.SIGQUIT)
@@ -96,7 +96,7 @@ def test_cold_shutdown(way: str, workers: Deployment, noukai: NoukaiProcess) -> 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("way", WAYS)
 def test_one_task_is_evicted(way: str, workers: Deployment, noukai: NoukaiProcess) -> None:
-    """What watches over a task ends it, as in a pod of its own that is evicted: its job is kept."""
+    """The supervisor of a task ends it, as when its pod is evicted: the job is left running."""
     run, job_id, process = start(way, workers, noukai)
     os.kill(psutil.Process(process).ppid(), signal.SIGTERM)
     check_second_try(run, job_id)

@@ -1,4 +1,4 @@
-"""Two triggerers on one PostgreSQL, one of which dies or stalls: the other goes on with all of its jobs."""
+"""Two triggerers on one PostgreSQL, one of which dies or stalls: the other takes over all of its jobs."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Shared:
     jobs: dict[int, str]
 
     def wait_for_polls(self, *indexes: int) -> None:
-        """Wait until somebody looks at the jobs (again)."""
+        """Wait until the jobs are polled (again)."""
         seen = {index: self._looks(index) for index in indexes}
         for index in indexes:
             # One may have been under way when its triggerer was stopped.
@@ -81,7 +81,7 @@ class Shared:
         self.run.wait_for_end(self.jobs[index], "cancelled")
 
     def finish(self, *indexes: int) -> None:
-        """Let jobs end, and check that each task succeeds with what its own job gave."""
+        """Let jobs end, and check that each task succeeds with the output of its job."""
         for index in indexes:
             self.run.control.finish(self.jobs[index])
         for index in indexes:
@@ -154,7 +154,7 @@ def test_hand_over_after_a_stall(airflow: LocalAirflow, shared: Shared) -> None:
 
 
 def test_a_person_ends_tasks(airflow: LocalAirflow, shared: Shared) -> None:
-    """A person who ends a task cancels its job once, whichever triggerer holds it, also after a hand-over."""
+    """A person who ends a task cancels its job once, whichever triggerer has it, even after a hand-over."""
     of_the_first, taken_over, *others = shared.first
     of_the_second, last = shared.second
     shared.end_by_a_person(of_the_first)

@@ -1,4 +1,4 @@
-"""The runner of the suites goes on after a red suite, and names what failed."""
+"""The runner of the suites continues after a red suite, and names what failed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from devtools.suites import Suite
 
 @pytest.fixture
 def lanes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Suite]]:
-    """A repository of its own, whose lanes a test fills."""
+    """A repository with lanes that the test fills."""
     python = tmp_path / ".venv" / "here" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')

@@ -1,4 +1,4 @@
-"""One look at the emulator for the contract suite: in this process, or over a socket."""
+"""One interface to the emulator for the contract suite: in this process, or over a socket."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BEGIN = 1_800_000_000.0
 
 
 class Clock:
-    """A clock that stands still until it is moved."""
+    """A clock that moves only when told to."""
 
     def __init__(self) -> None:
         self.now = BEGIN
@@ -26,7 +26,7 @@ class Clock:
 
 @dataclass
 class Driver:
-    """Calls the API with a good key, and the control API beside it."""
+    """Calls the API with a valid key, and the control API."""
 
     client: httpx.AsyncClient
     clock: Clock
@@ -67,5 +67,5 @@ class Driver:
 
 
 def code(response: httpx.Response) -> tuple[int, str]:
-    """The status of a refusal, and the server's own code for it."""
+    """The status of a rejection, and the server's code for it."""
     return response.status_code, response.json()["detail"]["code"]

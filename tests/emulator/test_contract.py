@@ -1,4 +1,4 @@
-"""What the service is known to answer, call by call."""
+"""The documented responses of the service, call by call."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def test_a_submission_is_accepted(noukai: Driver) -> None:
     ids=["production", "draft", "number"],
 )
 async def test_the_version_stands_in_the_path(noukai: Driver, segment: str, version: Any) -> None:
-    """Production has no segment, `v0` is the draft, `vN` a published version; a look has none."""
+    """Production has no segment, `v0` is the draft, `vN` a published version; a poll has none."""
     response = await noukai.post(f"{FLOW}{segment}/jobs", json={"message": "hello"})
     job_id = response.json()["executionId"]
     assert (await noukai.job(job_id))["version"] == version
@@ -65,7 +65,7 @@ async def test_a_poll_tells_the_three_times(noukai: Driver) -> None:
 
 
 async def test_every_response_has_a_request_id(noukai: Driver) -> None:
-    """Good answers and refusals carry an `X-Request-ID` of their own, which the log of requests has too."""
+    """Every response, good or bad, carries a unique `X-Request-ID`, which the request log has too."""
     responses = [
         await noukai.post(f"{FLOW}/jobs", json={"message": "hello"}),
         await noukai.get(f"{FLOW}/jobs/job_unknown"),
@@ -78,7 +78,7 @@ async def test_every_response_has_a_request_id(noukai: Driver) -> None:
 
 @pytest.mark.parametrize("path", ["jobs/job_unknown", "jobs/job_unknown/cancel"])
 async def test_an_unknown_job(noukai: Driver, path: str) -> None:
-    """404 with the code of an unknown job, for a look and for a cancel."""
+    """404 with the code of an unknown job, for a poll and for a cancel."""
     response = await (noukai.post if path.endswith("cancel") else noukai.get)(f"{FLOW}/{path}")
     assert code(response) == (404, "JOB_NOT_FOUND")
 
@@ -91,7 +91,7 @@ async def test_a_job_belongs_to_its_flow(noukai: Driver) -> None:
 
 
 async def test_a_job_has_no_version_in_its_path(noukai: Driver) -> None:
-    """A look with a version's segment finds no route."""
+    """A poll with a version segment finds no route."""
     job_id = await noukai.submit()
     assert (await noukai.get(f"{FLOW}/v1/jobs/{job_id}")).status_code == 404
 
@@ -114,7 +114,7 @@ async def test_cancel_of_a_finished_job_changes_nothing(noukai: Driver) -> None:
 
 
 async def test_a_session_lists_what_was_submitted_under_it(noukai: Driver) -> None:
-    """Every execution with its flow, trigger, state and times, oldest first, and nobody else's."""
+    """The session's executions with flow, trigger, state and times, oldest first, and no others."""
     session_id = str(uuid4())
     first = await noukai.submit(headers={"X-Session-Id": session_id})
     second = await noukai.submit(headers={"X-Session-Id": session_id.upper()})
@@ -148,7 +148,7 @@ async def test_the_404_race(noukai: Driver) -> None:
 
 @pytest.mark.parametrize("environment", ["live", "test"])
 async def test_a_key_is_verified(noukai: Driver, environment: str) -> None:
-    """The answer tells the key's org, project and environment."""
+    """The response has the key's org, project and environment."""
     headers = {"Authorization": f"Bearer nk_{environment}_12345678_{'x' * 32}"}
     response = await noukai.get("keys/verify", headers=headers)
     assert response.status_code == 200
@@ -250,7 +250,7 @@ async def test_a_trace_of_an_unknown_run(noukai: Driver, path: str) -> None:
 
 @pytest.mark.parametrize("method, path, status", [("GET", "nowhere", 404), ("DELETE", FLOW + "/jobs", 405)])
 async def test_what_is_no_call(noukai: Driver, method: str, path: str, status: int) -> None:
-    """An unknown path and a wrong method are answered in words of JSON."""
+    """An unknown path and a wrong method get a JSON response."""
     response = await noukai.client.request(method, path)
     assert response.status_code == status
     assert response.json() == {"detail": {404: "Not Found", 405: "Method Not Allowed"}[status]}

@@ -26,7 +26,7 @@ def submit(client: httpx.Client) -> str:
 
 
 def test_requests_are_counted_by_job(emulator: Emulator, client: httpx.Client) -> None:
-    """A test can count submissions, looks and cancels of one job, and of all."""
+    """A test can count submissions, polls and cancels of one job, and of all."""
     first, second = submit(client), submit(client)
     for job_id in (first, first, second):
         client.get(f"{FLOW}/jobs/{job_id}")
@@ -58,13 +58,13 @@ def test_a_request_is_reported_without_its_key(emulator: Emulator, client: httpx
 def test_a_key_without_a_scheme_is_masked_too(
     emulator: Emulator, client: httpx.Client, authorization: str
 ) -> None:
-    """Whatever stands in the header, nothing of it that could be a key is kept."""
+    """Whatever the header contains, nothing of it that could be a key is kept."""
     client.get("keys/verify", headers={"Authorization": authorization})
     assert "nk_live" not in str(emulator.control.requests())
 
 
 def test_the_control_api_is_not_in_the_log(emulator: Emulator) -> None:
-    """What a test asks of the emulator does not count, mistakes included."""
+    """Control requests do not count, invalid ones included."""
     control = emulator.control
     control.jobs()
     with pytest.raises(LookupError):
@@ -88,7 +88,7 @@ def test_waiting_for_requests(emulator: Emulator, client: httpx.Client) -> None:
 
 
 def test_a_hanging_request_has_arrived(emulator: Emulator, client: httpx.Client) -> None:
-    """A request is in the log before it is answered, without a status."""
+    """A request is logged before its response, without a status."""
     emulator.control.fault("slow", on="verify", seconds=30)
     with pytest.raises(httpx.ReadTimeout):
         client.get("keys/verify", timeout=0.1)
@@ -98,7 +98,7 @@ def test_a_hanging_request_has_arrived(emulator: Emulator, client: httpx.Client)
 
 
 def test_waiting_without_success(emulator: Emulator) -> None:
-    """`wait_for` says what came instead."""
+    """`wait_for` reports what arrived instead."""
     with pytest.raises(TimeoutError, match="expected 1 poll requests"):
         emulator.control.wait_for("poll", timeout=0.05)
     with pytest.raises(ValueError, match="'pole'"):
@@ -148,7 +148,7 @@ def test_an_emulator_elsewhere_is_controlled_by_its_address(emulator: Emulator, 
 
 
 def test_a_second_submission_with_an_idempotency_key_when_it_is_honoured() -> None:
-    """On demand the emulator gives the first job again, whatever happened to its answer."""
+    """On request, the emulator returns the first job again, even if its response was lost."""
     headers = {"Authorization": "Bearer nk_test_x", "Idempotency-Key": "the-key"}
     with (
         Emulator(honour_idempotency_key=True) as emulator,
@@ -168,11 +168,11 @@ def test_an_emulator_that_does_not_listen_has_no_address() -> None:
 
 
 def test_a_port_that_is_taken(emulator: Emulator) -> None:
-    """The error comes from entering, in the caller's own thread."""
+    """The error is raised on entering, in the caller's thread."""
     with pytest.raises(OSError, match="in use"):
         Emulator(port=httpx.URL(emulator.base_url).port or 0).__enter__()
 
 
 def test_only_this_machine_can_connect(emulator: Emulator) -> None:
-    """Unless told otherwise the emulator binds loopback."""
+    """By default, the emulator binds to loopback."""
     assert httpx.URL(emulator.base_url).host == "127.0.0.1"

@@ -1,4 +1,4 @@
-"""Faults: what a request meets, and whether it takes effect."""
+"""Faults: which requests they affect, and whether those take effect."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def jobs(noukai: Driver) -> int:
 @pytest.mark.parametrize("kind, made", [("drop_before", 0), ("drop_after", 1)])
 @pytest.mark.parametrize("reset", [False, True])
 async def test_a_dropped_connection(noukai: Driver, kind: str, made: int, reset: bool) -> None:
-    """No answer comes, and the job was made or was not; the next request finds a server in good order."""
+    """There is no response, and the job was created or not; the server handles the next request normally."""
     await noukai.fault(kind, on="submit", reset=reset)
     with pytest.raises(BROKEN):
         await noukai.post(f"{FLOW}/jobs", json=HELLO)
@@ -37,7 +37,7 @@ async def test_a_dropped_connection(noukai: Driver, kind: str, made: int, reset:
 
 
 async def test_a_closed_and_a_reset_connection_differ(over_socket: Driver) -> None:
-    """A client sees an end without an answer in the one case, and a reset in the other."""
+    """A client sees an end without a response in the one case, and a reset in the other."""
     await over_socket.fault("drop_before")
     with pytest.raises(httpx.RemoteProtocolError):
         await over_socket.get("keys/verify")
@@ -47,7 +47,7 @@ async def test_a_closed_and_a_reset_connection_differ(over_socket: Driver) -> No
 
 
 async def test_a_truncated_response(over_socket: Driver) -> None:
-    """The answer begins well and breaks off; what was asked for has been done."""
+    """The response starts well and is cut off; the request took effect."""
     await over_socket.fault("truncated", on="submit")
     with pytest.raises(httpx.RemoteProtocolError, match=r"incomplete|peer closed"):
         await over_socket.post(f"{FLOW}/jobs", json=HELLO)
@@ -68,7 +68,7 @@ async def test_a_large_truncated_response(over_socket: Driver) -> None:
 
 
 async def test_a_slow_response(over_socket: Driver) -> None:
-    """The job is there at once, the answer comes later."""
+    """The job exists at once, the response comes later."""
     await over_socket.fault("slow", on="submit", seconds=0.3)
     response = await over_socket.post(f"{FLOW}/jobs", json=HELLO)
     assert response.elapsed.total_seconds() >= 0.3
@@ -83,7 +83,7 @@ async def test_a_slow_response(over_socket: Driver) -> None:
 @pytest.mark.parametrize("status", [400, 408, 425, 429, 500, 502, 503, 504])
 @pytest.mark.parametrize("body", ["json", "html"])
 async def test_a_status(noukai: Driver, status: int, body: str) -> None:
-    """The answer has the status, in JSON or as the page of a proxy, and nothing was done."""
+    """The response has the status, as JSON or as a proxy's page, and the request had no effect."""
     await noukai.fault("status", status=status, body=body)
     response = await noukai.post(f"{FLOW}/jobs", json=HELLO)
     assert response.status_code == status
@@ -100,7 +100,7 @@ async def test_a_status_with_words_of_its_own(noukai: Driver) -> None:
 
 
 async def test_retry_after_in_both_forms(noukai: Driver) -> None:
-    """Seconds as they are, or a date that is not nearer than the seconds that were asked for."""
+    """The seconds as given, or a date that is not earlier than the given seconds."""
     await noukai.fault("status", status=429, retry_after=7)
     await noukai.fault("status", status=429, retry_after="http-date", seconds=30)
     assert (await noukai.get("keys/verify")).headers["Retry-After"] == "7"
@@ -109,7 +109,7 @@ async def test_retry_after_in_both_forms(noukai: Driver) -> None:
 
 
 async def test_nonsense(noukai: Driver) -> None:
-    """The answer is what the test says, and the job is made unless the test says otherwise."""
+    """The response is the one that the test sets, and the job is created unless the test says otherwise."""
     await noukai.fault("nonsense", body="<html>", content_type="text/html", status=200)
     response = await noukai.post(f"{FLOW}/jobs", json=HELLO)
     assert (response.status_code, response.text) == (200, "<html>")
@@ -121,7 +121,7 @@ async def test_nonsense(noukai: Driver) -> None:
 
 
 async def test_a_job_that_is_not_found(noukai: Driver) -> None:
-    """Of looks by default, with the code that fits the call."""
+    """By default it affects polls, with the code that fits the call."""
     job_id = await noukai.submit()
     await noukai.fault("not_found")
     assert code(await noukai.get(f"{FLOW}/jobs/{job_id}")) == (404, "JOB_NOT_FOUND")
@@ -134,7 +134,7 @@ async def test_a_job_that_is_not_found(noukai: Driver) -> None:
     "status, detail", [(404, "Not Found"), (405, "Method Not Allowed"), (501, "Not Found")]
 )
 async def test_a_server_without_cancel(noukai: Driver, status: int, detail: str) -> None:
-    """The cancel is answered as a path that does not exist, and the job goes on."""
+    """A cancel gets the response of an unknown path, and the job is left running."""
     job_id = await noukai.submit()
     await noukai.fault("no_cancel", status=status, times=None)
     response = await noukai.post(f"{FLOW}/jobs/{job_id}/cancel")
@@ -151,7 +151,7 @@ async def test_an_expired_key(noukai: Driver) -> None:
 
 
 async def test_a_redirect(noukai: Driver) -> None:
-    """To wherever the test says."""
+    """The location is the one that the test sets."""
     await noukai.fault("redirect", location="https://example.org/", status=302)
     response = await noukai.get("keys/verify")
     assert (response.status_code, response.headers["Location"]) == (302, "https://example.org/")
@@ -168,7 +168,7 @@ async def test_a_race_of_one_submission(noukai: Driver) -> None:
 
 
 async def test_a_fault_is_met_so_many_times(noukai: Driver) -> None:
-    """Once by default, so often as it says otherwise; and it says how often it was met."""
+    """Once by default, otherwise as often as set; and the fault counts the requests that it has affected."""
     await noukai.fault("status", status=500)
     await noukai.fault("status", status=503, times=2)
     assert [(await noukai.get("keys/verify")).status_code for _ in range(4)] == [500, 503, 503, 200]
@@ -199,7 +199,7 @@ async def test_faults_are_switched_off(noukai: Driver) -> None:
 
 
 async def test_a_fault_leaves_its_name_in_the_log(noukai: Driver) -> None:
-    """The log of requests tells which of them met what."""
+    """The request log shows which of them met which fault."""
     await noukai.fault("status", status=500)
     for _ in range(2):
         await noukai.get("keys/verify")
@@ -229,7 +229,7 @@ def drawn(seed: int, order: list[int], *, looks: int = 5) -> dict[tuple[str, str
 
 
 def test_a_seed_reproduces_a_run() -> None:
-    """The same submissions meet the same faults, whatever their order; another seed gives other ones."""
+    """The same submissions meet the same faults in any order; another seed gives other faults."""
     forth, back = drawn(7, list(range(200))), drawn(7, list(reversed(range(200))))
     assert forth == back
     assert forth != drawn(8, list(range(200)))
@@ -266,7 +266,7 @@ async def test_requests_about_no_job_are_drawn_alike(noukai: Driver) -> None:
 
 
 async def test_a_seed_reproduces_a_run_over_http(noukai: Driver) -> None:
-    """The same submissions and looks meet the same faults after a reset, though their ids are new."""
+    """The same submissions and polls meet the same faults after a reset, although their ids are new."""
 
     async def run() -> list[int]:
         await noukai.control("POST", "reset")
@@ -312,7 +312,7 @@ async def test_a_fault_that_makes_no_sense(noukai: Driver, wanted: dict[str, Any
 
 @pytest.mark.parametrize("kind", sorted(FAULTS))
 async def test_every_kind_of_fault_leaves_the_server_in_good_order(over_socket: Driver, kind: str) -> None:
-    """On every call of the API; afterwards the server answers as before."""
+    """On every call of the API; afterwards the server responds as before."""
     options: dict[str, Any] = {"of": [{"kind": "status"}]} if kind == "mixed" else {}
     if kind == "slow":
         options["seconds"] = 0.01

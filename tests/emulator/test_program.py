@@ -86,7 +86,7 @@ def test_it_says_where_it_listens(start: Start) -> None:
 
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
 def test_it_ends_cleanly_and_promptly(start: Start, by: signal.Signals) -> None:
-    """Also with an open stream and a request that hangs: exit code 0, no traceback, within a few seconds."""
+    """Even with an open stream and a hanging request: exit code 0, no traceback, within a few seconds."""
     program = start()
     with (
         httpx.Client(headers=HEADERS, trust_env=False) as client,
@@ -116,7 +116,7 @@ def test_it_ends_in_the_background_of_a_driver(start: Start) -> None:
 
 
 def test_a_script_file(start: Start, tmp_path: Path) -> None:
-    """The jobs behave as the file says."""
+    """The jobs behave as the file specifies."""
     file = tmp_path / "script.json"
     file.write_text(
         json.dumps({"grade-3": {"outcome": "failed", "after_polls": 1, "error": "no words left"}})
@@ -127,7 +127,7 @@ def test_a_script_file(start: Start, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGKILL])
 def test_a_state_file_outlives_the_program(start: Start, tmp_path: Path, by: signal.Signals) -> None:
-    """However it ends, the jobs that it has told of are there after a restart, and their ends too."""
+    """However the program ends, its jobs and their ends are there after a restart."""
     state_file, script = tmp_path / "jobs.book", tmp_path / "script.json"
     script.write_text('{"grade-3": {"outcome": "never"}}')
     program = start("--state-file", state_file, "--script", script)
@@ -163,7 +163,7 @@ def test_https(start: Start, tmp_path: Path) -> None:
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:
-    """A certificate of this test's own for 127.0.0.1."""
+    """A certificate for 127.0.0.1, for this test alone."""
     from ipaddress import ip_address
 
     from cryptography import x509

@@ -1,4 +1,4 @@
-"""What the service refuses before there is a job."""
+"""What the service rejects before it creates a job."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HELLO = {"message": "hello"}
     ],
 )
 async def test_a_submission_against_the_rules(noukai: Driver, body: dict[str, Any], expected: str) -> None:
-    """400 with the server's own code, and there is no job."""
+    """400 with the server's code, and there is no job."""
     assert code(await noukai.post(f"{FLOW}/jobs", json=body)) == (400, expected)
     assert await noukai.control("GET", "jobs") == []
 
@@ -67,7 +67,7 @@ async def test_a_body_of_the_wrong_form(noukai: Driver, content: bytes, where: l
 
 @pytest.mark.parametrize("segment", ["v-1", "v01", "vx", "1", "production", "v1.0", "v9999999999"])
 async def test_a_version_that_cannot_be(noukai: Driver, segment: str) -> None:
-    """400, whatever stands where `vN` should."""
+    """400 for any other version segment than `vN`."""
     assert code(await noukai.post(f"{FLOW}/{segment}/jobs", json=HELLO)) == (400, "INVALID_VERSION")
 
 
@@ -78,14 +78,14 @@ async def test_a_slug_of_another_shape_names_no_flow(noukai: Driver, slug: str) 
 
 
 async def test_a_session_id_is_a_uuid(noukai: Driver) -> None:
-    """400 at the submission and at the look-up."""
+    """400 at the submission and at the lookup."""
     response = await noukai.post(f"{FLOW}/jobs", json=HELLO, headers={"X-Session-Id": "mine"})
     assert code(response) == (400, "SESSION_ID_INVALID")
     assert code(await noukai.get("seq/sessions/mine")) == (400, "SESSION_ID_INVALID")
 
 
 async def test_a_missing_flow(noukai: Driver) -> None:
-    """A script can take a flow away: a submission is refused, what runs already can still be asked for."""
+    """A script can remove a flow: a submission is rejected, and existing jobs can still be polled."""
     job_id = await noukai.submit()
     await noukai.script(missing=True)
     assert code(await noukai.post(f"{FLOW}/jobs", json=HELLO)) == (404, "FLOW_NOT_FOUND")

@@ -15,7 +15,7 @@ from tests.emulator.driver import FLOW, Driver
 
 @pytest.mark.parametrize("outcome", ["completed", "failed", "cancelled"])
 async def test_an_outcome_after_a_time(noukai: Driver, outcome: str) -> None:
-    """The job runs until its time is over, and then is what the script says."""
+    """The job runs for its duration, and then has the outcome of the script."""
     await noukai.script(outcome=outcome, after_seconds=60)
     job_id = await noukai.submit()
     noukai.clock.advance(59.9)
@@ -27,7 +27,7 @@ async def test_an_outcome_after_a_time(noukai: Driver, outcome: str) -> None:
 
 @pytest.mark.parametrize("outcome", ["completed", "failed", "cancelled"])
 async def test_an_outcome_after_a_number_of_polls(noukai: Driver, outcome: str) -> None:
-    """The look with that number sees the end, whatever the clock says."""
+    """The poll with that number sees the end, regardless of the clock."""
     await noukai.script(outcome=outcome, after_polls=3)
     job_id = await noukai.submit()
     noukai.clock.advance(3600)
@@ -49,13 +49,13 @@ async def test_a_job_that_never_ends(noukai: Driver) -> None:
 
 @pytest.mark.parametrize("spec", [{"after_seconds": 0}, {"after_polls": 0}])
 async def test_a_job_that_takes_no_time(noukai: Driver, spec: dict[str, Any]) -> None:
-    """It is over at the first look."""
+    """The job has ended at the first poll."""
     await noukai.script(**spec)
     assert (await noukai.poll(await noukai.submit()))["status"] == "completed"
 
 
 async def test_a_poll_that_meets_a_fault_is_not_counted(noukai: Driver) -> None:
-    """Only looks that are answered bring a job on."""
+    """Only polls that get a response advance a job."""
     await noukai.script(after_polls=2)
     await noukai.fault("status", on="poll", status=503, times=5)
     job_id = await noukai.submit()
@@ -66,20 +66,20 @@ async def test_a_poll_that_meets_a_fault_is_not_counted(noukai: Driver) -> None:
 
 @pytest.mark.parametrize("result", [{"words": ["receive"]}, [1, 2.5], "text", 7, False, None])
 async def test_a_result_of_any_shape(noukai: Driver, result: Any) -> None:
-    """The output is what the script says, `null` included."""
+    """The output is the script's result, `null` included."""
     await noukai.script(result=result, after_polls=1)
     assert (await noukai.poll(await noukai.submit()))["result"] == result
 
 
 async def test_a_result_of_a_size(noukai: Driver) -> None:
-    """The output has as many bytes as the script says."""
+    """The output has as many bytes as the script sets."""
     await noukai.script(result_bytes=100_000, after_polls=1)
     assert len((await noukai.poll(await noukai.submit()))["result"]) == 100_000
 
 
 @pytest.mark.parametrize("error", ["no words left", {"code": "MODEL_DOWN", "message": "no words left"}])
 async def test_an_error_of_either_shape(noukai: Driver, error: Any) -> None:
-    """A failed job tells the script's error, and has no result."""
+    """A failed job has the script's error, and no result."""
     await noukai.script(outcome="failed", error=error, after_polls=1)
     status = await noukai.poll(await noukai.submit())
     assert status["error"] == error
@@ -98,14 +98,14 @@ async def test_progress_is_spread_over_the_run(noukai: Driver) -> None:
 
 
 async def test_progress_is_spread_over_the_polls(noukai: Driver) -> None:
-    """A job that is counted in looks shows its progress by them."""
+    """A job that ends after a number of polls shows its progress by them."""
     await noukai.script(progress=[{"step": 1}, {"step": 2}], after_polls=4)
     job_id = await noukai.submit()
     assert [(await noukai.poll(job_id))["progress"]["step"] for _ in range(4)] == [1, 2, 2, 2]
 
 
 async def test_progress_by_hand(noukai: Driver) -> None:
-    """What a test tells a job to show wins over the script."""
+    """Progress that a test sets overrides the script."""
     await noukai.script(progress=[{"step": 1}], outcome="never")
     job_id = await noukai.submit()
     await noukai.control("POST", f"jobs/{job_id}/progress", {"step": 9})
@@ -125,7 +125,7 @@ async def test_a_job_is_finished_by_hand(noukai: Driver) -> None:
 
 
 async def test_the_more_exact_layer_wins(noukai: Driver) -> None:
-    """Every flow's, the slug's, the path's, the submission's own: each is laid over the one before it."""
+    """Those of every flow, the slug, the path and the submission: each overrides the one before it."""
     await noukai.script("*", result="every", error="every", after_polls=1)
     other, slug, path = (f"seq/acme/spelling/{name}" for name in ("grade-1", "grade-2", "grade-3"))
     await noukai.script("grade-2", result="slug")
@@ -141,7 +141,7 @@ async def test_the_more_exact_layer_wins(noukai: Driver) -> None:
 
 
 async def test_a_later_layer_says_the_duration_in_its_own_way(noukai: Driver) -> None:
-    """Seconds over looks, looks over seconds, a size over a result: the upper layer's way holds."""
+    """Seconds over polls, polls over seconds, a size over a result: the upper layer's alternative applies."""
     await noukai.script("*", after_polls=1, result="x")
     await noukai.script(after_seconds=5, result_bytes=3)
     job_id = await noukai.submit()
@@ -166,7 +166,7 @@ async def test_a_script_changes_only_later_jobs(noukai: Driver) -> None:
 
 
 async def test_a_slow_cancel(over_socket: Driver) -> None:
-    """The cancel takes effect at once, and its answer takes as long as the script says."""
+    """The cancel takes effect at once, and its response takes as long as the script sets."""
     await over_socket.script(outcome="never", cancel_seconds=0.3)
     job_id = await over_socket.submit()
     response = await over_socket.post(f"{FLOW}/jobs/{job_id}/cancel")
@@ -211,7 +211,7 @@ async def test_a_script_by_control_that_makes_no_sense(noukai: Driver) -> None:
     ids=lambda body: repr(body)[:40],
 )
 async def test_a_script_that_no_response_could_show(noukai: Driver, body: bytes) -> None:
-    """What could not be written into an answer later is refused at once."""
+    """Values that no response could contain later are rejected at once."""
     url = noukai.client.base_url.copy_with(raw_path=b"/_emulator/script")
     assert (await noukai.post(str(url), content=body)).status_code == 400
 
@@ -228,7 +228,7 @@ def test_a_script_is_read_from_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"grade-3": 1}', "\udcff"])
 def test_a_file_that_is_no_script(tmp_path: Path, text: str) -> None:
-    """The message says so before anything listens."""
+    """The error is raised before the emulator listens."""
     file = tmp_path / "script.json"
     file.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(ValueError, match=r"script"):

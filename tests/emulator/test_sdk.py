@@ -1,4 +1,4 @@
-"""The published `noukai-sdk`, a client that nobody here wrote, unmodified but for its base URL."""
+"""The published `noukai-sdk`, an independent client, unmodified except for its base URL."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ FLOW = "acme/spelling/grade-3"
 
 @pytest.fixture(autouse=True)
 def local(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The SDK takes no base URL, so its constant is set."""
+    """The SDK has no base URL argument, so its constant is set."""
     monkeypatch.setattr(_client, "DEFAULT_BASE_URL", emulator.base_url)
 
 
 def test_it_submits_polls_and_waits(emulator: Emulator) -> None:
-    """The job is accepted, looked at, and waited for to its end."""
+    """The job is accepted, polled, and waited for to its end."""
     emulator.control.script("grade-3", after_polls=3, result={"words": ["receive"]})
     with noukai_sdk.Noukai(KEY) as client:
         job = client.flow(FLOW).execute_async(message="recieve", parameters={"grade": 3})
@@ -65,7 +65,7 @@ def test_it_waits_out_the_404_race(emulator: Emulator) -> None:
 
 
 def test_its_sessions_are_kept(emulator: Emulator) -> None:
-    """The session that the SDK sends can be asked for."""
+    """The session that the SDK sends can be requested."""
     session_id = str(uuid4())
     with noukai_sdk.Noukai(KEY, session_id=session_id) as client:
         job = client.flow(FLOW).execute_async(message="hello")
@@ -74,7 +74,7 @@ def test_its_sessions_are_kept(emulator: Emulator) -> None:
 
 
 def test_it_reads_the_trace(emulator: Emulator) -> None:
-    """Steps, tokens and cost arrive in the SDK's own models."""
+    """Steps, tokens and cost arrive in the SDK's models."""
     tokens = {"prompt": 5, "completion": 7, "total": 12}
     emulator.control.script(
         "grade-3", after_polls=1, steps=[{"stepId": "draft", "tokens": tokens, "costUsd": "0.25"}]
@@ -107,7 +107,7 @@ def test_it_follows_the_live_trace(emulator: Emulator) -> None:
 
 
 def test_its_errors_are_its_own(emulator: Emulator) -> None:
-    """Refusals arrive as the errors that the SDK has for them, with code and request id."""
+    """Rejections arrive as the SDK's errors for them, with code and request id."""
     with noukai_sdk.Noukai(KEY) as client:
         flow = client.flow(FLOW)
         emulator.control.fault("expired_key")

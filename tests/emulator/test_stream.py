@@ -60,7 +60,7 @@ async def test_there_is_no_event_of_another_end(noukai: Driver, outcome: str, la
 
 
 async def test_a_run_is_followed_to_its_end(noukai: Driver) -> None:
-    """A stream that is opened early ends when the run does, and has told every event once."""
+    """A stream that is opened early ends when the run does, and has sent every event once."""
     await noukai.script(outcome="never", steps=STEPS, after_seconds=10)
     job_id = await noukai.submit()
     stream = asyncio.create_task(noukai.get(f"{FLOW}/runs/{job_id}/trace/stream"))
@@ -74,7 +74,7 @@ async def test_a_run_is_followed_to_its_end(noukai: Driver) -> None:
 
 
 async def test_events_come_as_they_happen(over_socket: Driver) -> None:
-    """The first event arrives while the run goes on."""
+    """The first event arrives during the run."""
     await over_socket.script(outcome="never", after_seconds=10)
     job_id = await over_socket.submit()
     over_socket.clock.advance(2)

@@ -12,10 +12,10 @@ ENDS = frozenset({"completed", "failed", "cancelled"})
 
 
 class Report(NamedTuple):
-    """What somebody who wanted a job was told of it.
+    """What the caller of a job learned about it.
 
     Attributes:
-        message: What was submitted; each submission of a run has a message of its own.
+        message: The input; each submission of a run has a different one.
         job_id: The job.
         state: How it ended.
     """
@@ -30,8 +30,8 @@ def check_balance(book: list[dict[str, Any]], wanted: Iterable[str], reports: It
 
     Args:
         book: The jobs that Noukai has.
-        wanted: The message of each submission that was meant to be made.
-        reports: What was told of the jobs.
+        wanted: The message of each submission that was intended.
+        reports: What the callers learned about the jobs.
     """
     messages, reported = list(wanted), list(reports)
     wrong = {

@@ -1,4 +1,4 @@
-"""What every run under faults has: a seed that is printed, and a local Noukai in a process of its own."""
+"""What every run under faults has: a seed that is printed, and a local Noukai in a separate process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.faults.noukai import NoukaiProcess
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Tell the seed, whatever the verbosity."""
+    """Print the seed, at any verbosity."""
     terminalreporter.write_line(f"FAULT_SEED={scale.SEED} repeats the faults of this run")
 
 
@@ -32,5 +32,5 @@ def noukai(noukai_process: NoukaiProcess) -> NoukaiProcess:
 
 @pytest.fixture(autouse=True)
 def no_flood(caplog: pytest.LogCaptureFixture) -> None:
-    """A thousand jobs log thousands of passing faults, which nobody reads beside a failed test."""
+    """A thousand jobs log thousands of transient errors, which would hide a failed test."""
     caplog.set_level(logging.ERROR, "noukai_core")

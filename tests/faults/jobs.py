@@ -13,13 +13,13 @@ _OUTCOMES = ("completed",) * 34 + ("failed",) * 3 + ("cancelled",) * 2
 
 
 class Plan(NamedTuple):
-    """One job as it is wanted.
+    """One job to run.
 
     Attributes:
         message: Its input, which no other has, since the faults are drawn by it.
-        outcome: How it ends; `never` for one whose waiter gives up and cancels it.
+        outcome: How it ends; `never` for one whose waiter times out and cancels it.
         after_seconds: When.
-        after_polls: With which look instead.
+        after_polls: The poll that ends it instead.
     """
 
     message: str
@@ -29,7 +29,7 @@ class Plan(NamedTuple):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """Tell the local Noukai."""
+        """Set the job's script in the local Noukai."""
         by_polls = {"after_polls": self.after_polls}
         by_time = {"after_seconds": self.after_seconds}
         return {"_emulator": {"outcome": self.outcome, **(by_polls if self.after_polls else by_time)}}
@@ -41,7 +41,7 @@ def plans(number: int, *, with_endless: bool = False, most_polls: int | None = N
     Args:
         number: How many.
         with_endless: Whether some of them never end.
-        most_polls: How many looks the longest of them take; by default they take up to three seconds.
+        most_polls: How many polls the longest of them take; by default they take up to three seconds.
     """
     outcomes = (*_OUTCOMES, "never") if with_endless else _OUTCOMES
     draw = Random(scale.SEED)

@@ -1,6 +1,6 @@
-"""The eight kinds of fault, as the local Noukai is told them.
+"""The eight kinds of fault, as passed to the local Noukai.
 
-A refused connection is none of its own: it takes a port that nobody listens on. See `core/refusing.py`.
+A refused connection is none of them: it needs a port without a listener. See `core/refusing.py`.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class Network:
         self._listening: asyncio.Task[None] | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self._flows = asyncio.Event()
-        # Bound, so that nobody else gets the port while nobody listens on it.
+        # Bound, so that no other process gets the port while it has no listener.
         self._place = socket.socket()
         self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._place.bind((_HOST, self.port))
@@ -65,7 +65,7 @@ class Network:
 
     @contextlib.contextmanager
     def flickering(self, every: float, for_seconds: float) -> Iterator[None]:
-        """Refuse all connections for a moment, again and again."""
+        """Refuse all connections for a moment, repeatedly."""
         over = threading.Event()
 
         def flicker() -> None:
@@ -132,7 +132,7 @@ class Network:
                 )
                 done, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
                 in_order = all(way.exception() is None for way in done)
-            except OSError:  # nobody listens there
+            except OSError:  # no listener
                 pass
             finally:
                 for way in ways:

@@ -1,4 +1,4 @@
-"""The local Noukai in a process of its own, which can be killed and started again where it was."""
+"""The local Noukai in a separate process, which can be killed and started again at the same address."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from noukai_core.emulator import EmulatorControl
 
 
 class NoukaiProcess:
-    """A local Noukai that keeps its book in a folder, and its address over a restart."""
+    """A local Noukai that keeps its state file in a folder, and its address across restarts."""
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
@@ -35,12 +35,12 @@ class NoukaiProcess:
         self.control.close()
 
     def start(self) -> None:
-        """Start it, and return when it answers."""
+        """Start it, and return when it responds."""
         self._component.start()
         wait_until(self._answers, "the local Noukai", alive=self._check_alive)
 
     def kill(self) -> None:
-        """End it at once, in the middle of whatever it does."""
+        """Kill it at once, in the middle of its work."""
         self._component.kill()
 
     def _answers(self) -> bool:

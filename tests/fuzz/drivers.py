@@ -1,4 +1,4 @@
-"""A client of either shell, with the blocking look."""
+"""A client of either kind, with the blocking interface."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DRIVERS = ("blocking", "async")
 def client_of(
     driver: str, loop: Callable[[], asyncio.AbstractEventLoop] | None = None, **options: Any
 ) -> Iterator[Any]:
-    """Open a client; of the async shell, on a loop of its own."""
+    """Open a client; the async one gets a separate event loop."""
     if driver == "blocking":
         with Noukai(**options) as client:
             yield client

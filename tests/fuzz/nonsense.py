@@ -1,4 +1,4 @@
-"""Any answer that a server, a proxy or a fault on the way can give, as strategies of hypothesis."""
+"""Any response that a server, a proxy or a fault on the way can give, as strategies of hypothesis."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KEY = f"nk_test_{MARK}"
 
 
 def fuzzed(share: float = 1.0) -> settings:
-    """Let a test look at a share of `FUZZ_EXAMPLES`; without that, at the same 120 in every run."""
+    """Let a test try a share of `FUZZ_EXAMPLES`; by default, the same 120 in every run."""
     return settings(
         max_examples=max(1, int(int(os.environ.get("FUZZ_EXAMPLES", "120")) * share)),
         derandomize="FUZZ_EXAMPLES" not in os.environ,
@@ -32,12 +32,12 @@ def fuzzed(share: float = 1.0) -> settings:
 
 
 class Call(NamedTuple):
-    """What the answers to one kind of call are made of.
+    """What the responses to one kind of call are made of.
 
     Attributes:
-        good: What a server says that is well: without it, no decision gets beyond its first step.
-        fields: What the core reads of the answer.
-        inner: What it reads of the objects in the answer's list.
+        good: Valid responses, without which no decision gets beyond its first step.
+        fields: What the core reads of the response.
+        inner: What it reads of the objects in the response's list.
     """
 
     good: tuple[str, ...]
@@ -188,7 +188,7 @@ _FAULTS = (
 
 @dataclass(frozen=True)
 class Given:
-    """An answer, of which each request gets a response of its own; or a fault in place of it or its end."""
+    """A recipe that gives each request a new response, or a fault in place of it or its end."""
 
     status: int
     headers: tuple[tuple[bytes, bytes], ...]
@@ -196,7 +196,7 @@ class Given:
     fault: type[Exception] | None = None
 
     def respond(self) -> httpx.Response:
-        """Answer a request."""
+        """Respond to a request."""
         if self.fault is not None and not self.chunks:
             raise self.fault(f"the fault quotes {KEY}")
         return httpx.Response(
@@ -224,7 +224,7 @@ _PACK = {b"gzip": gzip.compress, b"deflate": zlib.compress}
 
 @st.composite
 def responses(draw: st.DrawFn, kind: str) -> Given:
-    """Draw an answer to one kind of call."""
+    """Draw a response to one kind of call."""
     headers = tuple(draw(_headers))
     body = draw(_bodies(CALLS[kind]))
     if draw(st.booleans()):
@@ -238,5 +238,5 @@ def responses(draw: st.DrawFn, kind: str) -> Given:
 
 
 def scripts(kind: str) -> st.SearchStrategy[list[Given]]:
-    """Draw some answers to one kind of call; the last is given for ever."""
+    """Draw some responses to one kind of call; the last is repeated."""
     return st.lists(responses(kind), min_size=1, max_size=3)

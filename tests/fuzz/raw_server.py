@@ -32,7 +32,7 @@ _BLOCK = 64 * 1024
 
 
 class RawServer:
-    """Sends what `answer` gives to the first request of each connection, and then keeps silent."""
+    """Sends what `respond` gives to the first request of each connection, and then nothing."""
 
     def __init__(self, response: Answers) -> None:
         self.response = response
@@ -42,7 +42,7 @@ class RawServer:
 
     @property
     def base_url(self) -> str:
-        """What a client takes as its `base_url`."""
+        """The `base_url` for a client."""
         return f"http://127.0.0.1:{self._listener.getsockname()[1]}/api/v1"
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""A server that answers from a script in which nothing need make sense, and that notices an endless loop."""
+"""A server that responds from a script in which nothing need make sense, and that notices an endless loop."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ UNKNOWN = Given(404, (), (b'{"detail":{"code":"SESSION_NOT_FOUND"}}',))
 
 
 class Server:
-    """Answers from a list for each kind of call, the last answer for ever; a call without one is not known.
+    """Responds from a list for each kind of call, and repeats the last response; other calls are unknown.
 
     Attributes:
-        requests: What it was asked.
+        requests: The requests that it received.
     """
 
     def __init__(self, most_requests: float, **scripts: list[Given]) -> None:

@@ -1,4 +1,4 @@
-"""Any request to the local Noukai gets an answer that is meant: never an error of its own, never a hang."""
+"""Any request to the local Noukai gets an intended response: never an internal error, never a hang."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ async def ask_all(requests: list[Asked]) -> list[int]:
 @fuzzed(2)
 @given(st.lists(_requests(), min_size=1, max_size=8))
 def test_any_requests(requests: list[Asked]) -> None:
-    """Whatever is asked in whatever order, no request fails inside, and none is answered as if one had."""
+    """No sequence of requests causes an internal error, or a response as if there had been one."""
     statuses = asyncio.run(asyncio.wait_for(ask_all(requests), 20))
     if not any(asked.path == "/_emulator/faults" for asked in requests):
         assert all(200 <= status < 500 for status in statuses)
@@ -160,7 +160,7 @@ _LINES = st.sampled_from(
 
 
 def test_any_bytes(emulator: Emulator) -> None:
-    """Whatever bytes come over a connection, the local Noukai answers the next one as ever."""
+    """Whatever bytes a connection sends, the local Noukai responds to the next one as usual."""
     host, port = emulator.base_url.split("/")[2].split(":")
 
     @fuzzed()

@@ -1,6 +1,6 @@
-"""Any answer, to any call: it ends in a value, in one of our errors, or in the deadline.
+"""Any response, to any call: it ends in a value, in one of our errors, or at the deadline.
 
-`FUZZ_EXAMPLES=5000` looks longer than `make test` has time for; a failure prints how to repeat it.
+`FUZZ_EXAMPLES=5000` searches longer than `make test` has time for; a failure prints how to repeat it.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from tests.fuzz.nonsense import KEY, MARK, Given, fuzzed, responses, scripts
 from tests.fuzz.server import TAKEN, UNCLEAR, Server
 from tests.fuzz.virtual_clock import turned_time
 
-# A call whose answers are too long to be shown whole has failed for another reason.
+# A call whose responses are too long to be shown in full has failed for another reason.
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
 
 URL = "https://noukai.test/api/v1"
 QUICK = 5.0
 WAIT = 600.0
-# For five minutes a submission that was not taken is sent again; after each of three that ended unclear, its
-# job is looked for, in a minute and a half.
+# For five minutes, a rejected submission is sent again; after each of three ambiguous outcomes, its job is
+# looked up, which takes up to a minute and a half.
 SUBMISSION = 300.0 + 3 * 90.0
 
 Act = Callable[[Any], Any]
 
 
 class Case(NamedTuple):
-    """A call, of which kind its senseless answers are, and how many seconds it may take."""
+    """A call, the kind of its nonsensical responses, and how many seconds it may take."""
 
     kind: str
     seconds: float
@@ -56,7 +56,7 @@ CASES = {
 
 
 def most_requests(seconds: float) -> float:
-    """How often one asks in so many seconds, with the shortest pause that there is before each question."""
+    """How many requests fit into this many seconds, with the shortest pause before each of them."""
     return 2.5 * seconds + 2
 
 
@@ -89,7 +89,7 @@ def nothing_told() -> Iterator[None]:
 @pytest.mark.parametrize("driver", DRIVERS)
 @pytest.mark.parametrize("name", CASES)
 def test_any_response(name: str, driver: str) -> None:
-    """Whatever comes in place of an answer, the call ends in time: in a value, or in an error without key."""
+    """Whatever replaces a response, the call ends in time: in a value, or in an error without key."""
     case = CASES[name]
 
     @fuzzed()
@@ -116,7 +116,7 @@ def test_any_response(name: str, driver: str) -> None:
 def test_responses_that_contradict_one_another(
     submit: list[Given], session: list[Given], poll: list[Given]
 ) -> None:
-    """Whatever the calls of a job's life are answered, each submission of it has the same identity."""
+    """Whatever the responses during a job's life, each submission of it has the same id."""
     server = Server(most_requests(SUBMISSION + WAIT), submit=[*submit, TAKEN], session=session, poll=poll)
     with turned_time(), nothing_told(), Noukai(KEY, base_url=URL, transport=server.transport) as client:
         client.flow(FLOW).job("hello").wait(timeout_ms=WAIT * 1000)

@@ -23,7 +23,7 @@ SHORT_RETRY: dict[str, Any] = {"timeout": 0.3, "retry_timeout": 0.5, "max_respon
 @pytest.mark.parametrize("driver", DRIVERS)
 @pytest.mark.parametrize("name", ENDLESS)
 def test_an_response_without_end(name: str, driver: str) -> None:
-    """It is given up within a request's time and the cap on its size; the wait ends in one of our errors."""
+    """It ends within a request's time and the size limit; the wait ends in one of our errors."""
     with (
         RawServer(ENDLESS[name]) as server,
         client_of(driver, **SHORT_RETRY, api_key=KEY, base_url=server.base_url) as client,
@@ -82,7 +82,7 @@ _LINES = st.sampled_from(
 
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_any_bytes(driver: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever bytes come, a look ends as a status or as one of our errors, which does not show the key."""
+    """Whatever bytes arrive, a poll ends in a status or in one of our errors, which does not show the key."""
     monkeypatch.setattr(schedule, "SHORT_RETRY_WINDOW", 0.0)
     with (
         RawServer(lambda _: ()) as server,

@@ -71,7 +71,7 @@ class _Selector(selectors.DefaultSelector):
 
 @contextmanager
 def turned_time() -> Iterator[TurnedTime]:
-    """Let this process live in a time of its own."""
+    """Let this process run on virtual time."""
     clock = TurnedTime()
     rate_limit._limiter.cache_clear()  # it outlives the clients, and remembers another time
     with patch.object(time, "monotonic", clock.monotonic), patch.object(time, "sleep", clock.sleep):

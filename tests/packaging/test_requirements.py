@@ -47,7 +47,7 @@ def test_a_line_is_a_pin_and_nothing_else(name: str) -> None:
 
 @pytest.mark.parametrize("name", PINNED)
 def test_the_pins_are_inside_the_ranges(name: str, pyproject: dict[str, Any]) -> None:
-    """Everything that pyproject asks for is pinned, at a version that pyproject allows."""
+    """Every requirement of pyproject is pinned, at a version that pyproject allows."""
     project = pyproject["project"]
     extras = project["optional-dependencies"]
     asked = [
@@ -75,7 +75,7 @@ def test_the_floors_are_the_oldest_that_install(name: str) -> None:
 
 
 def test_the_oldest_libraries_of_the_client_are_tried(pyproject: dict[str, Any]) -> None:
-    """What the client stands on is as old beside the oldest Prefect as its ranges allow."""
+    """With the oldest Prefect, the client's dependencies are as old as their ranges allow."""
     oldest = {
         each.name: Version(bound.version)
         for each in map(Requirement, pyproject["project"]["dependencies"])

@@ -103,7 +103,7 @@ def test_both_orchestrators_find_their_entry_point(wheel: Wheel) -> None:
 
 
 def test_the_provider_goes_by_the_name_of_the_distribution(wheel: Wheel) -> None:
-    """Airflow refuses to start when a provider's `package-name` differs from the distribution it came in."""
+    """Airflow refuses to start if a provider's `package-name` differs from its distribution's name."""
     provider: dict[str, Any] = get_provider_info()
 
     assert provider["package-name"] == wheel.metadata["Name"]

@@ -1,4 +1,4 @@
-"""Texts that are looked for: the key, and one that must be found, to show that looking works."""
+"""Texts to search for: the key, and one that must be found, to show that the search works."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _BITS_OF_A_LETTER = 6
 
 
 class Mark:
-    """A text that stands nowhere by chance, in the forms in which it may be written down.
+    """A text that occurs nowhere by chance, in the forms in which it may be written.
 
     Either half of it counts, so that a part is found as well. It has letters and digits only: what escapes a
     text for JSON, a URL, HTML or a shell leaves it as it is.
@@ -24,7 +24,7 @@ class Mark:
         self._forms = tuple(form for half in (text[:middle], text[middle:]) for form in _forms(half.encode()))
 
     def is_in(self, data: bytes) -> bool:
-        """Tell whether a part of it is in there, be it as text, as hexadecimal digits or inside of base64."""
+        """Return whether a part of it is in there, as text, as hexadecimal digits or inside base64."""
         unwrapped = data.replace(b"\\n", b"").replace(b"\n", b"")
         return any(form in data or form in unwrapped for form in self._forms)
 
@@ -44,7 +44,7 @@ def _forms(part: bytes) -> Iterator[bytes]:
     yield part.hex().encode()
     yield part.hex().upper().encode()
     for before in range(3):
-        # The letters at both ends also depend on what stands next to the part.
+        # The letters at both ends also depend on the text next to the part.
         encoded = base64.b64encode(bytes(before) + part)
         first = -(-before * 8 // _BITS_OF_A_LETTER)
         last = (before + len(part)) * 8 // _BITS_OF_A_LETTER

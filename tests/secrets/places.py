@@ -1,4 +1,4 @@
-"""Where a text may have been written down: each place by its name, with what stands there."""
+"""Where a text may have been written: each place by its name, with its content."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def cells(database: Path, fernet: Fernet | None) -> Iterator[Place]:
 
 
 def pages(database: Path) -> Iterator[Place]:
-    """Name the files of a database: their bytes also tell what was deleted."""
+    """List the files of a database: their bytes also show what was deleted."""
     yield from files(database.parent, only=lambda file: file.name.startswith(database.name))
 
 
@@ -60,7 +60,7 @@ def _layers(data: bytes, fernet: Fernet | None) -> Iterator[bytes]:
 
 
 class Processes:
-    """Takes down the arguments and the environment of processes, and of what they start, while it is open.
+    """Records the arguments and the environment of processes, and of their children, while it is open.
 
     Args:
         components: The components, by name; more may be added.

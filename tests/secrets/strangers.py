@@ -10,7 +10,7 @@ from typing import Any, Self
 
 
 class Stranger:
-    """A server that takes down the headers of every request, and answers 404. A context manager."""
+    """A server that records the headers of every request, and responds 404. A context manager."""
 
     def __init__(self) -> None:
         self.requests: list[str] = []
@@ -63,9 +63,9 @@ class Stranger:
 
 
 class Echo(Stranger):
-    """Repeats the key in whatever it answers: as it came, and without its beginning.
+    """Repeats the key in every response: as it came, and without its beginning.
 
-    What it does depends on the flow: `echo-refused` is refused, `echo-html` gets a web page, `echo-failed`
+    What it does depends on the flow: `echo-refused` is rejected, `echo-html` gets a web page, `echo-failed`
     and `echo-completed` become jobs that end so.
     """
 

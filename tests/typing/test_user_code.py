@@ -17,7 +17,7 @@ INSTALLED = [name for name in ("core", "airflow", "prefect") if name == "core" o
 
 @pytest.fixture(params=INSTALLED)
 def user_code(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A user's file in a folder of its own; the orchestrator's one where that orchestrator is installed."""
+    """A user's file in a separate folder, for each orchestrator that is installed."""
     return Path(shutil.copy(USERS / f"{request.param}_user.py", tmp_path))
 
 

@@ -1,4 +1,4 @@
-"""A crowd that runs jobs through either shell of the core, each in a thread or in a task."""
+"""A crowd that runs jobs with either client of the core, each in a thread or in a task."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ _MOST_TRIES = 20
 def options(base_url: str) -> dict[str, Any]:
     """Return how the clients of these runs are made."""
     return {
-        "api_key": f"nk_test_{uuid4().hex}",  # of its own: all clients of a key share their budget of looks
+        "api_key": f"nk_test_{uuid4().hex}",  # unique: all clients of a key share their rate limit
         "base_url": base_url,
         "timeout": REQUEST_SECONDS,
         "recovery_timeout": 3 * REQUEST_SECONDS,
-        "max_polls_per_second": 200,  # what a local Noukai answers on one core beside its clients
+        "max_polls_per_second": 200,  # what a local Noukai can serve on one core beside its clients
         "max_concurrent_submissions": 64,
     }
 
 
 def run_sync(base_url: str, plans: list[Plan], refused: float = 0.0) -> tuple[list[Report], float]:
-    """Run each job in a thread; return the reports, and the share of requests that were refused."""
+    """Run each job in a thread; return the reports, and the share of refused requests."""
     transport = Refusing(refused)
     with (
         Noukai(**options(base_url), transport=transport) as client,
@@ -57,7 +57,7 @@ def run_sync(base_url: str, plans: list[Plan], refused: float = 0.0) -> tuple[li
 
 
 def run_async(base_url: str, plans: list[Plan], refused: float = 0.0) -> tuple[list[Report], float]:
-    """Run each job in a task; return the reports, and the share of requests that were refused."""
+    """Run each job in a task; return the reports, and the share of refused requests."""
     transport = AsyncRefusing(refused)
 
     async def run() -> list[Report]:
@@ -120,12 +120,12 @@ async def _persistently(act: Callable[[], Any]) -> None:
 
 
 async def _answer(value: Any) -> Any:
-    """Return what either shell gives: the async one's answers have to be awaited."""
+    """Return the value of either client; the async one's has to be awaited."""
     return await value if inspect.isawaitable(value) else value
 
 
 def _driven(story: Coroutine[Any, Any, T]) -> T:
-    """Run a story of the blocking shell, which never waits for a loop."""
+    """Run a coroutine of the blocking client, which never waits for a loop."""
     try:
         story.send(None)
     except StopIteration as end:

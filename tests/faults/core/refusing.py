@@ -1,4 +1,4 @@
-"""Transports whose requests are now and then sent to a port that nobody listens on."""
+"""Transports some of whose requests are sent to a port without a listener."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _Refusals:
         self._probability = probability
         self._asked: Counter[str] = Counter()
         self._met: Counter[str] = Counter()
-        # Bound, so that nobody else gets the port, but not listening.
+        # Bound, so that no other process gets the port, but not listening.
         self._nobody = socket.socket()
         self._nobody.bind(("127.0.0.1", 0))
 
@@ -48,7 +48,7 @@ class Refusing(httpx.HTTPTransport):
         self.refusals = _Refusals(probability)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request there, or where nobody is."""
+        """Send a request there, or to the port without a listener."""
         return super().handle_request(self.refusals.aimed(request))
 
     def close(self) -> None:
@@ -65,7 +65,7 @@ class AsyncRefusing(httpx.AsyncHTTPTransport):
         self.refusals = _Refusals(probability)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request there, or where nobody is."""
+        """Send a request there, or to the port without a listener."""
         return await super().handle_async_request(self.refusals.aimed(request))
 
     async def aclose(self) -> None:

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_one_kind_of_fault(noukai: NoukaiProcess, driver: str, kind: str) -> None:
-    """Whatever one kind of fault does, each submission has one job and each job one report."""
+    """With any kind of fault, each submission has one job and each job one report."""
     wanted = plans(scale.JOBS_OF_ONE_KIND, with_endless=True)
     switch_on(noukai.control, kind)
     reports, refused = DRIVERS[driver](noukai.base_url, wanted, scale.SHARE if kind == REFUSED else 0.0)
