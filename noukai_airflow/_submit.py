@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import noukai_core as core
 from noukai_airflow._client_cache import shared_client
@@ -15,22 +14,9 @@ if TYPE_CHECKING:
     from airflow.sdk.types import RuntimeTaskInstanceProtocol
 
     from noukai_airflow._connection import ConnectionSettings
-    from noukai_core import Flow, Job, Submission
+    from noukai_core import Flow, Job, JobRequest, Submission
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class JobRequest:
-    """What is submitted."""
-
-    flow: str
-    message: str | None
-    parameters: Mapping[str, Any] | None
-    block_overrides: Mapping[str, Mapping[str, Any]] | None
-    version: Any
-    trace: bool
-    session_id: str | None
 
 
 class TaskJob:
@@ -38,7 +24,7 @@ class TaskJob:
 
     Args:
         settings: The connection.
-        inputs: What to submit, if there is no job to attach to.
+        request: What to submit, if there is no job to attach to.
         store: Where the task records its job.
         task_instance: The running task.
         retries: The task's number of retries.
@@ -49,7 +35,7 @@ class TaskJob:
     def __init__(
         self,
         settings: ConnectionSettings,
-        inputs: JobRequest,
+        request: JobRequest,
         store: JobStore,
         task_instance: RuntimeTaskInstanceProtocol,
         *,
@@ -58,7 +44,7 @@ class TaskJob:
         cancel_on_kill: bool,
     ) -> None:
         self._settings = settings
-        self._inputs = inputs
+        self._request = request
         self._store = store
         self._task = task_instance
         self._retries = retries
@@ -180,22 +166,13 @@ class TaskJob:
         return job
 
     def _send(self, submission: Submission) -> Job:
-        inputs = self._inputs
-        return self._flow().job(
-            inputs.message,
-            parameters=inputs.parameters,
-            block_overrides=inputs.block_overrides,
-            trace=inputs.trace,
-            version=inputs.version,
-            session_id=inputs.session_id,
-            submission=submission,
-        )
+        return self._flow().submit(self._request, submission=submission)
 
     def _flow(self) -> Flow:
-        return self._client.flow(self._inputs.flow)
+        return self._client.flow(self._request.flow)
 
     def _can_ask_server(self) -> bool:
-        return self._inputs.session_id is None and self._settings.recovers_submissions
+        return self._request.session_id is None and self._settings.recovers_submissions
 
 
 def _stop(job: Job) -> None:

@@ -18,6 +18,7 @@ from noukai_core import (
     JobCancelledError,
     JobFailedError,
     JobNotFoundError,
+    JobRequest,
     JobState,
     JobStatus,
     JobTimeoutError,
@@ -30,7 +31,6 @@ from noukai_prefect._artifacts import PROGRESS_SECONDS, ProgressArtifact
 from noukai_prefect._batch_table import BatchRow, BatchTable
 from noukai_prefect._cancellation import StoppedInThread
 from noukai_prefect._events import emit_job_event
-from noukai_prefect._run import JobRequest
 from noukai_prefect._run_context import RunContext
 
 RaiseOn: TypeAlias = Literal["first", "any", "none"]
@@ -179,9 +179,9 @@ class Batch:
 
     async def _submit(self, row: BatchRow) -> AsyncJob:
         row.state, row.sent = "submitting", True
-        arguments = self._requests[row.index].arguments()
+        request = self._requests[row.index]
         try:
-            job = await self._flow.job(**arguments, submission=self._table.submission(row))
+            job = await self._flow.submit(request, submission=self._table.submission(row))
         except (InvalidInputError, PermanentError):
             row.sent = False
             raise

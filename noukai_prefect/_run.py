@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
@@ -15,6 +15,7 @@ from noukai_core import (
     AsyncNoukai,
     JobCancelledError,
     JobNotFoundError,
+    JobRequest,
     JobState,
     JobStatus,
     JobTimeoutError,
@@ -39,30 +40,6 @@ from noukai_prefect.credentials import NoukaiCredentials
 T = TypeVar("T")
 
 OnCancelled: TypeAlias = Literal["fail", "cancel"]
-
-
-@dataclass(frozen=True, slots=True)
-class JobRequest:
-    """What is submitted; the arguments of `noukai_core.Flow.job`."""
-
-    flow: str
-    message: str | None = None
-    parameters: Mapping[str, Any] | None = None
-    block_overrides: Mapping[str, Mapping[str, Any]] | None = None
-    version: str | int = "production"
-    trace: bool = False
-    session_id: str | None = None
-
-    def arguments(self) -> dict[str, Any]:
-        """Return the arguments of the job client, without the flow."""
-        return {
-            "message": self.message,
-            "parameters": self.parameters,
-            "block_overrides": self.block_overrides,
-            "version": self.version,
-            "trace": self.trace,
-            "session_id": self.session_id,
-        }
 
 
 @dataclass(frozen=True)
@@ -162,7 +139,7 @@ async def _submit_or_attach(
     if store is None:
         submission = Submission.new()
         submission_state.submission = flow, submission
-        submission_state.job = await flow.job(**request.arguments(), submission=submission)
+        submission_state.job = await flow.submit(request, submission=submission)
         _log_submitted(credentials, submission_state.job, run)
         return submission_state.job
     inputs = {"server": credentials.base_url, **request.arguments()}
@@ -209,7 +186,7 @@ async def _submit(
     )
     submission_state.submission = flow, record.submission
     submission_state.job = job = await run_until_stopped(
-        flow.job(**request.arguments(), submission=submission), run, f"a job of {record.flow} was submitted"
+        flow.submit(request, submission=submission), run, f"a job of {record.flow} was submitted"
     )
     await _record_job(run, store, replace(record, job_id=job.id), _job_text(credentials, job))
     _log_submitted(credentials, job, run)

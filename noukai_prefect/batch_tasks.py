@@ -8,12 +8,11 @@ from uuid import uuid4
 
 from prefect.client.schemas.objects import State
 
-from noukai_core import InvalidInputError
+from noukai_core import InvalidInputError, JobRequest
 from noukai_prefect import _job_store
 from noukai_prefect._batch import Batch, BatchOptions, JobOutcome, RaiseOn
 from noukai_prefect._batch_table import BatchTable
 from noukai_prefect._cancellation import as_cancelled_state
-from noukai_prefect._run import JobRequest
 from noukai_prefect._run_context import RunContext
 from noukai_prefect._sync import run_blocking
 from noukai_prefect._task import noukai_task

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from prefect.blocks.abstract import JobBlock, JobRun
 from pydantic import Field
 
-from noukai_core import JobStatus
+from noukai_core import JobRequest, JobStatus
 from noukai_prefect import _cancellation
-from noukai_prefect._run import JobRequest, WaitOptions, submit, wait
+from noukai_prefect._run import WaitOptions, submit, wait
 from noukai_prefect._run_context import RunContext
 from noukai_prefect._sync import run_blocking
 from noukai_prefect.credentials import DOCUMENTATION_URL, NoukaiCredentials

@@ -8,8 +8,9 @@ from typing import Any
 
 from prefect.client.schemas.objects import State
 
+from noukai_core import JobRequest
 from noukai_prefect._cancellation import as_cancelled_state
-from noukai_prefect._run import JobRequest, OnCancelled, WaitOptions, submit, submit_and_wait, wait
+from noukai_prefect._run import OnCancelled, WaitOptions, submit, submit_and_wait, wait
 from noukai_prefect._run_context import RunContext
 from noukai_prefect._sync import run_blocking
 from noukai_prefect._task import noukai_task

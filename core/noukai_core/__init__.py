@@ -10,7 +10,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from noukai_core._engine.submit import Submission
     from noukai_core._validation import ApiKey
     from noukai_core.async_client import AsyncFlow, AsyncJob, AsyncNoukai
     from noukai_core.client import Flow, Job, Noukai
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
         SubmissionUnknownError,
         TransientError,
     )
+    from noukai_core.job_request import JobRequest
     from noukai_core.models import (
         ExecuteResult,
         JobAccepted,
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         TraceStep,
     )
     from noukai_core.run_url import RunUrlTemplate
+    from noukai_core.submission import Submission
 
 _MODULES = {
     "async_client": ("AsyncFlow", "AsyncJob", "AsyncNoukai"),
@@ -82,8 +83,9 @@ _MODULES = {
     ),
     "_validation": ("ApiKey",),
     "models": ("ExecuteResult", "JobAccepted", "JobState", "JobStatus", "KeyInfo", "RunTrace", "TraceStep"),
-    "_engine.submit": ("Submission",),
+    "job_request": ("JobRequest",),
     "run_url": ("RunUrlTemplate",),
+    "submission": ("Submission",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -110,6 +112,7 @@ __all__ = [
     "JobError",
     "JobFailedError",
     "JobNotFoundError",
+    "JobRequest",
     "JobState",
     "JobStatus",
     "JobTimeoutError",

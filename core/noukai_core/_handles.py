@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from noukai_core import _validation
 from noukai_core._api import endpoints
 from noukai_core._engine.effects import Effects, may_turn_up, send_with_retries
 from noukai_core._engine.rate_limit import shared_rate_limiter
 from noukai_core._engine.sent import shared_registry
-from noukai_core._engine.submit import Submission, Submitted, find, submit
+from noukai_core._engine.submit import Submitted, find, submit
 from noukai_core._engine.wait import Poller
 from noukai_core._options import ClientOptions
-from noukai_core._validation import FlowPath, Version
+from noukai_core._validation import FlowPath
 from noukai_core.checks import check_number, check_seconds
-from noukai_core.errors import APIError
+from noukai_core.errors import APIError, InvalidInputError
+from noukai_core.job_request import JobRequest
 from noukai_core.models import JobAccepted, JobState, JobStatus, RunTrace
+from noukai_core.submission import Submission
 
 _MILLISECONDS = 1000.0
 
@@ -41,31 +42,22 @@ class FlowHandle(Generic[R]):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.path!r})"
 
-    def _submitting(
-        self,
-        message: str | None,
-        parameters: Mapping[str, Any] | None,
-        block_overrides: Mapping[str, Mapping[str, Any]] | None,
-        trace: bool,
-        version: Version,
-        session_id: str | None,
-        callback_url: str | None,
-        callback_events: Sequence[str] | None,
-        submission: Submission,
-    ) -> Effects[Submitted]:
+    def _submitting(self, request: JobRequest, submission: Submission) -> Effects[Submitted]:
         """Check everything, and return the effects that submit a job once."""
+        path = self._settings.flow_path(request.flow)
+        if path != self._path:
+            raise InvalidInputError(f"the request is for the flow {path}, but this is the flow {self._path}")
         body = _validation.job_body(
-            message=message,
-            parameters=parameters,
-            block_overrides=block_overrides,
-            trace=trace,
-            callback_url=callback_url,
-            callback_events=callback_events,
+            message=request.message,
+            parameters=request.parameters,
+            block_overrides=request.block_overrides,
+            trace=request.trace,
+            callback_url=request.callback_url,
+            callback_events=request.callback_events,
         )
-        session = None if session_id is None else _validation.session_id(session_id)
-        call = endpoints.submit(
-            self._path, _validation.version_number(version), body, submission.headers(session)
-        )
+        session = None if request.session_id is None else _validation.session_id(request.session_id)
+        version = _validation.version_number(request.version)
+        call = endpoints.submit(self._path, version, body, submission.headers(session))
         return submit(
             call,
             submission,

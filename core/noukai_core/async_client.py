@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 from noukai_core._api import endpoints
 from noukai_core._engine.effects import Effects, Emit, Send, Sleep, T, send_with_retries
-from noukai_core._engine.submit import Submission
 from noukai_core._handles import FlowHandle, JobHandle
 from noukai_core._http.connection import AsyncConnection
 from noukai_core._options import ClientOptions, describe
 from noukai_core._validation import Version, hidden
+from noukai_core.job_request import JobRequest
 from noukai_core.models import ExecuteResult, JobAccepted, JobStatus, KeyInfo, RunTrace
+from noukai_core.submission import Submission
 
 if TYPE_CHECKING:
     import httpx
@@ -172,18 +173,22 @@ class AsyncFlow(FlowHandle[AsyncRunner]):
         submission: Submission | None = None,
     ) -> AsyncJob:
         """Submit a job, once; see ``Flow.job`` for the arguments and errors."""
-        identity = submission or Submission.new()
-        effects = self._submitting(
-            message,
-            parameters,
-            block_overrides,
-            trace,
-            version,
-            session_id,
-            callback_url,
-            callback_events,
-            identity,
+        request = JobRequest(
+            flow=self.path,
+            message=message,
+            parameters=parameters,
+            block_overrides=block_overrides,
+            version=version,
+            trace=trace,
+            session_id=session_id,
+            callback_url=callback_url,
+            callback_events=callback_events,
         )
+        return await self.submit(request, submission=submission)
+
+    async def submit(self, request: JobRequest, *, submission: Submission | None = None) -> AsyncJob:
+        """Submit the job of a request, once; see `Flow.submit`."""
+        effects = self._submitting(request, submission or Submission.new())
         submitted = await self._runner.run(effects)
         return self._job(submitted.job.id, submitted.at, submitted.job)
 

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 from noukai_core._api import endpoints
 from noukai_core._engine.effects import Effects, Emit, Send, Sleep, T, send_with_retries
-from noukai_core._engine.submit import Submission
 from noukai_core._handles import FlowHandle, JobHandle
 from noukai_core._http.connection import Connection
 from noukai_core._options import ClientOptions, describe
 from noukai_core._validation import Version, hidden
+from noukai_core.job_request import JobRequest
 from noukai_core.models import ExecuteResult, JobAccepted, JobStatus, KeyInfo, RunTrace
+from noukai_core.submission import Submission
 
 if TYPE_CHECKING:
     import httpx
@@ -221,18 +222,27 @@ class Flow(FlowHandle[Runner]):
                 submissions; there is none.
             SubmissionUnknownError: It could not be settled whether there is a job.
         """
-        identity = submission or Submission.new()
-        effects = self._submitting(
-            message,
-            parameters,
-            block_overrides,
-            trace,
-            version,
-            session_id,
-            callback_url,
-            callback_events,
-            identity,
+        request = JobRequest(
+            flow=self.path,
+            message=message,
+            parameters=parameters,
+            block_overrides=block_overrides,
+            version=version,
+            trace=trace,
+            session_id=session_id,
+            callback_url=callback_url,
+            callback_events=callback_events,
         )
+        return self.submit(request, submission=submission)
+
+    def submit(self, request: JobRequest, *, submission: Submission | None = None) -> Job:
+        """Submit the job of a request, once; the errors are those of `job`.
+
+        Args:
+            request: The inputs of the job. Its flow must be this one.
+            submission: The identity, if you keep it yourself. By default a new one.
+        """
+        effects = self._submitting(request, submission or Submission.new())
         submitted = self._runner.run(effects)
         return self._job(submitted.job.id, submitted.at, submitted.job)
 

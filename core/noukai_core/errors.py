@@ -33,8 +33,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from noukai_core._engine.submit import Submission
     from noukai_core.models import JobStatus
+    from noukai_core.submission import Submission
 
 
 class NoukaiError(Exception):

@@ -19,7 +19,8 @@ from noukai_airflow.operators.noukai import NoukaiRunJobOperator
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from noukai_airflow._submit import JobRequest
+    from noukai_core import JobRequest
+
 
 _INPUTS = ("message", "parameters", "block_overrides", "version", "session_id")
 
@@ -42,12 +43,12 @@ class NoukaiDecoratedOperator(DecoratedOperator, NoukaiRunJobOperator):
         """Call the function, and run the job with the inputs that it returns."""
         return NoukaiRunJobOperator.execute(self, context)
 
-    def _inputs(self, context: Context) -> JobRequest:
+    def _request(self, context: Context) -> JobRequest:
         context_merge(context, self.op_kwargs)
         function: Callable[..., Any] = self.python_callable  # pyright: ignore
         kwargs = determine_kwargs(function, self.op_args, context)
         self._set_inputs(function(*self.op_args, **kwargs))
-        return super()._inputs(context)
+        return super()._request(context)
 
     def _set_inputs(self, returned: object) -> None:
         """Set the inputs of the job to what the function returned."""

@@ -23,10 +23,9 @@ if TYPE_CHECKING:
     from noukai_airflow._connection import ConnectionSettings
     from noukai_airflow._job_store import JobStore
     from noukai_airflow._lineage import Lineage
-    from noukai_airflow._submit import JobRequest
     from noukai_airflow._wait import JobWait, OnCancelled
     from noukai_airflow.hooks.noukai import NoukaiHook
-    from noukai_core import Job
+    from noukai_core import Job, JobRequest
     from noukai_core.checks import Duration
 
 
@@ -227,7 +226,7 @@ class NoukaiRunJobOperator(BaseOperator):
         started = time.time()
         task_job = TaskJob(
             self._settings,
-            self._inputs(context),
+            self._request(context),
             self._store(context),
             task_instance_of(context),
             retries=self.retries or 0,
@@ -241,8 +240,8 @@ class NoukaiRunJobOperator(BaseOperator):
         wait.publish_job()
         return wait.wait(wait.deadline(started)) if self.wait_for_completion else job.id
 
-    def _inputs(self, context: Context) -> JobRequest:
-        from noukai_airflow._submit import JobRequest
+    def _request(self, context: Context) -> JobRequest:
+        from noukai_core import JobRequest
 
         return JobRequest(
             flow=self.flow,

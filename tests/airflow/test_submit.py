@@ -8,7 +8,8 @@ from uuid import uuid4
 import pytest
 
 from noukai_airflow._job_store import JobRecord, JobStore
-from noukai_airflow._submit import JobRequest, TaskJob, cancel_if_possible
+from noukai_airflow._submit import TaskJob, cancel_if_possible
+from noukai_core import JobRequest
 from tests.airflow.conftest import FakeTask, MemoryStore
 
 if TYPE_CHECKING:
@@ -31,12 +32,12 @@ class Tries:
         self.cancel_on_kill = True
 
     def run(self, *, durable: bool = True) -> Job:
-        inputs = JobRequest("acme/demo/flow", self.message, None, None, "production", False, self.session_id)
+        request = JobRequest("acme/demo/flow", self.message, session_id=self.session_id)
         store = JobStore(self.store if durable else None)
         task: Any = self.task
         return TaskJob(
             self.settings,
-            inputs,
+            request,
             store,
             task,
             retries=self.retries,

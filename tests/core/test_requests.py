@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 
-from noukai_core import NoukaiError
+from noukai_core import InvalidInputError, JobRequest, NoukaiError, Submission
 from tests.core.scripted_server import FLOW, ScriptedServer, accepted, kind_of, refusal, respond, state
 
 if TYPE_CHECKING:
@@ -83,6 +83,35 @@ def test_the_body_has_the_names_of_the_wire(scripted: MakeClient, server: Script
     }
     assert small["parameters"] == {"grade": 3}
     assert None not in small.values()
+
+
+def test_a_request_is_submitted_as_its_arguments_are(scripted: MakeClient, server: ScriptedServer) -> None:
+    """`flow.submit(request)` sends what `flow.job(...)` sends, and `arguments()` are those of `job`."""
+    request = JobRequest(
+        FLOW,
+        "hello",
+        {"n": 1},
+        {"step": {"model": "m"}},
+        version=3,
+        trace=True,
+        callback_url="https://me.test/done",
+        callback_events=["flow.failed"],
+    )
+    flow, submission = scripted().flow(FLOW), Submission.new()
+    assert flow.submit(request, submission=submission).flow == FLOW
+    flow.job(**request.arguments(), submission=submission)
+    first, second = server.requests
+    assert (first.method, first.url, first.content) == (second.method, second.url, second.content)
+    assert first.headers["Idempotency-Key"] == second.headers["Idempotency-Key"] == submission.id
+
+
+def test_a_request_for_another_flow_is_refused(scripted: MakeClient, server: ScriptedServer) -> None:
+    """A request goes only to the flow that it names, by its slug or in full."""
+    client = scripted(org="acme", project="spelling")
+    with pytest.raises(InvalidInputError, match=r"acme/spelling/other.*acme/spelling/grade-3"):
+        client.flow("grade-3").submit(JobRequest("other", "hello"))
+    assert server.requests == []
+    assert client.flow(FLOW).submit(JobRequest("grade-3", "hello")).flow == FLOW
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from noukai_core import AsyncFlow
+from noukai_core import AsyncFlow, JobRequest
 from noukai_prefect import NoukaiCredentials
 from noukai_prefect._batch import Batch, BatchOptions
 from noukai_prefect._batch_table import BatchTable
-from noukai_prefect._run import JobRequest
 from noukai_prefect._run_context import RunContext
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from noukai_core import (
     Job,
     JobAccepted,
     JobFailedError,
+    JobRequest,
     JobState,
     JobStatus,
     JobTimeoutError,
@@ -39,6 +40,7 @@ def blocking(transport: httpx.BaseTransport) -> None:
             message="x", parameters={"a": [1, None]}, version=3, trace=True, submission=Submission.new()
         )
         assert_type(job, Job)
+        assert_type(flow.submit(JobRequest("a/b/c", "x"), submission=Submission.new()), Job)
         assert_type(job.id, str)
         assert_type(job.accepted, JobAccepted | None)
         assert_type(job.submitted_at, datetime | None)
@@ -60,6 +62,7 @@ async def asynchronous(transport: httpx.AsyncBaseTransport) -> None:
         assert_type(flow, AsyncFlow)
         job = await flow.job("x", version="draft")
         assert_type(job, AsyncJob)
+        assert_type(await flow.submit(JobRequest("a/b/c", "x")), AsyncJob)
         assert_type(flow.attach("job-1"), AsyncJob)
         assert_type(await job.status(), JobStatus)
         assert_type(await job.wait(timeout_ms=60_000), ExecuteResult)
