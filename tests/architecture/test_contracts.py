@@ -23,7 +23,7 @@ VIOLATIONS = [
         "import noukai_core._http.connection",
         "from drivers to decisions",
     ),
-    ("core/noukai_core/models.py", "import noukai_core._validation", "from drivers to decisions"),
+    ("core/noukai_core/_validation.py", "import noukai_core.models", "from drivers to decisions"),
     ("core/noukai_core/client.py", "import noukai_core.emulator", "Nothing rests on the emulator"),
     ("core/noukai_core/emulator/_jobs.py", "import noukai_core.client", "does not rest on what it is there"),
     ("noukai_airflow/triggers/noukai.py", "import httpx", "HTTP libraries stay behind _http"),
