@@ -18,6 +18,7 @@ _OPTIONS = {
     "max_polls_per_second": "max_polls_per_second",
     "max_response_bytes": "max_response_bytes",
 }
+_EXTRAS = ("org", "project", "run_url_template", *_OPTIONS)
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,19 @@ class ConnectionSettings:
         """Read the fields of a connection.
 
         Raises:
-            NoukaiPermanentException: A field is missing or malformed.
+            NoukaiPermanentException: A field is missing, malformed or unknown.
         """
         if not password:
             raise NoukaiPermanentException(
                 f"The Airflow connection {conn_id!r} has no API key: put one that begins with nk_ in its "
                 "password field."
             )
+        for name in extra:
+            if name not in _EXTRAS:
+                raise NoukaiPermanentException(
+                    f"The Airflow connection {conn_id!r} has the unknown field {name!r} in its extra; "
+                    f"the fields are {', '.join(_EXTRAS)}."
+                )
         return cls(
             conn_id=conn_id,
             api_key=password,

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from noukai_core._options import ClientArguments
     from noukai_core._validation import ApiKey
     from noukai_core.async_client import AsyncFlow, AsyncJob, AsyncNoukai
     from noukai_core.client import Flow, Job, Noukai
@@ -81,6 +82,7 @@ _MODULES = {
         "SubmissionUnknownError",
         "TransientError",
     ),
+    "_options": ("ClientArguments",),
     "_validation": ("ApiKey",),
     "models": ("ExecuteResult", "JobAccepted", "JobState", "JobStatus", "KeyInfo", "RunTrace", "TraceStep"),
     "job_request": ("JobRequest",),
@@ -99,6 +101,7 @@ __all__ = [
     "BadRequestError",
     "CancelUnsupportedError",
     "CertificateError",
+    "ClientArguments",
     "ClientClosedError",
     "ExecuteResult",
     "Flow",

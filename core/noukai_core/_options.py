@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, TypedDict, TypeVar, Unpack, cast
 from urllib.parse import urlsplit
 
 from noukai_core import _validation
@@ -16,14 +18,15 @@ PRODUCTION_URL = "https://api.noukai.dev/api/v1"
 DEVELOPMENT_URL = "http://localhost:8080/api/v1"
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_CHECK = "check"
+
+T = TypeVar("T")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClientOptions:
-    """The checked settings of a client; the durations are in seconds."""
+class ClientArguments(TypedDict, total=False):
+    """The arguments of a client, except its key and its transport. `Noukai` describes them."""
 
-    api_key: str = field(repr=False)
-    base_url: str
+    base_url: str | None
     org: str | None
     project: str | None
     timeout: float
@@ -35,39 +38,71 @@ class ClientOptions:
     max_concurrent_submissions: int
     max_response_bytes: int
 
-    @classmethod
-    def of(
-        cls,
-        *,
-        api_key: str | None,
-        base_url: str | None,
-        org: str | None,
-        project: str | None,
-        timeout: float,
-        poll_interval: float | None,
-        retry_timeout: float,
-        not_found_grace: float,
-        recovery_timeout: float,
-        max_polls_per_second: float,
-        max_concurrent_submissions: int,
-        max_response_bytes: int,
-    ) -> ClientOptions:
-        """Check the arguments of a client, and fill in what the environment has."""
-        checked_org, checked_project = _validation.org_and_project(org, project)
-        return cls(
-            api_key=_validation.api_key(os.environ.get("NOUKAI_API_KEY") if api_key is None else api_key),
-            base_url=_base_url(base_url),
-            org=checked_org,
-            project=checked_project,
-            timeout=check_seconds(timeout, "timeout"),
-            poll_interval=None if poll_interval is None else check_seconds(poll_interval, "poll_interval"),
-            retry_timeout=check_seconds(retry_timeout, "retry_timeout", zero=True),
-            not_found_grace=check_seconds(not_found_grace, "not_found_grace", zero=True),
-            recovery_timeout=check_seconds(recovery_timeout, "recovery_timeout", zero=True),
-            max_polls_per_second=check_number(max_polls_per_second, "max_polls_per_second"),
-            max_concurrent_submissions=check_count(max_concurrent_submissions, "max_concurrent_submissions"),
-            max_response_bytes=check_count(max_response_bytes, "max_response_bytes"),
+
+def refuse_unknown(client: object, arguments: ClientArguments) -> None:
+    """Check the names of a client's arguments.
+
+    Raises:
+        TypeError: A name is unknown.
+    """
+    known = ClientArguments.__annotations__
+    unknown = [name for name in arguments if name not in known]
+    if unknown:
+        # The value may be a key under a wrong name, and some tracebacks show local variables.
+        cast("dict[str, object]", arguments).clear()
+        raise TypeError(
+            f"{type(client).__name__}() got an unexpected keyword argument {unknown[0]!r}; "
+            f"it takes api_key, {', '.join(known)} and transport"
         )
+
+
+def _checked(default: T, check: Callable[[object, str], T]) -> T:
+    value: T = field(default=default, metadata={_CHECK: check})
+    return value
+
+
+def _window(value: object, argument: str) -> float:
+    return check_seconds(value, argument, zero=True)
+
+
+def _interval(value: object, argument: str) -> float | None:
+    return None if value is None else check_seconds(value, argument)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientOptions:
+    """The checked settings of a client; the durations are in seconds."""
+
+    api_key: str = field(repr=False)
+    base_url: str
+    org: str | None = None
+    project: str | None = None
+    timeout: float = _checked(30.0, check_seconds)
+    poll_interval: float | None = _checked(None, _interval)
+    retry_timeout: float = _checked(300.0, _window)
+    not_found_grace: float = _checked(60.0, _window)
+    recovery_timeout: float = _checked(60.0, _window)
+    max_polls_per_second: float = _checked(50.0, check_number)
+    max_concurrent_submissions: int = _checked(16, check_count)
+    max_response_bytes: int = _checked(64 * 1024 * 1024, check_count)
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            if check := option.metadata.get(_CHECK):
+                object.__setattr__(self, option.name, check(getattr(self, option.name), option.name))
+
+    @classmethod
+    def of(cls, *, api_key: str | None, **arguments: Unpack[ClientArguments]) -> ClientOptions:
+        """Check the arguments of a client, and fill in what the environment has."""
+        org, project = _validation.org_and_project(arguments.get("org"), arguments.get("project"))
+        checked: dict[str, Any] = {
+            **arguments,
+            "api_key": _validation.api_key(os.environ.get("NOUKAI_API_KEY") if api_key is None else api_key),
+            "base_url": _base_url(arguments.get("base_url")),
+            "org": org,
+            "project": project,
+        }
+        return cls(**checked)
 
     def flow_path(self, flow: str) -> FlowPath:
         """Resolve a flow's name inside this client's org and project."""

@@ -6,13 +6,13 @@ import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from noukai_core._api import endpoints
 from noukai_core._engine.effects import Effects, Emit, Send, Sleep, T, send_with_retries
 from noukai_core._handles import FlowHandle, JobHandle
 from noukai_core._http.connection import Connection
-from noukai_core._options import ClientOptions, describe
+from noukai_core._options import ClientArguments, ClientOptions, describe, refuse_unknown
 from noukai_core._validation import Version, hidden
 from noukai_core.job_request import JobRequest
 from noukai_core.models import ExecuteResult, JobAccepted, JobStatus, KeyInfo, RunTrace
@@ -104,6 +104,7 @@ class Noukai:
 
     Raises:
         InvalidInputError: An argument is wrong.
+        TypeError: There is no argument of that name.
 
     Example:
         >>> from noukai_core import Noukai
@@ -118,34 +119,12 @@ class Noukai:
         self,
         api_key: str | None = None,
         *,
-        base_url: str | None = None,
-        org: str | None = None,
-        project: str | None = None,
-        timeout: float = 30.0,
-        poll_interval: float | None = None,
-        retry_timeout: float = 300.0,
-        not_found_grace: float = 60.0,
-        recovery_timeout: float = 60.0,
-        max_polls_per_second: float = 50.0,
-        max_concurrent_submissions: int = 16,
-        max_response_bytes: int = 64 * 1024 * 1024,
         transport: httpx.BaseTransport | None = None,
+        **options: Unpack[ClientArguments],
     ) -> None:
         api_key = hidden(api_key)
-        self._settings = ClientOptions.of(
-            api_key=api_key,
-            base_url=base_url,
-            org=org,
-            project=project,
-            timeout=timeout,
-            poll_interval=poll_interval,
-            retry_timeout=retry_timeout,
-            not_found_grace=not_found_grace,
-            recovery_timeout=recovery_timeout,
-            max_polls_per_second=max_polls_per_second,
-            max_concurrent_submissions=max_concurrent_submissions,
-            max_response_bytes=max_response_bytes,
-        )
+        refuse_unknown(self, options)
+        self._settings = ClientOptions.of(api_key=api_key, **options)
         self._runner = Runner(self._settings, transport)
 
     def flow(self, path: str) -> Flow:

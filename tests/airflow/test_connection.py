@@ -77,6 +77,13 @@ def test_a_malformed_field(extra: dict[str, Any], name: str) -> None:
         settings(extra)
 
 
+@pytest.mark.parametrize("name", ["looks_per_second", "fault_patience", "max_answer_bytes", "retry_timout"])
+def test_an_unknown_field(name: str) -> None:
+    """The error names the connection, the field that does not exist, and those that do."""
+    with pytest.raises(NoukaiPermanentException, match=rf"'my_conn' has the unknown field '{name}'.*org, "):
+        settings({name: 5})
+
+
 def test_the_page_of_a_job() -> None:
     """The template is filled in, and the id stays one segment of the URL."""
     made = settings({"run_url_template": "https://app.test/{org}/{project}/{flow}/runs/{job_id}"})

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import math
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from noukai_core import InvalidInputError, Noukai
+from noukai_core import AsyncNoukai, InvalidInputError, Noukai
 from tests.core.scripted_server import FLOW, ScriptedServer, refused
 
 if TYPE_CHECKING:
@@ -50,6 +51,33 @@ def test_half_of_org_and_project(
 def test_a_slug_alone_without_org_and_project(scripted: MakeClient, server: ScriptedServer) -> None:
     """A slug alone needs a client that knows the rest."""
     refused(server, lambda: scripted().flow("grade-3"), "grade-3", "org", "project")
+
+
+@pytest.mark.parametrize("client", [Noukai, AsyncNoukai])
+def test_the_options_have_their_names(client: type[Noukai | AsyncNoukai]) -> None:
+    """The four bounds of a client are set by the field's own words."""
+    client(
+        "nk_test_x",
+        max_polls_per_second=5,
+        retry_timeout=10,
+        max_response_bytes=1000,
+        max_concurrent_submissions=2,
+    )
+
+
+@pytest.mark.parametrize("client", [Noukai, AsyncNoukai])
+@pytest.mark.parametrize(
+    "name",
+    ["looks_per_second", "fault_patience", "max_answer_bytes", "submissions_in_flight", "key", "settings"],
+)
+def test_an_unknown_option(client: type[Any], name: str) -> None:
+    """A name that does not exist is a `TypeError` that tells it and the names that do, and no value."""
+    with pytest.raises(
+        TypeError, match=rf"{client.__name__}\(\) .* '{name}'; .*max_polls_per_second"
+    ) as caught:
+        client("nk_test_x", **{name: "nk_test_marked"})
+    frames = traceback.TracebackException.from_exception(caught.value, capture_locals=True).stack[1:]
+    assert "marked" not in str(caught.value) + "".join(str(frame.locals) for frame in frames)
 
 
 DURATIONS = [0, -1, math.nan, math.inf, "30", True, b"1", 10**400]

@@ -82,6 +82,14 @@ def test_the_tree_is_the_documented_one() -> None:
     assert all(getattr(noukai_core, name) is getattr(errors, name) for name in TREE)
 
 
+def test_every_error_is_called_one() -> None:
+    """Every class of the module ends in `Error`."""
+    here = [kind for kind in vars(errors).values() if getattr(kind, "__module__", None) == errors.__name__]
+    classes = [kind.__name__ for kind in here if isinstance(kind, type)]
+    assert "NoukaiError" in classes
+    assert [name for name in classes if not name.endswith("Error")] == []
+
+
 def test_errors_are_also_what_python_calls_them() -> None:
     """Bad input is a ValueError and a wait that ran out a TimeoutError, for callers who catch those."""
     assert issubclass(noukai_core.InvalidInputError, ValueError)

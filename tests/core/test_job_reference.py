@@ -212,7 +212,7 @@ ApiKey KeyInfo RunTrace RunUrlTemplate TraceStep NoukaiError InvalidInputError A
 BadRequestError AuthenticationError InsufficientCreditsError PermissionDeniedError FlowNotFoundError
 ModelKeyRejectedError CancelUnsupportedError CertificateError ClientClosedError JobNotFoundError
 TransientError RateLimitError InvalidResponseError RedirectError ResponseTooLargeError
-SubmissionUnknownError JobError JobFailedError JobCancelledError JobTimeoutError JobRequest
+SubmissionUnknownError JobError JobFailedError JobCancelledError JobTimeoutError JobRequest ClientArguments
 """
 
 

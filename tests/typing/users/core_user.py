@@ -88,6 +88,8 @@ def errors(job: Job) -> None:
 
 def misuse(client: Noukai, asynchronous_client: AsyncNoukai) -> None:
     """What a checker must find: an ignore that is not needed is an error here."""
+    Noukai(looks_per_second=5)  # type: ignore[call-arg]
+    AsyncNoukai(max_polls_per_second="5")  # type: ignore[arg-type]
     client.flow("a/b/c").job(b"bytes")  # type: ignore[arg-type]
     client.flow("a/b/c").job("x", {"a": 1})  # type: ignore[call-arg]
     client.flow("a/b/c").job("x").wait(60_000)  # type: ignore[call-arg]
