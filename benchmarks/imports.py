@@ -3,9 +3,9 @@
     .venv/airflow/bin/python benchmarks/imports.py
     .venv/prefect/bin/python benchmarks/imports.py
 
-Each import runs in a process of its own, time and again; the quickest one counts. The first line is the
-peer: the orchestrator alone, in the same run. Beside Airflow, a DAG file with 200 tasks is read too; its peer
-is the same file with as many of Airflow's own `BashOperator`.
+Each import runs in a separate process, several times; the quickest one counts. The first row is the
+peer: the orchestrator alone, in the same run. With Airflow, a DAG file with 200 tasks is read too; its peer
+is the same file with 200 of Airflow's `BashOperator`.
 """
 
 from __future__ import annotations

@@ -78,8 +78,8 @@ class PeerServices:
 
     async def databricks_run(self, request: Request) -> JSONResponse:
         # Prefect's integration requests with a query, Airflow's provider with a body.
-        asked = request.query_params or await request.json()
-        run = self.runs[int(asked["run_id"])]
+        query = request.query_params or await request.json()
+        run = self.runs[int(query["run_id"])]
         done = run.poll()
         state = {"life_cycle_state": "PENDING" if done < STARTING_SHARE else "RUNNING", "state_message": ""}
         if done == 1:

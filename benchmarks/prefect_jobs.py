@@ -2,7 +2,7 @@
 
     .venv/prefect/bin/python benchmarks/prefect_jobs.py [--seconds 60] [--jobs 1000]
 
-The local Noukai and the Prefect server run in processes of their own; each shape runs in one more, of which
+The local Noukai and the Prefect server run in separate processes; each shape runs in another one, of which
 the processor time (without the imports), the largest memory and the connections are measured. `end` is when
 the last result was there, as a multiple of the duration of one job.
 """
@@ -44,8 +44,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="the names of the shapes to measure")
     given = parser.parse_args()
     shapes = [
-        Shape("bare", given.jobs, "a bare loop, one session, 100 looks a second"),
-        Shape("batch", given.jobs, "run_noukai_jobs, 100 looks a second"),
+        Shape("bare", given.jobs, "a bare loop, one session, 100 polls per second"),
+        Shape("batch", given.jobs, "run_noukai_jobs, 100 polls per second"),
         Shape("gather", given.jobs // 5, "gather of arun_noukai_job"),
         Shape("map", given.jobs // 5, "run_noukai_job.map"),
         Shape("map-async", given.jobs // 20, "arun_noukai_job.map"),

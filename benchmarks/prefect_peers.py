@@ -4,8 +4,8 @@
     .venv/prefect-peers/bin/python benchmarks/prefect_peers.py [--seconds 30 35] [--rounds 3]
 
 The peers are `DbtCloudJobRun.wait_for_completion` of prefect-dbt and `jobs_runs_wait_for_completion` of
-prefect-databricks, each with its defaults. All loops run in one environment, each in a flow and a process of
-its own, against one local server and one Prefect server. The rounds of a loop run side by side, as they do
+prefect-databricks, each with its defaults. All loops run in one environment, each in a separate flow and
+process, against one local server and one Prefect server. The rounds of a loop run side by side, as they do
 nothing but wait; the loops run one after the other. The table has the medians.
 
 - `requests`: those that reached the server. Ours are one submission and the polls; the peers only poll.
@@ -80,7 +80,7 @@ def measure(
     name: str, seconds: float, rounds: int, prefect: LocalPrefect, address: str, certificates: str
 ) -> Seen:
     """Let one loop wait for one job, so often, and return the medians."""
-    # Prefect has its defaults, without the other settings of LocalPrefect: with results persisted, the looks
+    # Prefect has its defaults, without the other settings of LocalPrefect: with results persisted, the polls
     # of prefect-databricks would be cached, and the end never seen.
     settings = {key: value for key, value in prefect.environment.items() if not key.startswith("PREFECT_")}
     kept = {key: prefect.environment[key] for key in ("PREFECT_API_URL", "PREFECT_HOME")}

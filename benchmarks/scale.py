@@ -1,4 +1,4 @@
-"""How many waiting jobs does one triggerer carry? Computed from what `triggerer.py` has measured.
+"""How many jobs can one triggerer wait for? Computed from what `triggerer.py` has measured.
 
 Measured are the processor time of a poll, of a trigger that only waits, and of the supervisor, and the memory
 of a trigger. Computed is the rest, for jobs whose durations are log-uniform from 2 s to 2 h, under the bounds
@@ -24,7 +24,7 @@ class UnitCosts:
     """What was measured: seconds of a processor, and MB.
 
     Attributes:
-        look: One look.
+        poll: One poll.
         waiting: A trigger that waits, in a second.
         supervised: The same in the supervisor.
         memory: A trigger.
@@ -53,14 +53,14 @@ def on_paper(costs: UnitCosts) -> str:
     }
     first = min(carried, key=lambda limit: carried[limit])
     lines = [
-        f"measured: a look {costs.look * 1e6:.0f} µs, a waiting trigger {costs.waiting * 1e6:.0f} µs/s "
+        f"measured: a poll {costs.poll * 1e6:.0f} µs, a waiting trigger {costs.waiting * 1e6:.0f} µs/s "
         f"(supervisor {costs.supervised * 1e6:.0f} µs/s) and {costs.memory * 1000:.0f} kB",
         f"computed: a waiting job is looked at {rate:.3f} times a second",
         *(f"computed: {limit} is enough for {jobs:,.0f} waiting jobs" for limit, jobs in carried.items()),
         f"so {first} comes first: {MANY:,} waiting jobs take {MANY / carried[first]:.1f} triggerers, "
-        f"{MANY * rate:,.0f} looks a second and {MANY * costs.memory / 1000:.1f} GB",
+        f"{MANY * rate:,.0f} polls per second and {MANY * costs.memory / 1000:.1f} GB",
         f"as Airflow and the connection are set by default: {DEFAULT_CAPACITY:,} jobs a triggerer "
-        f"([triggerer] capacity); the budget of {DEFAULT_POLLS:g} looks a second is enough for "
+        f"([triggerer] capacity); the rate limit of {DEFAULT_POLLS:g} polls per second is enough for "
         f"{DEFAULT_POLLS / rate:,.0f} of them, beyond which the pauses stretch",
     ]
     return "\n".join(lines)

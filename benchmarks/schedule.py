@@ -2,9 +2,9 @@
 
     .venv/prefect/bin/python benchmarks/schedule.py [--picture docs/schedule.svg]
 
-Simulated: jobs whose durations are log-uniform from 2 s to 2 h, every schedule on the same jobs. A look takes
-no time here. `lag` is the time from a job's end to the look that sees it, as a share of the job's duration;
-`looks` are those at one job, on average, and as a share of what looking every 2 s would take.
+Simulated: jobs whose durations are log-uniform from 2 s to 2 h, every schedule on the same jobs. A poll takes
+no time here. `lag` is the time from a job's end to the poll that sees it, as a share of the job's duration;
+`polls` are those of one job, on average, and as a share of polling every 2 s.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def picture() -> str:
     """Draw lag and polls over the duration, both axes logarithmic, as an SVG."""
     points = 60
     spread = [SHORTEST * (LONGEST / SHORTEST) ** (place / (points - 1)) for place in range(points)]
-    panels = [("lag as a share of the job's duration", 1e-4, 20.0, 0), ("looks at one job", 1.0, 5000.0, 1)]
+    panels = [("lag as a share of the job's duration", 1e-4, 20.0, 0), ("polls of one job", 1.0, 5000.0, 1)]
     colours = ["#6d28d9", "#0891b2", "#65a30d", "#d97706", "#dc2626"]
     head = (
         'xmlns="http://www.w3.org/2000/svg" width="900" height="360" font-family="sans-serif" font-size="12"'

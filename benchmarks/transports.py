@@ -2,8 +2,8 @@
 
     .venv/airflow-peers/bin/python benchmarks/transports.py
 
-One client per transport, each in a process of its own and one after the other, looks over TLS at 1,000 jobs
-of a local Noukai: `LOOKS` in all, `RATE` a second. The lowest processor time per look of all rounds counts,
+One client per transport, each in a separate process and one after the other, polls 1,000 jobs of a local
+Noukai over TLS: `POLLS` in total, `RATE` per second. The lowest processor time per poll of all rounds counts,
 since the rest is the machine's noise. `bare` reads the body and parses it, nothing else. `core` is this
 project's `Job.status`; `core_httpx` is the same over httpx's own transport.
 """
@@ -127,7 +127,7 @@ def main() -> None:
                 seconds.append(float(done.stdout))
     peer = min(spent["bare_aiohttp"])
     for name, seconds in spent.items():
-        print(f"{name:14} {min(seconds) * 1e6:6.0f} µs a look {min(seconds) / peer:6.2f} x bare aiohttp")
+        print(f"{name:14} {min(seconds) * 1e6:6.0f} µs per poll {min(seconds) / peer:6.2f} x bare aiohttp")
 
 
 def submit(base_url: str, certificates: str) -> list[str]:

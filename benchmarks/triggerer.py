@@ -2,18 +2,18 @@
 
     .venv/airflow-peers/bin/python benchmarks/triggerer.py [sleep bare spread noukai databricks dbt]
 
-(`make .venv/airflow-peers/ready` builds that environment.) For each line of the table a triggerer of its own
+(`make .venv/airflow-peers/ready` builds that environment.) For each row of the table, a separate triggerer
 starts, is idle, and then finds a thousand deferred tasks in the database at once:
 
 - sleep: triggers that only sleep;
-- bare: triggers that look over the one aiohttp session of all, a thousand together, as they started;
-- spread: the same, but as evenly as this project's looks come, which no server minds;
-- noukai: this project's trigger, its interval fixed at 10 s and its budget raised to 150 looks a second;
+- bare: triggers that poll over one shared aiohttp session, a thousand together, as they started;
+- spread: the same, but spread as evenly as this project's polls;
+- noukai: this project's trigger, with a fixed interval of 10 s and a rate limit of 150 polls per second;
 - databricks, dbt: the triggers of those providers, their interval set to 10 s.
 
-All look at one local server. The first four start one after the other and are then measured at the same
-time, so that the noise of the machine is the same for all; the two others, of which each keeps a core busy,
-come after them, one by one. CPU is that of `STEADY` seconds, as seconds a minute; memory is what a thousand
+All poll one local server. The first four start one after the other and are then measured at the same
+time, so that the noise of the machine is the same for all; the two others, each of which keeps a core busy,
+follow one by one. CPU is that of `STEADY` seconds, as seconds a minute; memory is what a thousand
 triggers add to what the idle processes have written to and share with no other. `blocked` counts Airflow's
 warnings of a blocked loop from their start on; `pause` is the longest time that a trigger beside the
 thousand waited for its turn, while they started and after that. Last comes what follows for larger numbers
@@ -217,7 +217,7 @@ def line_of(kind: str, spent: dict[str, Spent]) -> str:
     """Return the line of the table for one kind."""
     found = spent[kind]
     line = f"{kind:11}{found.runner:>8.2f}{found.supervisor:>14.2f}{found.memory:>9.1f}"
-    line += f"{found.starting_pause:>10.2f}{found.steady_pause:>9.2f}{found.blocked:>9}{found.looks:>9.1f}"
+    line += f"{found.starting_pause:>10.2f}{found.steady_pause:>9.2f}{found.blocked:>9}{found.polls:>9.1f}"
     peers = [spent[peer].runner for peer in BARE if peer in spent]
     line += "  " + "".join(f"{found.runner / peer:>8.2f}" for peer in peers)
     if "sleep" in spent:
@@ -273,7 +273,7 @@ class Watched:
         with contextlib.suppress(ServerError):  # some have not all begun to poll after two minutes
             if self.kind != "sleep":
                 wait_until(
-                    lambda: self._services.polls(self.kind) >= TRIGGERS, "all to look", timeout=MORE, pause=1
+                    lambda: self._services.polls(self.kind) >= TRIGGERS, "all to poll", timeout=MORE, pause=1
                 )
         return self
 
@@ -282,14 +282,14 @@ class Watched:
 
     def begin(self) -> None:
         """Measure from now on."""
-        self._looks, self._began = self._services.polls(self.kind), time.time()
+        self._polls, self._began = self._services.polls(self.kind), time.time()
         self._before = _cpu(self._runner), _cpu(self._supervisor)
 
     def end(self) -> Spent:
         """Return what it took since then."""
         seconds = time.time() - self._began
         after = _cpu(self._runner), _cpu(self._supervisor)
-        polls = self._services.polls(self.kind) - self._looks
+        polls = self._services.polls(self.kind) - self._polls
         late = [tuple(map(float, line.split())) for line in self._pauses.read_text().splitlines()[1:]]
         return Spent(
             runner=(after[0] - self._before[0]) / seconds * 60,

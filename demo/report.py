@@ -89,7 +89,7 @@ def table(endings: Sequence[Ending], control: EmulatorControl, client: Noukai) -
 
 
 def _requests(counts: dict[str, int]) -> str:
-    named = {"submit": "submit", "poll": "looks", "cancel": "cancel"}
+    named = {"submit": "submit", "poll": "polls", "cancel": "cancel"}
     return ", ".join(f"{counts[kind]} {name}" for kind, name in named.items() if counts.get(kind))
 
 

@@ -143,8 +143,8 @@ class LocalAirflow:
 
     def task(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> dict[str, Any]:
         """Return everything that the API says about a task instance."""
-        answer: dict[str, Any] = self._call("GET", self._task_path(dag_id, run_id, task_id, map_index))
-        return answer
+        response: dict[str, Any] = self._call("GET", self._task_path(dag_id, run_id, task_id, map_index))
+        return response
 
     def task_state(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str | None:
         """Return the state of a task instance."""
@@ -163,7 +163,7 @@ class LocalAirflow:
         response = self._request("GET", f"{path}?map_index={map_index}&deserialize=false&stringify=false")
         if response.status_code == 404:
             return None
-        return self._answer(response)["value"]
+        return self._parsed(response)["value"]
 
     def xcom_keys(self, dag_id: str, run_id: str, task_id: str) -> set[str]:
         """Return the keys of the XComs that a task has pushed."""
@@ -216,9 +216,9 @@ class LocalAirflow:
 
     def web_page_data(self, path: str) -> Any:
         """Read what the web page itself reads, by its path after `/ui`."""
-        return self._answer(self._request("GET", path, root="/ui"))
+        return self._parsed(self._request("GET", path, root="/ui"))
 
-    # What a test or a demo looks at
+    # What a test or a demo reads
 
     def wait_for(
         self,
@@ -376,7 +376,7 @@ class LocalAirflow:
         return path if map_index < 0 else f"{path}/{map_index}"
 
     def _call(self, method: str, path: str, body: Any = None) -> Any:
-        return self._answer(self._request(method, path, body))
+        return self._parsed(self._request(method, path, body))
 
     def _request(self, method: str, path: str, body: Any = None, *, root: str = "/api/v2") -> httpx.Response:
         deadline = time.monotonic() + _BUSY_SECONDS
@@ -390,7 +390,7 @@ class LocalAirflow:
             else:
                 time.sleep(0.2)
 
-    def _answer(self, response: httpx.Response) -> Any:
+    def _parsed(self, response: httpx.Response) -> Any:
         if response.is_error:
             request = response.request
             raise ServerError(

@@ -250,20 +250,22 @@ class LocalPrefect:
 
     def resume(self, flow_run_id: str, run_input: Mapping[str, Any] | None = None) -> None:
         """Resume a suspended flow run with the input that it waits for."""
-        answer = self._call("POST", f"/flow_runs/{flow_run_id}/resume", {"run_input": dict(run_input or {})})
-        if answer["status"] != "ACCEPT":
-            raise ServerError(f"flow run {flow_run_id} is not resumed: {answer['details']}")
+        response = self._call(
+            "POST", f"/flow_runs/{flow_run_id}/resume", {"run_input": dict(run_input or {})}
+        )
+        if response["status"] != "ACCEPT":
+            raise ServerError(f"flow run {flow_run_id} is not resumed: {response['details']}")
 
     def create_automation(self, automation: Mapping[str, Any]) -> None:
         """Create an automation, as the web page does."""
         self._call("POST", "/automations/", {"enabled": True, **automation})
 
-    # What a test or a demo looks at
+    # What a test or a demo reads
 
     def flow_run(self, flow_run_id: str) -> dict[str, Any]:
         """Return everything that the API says about a flow run."""
-        answer: dict[str, Any] = self._call("GET", f"/flow_runs/{flow_run_id}")
-        return answer
+        response: dict[str, Any] = self._call("GET", f"/flow_runs/{flow_run_id}")
+        return response
 
     def state(self, flow_run_id: str) -> str:
         """Return the name of a flow run's state."""
@@ -271,8 +273,8 @@ class LocalPrefect:
 
     def deployment(self, name: str) -> dict[str, Any]:
         """Return everything that the API says about the deployment `flow-name/deployment-name`."""
-        answer: dict[str, Any] = self._call("GET", f"/deployments/name/{name}")
-        return answer
+        response: dict[str, Any] = self._call("GET", f"/deployments/name/{name}")
+        return response
 
     def block(self, kind: str, name: str) -> dict[str, Any]:
         """Return a stored block as the API shows it, without its secrets.
@@ -281,8 +283,8 @@ class LocalPrefect:
             kind: The slug of its type, such as `noukai-credentials`.
             name: Its name.
         """
-        answer: dict[str, Any] = self._call("GET", f"/block_types/slug/{kind}/block_documents/name/{name}")
-        return answer
+        response: dict[str, Any] = self._call("GET", f"/block_types/slug/{kind}/block_documents/name/{name}")
+        return response
 
     def task_runs(self, flow_run_id: str) -> list[dict[str, Any]]:
         """Return the task runs of a flow run, the oldest first; each has `name`, `state_name`, `state`."""
@@ -322,8 +324,8 @@ class LocalPrefect:
         """Return the events with this name, or with this beginning when it ends in `.*`."""
         kind = {"prefix": [event.removesuffix("*")]} if event.endswith("*") else {"name": [event]}
         found = self._call("POST", "/events/filter", {"filter": {"event": kind}, "limit": 50})
-        answer: list[dict[str, Any]] = found["events"]
-        return answer
+        response: list[dict[str, Any]] = found["events"]
+        return response
 
     def result(self, flow_run_id: str) -> Any:
         """Return what a completed flow returned."""
@@ -433,11 +435,13 @@ class LocalPrefect:
             return False
 
     def _set_state(self, flow_run_id: str, state: Mapping[str, Any], *, force: bool = False) -> None:
-        answer = self._call(
+        response = self._call(
             "POST", f"/flow_runs/{flow_run_id}/set_state", {"state": dict(state), "force": force}
         )
-        if answer["status"] != "ACCEPT":
-            raise ServerError(f"flow run {flow_run_id} does not become {state['type']}: {answer['details']}")
+        if response["status"] != "ACCEPT":
+            raise ServerError(
+                f"flow run {flow_run_id} does not become {state['type']}: {response['details']}"
+            )
 
     def _filtered(self, what: str, wanted: Mapping[str, Any]) -> list[Any]:
         found: list[Any] = []

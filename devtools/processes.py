@@ -76,7 +76,7 @@ class Warden:
                     bufsize=1,
                 )
             self._watched.add(what)
-            self._tell(f"+{what}")
+            self._signal(f"+{what}")
 
     def forget(self, what: int | Path) -> None:
         """The group has ended, or the folder is removed."""
@@ -84,12 +84,12 @@ class Warden:
             if self._process is None or what not in self._watched:
                 return
             self._watched.discard(what)
-            self._tell(f"-{what}")
+            self._signal(f"-{what}")
             if not self._watched:
                 self._process.communicate()
                 self._process = None
 
-    def _tell(self, line: str) -> None:
+    def _signal(self, line: str) -> None:
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.write(line + "\n")
 

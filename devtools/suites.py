@@ -2,7 +2,7 @@
 
     python -m devtools.suites airflow prefect
 
-Each suite is a pytest run of its own, since an orchestrator is set up once in a process. A red suite does not
+Each suite is a separate pytest run, since an orchestrator is set up once per process. A red suite does not
 stop the others: the end names every test that failed, and the folder with the logs. Needs nothing but Python.
 """
 

@@ -71,7 +71,7 @@ def is_set(value: object) -> TypeGuard[Set[Any]]:
 
 
 def without_keys(text: str) -> str:
-    """Mask everything in a text that looks like a key."""
+    """Mask everything in a text that resembles a key."""
     return _KEY_IN_TEXT.sub("nk_…", text)
 
 

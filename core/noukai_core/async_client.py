@@ -181,7 +181,7 @@ class AsyncFlow(FlowHandle[AsyncRunner]):
         return self._job(job_id, submitted_at, None, last_status)
 
     async def find(self, submission: Submission) -> AsyncJob | None:
-        """Look for the job of a submission, and submit nothing; see ``Flow.find``."""
+        """Look up the job of a submission, and submit nothing; see ``Flow.find``."""
         found = await self._runner.run(self._finding(submission))
         return None if found is None else self._job(found.id, submission.last_sent_at, None)
 
@@ -207,7 +207,7 @@ class AsyncJob(JobHandle[AsyncRunner]):
     """A job that exists. Made by ``AsyncFlow.job`` and ``AsyncFlow.attach``."""
 
     async def status(self) -> JobStatus:
-        """Look at the job once; see ``Job.status``."""
+        """Poll the job once; see ``Job.status``."""
         return await self._runner.run(self._polling())
 
     async def wait(

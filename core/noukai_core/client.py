@@ -80,7 +80,7 @@ class Noukai:
     """A client of the Noukai job API. It is a context manager.
 
     Threads may share it. Processes may not: after a fork, make a new one, since two processes that write to
-    the same connections get each other's answers.
+    the same connections get each other's responses.
 
     Args:
         api_key: The key; by default what ``NOUKAI_API_KEY`` holds.
@@ -89,17 +89,17 @@ class Noukai:
         org: With ``project``, lets flows be named by their slug alone.
         project: See ``org``.
         timeout: Seconds that one request may take. A blocking client gives them to connecting, to sending and
-            to the whole answer, one after the other.
-        poll_interval: Seconds between two looks at a job, kept to about a tenth of one. By default the pause
+            to the whole response, one after the other.
+        poll_interval: Seconds between two polls of a job, within a tenth of a second. By default, the pause
             grows with the age of the job: a tenth of it, between 1 and 60 seconds.
-        retry_timeout: Seconds without one good answer after which passing faults are no longer waited out.
+        retry_timeout: Seconds without a successful response after which transient errors are raised.
         not_found_grace: Seconds after a submission in which the server may not know the job yet.
         recovery_timeout: Seconds after an ambiguous end of a submission in which its job, if there is one,
-            shows up in the server's list; 0 turns that look-up off.
-        max_polls_per_second: The most looks a second at all jobs that this process waits for with this key.
+            shows up in the server's list; 0 disables that lookup.
+        max_polls_per_second: The rate limit for all jobs that this process waits for with this key.
         max_concurrent_submissions: The most submissions that this client sends at the same time. Others wait
             for their turn, without an end to it. A client opens 32 connections more at most.
-        max_response_bytes: The largest answer that is read.
+        max_response_bytes: The size limit of a response.
         transport: An httpx transport to send requests through, for tests and unusual networks.
 
     Raises:
@@ -246,7 +246,7 @@ class Flow(FlowHandle[Runner]):
         return self._job(job_id, submitted_at, None, last_status)
 
     def find(self, submission: Submission) -> Job | None:
-        """Look for the job of a submission. Nothing is submitted.
+        """Look up the job of a submission. Nothing is submitted.
 
         Args:
             submission: The identity that the submission was made with, and with no session id of your own.
@@ -283,7 +283,7 @@ class Job(JobHandle[Runner]):
     """A job that exists. Made by ``Flow.job`` and ``Flow.attach``."""
 
     def status(self) -> JobStatus:
-        """Look at the job once. A fault is tried again for a few seconds.
+        """Poll the job once. A transient error is retried for a few seconds.
 
         A job that was submitted a moment ago, and that the server does not know yet, is shown as pending.
 
@@ -299,7 +299,7 @@ class Job(JobHandle[Runner]):
 
         Args:
             timeout_ms: Milliseconds to wait at most; by default there is no end to it.
-            poll_interval: Seconds between two looks; by default the pause grows with the age of the job.
+            poll_interval: Seconds between two polls; by default the pause grows with the age of the job.
 
         Returns:
             The result of the completed job.

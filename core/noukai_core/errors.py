@@ -163,7 +163,7 @@ class ClientClosedError(APIError):
 class SubmissionUnknownError(NoukaiError):
     """Whether a submission made a job could not be determined, so nothing more was sent.
 
-    Submitting again with the same `submission` asks the server first, unless the look-up is off.
+    Submitting again with the same `submission` asks the server first, unless the lookup is off.
 
     Attributes:
         submission: The identity of the submission.

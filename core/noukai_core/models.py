@@ -56,7 +56,7 @@ class ExecuteResult(_Model, frozen=True):
 
 
 class JobStatus(_Model, frozen=True):
-    """What one look at a job showed.
+    """What one poll of a job showed.
 
     Attributes:
         id: The job.

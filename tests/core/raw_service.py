@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tests.fuzz.raw_server import Pieces, RawServer, ScriptedServer
+from tests.fuzz.raw_server import Chunks, RawServer, ServerAction
 
-Reaction = bytes | Callable[[], Pieces]
+Reaction = bytes | Callable[[], Chunks]
 """The bytes of a response, or what is done instead."""
 
-LOST: Reaction = lambda: (ScriptedServer.RESET,)  # noqa: E731
+LOST: Reaction = lambda: (ServerAction.RESET,)  # noqa: E731
 """The request took effect, and its response never arrives."""
 
 
@@ -82,7 +82,7 @@ class RawService(RawServer):
         with self._changed:
             assert self._changed.wait_for(lambda: kind in self.requests, timeout=60)
 
-    def _react(self, request: bytes) -> Pieces:
+    def _react(self, request: bytes) -> Chunks:
         if not request:  # a connection that was opened and not used
             return ()
         kind = _kind(request)

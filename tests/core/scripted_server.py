@@ -85,7 +85,7 @@ def state(status: str, job_id: str = "job-1", **fields: Any) -> HttpResponse:
     return respond(200, json={"executionId": job_id, "status": status, **fields})
 
 
-def refusal(status: int, code: str = "", message: str = "no", **headers: str) -> HttpResponse:
+def rejection(status: int, code: str = "", message: str = "no", **headers: str) -> HttpResponse:
     """An error response in the server's usual form, with a request id."""
     return respond(
         status,
@@ -107,7 +107,7 @@ def session(*job_ids: str, **fields: Any) -> HttpResponse:
     )
 
 
-def refused(server: ScriptedServer, act: Callable[[], Any], *reported: str) -> str:
+def rejected(server: ScriptedServer, act: Callable[[], Any], *reported: str) -> str:
     """Runs the act, which must raise an InvalidInputError that names all of this, with nothing sent."""
     with pytest.raises(InvalidInputError) as caught:
         act()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from noukai_core import Submission
-from tests.core.scripted_server import FLOW, ScriptedServer, refused
+from tests.core.scripted_server import FLOW, ScriptedServer, rejected
 
 if TYPE_CHECKING:
     from tests.core.conftest import MakeClient
@@ -68,7 +68,7 @@ def test_a_slug_of_the_wrong_shape(
             }
             scripted(**defaults).flow(path[place]).job(**MESSAGE)
 
-    message = refused(server, act, place.split()[0])
+    message = rejected(server, act, place.split()[0])
     assert "\x00" not in message and "\n" not in message
 
 
@@ -80,7 +80,7 @@ def test_a_flow_that_is_not_one_or_three_slugs(
     scripted: MakeClient, server: ScriptedServer, flow: Any
 ) -> None:
     """Two parts, four parts or no string at all: the message shows what was given."""
-    refused(
+    rejected(
         server,
         lambda: scripted(org="acme", project="spelling").flow(flow),
         "flow",
@@ -94,7 +94,7 @@ def test_a_flow_that_is_not_one_or_three_slugs(
 def test_an_unknown_version(scripted: MakeClient, server: ScriptedServer, version: Any) -> None:
     """A version is production, draft or a number that is not negative; a bool is no number."""
     flow = scripted().flow(FLOW)
-    refused(
+    rejected(
         server, lambda: flow.job(**MESSAGE, version=version), "version", repr(version), "production", "draft"
     )
 
@@ -103,7 +103,7 @@ def test_an_unknown_version(scripted: MakeClient, server: ScriptedServer, versio
 def test_a_message_that_is_not_text(scripted: MakeClient, server: ScriptedServer, message: Any) -> None:
     """A message is a string."""
     flow = scripted().flow(FLOW)
-    refused(server, lambda: flow.job(message=message), "message", repr(message))
+    rejected(server, lambda: flow.job(message=message), "message", repr(message))
 
 
 @pytest.mark.parametrize("nothing", [{}, {"message": None}, {"message": None, "parameters": None}], ids=repr)
@@ -112,7 +112,7 @@ def test_neither_message_nor_parameters(
 ) -> None:
     """A job needs something to work on."""
     flow = scripted().flow(FLOW)
-    refused(server, lambda: flow.job(**nothing), "message", "parameters")
+    rejected(server, lambda: flow.job(**nothing), "message", "parameters")
 
 
 NOT_JSON: list[Any] = [
@@ -138,7 +138,7 @@ def test_parameters_that_json_cannot_carry(
 ) -> None:
     """The message names the parameter, and shows the value where it can be shown."""
     flow = scripted().flow(FLOW)
-    refused(server, lambda: flow.job(parameters={"fine": 1, "words": value}), "parameters", shown)
+    rejected(server, lambda: flow.job(parameters={"fine": 1, "words": value}), "parameters", shown)
 
 
 @pytest.mark.parametrize("value, shown", NOT_JSON)
@@ -148,20 +148,20 @@ def test_overrides_that_json_cannot_carry(
     """Block overrides are checked as parameters are, and named as themselves."""
     flow = scripted().flow(FLOW)
     reported = "" if shown == "surrogate" else "block_overrides"
-    refused(server, lambda: flow.job(**MESSAGE, block_overrides={"step": {"words": value}}), reported, shown)
+    rejected(server, lambda: flow.job(**MESSAGE, block_overrides={"step": {"words": value}}), reported, shown)
 
 
 @pytest.mark.parametrize("parameters", [["a"], "a", 7, [("a", 1)], True], ids=repr)
 def test_parameters_that_are_no_object(scripted: MakeClient, server: ScriptedServer, parameters: Any) -> None:
     """Parameters are a mapping."""
     flow = scripted().flow(FLOW)
-    refused(server, lambda: flow.job(**MESSAGE, parameters=parameters), "parameters", repr(parameters))
+    rejected(server, lambda: flow.job(**MESSAGE, parameters=parameters), "parameters", repr(parameters))
 
 
 def test_the_reserved_parameter(scripted: MakeClient, server: ScriptedServer) -> None:
     """The server rejects a parameter called attachments; so does the client, before the request."""
     flow = scripted().flow(FLOW)
-    refused(server, lambda: flow.job(**MESSAGE, parameters={"attachments": []}), "parameters", "attachments")
+    rejected(server, lambda: flow.job(**MESSAGE, parameters={"attachments": []}), "parameters", "attachments")
 
 
 @pytest.mark.parametrize("overrides", [["a"], "a", {"step": 1}, {"step": ["x"]}], ids=repr)
@@ -170,7 +170,7 @@ def test_overrides_that_are_no_object_of_objects(
 ) -> None:
     """Block overrides are a mapping from a step to a mapping."""
     flow = scripted().flow(FLOW)
-    refused(server, lambda: flow.job(**MESSAGE, block_overrides=overrides), "block_overrides")
+    rejected(server, lambda: flow.job(**MESSAGE, block_overrides=overrides), "block_overrides")
 
 
 URLS = [
@@ -189,7 +189,7 @@ URLS = [
 def test_a_callback_url_that_is_not_https(scripted: MakeClient, server: ScriptedServer, url: Any) -> None:
     """A callback goes to a whole https address."""
     flow = scripted().flow(FLOW)
-    refused(server, lambda: flow.job(**MESSAGE, callback_url=url), "callback_url", repr(url), "https")
+    rejected(server, lambda: flow.job(**MESSAGE, callback_url=url), "callback_url", repr(url), "https")
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_an_unknown_callback_event(scripted: MakeClient, server: ScriptedServer,
     """Events are some of the two that exist, in a list and not in a string."""
     flow = scripted().flow(FLOW)
     url = "https://hooks.example.com"
-    refused(
+    rejected(
         server,
         lambda: flow.job(**MESSAGE, callback_url=url, callback_events=events),
         "callback_events",
@@ -227,7 +227,7 @@ def test_a_duration_of_a_wait(
         waited = getattr(job, verb)(**{argument: value})
         next(iter(waited))
 
-    refused(server, act, argument)
+    rejected(server, act, argument)
 
 
 @pytest.mark.parametrize(
@@ -238,27 +238,27 @@ def test_a_duration_of_a_wait(
 def test_a_job_id_that_cannot_be_one(scripted: MakeClient, server: ScriptedServer, job_id: Any) -> None:
     """An id is one path segment: not empty, without a slash, without control characters."""
     flow = scripted().flow(FLOW)
-    refused(server, lambda: flow.attach(job_id), "job_id", repr(job_id)[:40])
+    rejected(server, lambda: flow.attach(job_id), "job_id", repr(job_id)[:40])
 
 
 @pytest.mark.parametrize("moment", [datetime(2026, 1, 1), "2026-01-01T00:00:00Z", 1_760_000_000], ids=repr)
 def test_a_submission_time_without_a_zone(scripted: MakeClient, server: ScriptedServer, moment: Any) -> None:
     """The time of a submission must have a time zone."""
     flow = scripted().flow(FLOW)
-    refused(server, lambda: flow.attach("job-1", submitted_at=moment), "submitted_at", "zone")
+    rejected(server, lambda: flow.attach("job-1", submitted_at=moment), "submitted_at", "zone")
 
 
 @pytest.mark.parametrize("session_id", ["", "mine", "x\r\ny: z", 7], ids=repr)
 def test_a_session_id_that_is_no_uuid(scripted: MakeClient, server: ScriptedServer, session_id: Any) -> None:
     """A session id is a UUID, and never a second header."""
     flow = scripted().flow(FLOW)
-    refused(server, lambda: flow.job(**MESSAGE, session_id=session_id), "session_id", repr(session_id))
+    rejected(server, lambda: flow.job(**MESSAGE, session_id=session_id), "session_id", repr(session_id))
 
 
 def test_a_submission_submission_id_that_is_no_uuid(scripted: MakeClient, server: ScriptedServer) -> None:
     """A malformed submission id is rejected where it is created or where it is used."""
     flow = scripted().flow(FLOW)
-    refused(server, lambda: flow.job(**MESSAGE, submission=Submission(id="../x")), "../x")
+    rejected(server, lambda: flow.job(**MESSAGE, submission=Submission(id="../x")), "../x")
 
 
 def test_a_submission_submission_id_with_a_time_without_a_zone(
@@ -266,7 +266,7 @@ def test_a_submission_submission_id_with_a_time_without_a_zone(
 ) -> None:
     """The time of the first try must have a time zone."""
     flow = scripted().flow(FLOW)
-    refused(
+    rejected(
         server,
         lambda: flow.job(
             **MESSAGE, submission=Submission(Submission.new().id, last_sent_at=datetime(2026, 1, 1))
@@ -288,4 +288,4 @@ def test_a_key_in_the_wrong_place_is_not_shown(scripted: MakeClient, server: Scr
         lambda: scripted(base_url=f"http://{key}:x@noukai.test"),
         lambda: scripted(base_url=f"http://noukai.test/?key={key}"),
     ):
-        assert "marked" not in refused(server, act)
+        assert "marked" not in rejected(server, act)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from noukai_core import AsyncNoukai, InvalidInputError, Noukai
-from tests.core.scripted_server import FLOW, ScriptedServer, refused
+from tests.core.scripted_server import FLOW, ScriptedServer, rejected
 
 if TYPE_CHECKING:
     from tests.core.conftest import MakeClient
@@ -21,7 +21,7 @@ MESSAGE: dict[str, Any] = {"message": "hello"}
 @pytest.mark.parametrize("key", [None, "", "   "])
 def test_no_key(scripted: MakeClient, server: ScriptedServer, key: str | None) -> None:
     """Without a key, the message names the argument and the variable that would provide it."""
-    refused(
+    rejected(
         server,
         lambda: scripted(api_key=key).flow(FLOW).job(**MESSAGE),
         "api_key",
@@ -36,7 +36,7 @@ def test_a_key_of_the_wrong_shape_is_refused_unseen(
     scripted: MakeClient, server: ScriptedServer, key: Any
 ) -> None:
     """A malformed key is rejected, and the message does not show it."""
-    message = refused(server, lambda: scripted(api_key=key).flow(FLOW).job(**MESSAGE), "api_key", "nk_")
+    message = rejected(server, lambda: scripted(api_key=key).flow(FLOW).job(**MESSAGE), "api_key", "nk_")
     assert "marked" not in message
 
 
@@ -45,12 +45,12 @@ def test_half_of_org_and_project(
     scripted: MakeClient, server: ScriptedServer, half: dict[str, str], missing: str
 ) -> None:
     """Org without project, or project without org, names the one that is missing."""
-    refused(server, lambda: scripted(**half).flow("grade-3"), missing)
+    rejected(server, lambda: scripted(**half).flow("grade-3"), missing)
 
 
 def test_a_slug_alone_without_org_and_project(scripted: MakeClient, server: ScriptedServer) -> None:
     """A slug alone needs a client that knows the rest."""
-    refused(server, lambda: scripted().flow("grade-3"), "grade-3", "org", "project")
+    rejected(server, lambda: scripted().flow("grade-3"), "grade-3", "org", "project")
 
 
 @pytest.mark.parametrize("client", [Noukai, AsyncNoukai])
@@ -89,7 +89,7 @@ def test_a_duration_of_the_client(
     scripted: MakeClient, server: ScriptedServer, argument: str, value: Any
 ) -> None:
     """Seconds are a finite number above zero."""
-    refused(
+    rejected(
         server, lambda: scripted(**{argument: value}), argument, str(value)[:12] if value != 10**400 else ""
     )
 
@@ -100,7 +100,7 @@ def test_a_retry_window_of_the_client(
     scripted: MakeClient, server: ScriptedServer, argument: str, value: Any
 ) -> None:
     """How long to be patient is a number of seconds that is not negative."""
-    refused(server, lambda: scripted(**{argument: value}), argument)
+    rejected(server, lambda: scripted(**{argument: value}), argument)
 
 
 @pytest.mark.parametrize("value", [0, -1, math.nan, "30", True], ids=repr)
@@ -111,7 +111,7 @@ def test_a_bound_of_the_client(
     scripted: MakeClient, server: ScriptedServer, argument: str, value: Any
 ) -> None:
     """A bound of nothing at all would be an endless wait."""
-    refused(server, lambda: scripted(**{argument: value}), argument)
+    rejected(server, lambda: scripted(**{argument: value}), argument)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_a_bound_of_the_client(
 )
 def test_a_base_url_that_is_none(scripted: MakeClient, server: ScriptedServer, url: Any) -> None:
     """The base URL is a whole http address."""
-    refused(server, lambda: scripted(base_url=url), "base_url")
+    rejected(server, lambda: scripted(base_url=url), "base_url")
 
 
 @pytest.mark.parametrize("host", ["xn--", "noukai..test", f"{'n' * 70}.test"])

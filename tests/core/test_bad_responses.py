@@ -44,13 +44,13 @@ class Chunks(httpx.SyncByteStream, httpx.AsyncByteStream):
     """A body as it is transferred, still compressed."""
 
     def __init__(self, *chunks: bytes) -> None:
-        self._pieces = chunks
+        self._chunks = chunks
 
     def __iter__(self) -> Iterator[bytes]:
-        yield from self._pieces
+        yield from self._chunks
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        for chunk in self._pieces:
+        for chunk in self._chunks:
             yield chunk
 
 
@@ -228,9 +228,7 @@ def test_an_error_page_over_the_cap(scripted: MakeClient, server: ScriptedServer
     assert caught.value.status_code == 401
 
 
-def test_a_submission_answered_over_the_cap_loses_no_job(
-    scripted: MakeClient, server: ScriptedServer
-) -> None:
+def test_a_response_over_the_limit_loses_no_job(scripted: MakeClient, server: ScriptedServer) -> None:
     """A job whose acceptance was too large to read is found under the submission's identity."""
     server.on("submit", respond(202, content=b"x" * 200_000)).on("session", session("job-5"))
     job = scripted(max_response_bytes=100_000, recovery_timeout=5).flow(FLOW).job(message="hello")

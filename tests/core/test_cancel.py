@@ -18,7 +18,7 @@ from noukai_core import (
     PermissionDeniedError,
     TransientError,
 )
-from tests.core.scripted_server import FLOW, HttpResponse, ScriptedServer, refusal, respond, state
+from tests.core.scripted_server import FLOW, HttpResponse, ScriptedServer, rejection, respond, state
 
 if TYPE_CHECKING:
     from noukai_core.emulator import Emulator
@@ -36,7 +36,7 @@ def test_any_2xx_is_an_accepted_cancel(scripted: MakeClient, server: ScriptedSer
 @pytest.mark.parametrize("code", [409, 410])
 def test_a_job_that_has_ended_is_no_error(scripted: MakeClient, server: ScriptedServer, code: int) -> None:
     """The server says that the job has already ended, which is what the caller wants."""
-    server.on("cancel", refusal(code, "ALREADY_FINISHED"))
+    server.on("cancel", rejection(code, "ALREADY_FINISHED"))
     assert scripted().flow(FLOW).attach("job-1").cancel() is None
     assert len(server.requests) == 1
 
@@ -44,9 +44,9 @@ def test_a_job_that_has_ended_is_no_error(scripted: MakeClient, server: Scripted
 @pytest.mark.parametrize(
     "response",
     [
-        refusal(404, "NOT_FOUND"),
-        refusal(405),
-        refusal(501),
+        rejection(404, "NOT_FOUND"),
+        rejection(405),
+        rejection(501),
     ],
     ids=["404 of another code", "405", "501"],
 )
@@ -65,7 +65,7 @@ def test_a_server_without_a_cancel_route(
 
 def test_an_unknown_job_cannot_be_cancelled(scripted: MakeClient, server: ScriptedServer) -> None:
     """A job that the server does not know is an error, not a success."""
-    server.on("cancel", refusal(404, "job_not_found"))
+    server.on("cancel", rejection(404, "job_not_found"))
     with pytest.raises(JobNotFoundError) as caught:
         scripted().flow(FLOW).attach("job-1").cancel()
     assert (caught.value.job_id, caught.value.request_id) == ("job-1", "req-42")
@@ -76,7 +76,7 @@ def test_a_job_that_no_worker_has_taken_yet_is_cancelled_all_the_same(
     scripted: MakeClient, server: ScriptedServer
 ) -> None:
     """During the race, "no such job" is not final: stopping there would leave a paid job running."""
-    server.on("cancel", refusal(404, "JOB_NOT_FOUND"), refusal(404, "JOB_NOT_FOUND"), respond(202))
+    server.on("cancel", rejection(404, "JOB_NOT_FOUND"), rejection(404, "JOB_NOT_FOUND"), respond(202))
     scripted().flow(FLOW).attach("job-1", submitted_at=datetime.now(UTC)).cancel()
     assert len(server.made("cancel")) == 3
 
@@ -86,11 +86,11 @@ def test_a_job_that_no_worker_has_taken_yet_is_cancelled_all_the_same(
     [(401, AuthenticationError), (402, InsufficientCreditsError), (403, PermissionDeniedError)],
     ids=str,
 )
-def test_a_refused_cancel_ends_at_once(
+def test_a_rejected_cancel_ends_at_once(
     scripted: MakeClient, server: ScriptedServer, status: int, kind: type[APIError]
 ) -> None:
     """A permanent error is raised with the server's words and the job's id."""
-    server.on("cancel", refusal(status, "", "the very words"))
+    server.on("cancel", rejection(status, "", "the very words"))
     with pytest.raises(kind, match="the very words") as caught:
         scripted().flow(FLOW).attach("job-1").cancel()
     assert caught.value.job_id == "job-1"
@@ -99,7 +99,7 @@ def test_a_refused_cancel_ends_at_once(
 
 def test_a_cancel_is_tried_again_over_transient_errors(patient: MakeClient, server: ScriptedServer) -> None:
     """Cancelling twice does no harm, so a cancel whose response was lost is sent again."""
-    server.on("cancel", httpx.ReadTimeout(""), httpx.ConnectError(""), refusal(503), refusal(409))
+    server.on("cancel", httpx.ReadTimeout(""), httpx.ConnectError(""), rejection(503), rejection(409))
     patient().flow(FLOW).attach("job-1").cancel()
     assert len(server.made("cancel")) == 4
 
@@ -129,7 +129,7 @@ def test_cancel_of_a_job_that_the_server_never_saw(local: MakeClient, emulator: 
 
 def test_a_cancel_is_sent_to_a_job_seen_as_failed(scripted: MakeClient, server: ScriptedServer) -> None:
     """The server, not this handle, knows whether a job can still be cancelled."""
-    server.on("poll", state("failed", error="why")).on("cancel", refusal(409))
+    server.on("poll", state("failed", error="why")).on("cancel", rejection(409))
     job = scripted().flow(FLOW).attach("job-1")
     job.status()
     job.cancel()

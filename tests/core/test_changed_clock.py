@@ -35,7 +35,7 @@ class Turned:
     def __init__(self, response: Callable[[Call[Any], float], HttpResponse | APIError]) -> None:
         self.now = 0.0
         self.sent: list[str] = []
-        self._answer = response
+        self._response_at = response
 
     def __call__(self) -> float:
         return self.now
@@ -53,7 +53,7 @@ class Turned:
                 self.now += step.seconds
             elif isinstance(step, Send):
                 self.sent.append(step.call.method)
-                response = outcome(step.call, self._answer(step.call, self.now), KEY)
+                response = outcome(step.call, self._response_at(step.call, self.now), KEY)
 
 
 def test_a_job_made_at_the_end_of_a_long_request_is_found() -> None:

@@ -126,7 +126,7 @@ def test_a_proxy_of_the_environment_is_used(
 
 
 @pytest.mark.usefixtures("no_proxies")
-def test_a_server_that_needs_no_proxy_is_asked_directly(
+def test_a_server_that_needs_no_proxy_is_reached_directly(
     make_client: MakeClient, counter: Counter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """NO_PROXY names the servers that are reached without it."""
@@ -142,21 +142,21 @@ def test_a_server_that_needs_no_proxy_is_asked_directly(
     "base_url, host",
     [("https://straße.test/api", "xn--strae-oqa.test"), ("https://bücher.test", "xn--bcher-kva.test")],
 )
-async def test_a_name_beyond_ascii_is_looked_up_as_httpx_does(
+async def test_a_name_beyond_ascii_is_resolved_as_httpx_does(
     key: str, monkeypatch: pytest.MonkeyPatch, base_url: str, host: str
 ) -> None:
     """The async client sends its key to the same server as the blocking one."""
-    asked: list[str] = []
+    resolved: list[str] = []
 
-    async def look_up(name: str, *_: Any, **__: Any) -> Any:
-        asked.append(name)
+    async def resolve(name: str, *_: Any, **__: Any) -> Any:
+        resolved.append(name)
         raise OSError("nobody of that name")
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", look_up)
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
     async with AsyncNoukai(key, base_url=base_url, retry_timeout=0) as client:
         with pytest.raises(NoukaiError):
             await client.flow(FLOW).job("hello")
-    assert set(asked) == {host}
+    assert set(resolved) == {host}
 
 
 class Crowded(httpx.AsyncBaseTransport):
@@ -232,7 +232,7 @@ async def test_a_slow_server_gets_more_connections(key: str) -> None:
     assert crowded.most == MAX_CONCURRENT_CALLS
 
 
-async def test_a_call_that_finds_no_connection_says_that_nobody_was_asked(key: str) -> None:
+async def test_a_call_without_a_connection_says_that_nothing_was_sent(key: str) -> None:
     """If every connection stays busy, the error says so, and does not blame the server."""
     crowded = Crowded()
     async with AsyncNoukai(key, base_url="https://noukai.test/api/v1", transport=crowded) as client:

@@ -50,7 +50,7 @@ def test_a_job_of_another_flow_is_not_taken_for_it(local: Callable[..., Any]) ->
     [respond(404, json={"detail": "Not Found"}), respond(404, text="<html>no such page</html>")],
     ids=["no-route", "proxy"],
 )
-def test_a_404_that_is_not_the_services_own_settles_nothing(
+def test_a_foreign_404_proves_nothing(
     scripted: Callable[..., Any], server: ScriptedServer, response: HttpResponse
 ) -> None:
     """A server without the session call, or a proxy, is never believed to say that there is no job."""

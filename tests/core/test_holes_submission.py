@@ -30,7 +30,7 @@ from tests.core.raw_service import (
     listed,
 )
 from tests.core.scripted_server import FLOW
-from tests.fuzz.raw_server import ScriptedServer
+from tests.fuzz.raw_server import ServerAction
 
 if TYPE_CHECKING:
     from tests.core.conftest import MakeClient
@@ -208,9 +208,9 @@ def test_the_same_submission_in_two_threads_makes_one_job(key: str, service: Raw
 
 
 def _silent_until(closed: threading.Event) -> Any:
-    def respond() -> Iterator[bytes | ScriptedServer]:
+    def respond() -> Iterator[bytes | ServerAction]:
         closed.wait(60)
-        yield ScriptedServer.RESET
+        yield ServerAction.RESET
 
     return respond
 

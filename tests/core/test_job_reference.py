@@ -58,7 +58,7 @@ def test_a_status_has_all_eight_attributes(local: MakeClient, emulator: Emulator
     assert created <= started <= completed
 
 
-def test_a_failed_job_tells_its_error(local: MakeClient, emulator: Emulator) -> None:
+def test_a_failed_job_has_its_error(local: MakeClient, emulator: Emulator) -> None:
     """The status of a failed job carries the server's error and no result."""
     emulator.control.script("grade-3", after_polls=1, outcome="failed", error="the model ran out of words")
     with local() as client:
@@ -175,7 +175,7 @@ def test_verify_key_costs_no_job(local: MakeClient, emulator: Emulator) -> None:
     assert {kind: count for kind, count in emulator.control.counts().items() if count} == {"verify": 1}
 
 
-def test_a_trace_tells_the_steps_of_a_run(local: MakeClient, emulator: Emulator) -> None:
+def test_a_trace_has_the_steps_of_a_run(local: MakeClient, emulator: Emulator) -> None:
     """The trace of a finished run has its steps, its duration and its cost, if the server provides them."""
     emulator.control.script("grade-3", after_polls=1, steps=[{"stepId": "draft"}, {"stepId": "check"}])
     with local() as client:

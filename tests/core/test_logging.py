@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.core.scripted_server import FLOW, ScriptedServer, refusal, session, state
+from tests.core.scripted_server import FLOW, ScriptedServer, rejection, session, state
 
 if TYPE_CHECKING:
     from noukai_core.emulator import Emulator
@@ -102,7 +102,7 @@ def test_trouble_is_reported_once_and_so_is_its_end(
 ) -> None:
     """Many faults in a row are one warning with job and server's words, and one line when it is over."""
     server.on(
-        "poll", state("running"), *[refusal(503, "OVERLOADED")] * 8, state("running"), state("completed")
+        "poll", state("running"), *[rejection(503, "OVERLOADED")] * 8, state("running"), state("completed")
     )
     scripted().flow(FLOW).attach("job-1").wait(timeout_ms=20_000)
     warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
@@ -115,7 +115,7 @@ def test_the_404_race_is_no_trouble(
     scripted: MakeClient, server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A job that no worker has started yet causes no warning."""
-    server.on("poll", *[refusal(404, "JOB_NOT_FOUND")] * 5, state("completed"))
+    server.on("poll", *[rejection(404, "JOB_NOT_FOUND")] * 5, state("completed"))
     scripted().flow(FLOW).job(message="hello").wait(timeout_ms=20_000)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
@@ -124,7 +124,7 @@ def test_a_submission_that_was_looked_up_is_reported(
     scripted: MakeClient, server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The log shows that a response was lost and which job was found."""
-    server.on("submit", refusal(502)).on("session", session("job-7"))
+    server.on("submit", rejection(502)).on("session", session("job-7"))
     scripted().flow(FLOW).job(message="the text of a child")
     reported = " ".join(record.getMessage() for record in caplog.records)
     assert "job-7" in reported and FLOW in reported

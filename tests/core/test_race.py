@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from noukai_core import JobNotFoundError, JobState
-from tests.core.scripted_server import FLOW, ScriptedServer, refusal, state
+from tests.core.scripted_server import FLOW, ScriptedServer, rejection, state
 
 if TYPE_CHECKING:
     from noukai_core.emulator import Emulator
     from tests.core.conftest import MakeClient
 
 DONE = state("completed", result="x")
-MISSING = refusal(404, "JOB_NOT_FOUND", "no such job")
+MISSING = rejection(404, "JOB_NOT_FOUND", "no such job")
 
 
 def test_a_job_that_no_worker_has_taken_yet_is_pending(scripted: MakeClient, server: ScriptedServer) -> None:

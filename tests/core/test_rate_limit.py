@@ -13,7 +13,7 @@ import pytest
 
 from noukai_core import JobState, JobStatus, Noukai, RateLimitError
 from noukai_core._engine.rate_limit import PollRateLimiter, shared_rate_limiter
-from tests.core.scripted_server import FLOW, ScriptedServer, refusal, state
+from tests.core.scripted_server import FLOW, ScriptedServer, rejection, state
 from tests.core.test_schedule import HttpResponse, Waiter, finishing
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def test_a_crowd_backs_off_when_the_server_complains(
     scripted: MakeClient, server: ScriptedServer, key: str
 ) -> None:
     """A 429 to one poll slows down every poll with that key, and with no other."""
-    server.on("poll", refusal(429), state("completed", result="x"))
+    server.on("poll", rejection(429), state("completed", result="x"))
     client = scripted(max_polls_per_second=40.0)
     client.flow(FLOW).attach("job-1").wait(timeout_ms=20_000)
     mine = shared_rate_limiter("https://noukai.test/api/v1", key, 40.0)

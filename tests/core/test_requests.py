@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from noukai_core import InvalidInputError, JobRequest, NoukaiError, Submission
-from tests.core.scripted_server import FLOW, ScriptedServer, accepted, kind_of, refusal, respond, state
+from tests.core.scripted_server import FLOW, ScriptedServer, accepted, kind_of, rejection, respond, state
 
 if TYPE_CHECKING:
     from tests.core.conftest import MakeClient
@@ -37,7 +37,7 @@ def test_the_version_is_in_the_path_and_never_in_the_body(
     assert "version" not in json.loads(server.requests[0].content)
 
 
-def test_the_headers_say_who_asks_and_which_contract(
+def test_the_headers_name_the_client_and_the_contract(
     scripted: MakeClient, server: ScriptedServer, key: str
 ) -> None:
     """Every request carries the key, the contract's version, a user agent and `Accept: application/json`."""
@@ -60,7 +60,7 @@ def test_a_submission_carries_its_submission_id(scripted: MakeClient, server: Sc
     assert len({UUID(identity) for identity in identities}) == 2
 
 
-def test_the_body_has_the_names_of_the_wire(scripted: MakeClient, server: ScriptedServer) -> None:
+def test_the_body_has_the_names_of_the_api(scripted: MakeClient, server: ScriptedServer) -> None:
     """The caller's values are sent under the API's names; missing ones are not sent as null."""
     flow = scripted().flow(FLOW)
     flow.job(
@@ -158,7 +158,7 @@ def test_a_slash_at_the_end_of_the_base_url_changes_nothing(
 def test_each_kind_of_call_reaches_its_own_address(scripted: MakeClient, server: ScriptedServer) -> None:
     """The key check goes to keys/verify, the trace to the run of the job."""
     server.on("verify", respond(json={"org": "acme", "project": "spelling", "environment": "live"}))
-    server.on("trace", refusal(403, "NO_KEYS_HERE"))
+    server.on("trace", rejection(403, "NO_KEYS_HERE"))
     client = scripted()
     info = client.verify_key()
     with pytest.raises(NoukaiError):

@@ -64,7 +64,7 @@ class Waiter:
         self.now = 0.0
         self.polls: list[float] = []
         self.allowed: list[float | None] = []
-        self._answer = response
+        self._response_at = response
         self._steps = Poller(
             FLOW,
             "job-1",
@@ -98,7 +98,7 @@ class Waiter:
             if isinstance(step, Send):
                 self.polls.append(self.now)
                 self.allowed.append(step.timeout)
-                response = self._answer(self.now)
+                response = self._response_at(self.now)
 
 
 def finishing(after: float) -> HttpResponse:
@@ -242,21 +242,21 @@ def test_after_a_fault_an_old_job_is_polled_sooner() -> None:
     assert all(later - sooner >= 0.9 for sooner, later in pairwise(faulty))
 
 
-@pytest.mark.parametrize("asked", [5.0, 90.0])
-def test_retry_after_wins_when_it_is_longer(asked: float) -> None:
+@pytest.mark.parametrize("retry_after", [5.0, 90.0])
+def test_retry_after_wins_when_it_is_longer(retry_after: float) -> None:
     """No poll comes before the server allows one; a shorter `Retry-After` changes nothing."""
     reported = [True]
 
     def limited(now: float) -> JobStatus | APIError:
         if now >= 1_000 and reported:
             reported.clear()
-            return RateLimitError("HTTP 429", status_code=429, retry_after=asked)
+            return RateLimitError("HTTP 429", status_code=429, retry_after=retry_after)
         return finishing(2_000)(now)
 
     waiter = Waiter(limited)
     waiter.run()
     first = next(index for index, poll in enumerate(waiter.polls) if poll >= 1_000)
-    assert waiter.polls[first + 1] - waiter.polls[first] >= max(asked, 54) - 1e-6
+    assert waiter.polls[first + 1] - waiter.polls[first] >= max(retry_after, 54) - 1e-6
 
 
 def test_the_race_counts_from_the_submission() -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from noukai_core import AsyncNoukai, InvalidInputError, JobFailedError, NoukaiError
 from noukai_core._validation import without_keys
-from tests.core.scripted_server import FLOW, HttpResponse, ScriptedServer, refusal, respond, session, state
+from tests.core.scripted_server import FLOW, HttpResponse, ScriptedServer, rejection, respond, session, state
 
 if TYPE_CHECKING:
     from noukai_core.emulator import Emulator
@@ -64,7 +64,7 @@ def shown_by(value: object) -> str:
     return f"{value!r} {value} {value!s} {attributes}"
 
 
-def told_by(error: BaseException) -> str:
+def reported_by(error: BaseException) -> str:
     """All that an error can carry into a log, a database or another process."""
     parts = ["".join(traceback.format_exception(error)), repr(error.args), repr(pickle.dumps(error))]
     chain: BaseException | None = error
@@ -126,10 +126,10 @@ def test_no_frame_of_an_interrupted_request_shows_the_key(
 
 async def test_no_frame_of_a_cancelled_request_shows_the_key(marked: str) -> None:
     """Nor does one of the libraries below, when a request in progress is aborted."""
-    asked = asyncio.Event()
+    sent = asyncio.Event()
 
     async def keep_waiting(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        asked.set()
+        sent.set()
         await reader.read()
         writer.close()
 
@@ -137,7 +137,7 @@ async def test_no_frame_of_a_cancelled_request_shows_the_key(marked: str) -> Non
         base_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/api/v1"
         async with AsyncNoukai(marked, base_url=base_url) as client:
             request = asyncio.create_task(client.verify_key())
-            await asked.wait()
+            await sent.wait()
             request.cancel()
             with pytest.raises(asyncio.CancelledError) as caught:
                 await request
@@ -148,22 +148,22 @@ async def test_no_frame_of_a_cancelled_request_shows_the_key(marked: str) -> Non
 
 
 ECHOES: list[tuple[str, Callable[[str], HttpResponse]]] = [
-    ("submit", lambda key: refusal(401, "INVALID_KEY", f"the key {key} is revoked")),
-    ("submit", lambda key: refusal(400, f"BAD_{key}", "no")),
+    ("submit", lambda key: rejection(401, "INVALID_KEY", f"the key {key} is revoked")),
+    ("submit", lambda key: rejection(400, f"BAD_{key}", "no")),
     ("submit", lambda key: respond(400, text=f"Authorization: Bearer {key}")),
     ("submit", lambda key: respond(422, json={"detail": [{"loc": ["header", key], "msg": f"{key}?"}]})),
     ("submit", lambda key: respond(400, json={"error": {"headers": {"Authorization": key}}})),
     ("submit", lambda key: respond(302, headers={"Location": f"https://elsewhere.test/?key={key}"})),
     ("submit", lambda key: respond(403, json={"detail": "no"}, headers={"X-Request-ID": key})),
     ("poll", lambda key: respond(200, html=f"<html>{key}</html>")),
-    ("poll", lambda key: refusal(503, "X", f"proxy got {key}")),
+    ("poll", lambda key: rejection(503, "X", f"proxy got {key}")),
     ("poll", lambda key: state("failed", error=f"step called with {key}")),
     ("poll", lambda key: state("failed", error={"code": key, "message": key})),
     ("poll", lambda key: state("failed", error=[key])),
     ("poll", lambda key: state(f"state {key}")),
     ("cancel", lambda key: respond(404, json={"detail": {"code": "X", "message": key}})),
     ("verify", lambda key: respond(401, headers={"WWW-Authenticate": f'Bearer token="{key}"'}, text=key)),
-    ("trace", lambda key: refusal(403, "X", key)),
+    ("trace", lambda key: rejection(403, "X", key)),
 ]
 
 
@@ -191,7 +191,7 @@ def test_a_server_that_repeats_the_key_is_not_repeated(
     }
     with pytest.raises(NoukaiError) as caught:
         acts[call]()
-    assert MARK not in told_by(caught.value)
+    assert MARK not in reported_by(caught.value)
     assert MARK not in str(getattr(caught.value, "status", ""))
     assert_unlogged(logged)
 
@@ -214,7 +214,7 @@ def test_a_secret_without_its_prefix_is_not_repeated(
     with pytest.raises(JobFailedError) as failed:
         flow.attach("job-1").wait()
     for error in (refused.value, failed.value):
-        assert MARK not in told_by(error)
+        assert MARK not in reported_by(error)
         assert MARK not in str(getattr(error, "status", ""))
 
 
@@ -222,8 +222,8 @@ FAULTS: list[HttpResponse | Exception] = [
     httpx.ReadTimeout("slow"),
     httpx.ConnectError("refused"),
     httpx.RemoteProtocolError("hung up"),
-    refusal(500, "INTERNAL_ERROR"),
-    refusal(403, "NO"),
+    rejection(500, "INTERNAL_ERROR"),
+    rejection(403, "NO"),
     respond(200, text="nonsense"),
 ]
 
@@ -253,7 +253,7 @@ def test_no_error_carries_the_key(
     try:
         acts[call]()
     except NoukaiError as error:
-        assert MARK not in told_by(error)
+        assert MARK not in reported_by(error)
         assert MARK not in locals_of(error)
     else:
         assert call == "cancel"
@@ -271,7 +271,7 @@ def test_a_real_server_gets_the_key_and_no_log_does(
         with pytest.raises(JobFailedError) as caught:
             job.wait(timeout_ms=20_000)
         job.cancel()
-    assert MARK not in told_by(caught.value)
+    assert MARK not in reported_by(caught.value)
     assert any(record.name == "noukai_core" for record in logged)
     assert_unlogged(logged)
 
@@ -280,7 +280,7 @@ def assert_unlogged(logged: list[logging.LogRecord]) -> None:
     for record in logged:
         reported = f"{record.getMessage()} {record.args!r} {vars(record)!r}"
         if record.exc_info and record.exc_info[1]:
-            reported += told_by(record.exc_info[1])
+            reported += reported_by(record.exc_info[1])
         assert MARK not in reported, record.name
 
 
@@ -289,7 +289,7 @@ def test_a_broken_key_is_refused_unseen(scripted: MakeClient, server: ScriptedSe
     """The message about a key of the wrong shape shows nothing of it."""
     with pytest.raises(InvalidInputError) as caught:
         scripted(api_key=broken)
-    assert MARK not in told_by(caught.value)
+    assert MARK not in reported_by(caught.value)
     assert server.requests == []
 
 
@@ -297,7 +297,7 @@ def test_a_base_url_with_a_password_is_refused_unseen(scripted: MakeClient, serv
     """Credentials in a URL would appear in every log line, so they are rejected, and not shown."""
     with pytest.raises(InvalidInputError, match="base_url") as caught:
         scripted(base_url=f"https://user:{MARK}@noukai.test/api/v1")
-    assert MARK not in told_by(caught.value)
+    assert MARK not in reported_by(caught.value)
 
 
 def test_a_client_is_neither_copied_nor_pickled_with_its_key(
@@ -310,12 +310,12 @@ def test_a_client_is_neither_copied_nor_pickled_with_its_key(
         try:
             copied = act(target)
         except (TypeError, pickle.PicklingError, AttributeError) as error:
-            assert MARK not in told_by_message(error)
+            assert MARK not in reported_by_message(error)
         else:
             assert MARK not in repr(copied)
 
 
-def told_by_message(error: BaseException) -> str:
+def reported_by_message(error: BaseException) -> str:
     return f"{error!r} {error}"
 
 

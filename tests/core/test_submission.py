@@ -17,7 +17,7 @@ from tests.core.scripted_server import (
     HttpResponse,
     ScriptedServer,
     accepted,
-    refusal,
+    rejection,
     respond,
     session,
     state,
@@ -38,11 +38,11 @@ AMBIGUOUS: dict[str, HttpResponse | Exception] = {
     "reset": httpx.ReadError("reset"),
     "broken pipe": httpx.WriteError("broken"),
     "hung up": httpx.RemoteProtocolError("Server disconnected without sending a response."),
-    "408": refusal(408),
-    "500": refusal(500, "INTERNAL_ERROR"),
+    "408": rejection(408),
+    "500": rejection(500, "INTERNAL_ERROR"),
     "502": respond(502, html="<html>Bad Gateway</html>"),
-    "503": refusal(503),
-    "503 that says when": refusal(503, "OVERLOADED", Retry_After="0.01"),
+    "503": rejection(503),
+    "503 that says when": rejection(503, "OVERLOADED", Retry_After="0.01"),
     "404 of a gateway": respond(404, text="404 page not found"),
     "504": respond(504, text="upstream timed out"),
 }
@@ -56,8 +56,8 @@ def test_a_job_whose_acceptance_was_lost_is_found(
     server.on("submit", AMBIGUOUS[kind]).on("session", session("job-7"))
     assert scripted(recovery_timeout=5).flow(FLOW).job(message="hello").id == "job-7"
     assert len(server.made("submit")) == 1
-    asked = server.made("session")[0].url.path
-    assert asked == f"/api/v1/seq/sessions/{server.identities.pop()}"
+    requested = server.made("session")[0].url.path
+    assert requested == f"/api/v1/seq/sessions/{server.identities.pop()}"
 
 
 @pytest.mark.parametrize("silent", [NOTHING, EMPTY], ids=["404", "an empty list"])
@@ -89,14 +89,14 @@ def test_a_submission_that_made_no_job_is_sent_again(
     "unanswerable",
     [
         httpx.ConnectError("refused"),
-        refusal(500),
-        refusal(403, "NO_KEYS_HERE"),
-        refusal(405),
+        rejection(500),
+        rejection(403, "NO_KEYS_HERE"),
+        rejection(405),
         respond(200, json={"a": 1}),
     ],
     ids=["unreachable", "500", "403", "405", "nonsense"],
 )
-def test_what_cannot_be_settled_names_the_submission_id(
+def test_an_unknown_outcome_names_the_submission_id(
     scripted: MakeClient, server: ScriptedServer, unanswerable: HttpResponse | Exception
 ) -> None:
     """If the session cannot be read, the error names the submission, and no second run is paid for."""
@@ -112,19 +112,19 @@ def test_what_cannot_be_settled_names_the_submission_id(
 
 
 @pytest.mark.parametrize("status", [401, 403, 405])
-def test_a_session_that_refuses_for_good_is_asked_once(
+def test_a_permanently_unavailable_session_is_requested_once(
     scripted: MakeClient, server: ScriptedServer, status: int
 ) -> None:
     """If sessions are not accessible with API keys, the error comes at once, not after a minute."""
-    server.on("submit", httpx.ReadTimeout("")).on("session", refusal(status))
+    server.on("submit", httpx.ReadTimeout("")).on("session", rejection(status))
     with pytest.raises(SubmissionUnknownError, match=str(status)):
         scripted().flow(FLOW).job(message="hello")
     assert len(server.made("session")) == 1
 
 
-def test_a_later_try_settles_it(scripted: MakeClient, server: ScriptedServer) -> None:
+def test_a_later_try_resolves_it(scripted: MakeClient, server: ScriptedServer) -> None:
     """The identity of a submission that stayed unknown finds its job later, with nothing sent again."""
-    server.on("submit", httpx.ReadTimeout("")).on("session", refusal(500))
+    server.on("submit", httpx.ReadTimeout("")).on("session", rejection(500))
     with pytest.raises(SubmissionUnknownError) as caught:
         scripted(recovery_timeout=0.2).flow(FLOW).job(message="hello")
     server.on("session", session("job-7"))
@@ -132,7 +132,7 @@ def test_a_later_try_settles_it(scripted: MakeClient, server: ScriptedServer) ->
     assert len(server.made("submit")) == 1
 
 
-def test_a_submission_of_an_earlier_process_is_asked_for_first(local: MakeClient, emulator: Emulator) -> None:
+def test_a_submission_of_an_earlier_process_is_looked_up_first(local: MakeClient, emulator: Emulator) -> None:
     """With the time of its first try, an identity finds the job that a crashed process submitted."""
     submission = Submission.new()
     first = local().flow(FLOW).job(message="hello", submission=submission)
@@ -208,7 +208,7 @@ def test_a_submission_that_is_still_being_processed_is_looked_up(
     scripted: MakeClient, server: ScriptedServer
 ) -> None:
     """409 to an idempotency key means that the first request is not through yet: its job is found."""
-    server.on("submit", refusal(409)).on("session", EMPTY, session("job-7"))
+    server.on("submit", rejection(409)).on("session", EMPTY, session("job-7"))
     assert scripted(recovery_timeout=5).flow(FLOW).job(message="hello").id == "job-7"
     assert len(server.made("submit")) == 1
 
@@ -257,7 +257,7 @@ def test_a_doubt_is_not_forgotten_over_a_refused_connection(
 
 def test_a_submission_that_is_lost_again_and_again_ends(scripted: MakeClient, server: ScriptedServer) -> None:
     """A server that loses every submission and knows of no job is an error after a few tries."""
-    server.on("submit", refusal(500)).on("session", NOTHING).on("poll", state("running"))
+    server.on("submit", rejection(500)).on("session", NOTHING).on("poll", state("running"))
     with pytest.raises(TransientError) as caught:
         scripted(recovery_timeout=0.1).flow(FLOW).job(message="hello")
     assert caught.value.status_code == 500
@@ -269,7 +269,7 @@ def test_a_job_submitted_by_a_later_try_is_as_young_as_it_is(
     scripted: MakeClient, server: ScriptedServer
 ) -> None:
     """A job is not considered as old as its submission id, so its first 404s are still retried."""
-    server.on("session", NOTHING).on("poll", refusal(404, "JOB_NOT_FOUND"), state("completed", result="x"))
+    server.on("session", NOTHING).on("poll", rejection(404, "JOB_NOT_FOUND"), state("completed", result="x"))
     old = Submission(Submission.new().id, last_sent_at=datetime.now(UTC) - timedelta(hours=1))
     job = scripted(recovery_timeout=0.2).flow(FLOW).job(message="hello", submission=old)
     assert job.wait(timeout_ms=20_000).output == "x"
@@ -281,7 +281,7 @@ def test_without_the_poll_up_nobody_is_sent_in_circles(scripted: MakeClient, ser
     server.on("submit", httpx.ReadTimeout(""))
     with pytest.raises(SubmissionUnknownError, match="only when there is none") as caught:
         scripted(recovery_timeout=0).flow(FLOW).job(message="hello")
-    assert "the server is asked first" not in str(caught.value)
+    assert "the server is requested first" not in str(caught.value)
 
 
 def test_a_broken_tls_connection_is_an_unclear_end(scripted: MakeClient, server: ScriptedServer) -> None:

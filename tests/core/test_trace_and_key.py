@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from noukai_core import APIError, AuthenticationError, JobNotFoundError, PermanentError, PermissionDeniedError
-from tests.core.scripted_server import FLOW, ScriptedServer, refusal, respond
+from tests.core.scripted_server import FLOW, ScriptedServer, rejection, respond
 
 if TYPE_CHECKING:
     from tests.core.conftest import MakeClient
@@ -39,9 +39,7 @@ def test_a_trace_adds_up(scripted: MakeClient, server: ScriptedServer) -> None:
     [[], None, {}, [{"durationMs": 10**400}], [{"costUsd": "NaN"}], [{"costUsd": "9e999999"}] * 2],
     ids=lambda value: repr(value)[:20],
 )
-def test_a_trace_that_tells_nothing_adds_up_to_nothing(
-    scripted: MakeClient, server: ScriptedServer, steps: Any
-) -> None:
+def test_an_empty_trace_has_no_totals(scripted: MakeClient, server: ScriptedServer, steps: Any) -> None:
     """Without numbers the sums are unknown, which is not the same as zero."""
     server.on("trace", respond(json={"flowRun": {"status": "running"}, "steps": steps}))
     trace = scripted().flow(FLOW).attach("job-1").trace()
@@ -76,7 +74,7 @@ def test_a_trace_that_cannot_be_read(
     scripted: MakeClient, server: ScriptedServer, status: int, kind: type[APIError]
 ) -> None:
     """Servers need not show traces to API keys: that is an error at once, which names the job."""
-    server.on("trace", refusal(status, "REFUSED"))
+    server.on("trace", rejection(status, "REFUSED"))
     with pytest.raises(kind) as caught:
         scripted().flow(FLOW).attach("job-1").trace()
     assert caught.value.job_id == "job-1"
@@ -104,7 +102,7 @@ def test_the_keys_home_is_read_tolerantly(
 
 def test_a_wrong_key_is_reported_at_once(scripted: MakeClient, server: ScriptedServer) -> None:
     """verify_key() on a revoked key raises after one request."""
-    server.on("verify", refusal(401, "INVALID_KEY"))
+    server.on("verify", rejection(401, "INVALID_KEY"))
     with pytest.raises(AuthenticationError):
         scripted().verify_key()
     assert len(server.requests) == 1

@@ -20,7 +20,7 @@ from noukai_core import (
     RateLimitError,
     TransientError,
 )
-from tests.core.scripted_server import FLOW, HttpResponse, ScriptedServer, refusal, respond, state
+from tests.core.scripted_server import FLOW, HttpResponse, ScriptedServer, rejection, respond, state
 
 if TYPE_CHECKING:
     from noukai_core.emulator import Emulator
@@ -33,13 +33,13 @@ TRANSIENT: dict[str, HttpResponse | Exception] = {
     "refused": httpx.ConnectError("refused"),
     "reset": httpx.ReadError("reset"),
     "hung up": httpx.RemoteProtocolError("Server disconnected without sending a response."),
-    "408": refusal(408),
-    "425": refusal(425),
-    "429": refusal(429, "RATE_LIMITED"),
-    "500": refusal(500, "INTERNAL_ERROR"),
+    "408": rejection(408),
+    "425": rejection(425),
+    "429": rejection(429, "RATE_LIMITED"),
+    "500": rejection(500, "INTERNAL_ERROR"),
     "502": respond(502, html="<html>Bad Gateway</html>"),
-    "503": refusal(503),
-    "504": refusal(504),
+    "503": rejection(503),
+    "504": rejection(504),
     "520": respond(520),
 }
 
@@ -73,7 +73,7 @@ def test_any_number_of_faults_is_waited_out_inside_the_retry_window(
     scripted: MakeClient, server: ScriptedServer
 ) -> None:
     """The retry window is time, not a count: a hundred quick errors do not use it up."""
-    server.on("poll", *[refusal(503)] * 100, DONE)
+    server.on("poll", *[rejection(503)] * 100, DONE)
     assert scripted(poll_interval=0.001).flow(FLOW).attach("job-1").wait(timeout_ms=50_000).output == "x"
 
 
@@ -93,11 +93,11 @@ def test_any_number_of_faults_is_waited_out_inside_the_retry_window(
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
 @pytest.mark.parametrize("verb", ["wait", "status"])
-def test_a_permanent_refusal_ends_a_wait_at_once(
+def test_a_permanent_error_ends_a_wait_at_once(
     scripted: MakeClient, server: ScriptedServer, verb: str, status: int, code: str, kind: type[APIError]
 ) -> None:
     """One rejected poll is the end, and the error carries status, code, request id and job id."""
-    server.on("poll", refusal(status, code, "the very words"))
+    server.on("poll", rejection(status, code, "the very words"))
     with pytest.raises(kind) as caught:
         getattr(scripted().flow(FLOW).attach("job-1"), verb)()
     error = caught.value
@@ -141,11 +141,9 @@ def test_a_hanging_poll_does_not_move_the_deadline(local: MakeClient, emulator: 
     emulator.control.clear_faults()
 
 
-def test_a_timeout_tells_the_fault_that_stood_in_the_way(
-    scripted: MakeClient, server: ScriptedServer
-) -> None:
+def test_a_timeout_names_the_last_transient_error(scripted: MakeClient, server: ScriptedServer) -> None:
     """At the deadline, the error of a disturbed wait names the last transient error."""
-    server.on("poll", state("running"), refusal(503, "OVERLOADED"))
+    server.on("poll", state("running"), rejection(503, "OVERLOADED"))
     with pytest.raises(JobTimeoutError, match="OVERLOADED") as caught:
         scripted().flow(FLOW).attach("job-1").wait(timeout_ms=500)
     assert caught.value.status.state == "running"
@@ -153,7 +151,7 @@ def test_a_timeout_tells_the_fault_that_stood_in_the_way(
 
 def test_a_long_retry_after_does_not_move_the_deadline(scripted: MakeClient, server: ScriptedServer) -> None:
     """A server that requests an hour gets one poll at the deadline, and none before it."""
-    server.on("poll", refusal(429, Retry_After="3600"))
+    server.on("poll", rejection(429, Retry_After="3600"))
     begin = time.monotonic()
     with pytest.raises(JobTimeoutError):
         scripted().flow(FLOW).attach("job-1").wait(timeout_ms=300)
@@ -163,7 +161,7 @@ def test_a_long_retry_after_does_not_move_the_deadline(scripted: MakeClient, ser
 
 def test_retry_after_holds_back_the_next_poll(scripted: MakeClient, server: ScriptedServer) -> None:
     """A poll waits as long as the server requests, even if the interval is shorter."""
-    server.on("poll", refusal(503, Retry_After="1"), DONE)
+    server.on("poll", rejection(503, Retry_After="1"), DONE)
     begin = time.monotonic()
     scripted(poll_interval=0.01).flow(FLOW).attach("job-1").wait(timeout_ms=20_000)
     assert time.monotonic() - begin >= 1
@@ -186,7 +184,7 @@ def single_call(client: Any, verb: str) -> Any:
 def test_a_single_call_tries_again(patient: MakeClient, server: ScriptedServer, verb: str) -> None:
     """One poll, a cancel, a trace and a key check survive transient errors."""
     kind, response = GOOD[verb]
-    server.on(kind, refusal(502), httpx.ReadError("reset"), response)
+    server.on(kind, rejection(502), httpx.ReadError("reset"), response)
     single_call(patient(), verb)
     assert len(server.made(kind)) == 3
 
@@ -195,7 +193,7 @@ def test_a_single_call_tries_again(patient: MakeClient, server: ScriptedServer, 
 def test_a_single_call_gives_up_soon(scripted: MakeClient, server: ScriptedServer, verb: str) -> None:
     """A persistent error is raised after a few seconds, not after the retry window of a wait."""
     kind, _ = GOOD[verb]
-    server.on(kind, refusal(503))
+    server.on(kind, rejection(503))
     with pytest.raises(TransientError) as caught:
         single_call(scripted(), verb)
     assert caught.value.job_id == (None if verb == "verify_key" else "job-1")

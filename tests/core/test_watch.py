@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from noukai_core import JobCancelledError, JobFailedError, JobTimeoutError, NoukaiError
-from tests.core.scripted_server import FLOW, ScriptedServer, refusal, state
+from tests.core.scripted_server import FLOW, ScriptedServer, rejection, state
 
 if TYPE_CHECKING:
     from tests.core.conftest import MakeClient
@@ -21,7 +21,7 @@ def test_a_watch_shows_what_is_new(scripted: MakeClient, server: ScriptedServer)
         state("started"),
         state("queued"),
         state("running"),
-        refusal(503),
+        rejection(503),
         state("running"),
         state("running", progress=half),
         state("running", progress=half),

@@ -53,7 +53,7 @@ class _Server:
         try:
             self._process = Component(self._name, self._command(), os.environ, self._log)
             self._process.start()
-            wait_until(self._answers, self._name, alive=self._check_alive)
+            wait_until(self._responds, self._name, alive=self._check_alive)
         except BaseException:
             self._end()
             raise
@@ -75,7 +75,7 @@ class _Server:
         """Prepare what the server needs, and return how to start it."""
         raise NotImplementedError
 
-    def _answers(self) -> bool:
+    def _responds(self) -> bool:
         try:
             socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
         except OSError:
@@ -142,7 +142,7 @@ class PostgreSQL(_Server):
         server = [str(self._programs / "postgres"), "-D", str(data), "-h", "127.0.0.1", "-p", str(self.port)]
         return [*launcher, *server, *(part for setting in _SETTINGS for part in ("-c", setting))]
 
-    def _answers(self) -> bool:
+    def _responds(self) -> bool:
         # It listens before it lets anybody in.
         ask = [str(self._programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
         return subprocess.run(ask, timeout=30).returncode == 0

@@ -43,7 +43,7 @@ def start(dag_id: str, deployment: Deployment, noukai: NoukaiProcess) -> tuple[R
 def wait_for_polls(run: Run, job_id: str, more: int = 3) -> None:
     """Wait until the job is polled again."""
     seen = run.control.counts(job_id)["poll"]
-    wait_until(lambda: run.control.counts(job_id)["poll"] >= seen + more, "looks at the job")
+    wait_until(lambda: run.control.counts(job_id)["poll"] >= seen + more, "a poll of the job")
 
 
 def check_second_try(run: Run, job_id: str) -> None:

@@ -70,10 +70,10 @@ class Shared:
 
     def wait_for_polls(self, *indexes: int) -> None:
         """Wait until the jobs are polled (again)."""
-        seen = {index: self._looks(index) for index in indexes}
+        seen = {index: self._polls(index) for index in indexes}
         for index in indexes:
             # One may have been under way when its triggerer was stopped.
-            wait_until(lambda at=index: self._looks(at) > seen[at] + 1, "looks at a job", timeout=90)
+            wait_until(lambda at=index: self._polls(at) > seen[at] + 1, "a poll of a job", timeout=90)
 
     def end_by_a_person(self, index: int) -> None:
         """Mark a task as failed, and wait until its job is cancelled."""
@@ -92,7 +92,7 @@ class Shared:
         """Count the requests to cancel the jobs of some tasks."""
         return [self.run.cancels(self.jobs[index]) for index in indexes]
 
-    def _looks(self, index: int) -> int:
+    def _polls(self, index: int) -> int:
         return self.run.control.counts(self.jobs[index]).get("poll", 0)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from devtools.processes import descendants
 from tests.e2e_airflow.conftest import KEY
-from tests.fuzz.raw_server import ENDLESS, Answers, Pieces, RawServer
+from tests.fuzz.raw_server import ENDLESS, Chunks, RawServer, Respond
 
 if TYPE_CHECKING:
     from devtools.airflow_server import LocalAirflow
@@ -24,17 +24,17 @@ TOO_LARGE = ("bomb", "body", "body of a great length", "chunks")
 TRANSIENT = [name for name in ENDLESS if name not in TOO_LARGE]
 
 
-def http(code: str, **fields: str) -> Pieces:
+def http(code: str, **fields: str) -> Chunks:
     body = json.dumps(fields)
     head = f"HTTP/1.1 {code}\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
     return [f"{head}{body}".encode()]
 
 
-def job_server(polls: Sequence[Answers], then: Answers) -> RawServer:
+def job_server(polls: Sequence[Respond], then: Respond) -> RawServer:
     """Accept a submission, respond to the first polls with `polls`, and to all others with `then`."""
     left = list(polls)
 
-    def response(request: bytes) -> Pieces:
+    def response(request: bytes) -> Chunks:
         if request.startswith(b"POST "):
             return http("202 Accepted", executionId="job-1", status="started")
         return (left.pop(0) if left else then)(request)

@@ -25,7 +25,7 @@ async def test_a_submission_is_accepted(noukai: Driver) -> None:
     [("", "production"), ("/v0", "draft"), ("/v7", 7)],
     ids=["production", "draft", "number"],
 )
-async def test_the_version_stands_in_the_path(noukai: Driver, segment: str, version: Any) -> None:
+async def test_the_version_is_in_the_path(noukai: Driver, segment: str, version: Any) -> None:
     """Production has no segment, `v0` is the draft, `vN` a published version; a poll has none."""
     response = await noukai.post(f"{FLOW}{segment}/jobs", json={"message": "hello"})
     job_id = response.json()["executionId"]
@@ -49,7 +49,7 @@ async def test_without_a_script_a_job_completes_after_a_second(noukai: Driver) -
     assert (await noukai.job(job_id))["states"] == ["pending", "running", "completed"]
 
 
-async def test_a_poll_tells_the_three_times(noukai: Driver) -> None:
+async def test_a_poll_has_the_three_times(noukai: Driver) -> None:
     """Created, started and completed are ISO 8601 with a zone, each there as soon as it has come."""
     job_id = await noukai.submit()
     pending = await noukai.poll(job_id)
@@ -199,7 +199,7 @@ async def test_a_list_of_runs_that_cannot_be(noukai: Driver, params: dict[str, A
 
 
 @pytest.mark.parametrize("path", [FLOW + "/runs/{}/trace", "flow-runs/{}/trace"])
-async def test_a_trace_tells_the_run_and_its_steps(noukai: Driver, path: str) -> None:
+async def test_a_trace_has_the_run_and_its_steps(noukai: Driver, path: str) -> None:
     """Both forms of the path give the run and its steps, with tokens and cost."""
     step = {"stepId": "draft", "modelUsed": "small", "tokens": {"prompt": 5, "completion": 7, "total": 12}}
     await noukai.script(steps=[{**step, "costUsd": "0.25"}, {"stepId": "check"}])

@@ -214,14 +214,14 @@ MIXED = {
 }
 
 
-def drawn(seed: int, order: list[int], *, looks: int = 5) -> dict[tuple[str, str, int], str | None]:
+def drawn(seed: int, order: list[int], *, polls: int = 5) -> dict[tuple[str, str, int], str | None]:
     """Which fault each request of some jobs meets, in whatever order the jobs come."""
     faults = Faults()
     faults.add({**MIXED, "seed": seed})
     met = {}
     for job in order:
         job_id = str(uuid4())
-        calls = [("submit", None)] + [("poll", job_id)] * looks
+        calls = [("submit", None)] + [("poll", job_id)] * polls
         for number, (kind, named) in enumerate(calls):
             fault = faults.affecting(Call(kind, "acme/spelling/grade-3", named, f"job {job}"))
             met[f"job {job}", kind, number] = fault.kind if fault else None

@@ -128,7 +128,7 @@ def test_a_script_file(start: Start, tmp_path: Path) -> None:
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGKILL])
 def test_a_state_file_outlives_the_program(start: Start, tmp_path: Path, by: signal.Signals) -> None:
     """However the program ends, its jobs and their ends are there after a restart."""
-    state_file, script = tmp_path / "jobs.book", tmp_path / "script.json"
+    state_file, script = tmp_path / "jobs.jsonl", tmp_path / "script.json"
     script.write_text('{"grade-3": {"outcome": "never"}}')
     program = start("--state-file", state_file, "--script", script)
     jobs = [submit(program.base_url) for _ in range(20)]

@@ -25,26 +25,26 @@ class Report(NamedTuple):
     state: str
 
 
-def check_balance(book: list[dict[str, Any]], wanted: Iterable[str], reports: Iterable[Report]) -> None:
+def check_balance(jobs: list[dict[str, Any]], wanted: Iterable[str], reports: Iterable[Report]) -> None:
     """Check that nothing was lost, nothing was doubled, and nothing runs unwatched.
 
     Args:
-        book: The jobs that Noukai has.
+        jobs: The jobs on the server.
         wanted: The message of each submission that was intended.
         reports: What the callers learned about the jobs.
     """
     messages, reported = list(wanted), list(reports)
     wrong = {
         "submitted under several identities": _repeated(
-            message for message, _ in {(job["message"], job["idempotency_key"]) for job in book}
+            message for message, _ in {(job["message"], job["idempotency_key"]) for job in jobs}
         ),
-        "identities with several jobs": _repeated(job["idempotency_key"] for job in book),
-        "submissions without exactly one job": _unequal(messages, (job["message"] for job in book)),
+        "identities with several jobs": _repeated(job["idempotency_key"] for job in jobs),
+        "submissions without exactly one job": _unequal(messages, (job["message"] for job in jobs)),
         "submissions without exactly one report": _unequal(messages, (report.message for report in reported)),
         "jobs that were not reported as they are": _unequal(
-            (Report(job["message"], job["id"], job["outcome"]) for job in book), reported
+            (Report(job["message"], job["id"], job["outcome"]) for job in jobs), reported
         ),
-        "jobs that nobody waits for": [job["id"] for job in book if job["state"] not in ENDS],
+        "jobs that no caller waits for": [job["id"] for job in jobs if job["state"] not in ENDS],
     }
     found = {what: [*names[:5], f"{len(names)} in all"] for what, names in wrong.items() if names}
     assert not found, f"FAULT_SEED={scale.SEED}: {found}"
@@ -52,9 +52,9 @@ def check_balance(book: list[dict[str, Any]], wanted: Iterable[str], reports: It
 
 def check_share(requests: list[dict[str, Any]], share: float, *kinds: str) -> None:
     """Check that so many of the requests met a fault, so that the run was the one that was meant."""
-    asked = [request for request in requests if not kinds or request["kind"] in kinds]
-    met = sum(request["fault"] is not None for request in asked) / len(asked)
-    assert 0.6 * share < met < 1.4 * share, f"{met:.0%} of {len(asked)} requests met a fault"
+    concerned = [request for request in requests if not kinds or request["kind"] in kinds]
+    met = sum(request["fault"] is not None for request in concerned) / len(concerned)
+    assert 0.6 * share < met < 1.4 * share, f"{met:.0%} of {len(concerned)} requests met a fault"
 
 
 def _repeated(names: Iterable[str]) -> list[str]:

@@ -21,8 +21,8 @@ class NoukaiProcess:
         self.base_url = f"http://127.0.0.1:{self.port}/api/v1"
         self.control = EmulatorControl(self.base_url)
         command = [sys.executable, "-m", "noukai_core.emulator", "--port", str(self.port)]
-        book = ["--state-file", str(folder / "jobs.book")]
-        self._component = Component("noukai", [*command, *book], {}, folder / "noukai.log")
+        state_file = ["--state-file", str(folder / "jobs.jsonl")]
+        self._component = Component("noukai", [*command, *state_file], {}, folder / "noukai.log")
 
     def __enter__(self) -> Self:
         self.start()
@@ -37,13 +37,13 @@ class NoukaiProcess:
     def start(self) -> None:
         """Start it, and return when it responds."""
         self._component.start()
-        wait_until(self._answers, "the local Noukai", alive=self._check_alive)
+        wait_until(self._responds, "the local Noukai", alive=self._check_alive)
 
     def kill(self) -> None:
         """Kill it at once, in the middle of its work."""
         self._component.kill()
 
-    def _answers(self) -> bool:
+    def _responds(self) -> bool:
         try:
             self.control.counts()
         except httpx.TransportError:

@@ -206,11 +206,11 @@ class Given:
 
 class _Stream(httpx.SyncByteStream, httpx.AsyncByteStream):
     def __init__(self, chunks: tuple[bytes, ...], fault: type[Exception] | None) -> None:
-        self._pieces = chunks
+        self._chunks = chunks
         self._fault = fault
 
     def __iter__(self) -> Iterator[bytes]:
-        yield from self._pieces
+        yield from self._chunks
         if self._fault is not None:
             raise self._fault(f"the fault quotes {KEY}")
 

@@ -15,15 +15,15 @@ from typing import Self
 DRIP_SECONDS = 0.02
 
 
-class ScriptedServer(Enum):
+class ServerAction(Enum):
     """What a server does between the bytes that it sends."""
 
     PAUSE = "let a moment pass"
     RESET = "reset the connection"
 
 
-Pieces = Iterable[bytes | ScriptedServer]
-Answers = Callable[[bytes], Pieces]
+Chunks = Iterable[bytes | ServerAction]
+Respond = Callable[[bytes], Chunks]
 """What comes back for the beginning of a request."""
 
 _OK = b"HTTP/1.1 200 OK\r\n"
@@ -34,7 +34,7 @@ _BLOCK = 64 * 1024
 class RawServer:
     """Sends what `respond` gives to the first request of each connection, and then nothing."""
 
-    def __init__(self, response: Answers) -> None:
+    def __init__(self, response: Respond) -> None:
         self.response = response
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self._thread = threading.Thread(target=self._accept)
@@ -71,9 +71,9 @@ class RawServer:
             for chunk in self.response(connection.recv(_BLOCK)):
                 if self._ending.is_set():
                     return
-                if chunk is ScriptedServer.PAUSE:
+                if chunk is ServerAction.PAUSE:
                     self._ending.wait(DRIP_SECONDS)
-                elif chunk is ScriptedServer.RESET:
+                elif chunk is ServerAction.RESET:
                     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                     return
                 else:
@@ -92,15 +92,15 @@ class RawServer:
                     return
 
 
-def _for_ever(begin: bytes, again: bytes) -> Answers:
+def _for_ever(begin: bytes, again: bytes) -> Respond:
     return lambda _: itertools.chain([begin], itertools.repeat(again))
 
 
-def _in_drops(begin: bytes, again: bytes) -> Answers:
-    return lambda _: itertools.chain([begin], itertools.cycle([ScriptedServer.PAUSE, again]))
+def _in_drops(begin: bytes, again: bytes) -> Respond:
+    return lambda _: itertools.chain([begin], itertools.cycle([ServerAction.PAUSE, again]))
 
 
-def _bomb() -> Answers:
+def _bomb() -> Respond:
     """A body whose every kilobyte unpacks to a megabyte."""
     packer = zlib.compressobj(wbits=zlib.MAX_WBITS | 16)
     begin = packer.compress(b"") + packer.flush(zlib.Z_FULL_FLUSH)
@@ -108,13 +108,13 @@ def _bomb() -> Answers:
     return _for_ever(_OK + b"Content-Encoding: gzip\r\n\r\n" + begin, again)
 
 
-ENDLESS: dict[str, Answers] = {
+ENDLESS: dict[str, Respond] = {
     "silence": lambda _: (),
     "bytes that are no HTTP": _for_ever(b"SSH-2.0-OpenSSH_9.2\r\n", bytes(range(256)) * 256),
     "status line": _for_ever(b"HTTP/1.1 200 ", b"O" * _BLOCK),
     "header": _for_ever(_OK + b"X-A: ", b"a" * _BLOCK),
     "headers": _for_ever(_OK, b"X-A: a\r\n" * 9000),
-    "interim answers": _for_ever(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 2500),
+    "interim responses": _for_ever(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 2500),
     "body": _for_ever(_OK + b"\r\n", b"x" * _BLOCK),
     "body of a great length": _for_ever(_OK + b"Content-Length: 99999999999999999999\r\n\r\n", b"x" * _BLOCK),
     "chunks": _for_ever(_CHUNKED, b"1\r\nx\r\n" * 10_000),
@@ -124,9 +124,9 @@ ENDLESS: dict[str, Answers] = {
     "bomb": _bomb(),
     "status line in drops": _in_drops(b"HTTP/1.1 200 ", b"O"),
     "headers in drops": _in_drops(_OK, b"X-A: a\r\n"),
-    "interim answers in drops": _in_drops(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "interim responses in drops": _in_drops(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
     "body in drops": _in_drops(_OK + b"\r\n", b"x"),
     "chunk's length in drops": _in_drops(_CHUNKED, b"0"),
     "chunks in drops": _in_drops(_CHUNKED, b"1\r\nx\r\n"),
 }
-"""Answers that never end, or never begin."""
+"""Responses that never end, or never begin."""

@@ -21,11 +21,11 @@ class Server:
 
     def __init__(self, most_requests: float, **scripts: list[Given]) -> None:
         self.requests: list[httpx.Request] = []
-        self.transport = httpx.MockTransport(self._answer)
+        self.transport = httpx.MockTransport(self._respond)
         self._most = most_requests
         self._scripts = {kind: list(script) for kind, script in scripts.items()}
 
-    def _answer(self, request: httpx.Request) -> httpx.Response:
+    def _respond(self, request: httpx.Request) -> httpx.Response:
         self.requests.append(request)
         assert len(self.requests) <= self._most, "this asks again and again, and hardly pauses"
         script = self._scripts.get(kind_of(request), [UNKNOWN])

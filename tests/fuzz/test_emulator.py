@@ -24,7 +24,7 @@ UUID = "6d1c7ea4-5a0c-4a57-9d0a-3a7c5a7f9f10"
 JOB = "the-first-job"
 
 
-class Asked(NamedTuple):
+class Request(NamedTuple):
     """A request; in its path, `JOB` stands for the id of the first job."""
 
     method: str
@@ -89,7 +89,7 @@ _bodies = st.one_of(
 
 
 @st.composite
-def _requests(draw: st.DrawFn) -> Asked:
+def _requests(draw: st.DrawFn) -> Request:
     first, *others = draw(st.sampled_from(_PATHS)).split("[]")
     path = first + "".join(draw(_SEGMENTS) + part for part in others)
     headers = {"Authorization": f"Bearer {KEY}".encode()}
@@ -100,10 +100,10 @@ def _requests(draw: st.DrawFn) -> Asked:
             st.sampled_from([b"", b"Bearer", b"Bearer x", UUID.encode()]) | st.binary(max_size=9)
         )
     method = draw(st.sampled_from(["GET", "GET", "POST", "POST", "POST", "DELETE", "PUT", "HEAD"]))
-    return Asked(method, path, headers, draw(_bodies | st.binary(max_size=30)))
+    return Request(method, path, headers, draw(_bodies | st.binary(max_size=30)))
 
 
-async def ask_all(requests: list[Asked]) -> list[int]:
+async def send_all(requests: list[Request]) -> list[int]:
     """Send requests to a fresh local Noukai, and return their statuses; 0 for a dropped connection."""
     emulator = Emulator()
     statuses: list[int] = []
@@ -126,10 +126,10 @@ async def ask_all(requests: list[Asked]) -> list[int]:
 
 @fuzzed(2)
 @given(st.lists(_requests(), min_size=1, max_size=8))
-def test_any_requests(requests: list[Asked]) -> None:
+def test_any_requests(requests: list[Request]) -> None:
     """No sequence of requests causes an internal error, or a response as if there had been one."""
-    statuses = asyncio.run(asyncio.wait_for(ask_all(requests), 20))
-    if not any(asked.path == "/_emulator/faults" for asked in requests):
+    statuses = asyncio.run(asyncio.wait_for(send_all(requests), 20))
+    if not any(request.path == "/_emulator/faults" for request in requests):
         assert all(200 <= status < 500 for status in statuses)
 
 

@@ -46,7 +46,7 @@ class Case(NamedTuple):
 
 CASES = {
     "submit": Case("submit", SUBMISSION, lambda client: client.flow(FLOW).job("hello")),
-    "look": Case("poll", QUICK, lambda client: client.flow(FLOW).attach("job-1").status()),
+    "poll": Case("poll", QUICK, lambda client: client.flow(FLOW).attach("job-1").status()),
     "wait": Case("poll", WAIT, lambda client: client.flow(FLOW).attach("job-1").wait(timeout_ms=WAIT * 1000)),
     "cancel": Case("cancel", QUICK, lambda client: client.flow(FLOW).attach("job-1").cancel()),
     "recover": Case("session", SUBMISSION, lambda client: client.flow(FLOW).job("hello"), (UNCLEAR, TAKEN)),
@@ -72,7 +72,7 @@ class Log(logging.Handler):
 
 
 @contextmanager
-def nothing_told() -> Iterator[None]:
+def nothing_reported() -> Iterator[None]:
     """Let a call end as it likes, unless an error is none of ours, or an error or the log shows the key."""
     log, logger = Log(), logging.getLogger("noukai_core")
     logger.addHandler(log)
@@ -96,7 +96,7 @@ def test_any_response(name: str, driver: str) -> None:
     @given(scripts(case.kind))
     def check(script: list[Given]) -> None:
         server = Server(most_requests(case.seconds), **{"submit": [*case.before], case.kind: script})
-        with turned_time() as clock, nothing_told():
+        with turned_time() as clock, nothing_reported():
             began = clock.now
             try:
                 with client_of(
@@ -118,7 +118,7 @@ def test_responses_that_contradict_one_another(
 ) -> None:
     """Whatever the responses during a job's life, each submission of it has the same id."""
     server = Server(most_requests(SUBMISSION + WAIT), submit=[*submit, TAKEN], session=session, poll=poll)
-    with turned_time(), nothing_told(), Noukai(KEY, base_url=URL, transport=server.transport) as client:
+    with turned_time(), nothing_reported(), Noukai(KEY, base_url=URL, transport=server.transport) as client:
         client.flow(FLOW).job("hello").wait(timeout_ms=WAIT * 1000)
     sent = [request.headers for request in server.requests if kind_of(request) == "submit"]
     assert len({headers[name] for headers in sent for name in ("X-Session-Id", "Idempotency-Key")}) == 1

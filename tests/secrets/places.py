@@ -92,9 +92,9 @@ class Processes:
             for component in list(self._components.values()):
                 if component.running:
                     for pid in (component.pid, *descendants(component.pid)):
-                        self._look(pid)
+                        self._record(pid)
 
-    def _look(self, pid: int) -> None:
+    def _record(self, pid: int) -> None:
         for name, file in (("arguments", "cmdline"), ("environment", "environ")):
             with contextlib.suppress(OSError):
                 self._seen.add((name, Path(f"/proc/{pid}/{file}").read_bytes()))

@@ -19,10 +19,10 @@ class Stranger:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
-            def answer(self) -> None:
+            def response(self) -> None:
                 self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 stranger.requests.append(f"{self.requestline}\n{self.headers}")
-                status, headers, body = stranger.answer(
+                status, headers, body = stranger.response(
                     self.command, self.path, self.headers.get("Authorization", "")
                 )
                 self.send_response(status)
@@ -32,7 +32,7 @@ class Stranger:
                 self.end_headers()
                 self.wfile.write(body)
 
-            do_GET = do_POST = answer
+            do_GET = do_POST = response
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass
@@ -57,7 +57,7 @@ class Stranger:
         """Its address, by the name that makes it another origin than the local Noukai."""
         return f"http://localhost:{self._server.server_port}/api/v1"
 
-    def answer(self, method: str, path: str, authorization: str) -> tuple[int, dict[str, str], bytes]:
+    def response(self, method: str, path: str, authorization: str) -> tuple[int, dict[str, str], bytes]:
         """Return a status, headers and a body."""
         return 404, {}, b""
 
@@ -69,7 +69,7 @@ class Echo(Stranger):
     and `echo-completed` become jobs that end so.
     """
 
-    def answer(self, method: str, path: str, authorization: str) -> tuple[int, dict[str, str], bytes]:
+    def response(self, method: str, path: str, authorization: str) -> tuple[int, dict[str, str], bytes]:
         """Return a status, headers and a body."""
         key = authorization.removeprefix("Bearer ")
         said = f"{authorization} {key.rpartition('_')[2]} key={key[3:]}&end"
@@ -78,8 +78,8 @@ class Echo(Stranger):
             return 502, headers, f"<html><body>{said}</body></html>".encode()
         if "/echo-failed-" in path or "/echo-completed-" in path:
             return 200, headers, json.dumps(self._job(method, path, said)).encode()
-        refusal = {"detail": {"code": f"BAD_{key}", "message": said}}
-        return 400, headers, json.dumps(refusal).encode()
+        rejection = {"detail": {"code": f"BAD_{key}", "message": said}}
+        return 400, headers, json.dumps(rejection).encode()
 
     def _job(self, method: str, path: str, said: str) -> dict[str, Any]:
         reported = {"progress": {"said": said}, "createdAt": said, "error": {"code": said, "message": said}}

@@ -48,7 +48,7 @@ def test_another_key_is_not_found() -> None:
     assert not SECRET.is_in(other.encode() + base64.b64encode(other.encode()))
 
 
-def test_a_mark_that_could_be_missed_is_refused() -> None:
+def test_a_mark_that_could_be_missed_is_rejected() -> None:
     """A mark that is short, or written differently in JSON or a URL, is none."""
     for text in ("short", "a b/c&d" * 10):
         with pytest.raises(ValueError):

@@ -103,7 +103,7 @@ def submit(flow: FlowPath, version: int | None, body: bytes, headers: Mapping[st
 
 
 def status(flow: FlowPath, job_id: str) -> Call[JobStatus]:
-    """Look at a job."""
+    """Poll a job."""
     operation = f"Looking at job {job_id} of {flow}"
 
     def read(response: HttpResponse) -> JobStatus:

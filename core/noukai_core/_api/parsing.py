@@ -267,7 +267,7 @@ def job_error(value: object) -> str | None:
 
 
 def one_line(text: str) -> str:
-    """Make a server's words fit for one line of a log, without anything that looks like a key."""
+    """Make a server's words fit for one line of a log, without anything that resembles a key."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     line = without_keys(line)
     return line if len(line) <= _SAID_LENGTH else line[:_SAID_LENGTH] + "…"

@@ -31,7 +31,7 @@ LONGEST_PAUSE = 5.0
 """Seconds between two requests that ask whether the job exists."""
 
 GRACE_SHARE = 0.5
-"""The share of the recovery window for which the look-up goes on beyond it while it fails."""
+"""The share of the recovery window for which the lookup continues beyond it while it fails."""
 
 BUSY_PAUSE = 0.1
 """Seconds between two checks whether another call with the same submission has ended."""
@@ -101,7 +101,7 @@ def submit_once(
         flow: The flow; another flow's execution in the session is not taken for this job.
         clock: Seconds, from any beginning.
         state: What this process knows of the submission. It is kept up to date.
-        recovery_timeout: Seconds within which a job shows up in the server's list; 0 turns the look-up off.
+        recovery_timeout: Seconds within which a job shows up in the server's list; 0 disables the lookup.
         retry_timeout: Seconds for which a request that was surely not processed is sent again.
 
     Raises:

@@ -1,1 +1,1 @@
-"""Requests and responses on the wire, connections and transports."""
+"""Requests and responses as they are transferred, connections and transports."""

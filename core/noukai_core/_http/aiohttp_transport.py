@@ -1,9 +1,9 @@
 """Requests over aiohttp.
 
-A look over TLS costs the processor two fifths over aiohttp of what it costs over httpx's own async transport
-(``benchmarks/transports.py``), and a triggerer may make a hundred looks a second. Faults are given httpx's
-names, as they decide whether a submission may be sent again; ``httpx-aiohttp``, which joins the two as well,
-reports a connection that breaks in the middle of a request as one that was never made.
+Over TLS, a poll with aiohttp uses two fifths of the processor time of one with httpx's async transport
+(`benchmarks/transports.py`), and a triggerer may make a hundred polls per second. Errors are translated to
+httpx's, because their type decides whether a submission may be sent again. `httpx-aiohttp`, which also joins
+the two, reports a connection that breaks during a request as one that was never made.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class AiohttpTransport:
     """Carries requests over one aiohttp session.
 
     Args:
-        tls: How servers are trusted.
-        most_connections: How many are open at the same time.
-        idle_expiry: How long one is kept that is not used, in seconds.
+        tls: The TLS context.
+        most_connections: How many connections may be open at the same time.
+        idle_expiry: How long an idle connection is kept, in seconds.
     """
 
     def __init__(self, tls: ssl.SSLContext, most_connections: int, idle_expiry: float) -> None:
@@ -38,7 +38,7 @@ class AiohttpTransport:
         self._session: aiohttp.ClientSession | None = None
 
     async def exchange(self, request: HttpRequest, most_bytes: int) -> HttpResponse:
-        """Send a request, and return its answer; faults come as httpx's. The caller limits the time."""
+        """Send a request, and return its response. Errors are httpx's. The caller limits the time."""
         try:
             return await self._exchange(request, most_bytes)
         except _FAULTS as fault:
@@ -51,20 +51,20 @@ class AiohttpTransport:
             request.method,
             URL(request.url, encoded=True),
             headers=request.headers,
-            # Of bytes that are many, aiohttp warns that they block the loop.
+            # aiohttp warns that large bytes block the loop.
             data=io.BytesIO(request.body) if request.body else None,
             allow_redirects=False,
-            # How long the whole answer may take is the caller's own timer; one more for each read would cost
-            # as much as reading does.
+            # The caller has a timer for the whole response; one more for each read would cost as much as the
+            # read itself.
             timeout=aiohttp.ClientTimeout(connect=request.timeout, ceil_threshold=math.inf),
         )
         try:
-            incoming = ResponseReader(response.status, response.raw_headers, most_bytes)
+            reader = ResponseReader(response.status, response.raw_headers, most_bytes)
             async for chunk in response.content.iter_any():
-                incoming.take(chunk)
-            return incoming.response()
+                reader.take(chunk)
+            return reader.response()
         finally:
-            # One whose answer was read to its end has gone back to the others already.
+            # A connection whose response was read to its end has already returned to the pool.
             response.close()
 
     async def aclose(self) -> None:
@@ -88,16 +88,16 @@ _FAULTS = (aiohttp.ClientError, TimeoutError, OSError)
 
 
 def _as_httpx(fault: Exception) -> httpx.TransportError:
-    """Return httpx's name for a fault. Which one it is tells whether the request was sent."""
-    said = str(fault)
+    """Return httpx's error for a fault. Its type says whether the request was sent."""
+    message = str(fault)
     match fault:
         case aiohttp.ConnectionTimeoutError():
-            return httpx.ConnectTimeout(said)
+            return httpx.ConnectTimeout(message)
         case aiohttp.ClientConnectorError():
-            return httpx.ConnectError(said)
+            return httpx.ConnectError(message)
         case TimeoutError():
-            return httpx.ReadTimeout(said)
+            return httpx.ReadTimeout(message)
         case OSError() | aiohttp.ClientPayloadError():
-            return httpx.ReadError(said)
+            return httpx.ReadError(message)
         case _:
-            return httpx.RemoteProtocolError(said)
+            return httpx.RemoteProtocolError(message)

@@ -1,4 +1,4 @@
-"""What a request is, and what came of it: an answer, or the error that a fault on the way stands for."""
+"""How a call becomes a request, and its outcome a response or an error."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from noukai_core.errors import (
 
 API_VERSION = "2026-05-31"
 
-# Behind a proxy, anyio lets a TLS fault amid an exchange pass as it is, and httpcore does not map it.
+# Behind a proxy, anyio raises a TLS error during an exchange as it is, and httpcore does not map it.
 _FAULTS = (httpx.TransportError, httpx.DecodingError, ssl.SSLError, zlib.error)
 
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 
 _OWN_TIMEOUTS_FIRST = 0.5
-"""Seconds that the transport's timeouts are given first: they tell whether anything was sent."""
+"""Seconds by which the transport's timeouts come first: they say whether anything was sent."""
 
 
 @cache
@@ -51,12 +51,12 @@ class BaseConnection:
         self._closed = False
         try:
             address = httpx.URL(settings.base_url)
-            address.host.encode("idna")  # as the look-up of the name will do
+            address.host.encode("idna")  # as the name resolution will do
         except (httpx.InvalidURL, ValueError) as fault:
             raise InvalidInputError(
                 f"base_url {settings.base_url!r} is not a valid address: {fault}"
             ) from None
-        # As httpx reads it, whatever carries the request: aiohttp takes `straße` for `strasse`, a stranger.
+        # As httpx parses it, for every transport: aiohttp reads `straße` as `strasse`, another host.
         self._base_url = str(address).rstrip("/")
         self._headers = {
             "Authorization": ApiKey(f"Bearer {settings.api_key}"),
@@ -81,36 +81,37 @@ class BaseConnection:
 
     def _too_large(self, call: Call[Any], head: HttpResponse) -> ResponseTooLargeError:
         return ResponseTooLargeError(
-            f"{call.operation}: the answer is larger than {self._settings.max_response_bytes} bytes. "
-            "Raise max_response_bytes if the flow's output is meant to be so large.",
+            f"{call.operation}: the response is larger than {self._settings.max_response_bytes} bytes. "
+            "Raise max_response_bytes if the flow's output is meant to be that large.",
             status_code=head.status_code,
             request_id=head.request_id,
             job_id=call.job_id,
         )
 
     def _no_response(self, call: Call[Any], fault: Exception, timeout: float) -> APIError:
-        said = one_line(str(fault))  # h11 quotes what it cannot read, whatever it is
+        message = one_line(str(fault))  # h11 quotes whatever it cannot parse
         if isinstance(fault, httpx.DecodingError | zlib.error):
             return InvalidResponseError(
-                f"{call.operation}: the answer's encoding is broken: {said}", job_id=call.job_id
+                f"{call.operation}: the response's encoding is broken: {message}", job_id=call.job_id
             )
-        reason = said or f"nothing within {timeout:g} s"
+        reason = message or f"nothing within {timeout:g} s"
         return TransientError(
-            f"{call.operation}: no answer from {self._settings.base_url} ({type(fault).__name__}: {reason})",
+            f"{call.operation}: no response from {self._settings.base_url} "
+            f"({type(fault).__name__}: {reason})",
             job_id=call.job_id,
             never_processed=isinstance(fault, _NEVER_SENT),
         )
 
 
 class Connection(BaseConnection):
-    """Sends calls and blocks until they are answered. Threads may share it."""
+    """Sends calls and blocks until their responses arrive. Threads may share it."""
 
     def __init__(self, settings: ClientOptions, transport: httpx.BaseTransport | None) -> None:
         super().__init__(settings)
         self._transport = blocking_transport(settings, transport)
 
     def send(self, call: Call[Any], timeout: float | None = None) -> HttpResponse | APIError:
-        """Send a call once; every fault comes back as a value, without what it was raised from."""
+        """Send a call once. Every error is returned as a value, without its cause."""
         allowed = self._settings.timeout if timeout is None else timeout
         if self._closed:
             return self._client_closed(call)
@@ -123,7 +124,7 @@ class Connection(BaseConnection):
             return self._no_response(call, fault, allowed)
 
     def close(self) -> None:
-        """Close the connections; a second time does nothing."""
+        """Close the connections. Closing twice does nothing."""
         if not self._closed:
             self._closed = True
             self._transport.close()
@@ -136,23 +137,23 @@ class AsyncConnection(BaseConnection):
         super().__init__(settings)
         self._transport = async_transport(settings, transport)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._room = ConnectionLimiter(MAX_CONCURRENT_CALLS)
+        self._limiter = ConnectionLimiter(MAX_CONCURRENT_CALLS)
 
     async def send(self, call: Call[Any], timeout: float | None = None) -> HttpResponse | APIError:
-        """Send a call once; every fault comes back as a value, without what it was raised from."""
+        """Send a call once. Every error is returned as a value, without its cause."""
         allowed = self._settings.timeout if timeout is None else timeout
         self._check_loop()
-        if call.submits:  # whoever submits has waited for its turn already
+        if call.submits:  # submissions have their own limit
             return await self._exchange(call, allowed)
-        if not await self._room.enter(allowed):
+        if not await self._limiter.enter(allowed):
             return self._not_sent(call, allowed)
         try:
             return await self._exchange(call, allowed)
         finally:
-            self._room.leave()
+            self._limiter.leave()
 
     async def _exchange(self, call: Call[Any], allowed: float) -> HttpResponse | APIError:
-        if self._closed:  # not before: the client may be closed meanwhile
+        if self._closed:  # checked here because the client may be closed during the wait
             return self._client_closed(call)
         request = self._request(call, allowed)
         try:
@@ -183,7 +184,7 @@ class AsyncConnection(BaseConnection):
             )
 
     async def aclose(self) -> None:
-        """Close the connections; a second time does nothing."""
+        """Close the connections. Closing twice does nothing."""
         if not self._closed:
             self._closed = True
             await self._transport.aclose()

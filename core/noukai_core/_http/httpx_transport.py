@@ -1,7 +1,7 @@
-"""Requests over a transport of httpx: a blocking client's, an async one's behind a proxy, or the user's own.
+"""Requests over httpx's transports: of a blocking client, of an async one behind a proxy, or the user's.
 
-The transports are driven directly. A ``httpx.Client`` adds redirects, cookies and a log line for each
-request, and none of them is wanted here: a job may be looked at a thousand times.
+The transports are used directly. An `httpx.Client` would add redirects, cookies and a log line per request,
+none of which is wanted here: a job may be polled a thousand times.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from noukai_core._http.messages import HttpRequest, ResponseReader
 
 
 class HttpxTransport:
-    """Carries requests over a blocking transport of httpx."""
+    """Sends requests over a blocking transport of httpx."""
 
     def __init__(self, transport: httpx.BaseTransport) -> None:
         self._transport = transport
 
     def exchange(self, request: HttpRequest, most_bytes: int) -> HttpResponse:
-        """Send a request, and return its answer; faults come as httpx's."""
+        """Send a request, and return its response. Errors are httpx's."""
         ends = time.monotonic() + request.timeout
         response = self._transport.handle_request(_request(request))
         try:
-            incoming = _incoming(response, most_bytes)
-            for chunk in response.iter_bytes() if incoming.unpacked else response.iter_raw():
-                incoming.take(chunk)
+            reader = _reader(response, most_bytes)
+            for chunk in response.iter_bytes() if reader.unpacked else response.iter_raw():
+                reader.take(chunk)
                 if time.monotonic() > ends:
-                    raise httpx.ReadTimeout("the answer did not end in time")
-            return incoming.response()
+                    raise httpx.ReadTimeout("the response did not end in time")
+            return reader.response()
         finally:
             response.close()
 
@@ -41,19 +41,19 @@ class HttpxTransport:
 
 
 class AsyncHttpxTransport:
-    """Carries requests over an async transport of httpx."""
+    """Sends requests over an async transport of httpx."""
 
     def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
         self._transport = transport
 
     async def exchange(self, request: HttpRequest, most_bytes: int) -> HttpResponse:
-        """Send a request, and return its answer; faults come as httpx's. The caller limits the time."""
+        """Send a request, and return its response. Errors are httpx's. The caller limits the time."""
         response = await self._transport.handle_async_request(_request(request))
         try:
-            incoming = _incoming(response, most_bytes)
-            async for chunk in response.aiter_bytes() if incoming.unpacked else response.aiter_raw():
-                incoming.take(chunk)
-            return incoming.response()
+            reader = _reader(response, most_bytes)
+            async for chunk in response.aiter_bytes() if reader.unpacked else response.aiter_raw():
+                reader.take(chunk)
+            return reader.response()
         finally:
             await response.aclose()
 
@@ -74,11 +74,11 @@ def _request(request: HttpRequest) -> httpx.Request:
 
 @lru_cache(maxsize=1024)
 def _address(url: str) -> httpx.URL:
-    """Parse an address, which takes httpx a tenth of all that a look takes; a job has many looks."""
+    """Parse an address. httpx spends a tenth of a poll on it, and a job has many polls."""
     return httpx.URL(url)
 
 
-def _incoming(response: httpx.Response, most_bytes: int) -> ResponseReader:
-    # What a transport has read already, it has also unpacked.
+def _reader(response: httpx.Response, most_bytes: int) -> ResponseReader:
+    # A body that a transport has already read is also decompressed.
     read = response.is_stream_consumed
     return ResponseReader(response.status_code, response.headers.raw, most_bytes, unpacked=read)

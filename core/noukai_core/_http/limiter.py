@@ -1,26 +1,26 @@
-"""How many requests an async client has open at the same time: few, and more once others have to wait."""
+"""How many requests an async client has open at the same time: few, and more if others have to wait."""
 
 from __future__ import annotations
 
 import asyncio
 
 CALLS_AT_FIRST = 8
-"""Requests that are open at the same time as long as none of the others waits for long.
+"""Requests that are open at the same time as long as no other request waits for long.
 
-They carry a hundred looks a second when an answer takes 80 ms, and over TLS asyncio keeps a quarter of a
+They support a hundred polls per second if a response takes 80 ms. Over TLS, asyncio uses a quarter of a
 megabyte for each connection.
 """
 
 LONGEST_QUEUE = 0.5
-"""Seconds that a request waits for one of the others to end, before it takes a connection more."""
+"""Seconds that a request waits for another one to end, before it opens one more connection."""
 
 
 class ConnectionLimiter:
-    """Lets few requests go at the same time, and one more for each that has waited for too long.
+    """Allows few concurrent requests, and one more for each that has waited too long.
 
-    Whoever waits for a connection waits here, and not in a transport's pool. That of httpcore 1.0, used
-    behind a proxy, goes through all that wait in it for each request: a thousand of them, after an outage,
-    keep the loop so busy that none ends in time.
+    Requests wait for a connection here, and not in a transport's pool. The pool of httpcore 1.0, used behind
+    a proxy, iterates over all waiting requests for each request: after an outage, a thousand of them keep the
+    loop so busy that none ends in time.
 
     Args:
         most: How many requests may be open at the same time.
@@ -28,23 +28,23 @@ class ConnectionLimiter:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._places = min(CALLS_AT_FIRST, most)
-        self._free = asyncio.Semaphore(self._places)
+        self._slots = min(CALLS_AT_FIRST, most)
+        self._free = asyncio.Semaphore(self._slots)
 
     async def enter(self, seconds: float) -> bool:
-        """Wait for a place, for so many seconds at most, and tell whether there is one."""
+        """Wait for a slot, up to this many seconds, and return whether there is one."""
         if not self._free.locked():
             return await self._free.acquire()  # at once, and without a timer
-        retry_timeout = min(seconds, LONGEST_QUEUE)
-        if await self._freed(retry_timeout):
+        first_wait = min(seconds, LONGEST_QUEUE)
+        if await self._freed(first_wait):
             return True
-        if self._places < self._most:
-            self._places += 1
+        if self._slots < self._most:
+            self._slots += 1
             return True
-        return await self._freed(seconds - retry_timeout)
+        return await self._freed(seconds - first_wait)
 
     def leave(self) -> None:
-        """Give the place to the next."""
+        """Release the slot."""
         self._free.release()
 
     async def _freed(self, seconds: float) -> bool:

@@ -1,4 +1,4 @@
-"""One request and its answer, as they travel: what the transports of both shells have in common. No I/O."""
+"""A request and its response as they are transferred, for the transports of both clients. No I/O."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class HttpRequest:
 
 
 class TooLarge(Exception):
-    """The body of an answer is larger than allowed; `head` is the answer without it."""
+    """The body of a response is larger than allowed; `head` is the response without it."""
 
     def __init__(self, head: HttpResponse) -> None:
         super().__init__(head.status_code)
@@ -34,16 +34,16 @@ class TooLarge(Exception):
 
 
 class ResponseReader:
-    """A response that arrives in chunks, and is never unpacked beyond its limit.
+    """A response that arrives in chunks, and is never decompressed beyond its limit.
 
-    The libraries would unpack each chunk whole: one that was packed twice grows a million times. An encoding
-    that was not asked for is left as it is.
+    The libraries would decompress each chunk entirely: one that was compressed twice grows a million times.
+    An encoding that was not requested is left as it is.
 
     Args:
         status_code: The status.
         headers: The headers, as bytes.
-        most: How many bytes the body may have, packed as well as unpacked.
-        unpacked: Whether the transport has unpacked the body already; also an attribute.
+        most: How many bytes the body may have, compressed or not.
+        unpacked: Whether the transport has already decompressed the body; also an attribute.
     """
 
     def __init__(
@@ -59,11 +59,11 @@ class ResponseReader:
         self._body = bytearray()
 
     def take(self, chunk: bytes) -> None:
-        """Take the next chunk of the body.
+        """Add the next chunk of the body.
 
         Raises:
             TooLarge: The body has become larger than allowed.
-            zlib.error: The body is not what gzip makes.
+            zlib.error: The body is not valid gzip.
         """
         self._received += len(chunk)
         if self._gzip is None:
@@ -74,7 +74,7 @@ class ResponseReader:
             raise TooLarge(HttpResponse(self._status_code, self._headers, b""))
 
     def response(self) -> HttpResponse:
-        """Return the response, once all of it was taken.
+        """Return the response, after its last chunk.
 
         Raises:
             zlib.error: The packed body ends too early.
@@ -85,10 +85,10 @@ class ResponseReader:
 
 
 class _GzipReader:
-    """Unpacks gzip that arrives in chunks: members that follow each other, and zeros behind the last.
+    """Decompresses gzip that arrives in chunks: consecutive members, and zeros after the last.
 
-    What follows a member is copied by zlib, so it is given little at a time, and members are counted: an
-    empty one has 20 bytes, costs a thousand times as long, and adds nothing to the body.
+    zlib copies what follows a member, so it gets little at a time. Members are counted: an empty one has
+    20 bytes, costs a thousand times as long, and adds nothing to the body.
     """
 
     def __init__(self) -> None:
@@ -97,7 +97,7 @@ class _GzipReader:
         self._begun = False
 
     def unpack(self, chunk: bytes, body: bytearray, most: int) -> None:
-        """Unpack a chunk to the end of a body, until the body has the most bytes that are wanted."""
+        """Decompress a chunk to the end of a body, until the body has this many bytes."""
         for begin in range(0, len(chunk), _GZIP_STEP):
             packed = chunk[begin : begin + _GZIP_STEP]
             while packed and len(body) < most:

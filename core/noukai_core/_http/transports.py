@@ -1,4 +1,4 @@
-"""What carries the requests: httpx's own transport for the blocking client, aiohttp for the async one."""
+"""The transport of each client: httpx's for the blocking one, aiohttp's for the async one."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from noukai_core._http.messages import HttpRequest
 from noukai_core._options import ClientOptions
 
 IDLE_CONNECTION_EXPIRY = 90.0
-"""Seconds; longer than the longest pause between two looks, so that a waiting job keeps its connection."""
+"""Seconds; longer than the longest pause between two polls, so that a waiting job keeps its connection."""
 
 MAX_CONCURRENT_CALLS = 32
-"""The most requests that one client has open at the same time beside its submissions, each on a connection.
+"""The most requests that one client has open at the same time in addition to its submissions.
 
-An async client has fewer as long as they are enough (`room.py`).
+Each uses a connection. An async client opens fewer as long as they are enough (`limiter.py`).
 """
 
 
@@ -31,7 +31,7 @@ class AsyncTransport(Protocol):
     """What an async client sends its requests over."""
 
     async def exchange(self, request: HttpRequest, most_bytes: int) -> HttpResponse:
-        """Send a request, and return its answer."""
+        """Send a request, and return its response."""
         ...
 
     async def aclose(self) -> None:
@@ -40,19 +40,19 @@ class AsyncTransport(Protocol):
 
 
 def blocking_transport(settings: ClientOptions, given: httpx.BaseTransport | None) -> HttpxTransport:
-    """Return what carries the requests of a blocking client: what the user gave, or what is made here."""
+    """Return the transport of a blocking client: the user's, or a new one."""
     if given is not None:
         return HttpxTransport(given)
     proxy = _proxy(settings.base_url)
     transport = httpx.HTTPTransport(verify=_tls_context(), limits=_limits(settings), proxy=proxy)
-    # httpx passes this on to httpcore by no argument of its own.
+    # httpx has no argument to pass this on to httpcore.
     pool: Any = transport._pool  # pyright: ignore[reportPrivateUsage]
     pool._network_backend = _Sockets(pool._network_backend)
     return HttpxTransport(transport)
 
 
 def async_transport(settings: ClientOptions, given: httpx.AsyncBaseTransport | None) -> AsyncTransport:
-    """Return what carries the requests of an async client: what the user gave, or what is made here."""
+    """Return the transport of an async client: the user's, or a new one."""
     if given is not None:
         return AsyncHttpxTransport(given)
     proxy = _proxy(settings.base_url)
@@ -61,7 +61,7 @@ def async_transport(settings: ClientOptions, given: httpx.AsyncBaseTransport | N
             httpx.AsyncHTTPTransport(verify=_tls_context(), limits=_limits(settings), proxy=proxy)
         )
     from noukai_core._http.aiohttp_transport import (
-        AiohttpTransport,  # only here: to import aiohttp takes a tenth of a second
+        AiohttpTransport,  # only here: importing aiohttp takes a tenth of a second
     )
 
     return AiohttpTransport(_tls_context(), _most_connections(settings), IDLE_CONNECTION_EXPIRY)
@@ -80,7 +80,7 @@ def _limits(settings: ClientOptions) -> httpx.Limits:
 
 @cache
 def _tls_context() -> ssl.SSLContext:
-    """Return the one TLS context of this process: to make one takes tens of milliseconds."""
+    """Return the one TLS context of this process: creating one takes tens of milliseconds."""
     return httpx.create_ssl_context()
 
 
@@ -95,7 +95,7 @@ def _proxy(base_url: str) -> str | None:
 
 
 class _Sockets:
-    """Opens the connections of a blocking transport, in place of what httpcore has for that."""
+    """Opens the connections of a blocking transport, in place of httpcore's network backend."""
 
     def __init__(self, httpcores: Any) -> None:
         self._httpcores = httpcores
@@ -105,17 +105,17 @@ class _Sockets:
 
 
 class _Stream:
-    """A connection on which a whole answer is read in the time that a request has.
+    """A connection on which a whole response must be read within the request's timeout.
 
-    httpcore's own gives that time to each read. A server that sends its headers in drops, or one
-    `100 Continue` after another, would hold the caller for days, or for ever.
+    httpcore applies the timeout to each read. A server that sends its headers byte by byte, or one
+    `100 Continue` after another, would block the caller for days, or forever.
     """
 
     def __init__(self, httpcores: Any) -> None:
         self._httpcores = httpcores
         self._ends = math.inf
 
-    # httpcore passes these arguments by their names, too.
+    # httpcore also passes these arguments by name.
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         self._httpcores.write(buffer, timeout)
@@ -124,7 +124,7 @@ class _Stream:
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         left = self._ends - time.monotonic()
         if left <= 0:
-            raise httpx.ReadTimeout("the answer did not end in time")
+            raise httpx.ReadTimeout("the response did not end in time")
         data: bytes = self._httpcores.read(max_bytes, timeout if timeout is None else min(timeout, left))
         return data
 

@@ -28,7 +28,7 @@ from tests.faults.kinds import REQUEST_SECONDS
 
 T = TypeVar("T")
 
-_PATIENCE_WITH_ENDLESS_MS = 3000
+_TIMEOUT_WITH_ENDLESS_MS = 3000
 _MOST_TRIES = 20
 
 
@@ -77,7 +77,7 @@ async def _story(flow: Any, plan: Plan) -> Report:
     job = await submitted(flow, plan)
     try:
         endless = plan.outcome == "never"
-        result = await _answer(job.wait(timeout_ms=_PATIENCE_WITH_ENDLESS_MS if endless else None))
+        result = await _awaited(job.wait(timeout_ms=_TIMEOUT_WITH_ENDLESS_MS if endless else None))
         assert result.output == {"message": plan.message}, "this is the output of another job"
         state = "completed"
     except JobFailedError:
@@ -98,7 +98,7 @@ async def submitted(flow: Any, plan: Plan) -> Any:
     submission = Submission.new()
     for _ in range(_MOST_TRIES):
         try:
-            return await _answer(flow.job(plan.message, parameters=plan.parameters, submission=submission))
+            return await _awaited(flow.job(plan.message, parameters=plan.parameters, submission=submission))
         except SubmissionUnknownError as unknown:
             submission = unknown.submission
         except PermanentError:
@@ -111,7 +111,7 @@ async def submitted(flow: Any, plan: Plan) -> Any:
 async def _persistently(act: Callable[[], Any]) -> None:
     for _ in range(_MOST_TRIES):
         try:
-            return await _answer(act())
+            return await _awaited(act())
         except PermanentError:
             raise
         except APIError:
@@ -119,7 +119,7 @@ async def _persistently(act: Callable[[], Any]) -> None:
     raise AssertionError(f"{act} did not succeed in {_MOST_TRIES} tries")
 
 
-async def _answer(value: Any) -> Any:
+async def _awaited(value: Any) -> Any:
     """Return the value of either client; the async one's has to be awaited."""
     return await value if inspect.isawaitable(value) else value
 

@@ -18,7 +18,7 @@ subject: ContextVar[str] = ContextVar("subject")
 class _Refusals:
     def __init__(self, probability: float) -> None:
         self._probability = probability
-        self._asked: Counter[str] = Counter()
+        self._requests: Counter[str] = Counter()
         self._met: Counter[str] = Counter()
         # Bound, so that no other process gets the port, but not listening.
         self._nobody = socket.socket()
@@ -26,12 +26,12 @@ class _Refusals:
 
     @property
     def share(self) -> float:
-        return self._met.total() / max(1, self._asked.total())
+        return self._met.total() / max(1, self._requests.total())
 
     def aimed(self, request: httpx.Request) -> httpx.Request:
         name = subject.get()
-        self._asked[name] += 1
-        if Random(f"{scale.SEED}/{name}/{self._asked[name]}").random() < self._probability:
+        self._requests[name] += 1
+        if Random(f"{scale.SEED}/{name}/{self._requests[name]}").random() < self._probability:
             self._met[name] += 1
             request.url = request.url.copy_with(port=self._nobody.getsockname()[1])
         return request

@@ -14,7 +14,7 @@ from noukai_core._engine import schedule
 from tests.core.scripted_server import FLOW
 from tests.fuzz.drivers import DRIVERS, client_of
 from tests.fuzz.nonsense import KEY, MARK, fuzzed
-from tests.fuzz.raw_server import ENDLESS, RawServer, ScriptedServer
+from tests.fuzz.raw_server import ENDLESS, RawServer, ServerAction
 
 MEGABYTE = 1024 * 1024
 SHORT_RETRY: dict[str, Any] = {"timeout": 0.3, "retry_timeout": 0.5, "max_response_bytes": MEGABYTE}
@@ -93,7 +93,7 @@ def test_any_bytes(driver: str, monkeypatch: pytest.MonkeyPatch) -> None:
         @given(st.lists(_LINES | st.binary(max_size=30), max_size=12), st.booleans())
         @example([KEY.encode() + b"\r\n"], True)
         def check(chunks: list[bytes], resets: bool) -> None:
-            server.response = lambda _: [b"".join(chunks), *[ScriptedServer.RESET] * resets]
+            server.response = lambda _: [b"".join(chunks), *[ServerAction.RESET] * resets]
             try:
                 client.flow(FLOW).attach("job-1").status()
             except NoukaiError as error:

@@ -22,7 +22,7 @@ from noukai_core import (
     TransientError,
 )
 from noukai_core._engine import schedule
-from tests.core.scripted_server import FLOW, HttpResponse, ScriptedServer, accepted, refusal
+from tests.core.scripted_server import FLOW, HttpResponse, ScriptedServer, accepted, rejection
 
 if TYPE_CHECKING:
     from noukai_core.emulator import Emulator
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SURELY_NOT_PROCESSED: dict[str, HttpResponse | Exception] = {
     "refused": httpx.ConnectError("[Errno 111] Connection refused"),
     "never connected": httpx.ConnectTimeout("no route"),
-    "429": refusal(429, "RATE_LIMITED", Retry_After="1"),
+    "429": rejection(429, "RATE_LIMITED", Retry_After="1"),
 }
 
 
@@ -66,7 +66,8 @@ def test_retry_after_beyond_the_retry_window_ends_at_once(
     """If the server requests an hour, the client raises an error instead of blocking a worker for an hour."""
     later = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
     server.on(
-        "submit", refusal(429, "RATE_LIMITED", "too many", Retry_After="3600" if form == "seconds" else later)
+        "submit",
+        rejection(429, "RATE_LIMITED", "too many", Retry_After="3600" if form == "seconds" else later),
     )
     begin = time.monotonic()
     with pytest.raises(RateLimitError) as caught:
@@ -115,7 +116,7 @@ def test_a_server_that_never_takes_it_is_an_error_after_the_retry_window(
     assert len(server.made("submit")) >= 2
 
 
-REFUSALS: list[Any] = [
+PERMANENT_ERRORS: list[Any] = [
     (400, "MISSING_MESSAGE", BadRequestError),
     (413, "MESSAGES_TOO_LARGE", BadRequestError),
     (422, "", BadRequestError),
@@ -131,13 +132,13 @@ REFUSALS: list[Any] = [
 
 
 @pytest.mark.parametrize(
-    "status, code, kind", REFUSALS, ids=lambda value: getattr(value, "__name__", str(value))
+    "status, code, kind", PERMANENT_ERRORS, ids=lambda value: getattr(value, "__name__", str(value))
 )
-def test_a_permanent_refusal_ends_at_once(
+def test_a_permanent_error_ends_at_once(
     scripted: MakeClient, server: ScriptedServer, status: int, code: str, kind: type[APIError]
 ) -> None:
     """A permanent error is raised after one request, with status, code, words and request id."""
-    server.on("submit", refusal(status, code, "the very words"))
+    server.on("submit", rejection(status, code, "the very words"))
     with pytest.raises(kind) as caught:
         scripted().flow(FLOW).job(message="hello")
     error = caught.value
