@@ -9,7 +9,7 @@ SHELL := /bin/sh
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-airflow test-prefect test-floor test-airflow-floor test-prefect-floor test-deployment test-faults \
-	simulate check check-style check-types check-imports environments format requirements clean
+	simulate check check-style check-types check-imports check-words environments format requirements clean
 
 # What another environment, an orchestrator's settings or a developer's own key would change stays outside.
 unexport $(filter AIRFLOW_% PREFECT_% NOUKAI_% PIP_TARGET PIP_PREFIX PIP_REQUIRE_VIRTUALENV,$(.VARIABLES))
@@ -70,7 +70,7 @@ simulate: .venv/airflow/ready ## search a million schedules for a broken promise
 
 environments: .venv/airflow/ready .venv/prefect/ready .venv/airflow-floor/ready .venv/prefect-floor/ready ## build all that the tests need
 
-check: check-style check-types check-imports ## lint, format, types, and who may import whom
+check: check-style check-types check-imports check-words ## lint, format, types, who may import whom, and the words
 
 check-style: .venv/airflow/ready
 	$(call say,style)
@@ -88,6 +88,10 @@ check-types: .venv/airflow/ready .venv/prefect/ready
 check-imports: .venv/airflow/ready
 	$(call say,imports)
 	.venv/airflow/bin/lint-imports --no-cache
+
+check-words: .venv/airflow/ready
+	$(call say,words)
+	.venv/airflow/bin/python -m devtools.words
 
 format: .venv/airflow/ready ## put the code into its format
 	.venv/airflow/bin/ruff check --fix

@@ -95,7 +95,7 @@ async def _cancel_all(flow_run_id: UUID, default: str, logger: LoggerOrAdapter) 
         try:
             await record_cancelled(scopes, cancelled)
         except Exception as error:
-            logger.warning("Noukai batch of the flow run: table not written: %s", error)
+            logger.warning("Prefect flow run %s: table not written: %s", flow_run_id, error)
 
 
 async def _cancel_with(
