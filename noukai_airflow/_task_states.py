@@ -1,4 +1,4 @@
-"""Requests to Airflow about a task, from inside a triggerer.
+"""Requests to Airflow about a task, from inside a triggerer, and the XCom that is written there.
 
 They use internal messages of Airflow.
 """
@@ -12,7 +12,7 @@ from airflow.sdk.execution_time.comms import GetTaskStates
 from airflow.sdk.execution_time.xcom import XCom
 
 from noukai_airflow._kill_policy import state_of
-from noukai_airflow._xcoms import JOB_ID
+from noukai_airflow._xcoms import JOB_ID, JOB_STATUS
 
 
 async def state_of_task(task: Any) -> str | None:
@@ -36,3 +36,17 @@ async def job_of_task(task: Any) -> str | None:
         key=JOB_ID, dag_id=task.dag_id, task_id=task.task_id, run_id=task.run_id, map_index=task.map_index
     )
     return value if isinstance(value, str) else None
+
+
+async def push_status(task: Any, summary: dict[str, Any]) -> None:
+    """Write the XCom `job_status` of a task instance, from Airflow 3.3 on. Before, every write blocks."""
+    push = getattr(XCom, "aset", None)
+    if push is not None:
+        await push(
+            JOB_STATUS,
+            summary,
+            dag_id=task.dag_id,
+            task_id=task.task_id,
+            run_id=task.run_id,
+            map_index=task.map_index,
+        )

@@ -13,6 +13,7 @@ from airflow.providers.common.compat.sdk import AirflowSkipException
 import noukai_core as core
 from noukai_airflow import _xcoms
 from noukai_airflow._kill_policy import left_running
+from noukai_airflow._outcome import JobOutcome, StatusUpdates, about_job, status_summary
 from noukai_airflow._submit import cancel_if_possible
 from noukai_airflow._trigger_event import JobEvent, Reason
 from noukai_airflow._xcoms import task_instance_of
@@ -20,7 +21,6 @@ from noukai_airflow.exceptions import (
     NoukaiException,
     NoukaiJobCancelledException,
     NoukaiJobTimeoutException,
-    airflow_errors,
 )
 from noukai_airflow.links.noukai import NoukaiJobLink
 from noukai_airflow.triggers.noukai import NoukaiJobTrigger, backstop
@@ -90,11 +90,12 @@ class JobWait:
         self._settings = settings
         self._store = store
         self._job = job
+        self._updates = StatusUpdates()
 
     def publish_job(self) -> None:
         """Publish the id and the page of the job as soon as they are known."""
         job = self._job
-        url = self._settings.run_url(job.flow, job.id)
+        url = self._url()
         if url is not None:
             log.info("Noukai job %s of %s: page %s", job.id, job.flow, url)
         if not self._options.push_xcoms:
@@ -136,6 +137,7 @@ class JobWait:
         try:
             for status in self._job.watch(timeout=timeout, poll_interval=options.poll_interval):
                 last = status
+                self._publish_status(status)
         except core.JobTimeoutError:
             if options.deferrable and (deadline is None or time.time() < deadline):
                 return self.defer(deadline)
@@ -154,6 +156,7 @@ class JobWait:
                 deadline=deadline,
                 poll_interval=options.poll_interval,
                 cancel_on_kill=options.cancel_on_kill,
+                push_status=options.push_xcoms,
             ),
             method_name="execute_complete",
             kwargs={"job_id": job.id, "flow": job.flow, "submitted_at": submitted_at, "deadline": deadline},
@@ -191,30 +194,43 @@ class JobWait:
     def time_out(self) -> NoReturn:
         """Fail the task because its job did not end in time."""
         job = self._job
-        outcome = self._cancel_or_keep()
         submitted = job.submitted_at
         after = "" if submitted is None else f" after {time.time() - submitted.timestamp():.0f} s"
-        raise NoukaiJobTimeoutException(
-            f"Noukai job {job.id} of {job.flow}: timed out{after}; {outcome}", job_id=job.id
-        )
+        phrase = f"timed out{after}; {self._cancel_or_keep()}"
+        raise NoukaiJobTimeoutException(about_job(phrase, job, self._url()), job_id=job.id)
 
     def _cancel_or_keep(self) -> str:
         if not self._options.cancel_on_timeout:
             self._store.change(wait_again=True)
             return left_running(durable=self._options.durable)
         self._store.change(abandoned=True)
-        if cancel_if_possible(self._job, "timed out"):
-            return "cancelled"
-        return "cancel failed (may still be running)"
+        if not cancel_if_possible(self._job, "timed out"):
+            return "cancel failed (may still be running)"
+        last = self._job.last_status or core.JobStatus(id=self._job.id, state=core.JobState.PENDING)
+        self._report(last.model_copy(update={"state": core.JobState.CANCELLED, "error": "timed out"}))
+        return "cancelled"
 
     def _finish(self, status: JobStatus) -> Any:
+        error = self._report(status).exception()
+        if error is None:
+            return None if status.result is None else status.result.output
+        if isinstance(error, NoukaiJobCancelledException) and self._options.on_cancelled == "skip":
+            raise AirflowSkipException(str(error))
+        raise error
+
+    def _report(self, status: JobStatus) -> JobOutcome:
+        """Report the end of the job: in its XCom, and with its cost in the log."""
+        outcome = JobOutcome.read(self._job, status, url=self._url(), traced=self._options.trace)
+        self._push_status(outcome.summary())
+        return outcome
+
+    def _publish_status(self, status: JobStatus) -> None:
+        if self._updates.is_due(status):
+            self._push_status(status_summary(status))
+
+    def _push_status(self, summary: dict[str, Any]) -> None:
         if self._options.push_xcoms:
-            summary = _xcoms.status_summary(status) | (_xcoms.costs(self._job) if self._options.trace else {})
             task_instance_of(self._context).xcom_push(_xcoms.JOB_STATUS, summary)
-        try:
-            with airflow_errors():
-                return status.result_or_raise().output
-        except NoukaiJobCancelledException as error:
-            if self._options.on_cancelled == "skip":
-                raise AirflowSkipException(str(error)) from error
-            raise
+
+    def _url(self) -> str | None:
+        return self._settings.run_url(self._job.flow, self._job.id)

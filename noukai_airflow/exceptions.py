@@ -12,14 +12,20 @@ NoukaiException                         retries apply, unless stated otherwise
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import logging
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from functools import wraps
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
 if TYPE_CHECKING:
-    from noukai_core import NoukaiError
+    from noukai_core import NoukaiError, TraceStep
+
+P = ParamSpec("P")
+R = TypeVar("R")
+log = logging.getLogger(__name__)
 
 
 class NoukaiException(AirflowException):
@@ -46,7 +52,15 @@ class NoukaiException(AirflowException):
 
 
 class NoukaiJobFailedException(NoukaiException):
-    """The job failed."""
+    """The job failed.
+
+    Attributes:
+        step: The step that failed, if the trace of the run shows it.
+    """
+
+    def __init__(self, message: str, *, job_id: str | None = None, step: TraceStep | None = None) -> None:
+        super().__init__(message, job_id=job_id)
+        self.step = step
 
 
 class NoukaiJobTimeoutException(NoukaiException):
@@ -85,7 +99,21 @@ def airflow_errors() -> Generator[None, None, None]:
     try:
         yield
     except NoukaiError as error:
-        raise translate(error) from error
+        raise translate(error) from None
+
+
+def without_frames(method: Callable[P, R]) -> Callable[P, R]:
+    """Raise Noukai exceptions without the frames of this package, which only hide the reason from readers."""
+
+    @wraps(method)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(*args, **kwargs)
+        except NoukaiException as error:
+            log.debug("Where the exception was raised:", exc_info=True)
+            raise error.with_traceback(None) from None
+
+    return wrapper
 
 
 def translate(error: NoukaiError) -> NoukaiException:

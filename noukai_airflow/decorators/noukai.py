@@ -13,7 +13,7 @@ from airflow.providers.common.compat.sdk import (
     task_decorator_factory,  # pyright: ignore[reportUnknownVariableType]
 )
 
-from noukai_airflow.exceptions import NoukaiPermanentException
+from noukai_airflow.exceptions import NoukaiPermanentException, without_frames
 from noukai_airflow.operators.noukai import NoukaiRunJobOperator
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class NoukaiDecoratedOperator(DecoratedOperator, NoukaiRunJobOperator):
         **NoukaiRunJobOperator.template_fields_renderers,
     }
 
+    @without_frames
     def execute(self, context: Context) -> Any:
         """Call the function, and run the job with the inputs that it returns."""
         return NoukaiRunJobOperator.execute(self, context)

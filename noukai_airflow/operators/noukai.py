@@ -14,7 +14,12 @@ from airflow.sdk import BaseOperator
 from noukai_airflow._kill_policy import left_running
 from noukai_airflow._trigger_event import JobEvent
 from noukai_airflow._xcoms import JOB_ID, task_instance_of
-from noukai_airflow.exceptions import NoukaiException, NoukaiJobTimeoutException, airflow_errors
+from noukai_airflow.exceptions import (
+    NoukaiException,
+    NoukaiJobTimeoutException,
+    airflow_errors,
+    without_frames,
+)
 from noukai_airflow.links.noukai import NoukaiJobLink
 
 if TYPE_CHECKING:
@@ -125,10 +130,12 @@ class NoukaiRunJobOperator(BaseOperator):
         self._wait: JobWait | None = None
         self._kill_requested = False
 
+    @without_frames
     def execute(self, context: Context) -> Any:
         """Submit the job, or attach to that of an earlier try, and wait for it."""
         return self._guarded(context, lambda: self._run(context))
 
+    @without_frames
     def execute_complete(
         self,
         context: Context,
@@ -152,11 +159,12 @@ class NoukaiRunJobOperator(BaseOperator):
         sent_at = None if submitted_at is None else datetime.fromisoformat(submitted_at)
         return self._guarded(
             context,
-            lambda: self._resumed_wait(context, flow or self.flow, known_id, sent_at).resolve(
-                job_event, deadline
-            ),
+            lambda: self._resumed_wait(
+                context, flow or self.flow, known_id, sent_at, job_event.state if job_event else None
+            ).resolve(job_event, deadline),
         )
 
+    @without_frames
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume the task.
 
@@ -254,11 +262,25 @@ class NoukaiRunJobOperator(BaseOperator):
         )
 
     def _resumed_wait(
-        self, context: Context, flow: str, job_id: str, submitted_at: datetime | None
+        self,
+        context: Context,
+        flow: str,
+        job_id: str,
+        submitted_at: datetime | None,
+        logged_state: str | None = None,
     ) -> JobWait:
         from noukai_airflow._client_cache import shared_client
+        from noukai_core import JobStatus
 
-        job = shared_client(self._settings).flow(flow).attach(job_id, submitted_at=submitted_at)
+        job = (
+            shared_client(self._settings)
+            .flow(flow)
+            .attach(
+                job_id,
+                submitted_at=submitted_at,
+                last_status=JobStatus(id=job_id, state=logged_state) if logged_state else None,
+            )
+        )
         return self._wait_for(context, job)
 
     def _wait_for(self, context: Context, job: Job) -> JobWait:

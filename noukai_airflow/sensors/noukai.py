@@ -14,12 +14,13 @@ from airflow.providers.common.compat.sdk import AirflowSensorTimeout, AirflowSki
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
 from noukai_airflow._trigger_event import JobEvent, Reason
-from noukai_airflow._xcoms import JOB_STATUS, status_summary, task_instance_of
+from noukai_airflow._xcoms import JOB_STATUS, task_instance_of
 from noukai_airflow.exceptions import (
     NoukaiException,
     NoukaiJobFailedException,
     NoukaiSensorJobFailedException,
     airflow_errors,
+    without_frames,
 )
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class NoukaiJobSensor(BaseSensorOperator):
         self._deadline = math.inf
         self._state: str | None = None
 
+    @without_frames
     def execute(self, context: Context) -> Any:
         """Wait on the worker, or poll once and wait in the triggerer."""
         self._started = self._first_start(context)
@@ -129,6 +131,7 @@ class NoukaiJobSensor(BaseSensorOperator):
             return PokeReturnValue(is_done=False)
         return PokeReturnValue(is_done=True, xcom_value=self._result(context, status))
 
+    @without_frames
     def execute_complete(self, context: Context, event: object = None, deadline: float | None = None) -> Any:
         """Continue after the trigger's event.
 
@@ -160,15 +163,19 @@ class NoukaiJobSensor(BaseSensorOperator):
         return job_lineage(self.flow, self.job_id)
 
     def _result(self, context: Context, status: JobStatus) -> Any:
+        from noukai_airflow._outcome import JobOutcome
+
+        job = self._job()
+        url = self._hook.settings.run_url(job.flow, job.id)
+        outcome = JobOutcome.read(job, status, url=url, traced=False)
         if self.do_xcom_push:
-            task_instance_of(context).xcom_push(JOB_STATUS, status_summary(status))
-        if status.state in self.allowed_states:
+            task_instance_of(context).xcom_push(JOB_STATUS, outcome.summary())
+        error = outcome.exception()
+        if error is None or status.state in self.allowed_states:
             return status.result.output if status.result else None
-        try:
-            with airflow_errors():
-                return status.result_or_raise().output
-        except NoukaiJobFailedException as error:
-            raise NoukaiSensorJobFailedException(str(error), job_id=error.job_id) from error
+        if isinstance(error, NoukaiJobFailedException):
+            raise NoukaiSensorJobFailedException(str(error), job_id=error.job_id, step=error.step)
+        raise error
 
     def _defer(self, deadline: float) -> None:
         from noukai_airflow.triggers.noukai import NoukaiJobTrigger, backstop

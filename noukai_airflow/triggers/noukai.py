@@ -12,6 +12,7 @@ from airflow.providers.common.compat.sdk import conf
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from noukai_airflow import _kill_policy
+from noukai_airflow._outcome import StatusUpdates, status_summary
 from noukai_airflow._trigger_event import JobEvent, Reason
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ class NoukaiJobTrigger(BaseTrigger):
         poll_interval: A fixed pause between polls, in seconds; by default it grows with the age of the job.
         cancel_on_kill: Whether to cancel the job when a user ends the task.
         not_before: When the task may be resumed at the earliest, in seconds since the epoch.
+        logged_state: The state of the job that the task has logged already.
+        push_status: Whether the XCom `job_status` of the task is kept current.
     """
 
     def __init__(
@@ -74,6 +77,8 @@ class NoukaiJobTrigger(BaseTrigger):
         poll_interval: float | None = None,
         cancel_on_kill: bool = False,
         not_before: float | None = None,
+        logged_state: str | None = None,
+        push_status: bool = False,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # pyright: ignore[reportUnknownMemberType]
         self.job_id = job_id
@@ -84,7 +89,10 @@ class NoukaiJobTrigger(BaseTrigger):
         self.poll_interval = poll_interval
         self.cancel_on_kill = cancel_on_kill
         self.not_before = not_before
+        self.logged_state = logged_state
+        self.push_status = push_status
         self._kill: asyncio.Task[None] | None = None
+        self._updates = StatusUpdates(logged_state)
 
     @classmethod
     def for_job(
@@ -95,6 +103,7 @@ class NoukaiJobTrigger(BaseTrigger):
         deadline: float | None,
         poll_interval: float | None,
         cancel_on_kill: bool = False,
+        push_status: bool = False,
     ) -> Self:
         """Make the trigger for a task that is about to defer. For the arguments see the class."""
         return cls(
@@ -106,6 +115,8 @@ class NoukaiJobTrigger(BaseTrigger):
             poll_interval=poll_interval,
             cancel_on_kill=cancel_on_kill,
             not_before=time.time() + wake_up_delay(),
+            logged_state=str(job.last_status.state) if job.last_status else None,
+            push_status=push_status,
         )
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -121,6 +132,8 @@ class NoukaiJobTrigger(BaseTrigger):
                 "poll_interval": self.poll_interval,
                 "cancel_on_kill": self.cancel_on_kill,
                 "not_before": self.not_before,
+                "logged_state": self.logged_state,
+                "push_status": self.push_status,
             },
         )
 
@@ -141,6 +154,7 @@ class NoukaiJobTrigger(BaseTrigger):
         try:
             async for status in self._statuses():
                 state = status.state
+                await self._push_status(status)
             reason = Reason.FINISHED
         except core.JobTimeoutError:
             reason = Reason.TIMED_OUT
@@ -275,8 +289,25 @@ class NoukaiJobTrigger(BaseTrigger):
             await client.aclose()
         self.log.info("Noukai job %s of %s: cancelled (a user ended its task)", self.job_id, self.flow)
 
+    async def _push_status(self, status: JobStatus) -> None:
+        if not self.push_status or self.task_instance is None or not self._updates.is_due(status):
+            return
+        try:
+            from noukai_airflow._task_states import push_status
+
+            await push_status(self.task_instance, status_summary(status))
+        except Exception as error:  # the job is what matters
+            self.push_status = False
+            self.log.warning("Noukai job %s of %s: not recorded (%r)", self.job_id, self.flow, error)
+
     def _job(self, client: AsyncNoukai) -> AsyncJob:
-        return client.flow(self.flow).attach(self.job_id, submitted_at=_parse_time(self.submitted_at))
+        from noukai_core import JobStatus
+
+        return client.flow(self.flow).attach(
+            self.job_id,
+            submitted_at=_parse_time(self.submitted_at),
+            last_status=JobStatus(id=self.job_id, state=self.logged_state) if self.logged_state else None,
+        )
 
 
 def _parse_time(text: str | None) -> datetime | None:

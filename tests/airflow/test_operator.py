@@ -116,11 +116,35 @@ def test_the_link(settings: ConnectionSettings, context: Any, monkeypatch: pytes
 
 
 def test_failed(connected: ConnectionSettings, context: Any, emulator: Emulator) -> None:
-    """A failed job raises with its id and the server's reason."""
+    """A failed job raises with its id and the server's reason, and no frame of the package hides it."""
     emulator.control.script("flow", outcome="failed", error="the model gave up")
-    with pytest.raises(NoukaiJobFailedException, match="the model gave up") as caught:
+    with pytest.raises(
+        NoukaiJobFailedException, match=r"^failed after \d+ s .*: the model gave up"
+    ) as caught:
         operator().execute(context)
     assert caught.value.job_id == context["ti"].xcoms["job_id"]
+    assert caught.value.__suppress_context__
+    frames = [frame.name for frame in caught.traceback if "noukai_airflow" in str(frame.path)]
+    assert len(frames) <= 1
+    status = context["ti"].xcoms["job_status"]
+    assert (status["state"], status["error"], status["failed_step"]) == (
+        "failed",
+        "the model gave up",
+        "echo",
+    )
+
+
+def test_the_cost_of_a_job_that_timed_out(
+    connected: ConnectionSettings, context: Any, emulator: Emulator
+) -> None:
+    """A traced job that is cancelled at its deadline is reported with its tokens and its cost."""
+    steps = [{"stepId": "a", "tokens": {"total": 30}, "costUsd": "0.002"}]
+    emulator.control.script("flow", outcome="never", steps=steps)
+    with pytest.raises(NoukaiJobTimeoutException):
+        operator(timeout=0.5, trace=True).execute(context)
+    status = context["ti"].xcoms["job_status"]
+    assert (status["state"], status["error"]) == ("cancelled", "timed out")
+    assert (status["total_tokens"], status["cost_usd"]) == (30, "0.002")
 
 
 @pytest.mark.parametrize("event", [None, "success", "failed", {}, {"job_id": 7}, ["job"]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import logging
 import threading
 import time
 from dataclasses import replace
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from noukai_airflow import _client_cache, _task_states
+from noukai_airflow import _client_cache, _outcome, _task_states
 from noukai_airflow._kill_policy import KillDecision
 from noukai_airflow._trigger_event import JobEvent, Reason
 from noukai_airflow.hooks.noukai import NoukaiHook
@@ -59,7 +60,16 @@ async def event_of(waiting: NoukaiJobTrigger) -> JobEvent:
 def test_stored_arguments() -> None:
     """A trigger can be recreated from its stored arguments, which are JSON values without a key."""
     made = NoukaiJobTrigger(
-        "job-1", FLOW, "conn", "2026-01-01T00:00:00+00:00", 1_800_000_000.0, 2.0, True, 1_700_000_000.0
+        "job-1",
+        FLOW,
+        "conn",
+        "2026-01-01T00:00:00+00:00",
+        1_800_000_000.0,
+        2.0,
+        True,
+        1_700_000_000.0,
+        "running",
+        True,
     )
     path, arguments = made.serialize()
     module, name = path.rsplit(".", 1)
@@ -74,6 +84,8 @@ def test_stored_arguments() -> None:
         "poll_interval",
         "cancel_on_kill",
         "not_before",
+        "logged_state",
+        "push_status",
     }
 
 
@@ -88,6 +100,61 @@ async def test_the_end_of_a_job(outcome: str, connected: ConnectionSettings, emu
     emulator.control.script("flow", outcome=outcome, after_seconds=0.1, result_bytes=100_000)
     job_id = submit(connected)
     assert await event_of(trigger(job_id)) == JobEvent(job_id, Reason.FINISHED, outcome)
+
+
+async def test_the_status_is_kept_current(
+    connected: ConnectionSettings,
+    emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Each change is written to the XCom `job_status`, but not the state that the task has logged already."""
+    caplog.set_level(logging.INFO)
+    pushed: list[Any] = []
+
+    async def push_status(_: object, summary: dict[str, Any]) -> None:
+        pushed.append(summary)
+
+    monkeypatch.setattr(_task_states, "push_status", push_status)
+    emulator.control.script("flow", outcome="never")
+    job_id = submit(connected)
+    monkeypatch.setattr(_outcome, "_PROGRESS_SECONDS", 0.0)
+    waiting = trigger(job_id, push_status=True, logged_state="pending")
+    monkeypatch.setattr(waiting, "task_instance", SimpleNamespace(task_id="job"))
+    events = asyncio.create_task(event_of(waiting))
+    while not pushed:
+        await asyncio.sleep(0.01)
+    emulator.control.progress(job_id, {"step": 4, "of": 10})
+    while len(pushed) < 2:
+        await asyncio.sleep(0.01)
+    emulator.control.finish(job_id)
+    await events
+    assert [(summary["state"], summary.get("progress")) for summary in pushed] == [
+        ("running", None),
+        ("running", "40 % (4 of 10)"),
+    ]
+    lines = [record.getMessage() for record in caplog.records if f"job {job_id} of" in record.getMessage()]
+    assert [line.split(f"{FLOW}: ")[1] for line in lines] == [
+        "submitted",
+        "pending → running",
+        "progress 40 % (4 of 10)",
+        "running → completed",
+    ]
+
+
+async def test_a_status_that_cannot_be_written(
+    connected: ConnectionSettings, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job whose status Airflow does not store is waited for all the same."""
+
+    async def push_status(_: object, summary: dict[str, Any]) -> None:
+        raise RuntimeError("the database is locked")
+
+    monkeypatch.setattr(_task_states, "push_status", push_status)
+    emulator.control.script("flow", after_seconds=0.5)
+    waiting = trigger(submit(connected), push_status=True)
+    monkeypatch.setattr(waiting, "task_instance", SimpleNamespace(task_id="job"))
+    assert (await event_of(waiting)).state == "completed"
 
 
 async def test_a_task_is_not_resumed_too_early(

@@ -158,6 +158,11 @@ class Run:
         lines = self.logs().splitlines()
         return sum(part in str(json.loads(line).get("event")) for line in lines if line.startswith("{"))
 
+    def errors(self) -> list[dict[str, Any]]:
+        """Return the exceptions in the task's log, as the web page shows them."""
+        lines = [json.loads(line) for line in self.logs().splitlines() if line.startswith("{")]
+        return [error for line in lines for error in line.get("error_detail") or ()]
+
     def wait_until_attached(self) -> None:
         """Wait until a retry has attached to the job of the previous try."""
         # The first is logged if the job is recorded, the second if the server is asked for it.

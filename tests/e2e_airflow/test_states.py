@@ -6,12 +6,13 @@ All runs are started at once; each test checks its own.
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from devtools.processes import wait_until
-from tests.e2e_airflow.conftest import AIRFLOW
+from tests.e2e_airflow.conftest import AIRFLOW, NOTIFIES_TRIGGERS
 
 if TYPE_CHECKING:
     from tests.e2e_airflow.conftest import Run, Runs
@@ -80,6 +81,8 @@ def started(runs: Runs) -> dict[str, Run]:
         made[dag_id] = runs.start(dag_id, outcome="never")
     made["mapped"] = runs.start("decorated_mapped", after_seconds=UNHURRIED)
     made["traced"] = runs.start("traced", result=RESULT, steps=steps)
+    made["traced failed"] = runs.start("traced", outcome="failed", steps=steps)
+    made["traced cancelled"] = runs.start("traced", outcome="cancelled", steps=steps)
     return made
 
 
@@ -112,8 +115,18 @@ def test_failed_without_retries(started: dict[str, Run]) -> None:
     run = started["deferred failed"]
     assert run.wait_for() == "failed"
     wait_until(lambda: run.said(f"callback: NoukaiJobFailedException of {run.job()['id']}"), "the callback")
-    assert "the model is overloaded" in run.logs()
-    assert run.xcom("job_status")["state"] == "failed"
+    (error,) = run.errors()
+    assert error["exc_type"] == "NoukaiJobFailedException"
+    reason = r"failed after \d+ s in step echo \(emulator, attempt 1\): MODEL_ERROR: the model is overloaded"
+    assert re.match(rf"{reason}, see https://noukai.test/\S+ \(Noukai job ", error["exc_value"])
+    assert sum("noukai_airflow" in frame["filename"] for frame in error["frames"]) <= 1
+    status = run.xcom("job_status")
+    assert (status["state"], status["failed_step"], status["failed_step_model"]) == (
+        "failed",
+        "echo",
+        "emulator",
+    )
+    assert status["error"] == "MODEL_ERROR: the model is overloaded"
     assert run.submissions() == 1
 
 
@@ -131,7 +144,7 @@ def test_cancelled_on_the_noukai_side(started: dict[str, Run], how: str) -> None
     run = started[f"{how} cancelled"]
     assert run.wait_for() == "failed"
     assert (run.tries(), run.submissions()) == (1, 1)
-    assert "was cancelled on the Noukai side" in run.logs()
+    assert "on the Noukai side" in run.logs()
 
 
 @pytest.mark.parametrize("how", ["deferred", "waiting"])
@@ -263,19 +276,27 @@ def test_progress_is_in_the_log(started: dict[str, Run]) -> None:
     job_id = run.job()["id"]
     wait_until(lambda: run.said("running"), "the first poll")
     run.control.progress(job_id, {"step": 2, "of": 3})
-    wait_until(lambda: run.said('progress {"step": 2, "of": 3}'), "the progress in the log")
+    wait_until(lambda: run.said("progress 67 % (2 of 3)"), "the progress in the log")
+    if NOTIFIES_TRIGGERS:
+        wait_until(lambda: run.xcom("job_status")["progress"] == "67 % (2 of 3)", "the progress in the XCom")
+        assert run.xcom("job_status")["state"] == "running"
     polls = run.control.counts(job_id)["poll"]
     wait_until(lambda: run.control.counts(job_id)["poll"] > polls + 2, "more polls")
     run.control.finish(job_id)
     assert run.wait_for() == "success"
-    assert run.said('progress {"step": 2, "of": 3}') == 1
+    assert run.said("progress 67 % (2 of 3)") == 1
+    assert run.said("of acme/tests/" + run.flow + ": running") == 1
     assert run.said("running → completed") == 1
 
 
-def test_tokens_and_cost(started: dict[str, Run]) -> None:
-    """The status of a traced job has its tokens and its cost."""
-    run = started["traced"]
-    assert run.wait_for() == "success"
+@pytest.mark.parametrize(
+    ("how", "state"), [("traced", "success"), ("traced failed", "failed"), ("traced cancelled", "failed")]
+)
+def test_tokens_and_cost(started: dict[str, Run], how: str, state: str) -> None:
+    """The status and the log of a traced job have its tokens and its cost, however the job ends."""
+    run = started[how]
+    assert run.wait_for() == state
+    assert run.said("used 30 tokens, $0.002") == 1
     status = run.xcom("job_status")
     assert (status["total_tokens"], status["cost_usd"]) == (30, "0.002")
 
