@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from noukai_airflow.exceptions import NoukaiPermanentException
 from noukai_core import InvalidInputError, RunUrlTemplate
@@ -18,7 +19,7 @@ _OPTIONS = {
     "max_polls_per_second": "max_polls_per_second",
     "max_response_bytes": "max_response_bytes",
 }
-_EXTRAS = ("org", "project", "run_url_template", *_OPTIONS)
+EXTRA_FIELDS = ("org", "project", "run_url_template", *_OPTIONS)
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,10 @@ class ConnectionSettings:
                 "password field."
             )
         for name in extra:
-            if name not in _EXTRAS:
+            if name not in EXTRA_FIELDS:
                 raise NoukaiPermanentException(
                     f"The Airflow connection {conn_id!r} has the unknown field {name!r} in its extra; "
-                    f"the fields are {', '.join(_EXTRAS)}."
+                    f"the fields are {', '.join(EXTRA_FIELDS)}."
                 )
         return cls(
             conn_id=conn_id,
@@ -93,6 +94,23 @@ class ConnectionSettings:
     def run_url(self, flow_path: str, job_id: str) -> str | None:
         """Return the URL of a job's page, if the connection has a template for it."""
         return self.run_url_template.url(flow_path, job_id) if self.run_url_template else None
+
+
+def parse_extra(conn_id: str, extra: str | None) -> Mapping[str, Any]:
+    """Read the extra of a connection.
+
+    Raises:
+        NoukaiPermanentException: It is not a JSON object.
+    """
+    try:
+        fields: object = json.loads(extra) if extra else {}
+    except ValueError:
+        fields = None
+    if not isinstance(fields, dict):
+        raise NoukaiPermanentException(
+            f"The Airflow connection {conn_id!r} has a malformed extra: it must be a JSON object."
+        )
+    return cast("dict[str, Any]", fields)
 
 
 def _text(extra: Mapping[str, Any], name: str, conn_id: str) -> str | None:

@@ -20,8 +20,9 @@ def _modules(component: str) -> list[dict[str, Any]]:
     return [{"integration-name": "Noukai", "python-modules": [f"noukai_airflow.{component}.noukai"]}]
 
 
-def _text_field(label: str, description: str) -> dict[str, Any]:
-    return {"label": label, "description": description, "schema": {"type": ["string", "null"]}}
+def _field(label: str, description: str) -> dict[str, Any]:
+    # Without a default, the form saves null for a field that is left empty.
+    return {"label": label, "description": description, "schema": {"type": ["string", "null"], "default": ""}}
 
 
 def get_provider_info() -> dict[str, Any]:
@@ -60,14 +61,34 @@ def connection_type() -> dict[str, Any]:
             "placeholders": {"password": "nk_live_…", "host": "https://api.noukai.dev/api/v1"},
         },
         "conn-fields": {
-            "org": _text_field(
+            "org": _field(
                 "Organisation", "Optional. With a project, tasks can name a flow by its slug alone."
             ),
-            "project": _text_field("Project", "Optional. The project within the organisation."),
-            "run_url_template": _text_field(
+            "project": _field("Project", "Optional. The project within the organisation."),
+            "run_url_template": _field(
                 "Run page URL template",
                 "Optional. The address of a job's page; {org}, {project}, {flow} and {job_id} are filled in. "
                 "Without it, tasks show no link.",
+            ),
+            "request_timeout": _field("Request timeout", "Optional. Seconds for one request. Default: 30."),
+            "retry_timeout": _field(
+                "Retry timeout",
+                "Optional. Seconds for which transient errors are retried. Default: 300.",
+            ),
+            "recovery_timeout": _field(
+                "Recovery timeout",
+                "Optional. Seconds to find out whether a submission with an unknown outcome created a job; 0 "
+                "turns this off. Default: 60.",
+            ),
+            "not_found_grace": _field(
+                "Not-found grace period",
+                "Optional. Seconds after a submission in which the server may not know the job. Default: 60.",
+            ),
+            "max_polls_per_second": _field(
+                "Polls per second", "Optional. The rate limit of all jobs in one process. Default: 50."
+            ),
+            "max_response_bytes": _field(
+                "Response size limit", "Optional. The largest response, in bytes. Default: 67108864."
             ),
         },
     }

@@ -9,12 +9,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import BaseHook
 
 from noukai_airflow._client_cache import shared_async_client, shared_client
-from noukai_airflow._connection import ConnectionSettings
+from noukai_airflow._connection import ConnectionSettings, parse_extra
 from noukai_airflow.exceptions import NoukaiException, airflow_errors
 from noukai_airflow.provider_info import connection_type
 from noukai_core import ApiKey
@@ -100,11 +100,7 @@ class NoukaiHook(BaseHook):
         Raises:
             NoukaiPermanentException: The connection is malformed.
         """
-        connection = self.get_connection(self.noukai_conn_id)
-        password, host = ApiKey(connection.password or ""), connection.host
-        extra = cast("dict[str, Any]", connection.extra_dejson)  # pyright: ignore[reportUnknownMemberType]
-        del connection  # a traceback with local variables would show its password
-        return ConnectionSettings.of(self.noukai_conn_id, password=password, host=host, extra=extra)
+        return self._settings_of(self.get_connection(self.noukai_conn_id))
 
     def get_conn(self) -> Noukai:
         """Return the client. Do not close it, since it is shared.
@@ -152,13 +148,18 @@ class NoukaiHook(BaseHook):
             raise
 
     async def _read_connection(self) -> ConnectionSettings:
-        from airflow.providers.common.compat.connection import get_async_connection, get_async_extra_dejson
+        from airflow.providers.common.compat.connection import get_async_connection
 
-        connection = await get_async_connection(self.noukai_conn_id, hook=self)
-        password, host = ApiKey(connection.password or ""), connection.host
-        extra = await get_async_extra_dejson(connection)
+        return self._settings_of(await get_async_connection(self.noukai_conn_id, hook=self))
+
+    def _settings_of(self, connection: Any) -> ConnectionSettings:
+        # Airflow's `extra_dejson` would mask each value in the logs, and warn about those that are too short.
+        # None of them is secret: the key is the password, which is masked.
+        password, host, extra = ApiKey(connection.password or ""), connection.host, connection.extra
         del connection  # a traceback with local variables would show its password
-        return ConnectionSettings.of(self.noukai_conn_id, password=password, host=host, extra=extra)
+        return ConnectionSettings.of(
+            self.noukai_conn_id, password=password, host=host, extra=parse_extra(self.noukai_conn_id, extra)
+        )
 
     def test_connection(self) -> tuple[bool, str]:
         """Verify the key with the server, for the button in Airflow's connection form. This is free."""

@@ -7,6 +7,7 @@ import gc
 import json
 import traceback
 import weakref
+from types import SimpleNamespace
 from urllib.parse import quote
 
 import pytest
@@ -59,6 +60,25 @@ async def test_a_connection_that_is_malformed(monkeypatch: pytest.MonkeyPatch) -
         await NoukaiHook("of_a_test").aget_settings()
     monkeypatch.setenv("AIRFLOW_CONN_OF_A_TEST", AS_JSON)
     assert (await NoukaiHook("of_a_test").aget_settings()).api_key == KEY
+
+
+@pytest.mark.parametrize("extra", ["[1]", '{"org": '])
+def test_a_malformed_extra(extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error of an extra that is not a JSON object names the connection."""
+    hook = NoukaiHook("of_a_test")
+    monkeypatch.setattr(
+        hook, "get_connection", lambda _: SimpleNamespace(password=KEY, host=HOST, extra=extra)
+    )
+    with pytest.raises(NoukaiPermanentException, match="'of_a_test' has a malformed extra"):
+        _ = hook.settings
+
+
+def test_no_value_of_the_extra_is_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The extra is read without `extra_dejson`, which masks its values and warns about the short ones."""
+    hook = NoukaiHook("of_a_test")
+    connection = SimpleNamespace(password=KEY, host=HOST, extra=json.dumps(EXTRA))
+    monkeypatch.setattr(hook, "get_connection", lambda _: connection)
+    assert (hook.settings.org, dict(hook.settings.options)) == ("acme", {"retry_timeout": 60.0})
 
 
 def test_no_loop_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from importlib.resources import files
 
 import jsonschema
 
+from noukai_airflow._connection import EXTRA_FIELDS
 from noukai_airflow.provider_info import get_provider_info
 
 
@@ -42,6 +43,13 @@ def test_everything_named_can_be_imported() -> None:
     for path in paths:
         module, name = path.rsplit(".", 1)
         assert hasattr(importlib.import_module(module), name), path
+
+
+def test_the_form_has_every_field_of_the_extra() -> None:
+    """Each field that a connection may have in its extra is in the form, and none saves a null."""
+    fields = get_provider_info()["connection-types"][0]["conn-fields"]
+    assert set(fields) == set(EXTRA_FIELDS)
+    assert {field["schema"]["default"] for field in fields.values()} == {""}
 
 
 def test_it_is_cheap_to_read() -> None:

@@ -44,7 +44,15 @@ def test_the_form(airflow: LocalAirflow) -> None:
         "org": "Organisation",
         "project": "Project",
         "run_url_template": "Run page URL template",
+        "request_timeout": "Request timeout",
+        "retry_timeout": "Retry timeout",
+        "recovery_timeout": "Recovery timeout",
+        "not_found_grace": "Not-found grace period",
+        "max_polls_per_second": "Polls per second",
+        "max_response_bytes": "Response size limit",
     }
+    # The form saves the value of each field, and a null says nothing.
+    assert {field["value"] for field in form["extra_fields"].values()} == {""}
 
 
 def test_a_connection_that_works(airflow: LocalAirflow, emulator_server: Emulator) -> None:
@@ -61,6 +69,7 @@ def test_a_connection_that_works(airflow: LocalAirflow, emulator_server: Emulato
         ({"password": KEY, "host": "not a url"}, "base_url"),
         ({"password": KEY, "extra": '{"org": "acme"}'}, "project is not"),
         ({"password": KEY, "extra": '{"run_url_template": "nowhere"}'}, "malformed 'run_url_template'"),
+        ({"password": KEY, "extra": '{"retry_timout": 3}'}, "the unknown field 'retry_timout'"),
     ],
 )
 def test_a_connection_that_does_not(airflow: LocalAirflow, fields: dict[str, Any], reason: str) -> None:
@@ -92,3 +101,4 @@ def test_a_connection_of_the_web_page(airflow: LocalAirflow, runs: Runs, emulato
     run.control.finish(job["id"], result={"whole": True})
     assert run.wait_for() == "success"
     assert (run.xcom(), run.submissions(), run.cancels(job["id"])) == ({"whole": True}, 1, 0)
+    assert not run.said("too short"), "Airflow warns of short values of the extra, as if they were secrets"
