@@ -42,8 +42,9 @@ TRY_NEXT = """
 Try next:
   example_dags/ and example_flows/      one idea a file
   make test                             what all of this promises, proved
-  .venv/airflow/bin/python -m noukai_core.emulator --port 8080
-                                        a local Noukai for your own DAGs and flows: set NOUKAI_ENV=dev
+  .venv/airflow/bin/python -m noukai_core.emulator
+                                        a local Noukai for your own DAGs and flows: set
+                                        NOUKAI_BASE_URL=http://127.0.0.1:8090/api/v1
 """
 
 

@@ -3,7 +3,7 @@
 Run it as a program. It serves until Ctrl-C or SIGTERM:
 
 ```sh
-python -m noukai_core.emulator              # http://127.0.0.1:8080/api/v1, where NOUKAI_ENV=dev points
+python -m noukai_core.emulator              # http://127.0.0.1:8090/api/v1
 python -m noukai_core.emulator --port 0 --script script.json --state-file jobs.jsonl
 ```
 

@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         "--host", default="127.0.0.1", help="the address to listen on (default: this machine only)"
     )
     parser.add_argument(
-        "--port", type=_port, default=8080, help="the port; 0 picks a free one (default: 8080)"
+        "--port", type=_port, default=8090, help="the port; 0 picks a free one (default: 8090)"
     )
     parser.add_argument(
         "--script", type=Path, metavar="FILE", help="a JSON file that sets how jobs behave, by flow"

@@ -16,7 +16,7 @@ class EmulatorControl:
     It uses HTTP, so the emulator can run in another process. It takes the same `base_url` as a client.
 
     Args:
-        base_url: The emulator's address, such as `http://127.0.0.1:8080/api/v1`.
+        base_url: The emulator's address, such as `http://127.0.0.1:8090/api/v1`.
         verify: An `ssl.SSLContext` that trusts the emulator's certificate, if it serves HTTPS.
     """
 
