@@ -83,7 +83,15 @@ LANES: dict[str, list[Suite]] = {
         "faults/airflow",
     ),
     "prefect": _suites(
-        "prefect", "typing", "core", "emulator", "faults/core", "prefect", "e2e_prefect", "secrets/prefect"
+        "prefect",
+        "typing",
+        "core",
+        "emulator",
+        "faults/core",
+        "simulation/test_prefect.py",
+        "prefect",
+        "e2e_prefect",
+        "secrets/prefect",
     ),
     "airflow-floor": _suites("airflow-floor", "airflow", "e2e_airflow", "secrets/airflow"),
     "prefect-floor": _suites("prefect-floor", "core", "prefect", "e2e_prefect", "secrets/prefect"),

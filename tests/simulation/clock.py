@@ -7,6 +7,7 @@ import heapq
 import random as real_random
 import sys
 import time as real_time
+import uuid as real_uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
@@ -54,7 +55,8 @@ class Clock:
         """Go to the next event, and tell whether there was one."""
         if not self._events:
             return False
-        self.now, _, event = heapq.heappop(self._events)
+        moment, _, event = heapq.heappop(self._events)
+        self.now = max(self.now, moment)
         event()
         return True
 
@@ -64,17 +66,23 @@ class _Moment(type):
         return isinstance(value, real_datetime.datetime)
 
 
+def _never(seconds: float) -> None:
+    raise AssertionError("a decision slept by itself")
+
+
 class LivingClock:
     """What stands in the modules for `time`, `datetime` and `random`; it shows the clock of the day.
 
     Attributes:
         clock: The clock of the schedule that runs.
         jitter: What random numbers are drawn from.
+        sleeper: Sleeps in the place of `time.sleep`.
     """
 
     def __init__(self) -> None:
         self.clock = Clock()
         self.jitter = real_random.Random(0)
+        self.sleeper: Callable[[float], None] = _never
         living = self
 
         class VirtualDatetime(real_datetime.datetime, metaclass=_Moment):
@@ -89,6 +97,7 @@ class LivingClock:
             id(real_time.monotonic): self.monotonic,
             id(real_datetime.datetime): VirtualDatetime,
             id(real_random): SimpleNamespace(random=self.random, uniform=self.uniform),
+            id(real_uuid): SimpleNamespace(**{**vars(real_uuid), "uuid4": self.uuid4}),
         }
 
     def monotonic(self) -> float:
@@ -98,13 +107,16 @@ class LivingClock:
         return self.clock.wall()
 
     def sleep(self, seconds: float) -> None:
-        raise AssertionError("a decision slept by itself")
+        self.sleeper(seconds)
 
     def random(self) -> float:
         return self.jitter.random()
 
     def uniform(self, low: float, high: float) -> float:
         return self.jitter.uniform(low, high)
+
+    def uuid4(self) -> real_uuid.UUID:
+        return real_uuid.UUID(int=self.jitter.getrandbits(128), version=4)
 
     def replacement(self, value: Any) -> Any:
         """Return what stands for a module or function of the real time; `None` for anything else."""

@@ -27,6 +27,17 @@ def states(history: History) -> Iterator[State]:
         yield (call.kind, outcome, before, min(call.process, _MANY), min(len(call.exchanges), _MANY))
 
 
+def wire_states(history: History) -> Iterator[State]:
+    """Yield the states of a schedule that is known by its requests alone."""
+    before = "begins"
+    for exchange in history.exchanges:
+        seen = _seen(exchange.end)
+        sent = history.by_submission.get(exchange.submission, ())
+        jobs = sum(job.created_at <= exchange.sent_at for one in sent for job in one.jobs)
+        yield (exchange.kind, before, seen, min(exchange.process, _MANY), min(len(sent), _MANY), min(jobs, 2))
+        before = f"{exchange.kind} {seen}"
+
+
 def _state(history: History, call: Call, exchange: Exchange, before: str, seen: str, number: int) -> State:
     ended_at = exchange.sent_at if exchange.ended_at is None else exchange.ended_at
     sent = history.by_submission.get(exchange.submission, ())

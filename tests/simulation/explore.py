@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from noukai_core._engine import rate_limit, schedule, sent
+from tests.simulation import core_state
 from tests.simulation.choices import Choices, Decision
 from tests.simulation.clock import Clock, LivingClock, living_in
 from tests.simulation.coverage import State, states
@@ -67,7 +67,7 @@ def run(seed: int, replayed: Mapping[Decision, int] | None = None, *, told: bool
     choices = Choices(seed, replayed)
     clock = Clock()
     _LIVING.clock, _LIVING.jitter = clock, choices.jitter
-    _forget_processes(choices)
+    core_state.forget(choices.jitter.random())  # what it keeps by key differs in each process
     simulation = Simulation(choices, clock, told=told)
     scenario = _SCENARIOS[choices.index("scenario", len(_SCENARIOS))](simulation)
     scenario.begin()
@@ -82,13 +82,6 @@ def run(seed: int, replayed: Mapping[Decision, int] | None = None, *, told: bool
         simulation.story.lines,
         [choices.described.get(decision, decision[0]) for decision in choices.made],
     )
-
-
-def _forget_processes(choices: Choices) -> None:
-    """Forget what the core keeps for the life of a process; what it keeps by key differs in each process."""
-    rate_limit._limiter.cache_clear()
-    sent._registry.cache_clear()
-    schedule._FIRST_TICK = choices.jitter.random() * schedule.TICK
 
 
 class Chunk(NamedTuple):

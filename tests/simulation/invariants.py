@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from noukai_core import (
@@ -185,7 +186,7 @@ def _needlessly_unknown(history: History, call: Call) -> str | None:
     if (
         lookups
         and len(answered) == len(lookups)
-        and all(one.end.own for one in answered if isinstance(one.end, Response))
+        and all(one.end.own and one.end.whole for one in answered if isinstance(one.end, Response))
     ):
         return "it says that it is not known, although the service has told"
     return None
@@ -239,6 +240,7 @@ def _gave_up_early(history: History, call: Call) -> str | None:
         if exchange.ended_at is not None
         and isinstance(exchange.end, Response)
         and exchange.end.own
+        and exchange.end.whole
         and exchange.end.status in (200, 404)
     ]
     since = max(good, default=call.started)
@@ -389,3 +391,20 @@ INVARIANTS: tuple[Callable[[History], Iterator[str]], ...] = (
     ends_are_seen_soon,
     the_healthy_case_works,
 )
+
+
+NAMED = re.compile(r"may run on|may still|goes on|left running|cancel|not known|makes way")
+"""What a line says that names a job which may be running."""
+
+
+def let_go(simulation: Simulation, lines: Sequence[tuple[float, str]], job: ServerJob, until: float) -> bool:
+    """Tell whether a job was told to end, or a line names it, or its submission, as one that may run."""
+    told = any(
+        exchange.kind == "cancel" and exchange.job_id == job.id and exchange.sent_at <= until
+        for exchange in simulation.network.exchanges
+    )
+    names = (f"{job.id} ", f"{job.id}:", f"{job.id}.", job.exchange.submission)
+    return told or any(
+        moment <= until and NAMED.search(line) and any(name in line for name in names)
+        for moment, line in lines
+    )

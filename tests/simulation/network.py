@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from tests.simulation.choices import Choices
 from tests.simulation.clock import Clock
-from tests.simulation.pages import FOREIGN_404, GATEWAY_ERRORS, Response
+from tests.simulation.pages import CUT_OFF, FOREIGN_404, GATEWAY_ERRORS, Response
 from tests.simulation.server import Server, ServerJob
 from tests.simulation.story import Story
 
@@ -162,6 +162,7 @@ class Network:
         self.harm = harm
         self._recovery_timeout = recovery_timeout
         self.exchanges: list[Exchange] = []
+        self._cut_off: set[int] = set()
 
     def send(
         self,
@@ -174,6 +175,8 @@ class Network:
     ) -> Exchange:
         """Send a request, and call back with what comes of it, unless the exchange is abandoned before."""
         exchange = Exchange(len(self.exchanges) + 1, self._clock, process, method, path, headers)
+        if process in self._cut_off:
+            return exchange
         self.exchanges.append(exchange)
         fate = self._choices.pick(f"fate of a {exchange.kind}", FATES, self.harm)
         if fate != FATES[0]:
@@ -185,6 +188,13 @@ class Network:
         """Let nobody wait for a response any more; the request itself may be on its way."""
         if exchange.ended_at is None:
             exchange.ended_at = self._clock.now
+
+    def cut_off(self, process: int) -> None:
+        """Let a process that has died hear nothing any more, nor send."""
+        for exchange in self.exchanges:
+            if exchange.process == process:
+                self.abandon(exchange)
+        self._cut_off.add(process)
 
     def _carry(self, exchange: Exchange, fate: str, timeout: float, done: Callable[[End], None]) -> None:
         clock, kind = self._clock, exchange.kind
@@ -229,13 +239,14 @@ class Network:
                     response.status,
                     response.body[: len(response.body) // 2],
                     response.headers,
-                    "cut connection",
+                    CUT_OFF,
                 )
             case "replaced by a 404":
                 response = self._choices.pick(f"404 for a {kind}", FOREIGN_404)
             case "replaced by a gateway's error":
                 response = self._choices.pick(f"gateway's page for a {kind}", GATEWAY_ERRORS)
-            case "duplicated":
+            # What the service has rejected, nobody sends again behind the client's back.
+            case "duplicated" if not 400 <= response.status < 500:
                 later = self._choices.pick(f"pause before the duplicate of a {kind}", (0.0, 0.5, 20.0))
                 self._clock.after(later, lambda: self._receive_late(exchange))
         self._end_after(LATENCY, exchange, response, done)

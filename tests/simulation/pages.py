@@ -7,6 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+_SERVICE = "service"
+
+CUT_OFF = "service, cut off"
+"""The origin of a response of which only a part has arrived."""
+
 
 @dataclass(frozen=True, slots=True)
 class Response:
@@ -20,13 +25,18 @@ class Response:
     status: int
     body: bytes
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
-    origin: str = "service"
+    origin: str = _SERVICE
     proves_absence: bool = False
 
     @property
     def own(self) -> bool:
-        """Whether the service itself wrote it."""
-        return self.origin == "service"
+        """Whether the service itself wrote it, though not all of it may have arrived."""
+        return self.origin in (_SERVICE, CUT_OFF)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of it has arrived."""
+        return self.origin != CUT_OFF
 
     def __str__(self) -> str:
         return f"{self.status} of the {self.origin}: {self.body[:90].decode('utf-8', 'replace')}"

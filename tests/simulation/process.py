@@ -245,7 +245,12 @@ class Task:
 
         def arrived(end: End) -> None:
             response = as_seen(end, call.operation, call.job_id)
-            self._resume(turn, endpoints.outcome(call, response, process.options.api_key))
+            try:
+                outcome = endpoints.outcome(call, response, process.options.api_key)
+            except Exception as error:
+                self._resume(turn, None, error)
+            else:
+                self._resume(turn, outcome)
 
         self._exchange = process.network.send(
             process.number, call.method, call.path, call.headers, timeout, arrived

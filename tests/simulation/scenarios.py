@@ -43,10 +43,12 @@ class Submitting:
 
     def _ended(self, task: Task) -> None:
         if not self.over and task.process.alive:
-            self._next_try()
+            self._next_try(task.process)
 
-    def _next_try(self) -> None:
-        if self._tries < _MOST_TRIES:
+    def _next_try(self, ended: Process) -> None:
+        # One process at a time: whoever runs a task has to see to that.
+        if ended.number == self._tries < _MOST_TRIES:
+            ended.kill()
             pause = self._choices.pick("pause before the next try", (1.0, 30.0, 70.0, 300.0, 900.0, 7200.0))
             self._simulation.clock.after(pause, self.begin)
 
@@ -59,7 +61,7 @@ class Submitting:
             if process.alive and not self.over:
                 self._simulation.story.tell("process {0} dies", process.number)
                 process.kill()
-                self._next_try()
+                self._next_try(process)
 
         def die_now_or_later() -> None:
             if moment < 0:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from tests.simulation.choices import Decision
 from tests.simulation.explore import Outcome, run
 
 
-def shortest(found: Outcome, invariant: str) -> Outcome:
+def shortest(found: Outcome, invariant: str, run: Callable[..., Outcome] = run) -> Outcome:
     """Return the simplest schedule that still violates the invariant, with its story.
 
     A decision is taken back, or made less harmful, as long as the invariant is still violated.
     """
     decisions: Mapping[Decision, int] = found.decisions
-    while (simpler := _simpler(found.seed, decisions, invariant)) is not None:
+    while (simpler := _simpler(found.seed, decisions, invariant, run)) is not None:
         decisions = simpler
     return run(found.seed, decisions, told=True)
 
 
-def _simpler(seed: int, decisions: Mapping[Decision, int], invariant: str) -> Mapping[Decision, int] | None:
+def _simpler(
+    seed: int, decisions: Mapping[Decision, int], invariant: str, run: Callable[..., Outcome]
+) -> Mapping[Decision, int] | None:
     for candidate in _candidates(decisions):
         outcome = run(seed, candidate)
         if _size(outcome.decisions) < _size(decisions) and any(
@@ -43,6 +45,11 @@ def _candidates(decisions: Mapping[Decision, int]) -> Iterator[Mapping[Decision,
 
 def _size(decisions: Mapping[Decision, int]) -> tuple[int, int]:
     return len(decisions), sum(decisions.values())
+
+
+def shortest_story(found: Outcome, run: Callable[..., Outcome]) -> str:
+    """Return the story of the simplest schedule that violates the same invariant."""
+    return told(shortest(found, found.violations[0].invariant, run))
 
 
 def told(outcome: Outcome) -> str:

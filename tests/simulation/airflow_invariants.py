@@ -1,0 +1,88 @@
+"""What must hold after every schedule of an Airflow task."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from tests.simulation.airflow_task import AirflowTask
+from tests.simulation.invariants import (
+    History,
+    Violation,
+    let_go,
+    nothing_sent_without_proof,
+    one_job_per_submission,
+    poll_rate_within_limit,
+)
+
+
+def airflow_violations(task: AirflowTask) -> list[Violation]:
+    """Return what does not hold of a schedule that is over."""
+    history = History(task.simulation)
+    engine = (one_job_per_submission, nothing_sent_without_proof, poll_rate_within_limit)
+    found = [Violation(check.__name__, what) for check in engine for what in check(history)]
+    checks = (
+        one_job_at_a_time,
+        running_jobs_are_named,
+        cancelled_for_a_reason_only,
+        results_are_true,
+        promises_to_attach_are_kept,
+        the_task_ends,
+    )
+    return found + [Violation(check.__name__, what) for check in checks for what in check(task)]
+
+
+def one_job_at_a_time(task: AirflowTask) -> Iterator[str]:
+    """A new job is submitted only when the one before has ended, or was told to, or is named as running."""
+    if not task.simulation.server.lists_in_time:
+        return
+    jobs = sorted(task.simulation.server.jobs.values(), key=lambda job: job.created_at)
+    for number, job in enumerate(jobs):
+        for earlier in jobs[:number]:
+            if earlier.exchange is job.exchange or earlier.exchange.submission == job.exchange.submission:
+                continue
+            now = job.exchange.sent_at
+            if earlier.created_at > now or earlier.finished(now):
+                continue
+            if not let_go(task.simulation, task.lines, earlier, now):
+                yield f"{job.id} was submitted while {earlier.id} ran"
+
+
+def running_jobs_are_named(task: AirflowTask) -> Iterator[str]:
+    """No job is left running after a person's act without a line that names it."""
+    if not task.simulation.server.lists_in_time or (task.acts and not task.act_handled):
+        return  # nobody can know of it, or the process died in the middle of the act
+    for job_id in task.running_at_the_end:
+        job = task.simulation.server.jobs[job_id]
+        if job.exchange.jobs[0] is job and not let_go(task.simulation, task.lines, job, math.inf):
+            yield f"{job_id} is left running, and no line names it; the task is {task.state}"
+
+
+def cancelled_for_a_reason_only(task: AirflowTask) -> Iterator[str]:
+    """Only a person, a deadline or a job that was given up leads to a cancel."""
+    for job in task.simulation.server.jobs.values():
+        late = any("timed out" in line for _, line in task.lines)
+        if job.cancels and not task.acts and not late:
+            yield f"{job.id} was cancelled, and nobody asked for that"
+
+
+def results_are_true(task: AirflowTask) -> Iterator[str]:
+    """A successful task has the output of a job of its own that has completed."""
+    outputs = [job.output for job in task.simulation.server.jobs.values() if job.final == "completed"]
+    for result in task.results:
+        if result not in outputs:
+            yield f"the task returned {result!r}"
+
+
+def promises_to_attach_are_kept(task: AirflowTask) -> Iterator[str]:
+    """No line says that a retry attaches when there will be none."""
+    if task.over_at is not None and task.state == "failed" and not task.acts:
+        last = task.lines[-1][1] if task.lines else ""
+        if "retry attaches" in last:
+            yield f"it says {last!r}, and there is no retry"
+
+
+def the_task_ends(task: AirflowTask) -> Iterator[str]:
+    """Every task ends."""
+    if task.over_at is None:
+        yield f"the task is still {task.state}"

@@ -1,0 +1,491 @@
+"""An Airflow task on the simulated network: tries, deferrals, a triggerer, and people who end or clear it."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import structlog
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, TaskDeferred
+
+import noukai_airflow._submit
+import noukai_airflow._task_states
+import noukai_airflow._wait
+import noukai_airflow._worker_kill
+import noukai_core.async_client
+import noukai_core.client
+from noukai_airflow import _client_cache
+from noukai_airflow._compat import AirflowTaskTerminated
+from noukai_airflow._connection import ConnectionSettings
+from noukai_airflow.hooks.noukai import NoukaiHook
+from noukai_airflow.operators.noukai import NoukaiRunJobOperator
+from noukai_airflow.triggers.noukai import NoukaiJobTrigger
+from tests.simulation import core_state
+from tests.simulation.clock import LivingClock
+from tests.simulation.process import StoreError
+from tests.simulation.server import FLOW
+from tests.simulation.simulation import Simulation
+from tests.simulation.transports import (
+    BASE_URL,
+    AsyncTransport,
+    Blocking,
+    BlockingTransport,
+    Killed,
+    VirtualLoop,
+)
+
+RETRIES = 2
+SECONDS_TO_KILL = 5.0
+
+PERSONS_STATES = {"marks it failed": "failed", "marks it success": "success", "clears it": "restarting"}
+
+
+class TaskInstance:
+    """What the provider uses of a task instance."""
+
+    dag_id = "dag"
+    run_id = "run"
+    task_id = "task"
+    map_index = -1
+
+    def __init__(self, task: AirflowTask) -> None:
+        self._task = task
+        self.try_number = task.try_number
+        self.max_tries = task.max_tries
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        self._task.xcoms[key] = value
+
+    def xcom_pull(self, task_ids: str, key: str, map_indexes: int) -> Any:
+        return self._task.xcoms.get(key)
+
+    def get_task_states(self, **_: Any) -> dict[str, Any]:
+        if self._task.choices.happens("Airflow does not tell states", 0.1):
+            raise RuntimeError("the API server is away")
+        return {self.run_id: {self.task_id: self._task.state}}
+
+
+class TaskStore:
+    """The task state store of Airflow, which outlives tries; it fails, or is slow."""
+
+    def __init__(self, task: AirflowTask) -> None:
+        self._task = task
+
+    def get(self, key: str) -> Any:
+        self._access("read")
+        return copy.deepcopy(self._task.simulation.store.get(key))
+
+    def set(self, key: str, value: Any) -> None:
+        end = self._task.choices.pick("end of a write", ("written", "failed", "written, but failed"), 0.06)
+        self._access("write")
+        if end != "failed":
+            self._task.simulation.store[key] = value
+        self._task.tell("the store: {0} {1}", value, end)
+        if end != "written":
+            raise StoreError(end)
+
+    def delete(self, key: str) -> None:
+        self._access("delete")
+        self._task.simulation.store.pop(key, None)
+        self._task.tell("the store: forgotten")
+
+    def _access(self, what: str) -> None:
+        self._task.worker.sleep(self._task.choices.pick(f"slowness of a {what}", (0.01, 3.0, 30.0), 0.05))
+
+
+class AirflowTask:
+    """One task with its tries.
+
+    Attributes:
+        state: Its state in Airflow's database.
+        lines: What was logged or raised, with the time.
+        acted_at: When a person ended or cleared it, with a process of it running.
+        crashed: Whether a process died after that.
+        results: What successful tries returned.
+    """
+
+    def __init__(self, simulation: Simulation) -> None:
+        self.simulation = simulation
+        self.choices = choices = simulation.choices
+        self.try_number = 1
+        self.max_tries = RETRIES
+        self.state = "queued"
+        self.xcoms: dict[str, Any] = {}
+        self.lines: list[tuple[float, str]] = []
+        self.acts: list[float] = []
+        self.act_handled = True
+        self.cleared = False
+        self.results: list[Any] = []
+        self.over_at: float | None = None
+        self.running_at_the_end: list[str] = []
+        self.gave_up = False
+        self._processes = 0
+        self.durable_store = choices.pick("task state store", (True, False), 0.3)
+        self.deferrable = choices.pick("deferrable", (False, True), 0.5)
+        self.cancel_on_kill = choices.pick("cancel_on_kill", (True, False), 0.2)
+        self.cancel_on_timeout = choices.pick("cancel_on_timeout", (True, False), 0.2)
+        self.timeout = choices.pick("timeout of the task", (1000.0, 20.0, 100.0), 0.3)
+        options = (
+            ("timeout", simulation.timeout),
+            ("retry_timeout", simulation.retry_timeout),
+            ("recovery_timeout", simulation.recovery_timeout),
+        )
+        self.settings = ConnectionSettings(
+            "noukai_default", "nk_test_simulated_airflow", BASE_URL, options=options
+        )
+        self.worker = Blocking(0, simulation.clock, simulation.network)
+        self._operator: NoukaiRunJobOperator | None = None
+        self._triggerer_ended = ""
+        self._triggerer_ends: asyncio.Event | None = None
+
+    def begin(self) -> None:
+        """Let the task be queued, and people act on it."""
+        clock = self.simulation.clock
+        clock.after(0.0, self._next_try)
+        if self.choices.happens("a person acts", 0.35):
+            act = self.choices.pick("a person", tuple(PERSONS_STATES))
+            moment = self.choices.pick("after", (2.0, 0.03, 0.05, 6.0, 15.0, 40.0, 400.0))
+            clock.after(moment, lambda: self._act(act))
+
+    def tell(self, line: str, *about: object) -> None:
+        """Add a line to the story."""
+        self.simulation.story.tell(line, *about)
+
+    def logged(self, line: str) -> None:
+        """Take what was logged or raised."""
+        if "outside of the Task Runner" in line:
+            return
+        self.lines.append((self.simulation.clock.now, line))
+        self.tell("log: {0}", line)
+
+    def structured(self, logger: Any, name: str, event: Any) -> Any:
+        """Take what was logged by way of structlog."""
+        self.logged(str(event["event"]))
+        raise structlog.DropEvent
+
+    def running(self) -> list[str]:
+        """Return the jobs that run now."""
+        now = self.simulation.clock.now
+        return [
+            job.id
+            for job in self.simulation.server.jobs.values()
+            if not job.finished(now) and now < job.cancelled_at
+        ]
+
+    def _act(self, act: str) -> None:
+        if self.over_at is not None:
+            return
+        self.tell("a person {0}", act)
+        alive = self.state in ("running", "deferred")
+        self.acts.append(self.simulation.clock.now)
+        self.act_handled = not alive
+        before, self.state = self.state, PERSONS_STATES[act]
+        self.cleared = act == "clears it"
+        if before == "running":
+            self._terminate()
+        elif before == "deferred":
+            self._end_triggerer("left, as a person acted")
+        elif self.cleared:
+            self._clear()
+        else:
+            self._finish()
+
+    def _terminate(self) -> None:
+        worker = self.worker
+        worker.signalled = True
+        self.simulation.clock.after(SECONDS_TO_KILL, lambda: self._kill(worker))
+
+    @staticmethod
+    def _kill(worker: Blocking) -> None:
+        worker.alive = False
+
+    def _clear(self) -> None:
+        self.cleared = False
+        self.max_tries = self.try_number + RETRIES
+        self.try_number += 1
+        self.state = "queued"
+        self.simulation.clock.after(1.0, self._next_try)
+
+    def _finish(self) -> None:
+        self.over_at = self.simulation.clock.now
+        self.running_at_the_end = self.running()
+        self.tell("the task is {0}; running: {1}", self.state, self.running_at_the_end)
+
+    def _next_try(self) -> None:
+        if self.over_at is not None or self.state not in ("queued", "up_for_retry"):
+            return
+        self.xcoms.clear()
+        self._run("execute", {})
+
+    def _new_worker(self) -> Blocking:
+        simulation, choices = self.simulation, self.choices
+        self._processes += 1
+        worker = Blocking(self._processes, simulation.clock, simulation.network)
+        simulation.clock.boot = self._processes * 10_000.0
+        simulation.clock.wall_error = choices.pick("error of the wall clock", (0.0, 600.0, -600.0, 45.0), 0.1)
+        _client_cache._clients.clear()
+        core_state.forget()
+        self._plan_an_end(worker)
+        return worker
+
+    def _plan_an_end(self, worker: Blocking) -> None:
+        if not self.choices.happens("a worker ends", 0.3):
+            return
+        how = self.choices.pick("how", ("killed", "shut down"))
+        number = 1 + self.choices.index("effect at which it ends", 16)
+        moment = self.choices.pick("when in it", (-1.0, 0.01, 0.03, 5.0, 40.0))
+        effects = 0
+
+        def end() -> None:
+            if worker.alive and worker is self.worker and self.state == "running":
+                self.tell("process {0} is {1}", worker.number, how)
+                if how == "killed":
+                    self._kill(worker)
+                else:
+                    self._terminate()
+
+        def on_wait() -> None:
+            nonlocal effects
+            effects += 1
+            if effects == number:
+                if moment < 0:
+                    end()
+                else:
+                    self.simulation.clock.after(moment, end)
+
+        worker.on_wait = on_wait
+
+    def _run(self, method: str, arguments: dict[str, Any]) -> None:
+        """Run one part of a try on a worker, and see to what follows."""
+        self.state = "running"
+        self.worker = worker = self._new_worker()
+        operator = _operator(self)
+        self._operator = operator
+        context: Any = {"ti": TaskInstance(self)}
+        if self.durable_store:
+            context["task_state_store"] = TaskStore(self)
+        worker.on_signal = operator.on_kill
+        self.tell("process {0} runs {1} of try {2}", worker.number, method, self.try_number)
+        try:
+            if method == "execute":
+                result = operator.execute(context)
+            else:
+                result = operator.resume_execution(method, arguments, context)
+        except TaskDeferred as deferred:
+            worker.signalled = False
+            if self.state == "running":
+                self._defer(deferred)
+            else:
+                self._ended(RuntimeError("the deferral came too late"))
+        except Killed:
+            worker.alive = False
+            self._ended(None)
+        except BaseException as error:
+            if not isinstance(error, Exception) and not isinstance(error, AirflowTaskTerminated):
+                raise
+            self.logged(f"raised {type(error).__name__}: {error}")
+            self.act_handled = True
+            self._ended(error)
+        else:
+            self.tell("the try returns {0}", result)
+            self.results.append(result)
+            if self.state == "running":
+                self.state = "success"
+                self._finish()
+            else:
+                self._ended(None)
+
+    def _ended(self, error: BaseException | None) -> None:
+        """Decide what follows a part of a try that has ended without success; `None`: its process died."""
+        if self.state in ("failed", "success"):
+            self._finish()
+        elif self.cleared:
+            self._clear()
+        elif isinstance(error, AirflowSkipException):
+            self.state = "skipped"
+            self._finish()
+        elif (
+            isinstance(error, AirflowFailException | AirflowTaskTerminated)
+            or self.try_number > self.max_tries
+        ):
+            self.state = "failed"
+            self._finish()
+        else:
+            self.state = "up_for_retry"
+            self.try_number += 1
+            pause = self.choices.pick("pause before the retry", (1.0, 30.0, 70.0, 300.0, 900.0))
+            self.simulation.clock.after(pause, self._next_try)
+
+    def _defer(self, deferred: TaskDeferred) -> None:
+        self.state = "deferred"
+        self._triggerer_ended = ""
+        self.tell("the task defers")
+        # Out of the worker's code, whose frames are still there.
+        self.simulation.clock.after(0.1, lambda: self._wait_in_triggerer(deferred))
+
+    def _wait_in_triggerer(self, deferred: TaskDeferred) -> None:
+        if self.state != "deferred":
+            self._ended(None)
+            return
+        trigger: Any = deferred.trigger
+        _, arguments = trigger.serialize()
+        self._triggerer_ended = ""
+        payload = self._trigger(NoukaiJobTrigger(**arguments))
+        if self.state != "deferred":
+            self._ended(None)
+        elif payload is None:
+            pause = self.choices.pick("until the next triggerer", (1.0, 40.0))
+            self.simulation.clock.after(pause, lambda: self._wait_in_triggerer(deferred))
+        else:
+            self._run(deferred.method_name, {**(deferred.kwargs or {}), "event": payload})
+
+    def _trigger(self, trigger: NoukaiJobTrigger) -> Any:
+        """Run a trigger in a triggerer of its own; `None` when it ended without an event."""
+        clock, choices = self.simulation.clock, self.choices
+        self._processes += 1
+        number = self._processes
+        clock.boot = number * 10_000.0
+        core_state.forget()
+        trigger.task_instance = SimpleNamespace(dag_id="dag", task_id="task", run_id="run", map_index=-1)
+        if choices.happens("a triggerer ends", 0.2):
+            seconds = choices.pick("triggerer ends after", (1.0, 10.0, 100.0))
+            how = choices.pick("how the triggerer ends", ("killed", "handed over"))
+            clock.after(seconds, lambda: self._end_triggerer(how))
+        self.tell("triggerer {0} waits", number)
+        self._triggerer = AsyncTransport(number, self.simulation.network, lambda: None)
+        with asyncio.Runner(loop_factory=lambda: VirtualLoop(clock)) as runner:
+            try:
+                return runner.run(self._triggering(trigger))
+            finally:
+                self._triggerer_ends = None
+
+    def _end_triggerer(self, how: str) -> None:
+        if self._triggerer_ends is not None and not self._triggerer_ended:
+            self.tell("the triggerer is {0}", how)
+            self._triggerer_ended = how
+            self._triggerer_ends.set()
+
+    async def _triggering(self, trigger: NoukaiJobTrigger) -> Any:
+        async def first() -> Any:
+            async for event in trigger.run():
+                return event.payload
+            return None
+
+        waiting = asyncio.ensure_future(first())
+        self._triggerer_ends = asyncio.Event()
+        ends = asyncio.ensure_future(self._triggerer_ends.wait())
+        await asyncio.wait({waiting, ends}, return_when=asyncio.FIRST_COMPLETED)
+        ends.cancel()
+        if waiting.done() and not self._triggerer_ended:
+            return waiting.result()
+        if self._triggerer_ended == "killed":
+            self.simulation.network.cut_off(self._processes)
+        else:
+            # As Airflow does, also when the trigger only moves to another triggerer.
+            await trigger.on_kill()
+            self.act_handled = True
+        waiting.cancel("cancelled")
+        await asyncio.wait({waiting})
+        await trigger.cleanup()
+        return None
+
+    async def state_of_task(self, task: Any) -> str | None:
+        if self.choices.happens("Airflow does not tell states", 0.1):
+            raise RuntimeError("the API server is away")
+        return self.state
+
+    async def job_of_task(self, task: Any) -> str | None:
+        value = self.xcoms.get("job_id")
+        return value if isinstance(value, str) else None
+
+
+def _operator(task: AirflowTask) -> NoukaiRunJobOperator:
+    return NoukaiRunJobOperator(
+        task_id="task",
+        flow=FLOW,
+        message="text",
+        retries=RETRIES,
+        deferrable=task.deferrable,
+        timeout=task.timeout,
+        cancel_on_kill=task.cancel_on_kill,
+        cancel_on_timeout=task.cancel_on_timeout,
+    )
+
+
+@contextmanager
+def airflow_world(living: LivingClock, task: AirflowTask) -> Iterator[None]:
+    """Let the provider live in the simulated world."""
+    real_client, real_async_client = noukai_core.Noukai, noukai_core.AsyncNoukai
+
+    def client(**arguments: Any) -> Any:
+        return real_client(**arguments, transport=BlockingTransport(task.worker))
+
+    def async_client(**arguments: Any) -> Any:
+        return real_async_client(**arguments, transport=task._triggerer)
+
+    async def read_connection(hook: NoukaiHook) -> ConnectionSettings:
+        return task.settings
+
+    living.sleeper = lambda seconds: task.worker.sleep(seconds)
+    threads = SimpleNamespace(Thread=lambda **arguments: _InlineThread(task, **arguments))
+    with ExitStack() as stack:
+        for target, name, value in (
+            (noukai_core, "Noukai", client),
+            (noukai_core, "AsyncNoukai", async_client),
+            (NoukaiHook, "settings", task.settings),
+            (NoukaiHook, "_read_connection", read_connection),
+            (noukai_airflow._worker_kill, "threading", threads),
+            (noukai_airflow._task_states, "state_of_task", task.state_of_task),
+            (noukai_airflow._task_states, "job_of_task", task.job_of_task),
+        ):
+            stack.enter_context(patch.object(target, name, value))
+        structlog.configure(processors=[task.structured], cache_logger_on_first_use=False)
+        handler = _Handler(task)
+        root = logging.getLogger()
+        before = root.handlers, root.level
+        root.handlers, root.level = [handler], logging.INFO
+        try:
+            yield
+        finally:
+            root.handlers, root.level = before
+            structlog.reset_defaults()
+
+
+class _Handler(logging.Handler):
+    def __init__(self, task: AirflowTask) -> None:
+        super().__init__()
+        self._task = task
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name.startswith("noukai"):
+            self._task.logged(record.getMessage())
+
+
+class _InlineThread:
+    """A thread that is waited for, as a call: it is left behind when the time to wait is over."""
+
+    def __init__(
+        self, task: AirflowTask, *, target: Callable[..., None], args: tuple[Any, ...], daemon: bool
+    ) -> None:
+        self._task = task
+        self._run = lambda: target(*args)
+
+    def start(self) -> None:
+        pass
+
+    def join(self, timeout: float) -> None:
+        worker = self._task.worker
+        worker.until = worker.clock.now + timeout
+        try:
+            self._run()
+        except Killed:
+            if not worker.alive:
+                raise
+        finally:
+            worker.until = float("inf")

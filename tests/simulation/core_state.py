@@ -1,0 +1,18 @@
+"""What the core keeps for the life of a process, and where it is forgotten."""
+
+from __future__ import annotations
+
+from noukai_core._engine import rate_limit, schedule, sent
+
+
+def forget(first_tick: float | None = None) -> None:
+    """Make the core as it is in a new process.
+
+    Args:
+        first_tick: Where in a tick the moments of the polls lie, from 0 to 1; by default as before.
+    """
+    rate_limit._limiter.cache_clear()
+    sent._registry.cache_clear()
+    sent._registries.clear()
+    if first_tick is not None:
+        schedule._FIRST_TICK = first_tick * schedule.TICK

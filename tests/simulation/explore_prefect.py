@@ -1,0 +1,120 @@
+"""Runs schedules of a Prefect flow run, and checks what must hold after each."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from tests.simulation import core_state
+from tests.simulation.choices import Choices, Decision
+from tests.simulation.clock import Clock, LivingClock, living_in
+from tests.simulation.coverage import wire_states
+from tests.simulation.explore import Outcome
+from tests.simulation.invariants import (
+    History,
+    Violation,
+    let_go,
+    nothing_sent_without_proof,
+    one_job_per_submission,
+)
+from tests.simulation.prefect_run import SLOT, PrefectFlowRun, prefect_world
+from tests.simulation.simulation import Simulation
+
+_LIVING = LivingClock()
+
+
+@contextmanager
+def prefect_time() -> Iterator[None]:
+    """Let the core and the integration live in virtual time."""
+    with living_in(_LIVING, "noukai_core", "noukai_prefect"):
+        yield
+
+
+def run_prefect(seed: int, replayed: Mapping[Decision, int] | None = None, *, told: bool = False) -> Outcome:
+    """Run one schedule, inside of `prefect_time`."""
+    choices = Choices(seed, replayed)
+    clock = Clock()
+    _LIVING.clock, _LIVING.jitter = clock, choices.jitter
+    core_state.forget(choices.jitter.random())
+    simulation = Simulation(choices, clock, told=told)
+    flow_run = PrefectFlowRun(simulation)
+    with prefect_world(flow_run, clock):
+        flow_run.begin()
+        simulation.run()
+    history = History(simulation)
+    return Outcome(
+        seed,
+        choices.made,
+        _violations(flow_run, history),
+        set(wire_states(history)),
+        simulation.story.lines,
+        [choices.described.get(decision, decision[0]) for decision in choices.made],
+    )
+
+
+def _violations(flow_run: PrefectFlowRun, history: History) -> list[Violation]:
+    engine = (one_job_per_submission, nothing_sent_without_proof)
+    found = [Violation(check.__name__, what) for check in engine for what in check(history)]
+    checks = (
+        one_job_at_a_time,
+        running_jobs_are_named,
+        cancelled_for_a_reason_only,
+        results_are_true,
+        the_flow_run_ends,
+    )
+    return found + [Violation(check.__name__, what) for check in checks for what in check(flow_run)]
+
+
+def one_job_at_a_time(flow_run: PrefectFlowRun) -> Iterator[str]:
+    """A new job for an input is submitted only when the one before has ended, or was let go."""
+    if not flow_run.simulation.server.lists_in_time:
+        return
+    index_of = {
+        str(uuid.uuid5(uuid.UUID(SLOT), f"{index}:{number}")): index
+        for index in range(flow_run.size)
+        for number in range(8)
+    }
+    jobs = sorted(flow_run.simulation.server.jobs.values(), key=lambda job: job.created_at)
+    for number, job in enumerate(jobs):
+        now = job.exchange.sent_at
+        for earlier in jobs[:number]:
+            same_input = index_of.get(earlier.key, 0) == index_of.get(job.key, 0)
+            if not same_input or earlier.key == job.key or earlier.created_at > now or earlier.finished(now):
+                continue
+            if not let_go(flow_run.simulation, flow_run.lines, earlier, now):
+                yield f"{job.id} was submitted while {earlier.id} ran"
+
+
+def running_jobs_are_named(flow_run: PrefectFlowRun) -> Iterator[str]:
+    """No job is left running after a person's act without a line that names it."""
+    if not flow_run.simulation.server.lists_in_time or not (flow_run.cancelling and flow_run.handled):
+        return
+    for job_id in flow_run.running_at_the_end:
+        job = flow_run.simulation.server.jobs[job_id]
+        first = job.exchange.jobs[0] is job  # the network made the others
+        if first and not let_go(flow_run.simulation, flow_run.lines, job, math.inf):
+            yield f"{job_id} is left running, and no line names it"
+
+
+def cancelled_for_a_reason_only(flow_run: PrefectFlowRun) -> Iterator[str]:
+    """Only a person or a deadline leads to a cancel."""
+    late = any("timed out" in line for _, line in flow_run.lines)
+    for job in flow_run.simulation.server.jobs.values():
+        if job.cancels and not flow_run.cancelling and not late:
+            yield f"{job.id} was cancelled, and nobody asked for that"
+
+
+def results_are_true(flow_run: PrefectFlowRun) -> Iterator[str]:
+    """An output is that of a job that has completed."""
+    outputs = [job.output for job in flow_run.simulation.server.jobs.values() if job.final == "completed"]
+    for index, output in flow_run.results:
+        if output not in outputs:
+            yield f"input {index} came to {output!r}"
+
+
+def the_flow_run_ends(flow_run: PrefectFlowRun) -> Iterator[str]:
+    """Every flow run ends."""
+    if flow_run.over_at is None:
+        yield "the flow run has not ended"

@@ -1,0 +1,367 @@
+"""A Prefect flow run on the simulated network: attempts that die, people who cancel, a server that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+from pydantic import SecretStr
+
+import noukai_prefect._artifacts
+import noukai_prefect._batch
+import noukai_prefect._batch_table
+import noukai_prefect._cancellation
+import noukai_prefect._events
+import noukai_prefect._job_store
+import noukai_prefect._run
+from noukai_core import AsyncNoukai, NoukaiError
+from noukai_prefect import NoukaiCredentials
+from noukai_prefect._batch import Batch, BatchOptions
+from noukai_prefect._batch_table import BatchTable
+from noukai_prefect._run import JobRequest, WaitOptions
+from noukai_prefect._run_context import RunContext
+from tests.simulation import core_state
+from tests.simulation.clock import EPOCH, Clock
+from tests.simulation.process import StoreError
+from tests.simulation.server import FLOW
+from tests.simulation.simulation import Simulation
+from tests.simulation.transports import BASE_URL, AsyncTransport, VirtualLoop
+
+SLOT = str(uuid.UUID(int=7))
+
+_MOST_ATTEMPTS = 4
+_FLOW_RUN = uuid.UUID(int=5)
+_TASK_RUN = uuid.UUID(int=6)
+
+
+@dataclass(frozen=True)
+class _Run(RunContext):
+    """Where the code runs, without Prefect's own contexts."""
+
+    flow_run: PrefectFlowRun | None = None
+
+    @property
+    def stop_requested(self) -> bool:
+        return False
+
+    @property
+    def must_ask_server(self) -> bool:
+        return False
+
+    def logger(self) -> Any:
+        return _LOGGER
+
+
+_LOGGER = logging.getLogger("noukai_prefect")
+
+
+class _Attempt:
+    """What stands for an attempt of the flow run in its process."""
+
+
+@dataclass
+class _Artifact:
+    id: uuid.UUID
+    data: Any
+    metadata_: dict[str, str]
+    updated: datetime
+    key: str
+
+
+@dataclass
+class _State:
+    cancelling: bool = False
+
+    def is_cancelling(self) -> bool:
+        return self.cancelling
+
+    def is_cancelled(self) -> bool:
+        return False
+
+
+@dataclass
+class PrefectServer:
+    """Prefect's server: it keeps artifacts, and knows whether the flow run is being cancelled."""
+
+    flow_run: PrefectFlowRun
+    artifacts: list[_Artifact] = field(default_factory=list)
+
+    async def __aenter__(self) -> PrefectServer:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def create_artifact(self, artifact: Any) -> _Artifact:
+        end = await self._access("write", written=True)
+        made = _Artifact(
+            uuid.UUID(int=100 + len(self.artifacts)),
+            artifact.data,
+            dict(artifact.metadata_),
+            self._now(),
+            artifact.key,
+        )
+        if end != "failed":
+            self.artifacts.append(made)
+            self.flow_run.simulation.story.tell("stored: {0}", made.metadata_)
+        if end != "written":
+            raise StoreError(end)
+        return made
+
+    async def update_artifact(self, artifact_id: uuid.UUID, update: Any) -> None:
+        end = await self._access("write", written=True)
+        kept = next(one for one in self.artifacts if one.id == artifact_id)
+        if end != "failed":
+            fields = update.model_dump(exclude_unset=True)
+            kept.data = fields.get("data", kept.data)
+            kept.metadata_ = dict(fields.get("metadata_", kept.metadata_))
+            kept.updated = self._now()
+            self.flow_run.simulation.story.tell("stored: {0}", kept.metadata_)
+        if end != "written":
+            raise StoreError(end)
+
+    async def read_artifacts(self, *, artifact_filter: Any, offset: int, **_: Any) -> list[Any]:
+        await self._access("read", written=False)
+        wanted = artifact_filter.key.any_
+        return [one for one in self.artifacts if one.key in wanted][offset:]
+
+    async def read_flow_run(self, flow_run_id: uuid.UUID) -> Any:
+        await self._access("read", written=False)
+        return SimpleNamespace(
+            state=_State(self.flow_run.cancelling), parent_task_run_id=None, deployment_id=uuid.UUID(int=9)
+        )
+
+    async def _access(self, what: str, *, written: bool) -> str:
+        choices, process = self.flow_run.choices, self.flow_run.process
+        await asyncio.sleep(choices.pick(f"slowness of a {what}", (0.01, 3.0, 30.0), 0.05))
+        if self.flow_run.dead or process != self.flow_run.process:
+            await asyncio.sleep(1e6)
+        if not written:
+            if choices.happens("Prefect does not answer", 0.04):
+                raise StoreError("failed")
+            return "read"
+        return choices.pick("end of a write", ("written", "failed", "written, but failed"), 0.06)
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(EPOCH + self.flow_run.simulation.clock.now, UTC)
+
+
+class PrefectFlowRun:
+    """A flow run with its attempts, each in a process of its own.
+
+    Attributes:
+        lines: What was logged or raised.
+        cancelling: Whether a person has cancelled the flow run.
+        acted_in_time: Whether that reached a process that lived on.
+        results: What the attempts returned: pairs of an index and an output.
+        outcomes: What the last attempt came to.
+    """
+
+    def __init__(self, simulation: Simulation) -> None:
+        self.simulation = simulation
+        self.choices = choices = simulation.choices
+        self.server = PrefectServer(self)
+        self.lines: list[tuple[float, str]] = []
+        self.cancelling = False
+        self.dead = False
+        self.process = 0
+        self.over_at: float | None = None
+        self.handled = False
+        self.running_at_the_end: list[str] = []
+        self.results: list[tuple[int, Any]] = []
+        self.size = choices.pick("jobs", (0, 1, 2, 4))
+        self.timeout = choices.pick("timeout of the wait", (1000.0, 20.0, 100.0), 0.3)
+        self.cancel_on_timeout = choices.pick("cancel_on_timeout", (True, False), 0.2)
+        self.max_concurrency = choices.pick("max_concurrency", (10, 2), 0.5)
+        self._attempts = 0
+        self._interrupted: asyncio.Event | None = None
+        self._how = ""
+
+    def begin(self) -> None:
+        """Start the first attempt, and let a person act."""
+        self.simulation.clock.after(0.0, self._next_attempt)
+        if self.choices.happens("a person cancels", 0.3):
+            moment = self.choices.pick("after", (2.0, 0.03, 0.05, 6.0, 15.0, 40.0, 400.0))
+            self.simulation.clock.after(moment, self._cancel)
+
+    def logged(self, line: str) -> None:
+        """Take what was logged or raised."""
+        if not self.dead:
+            self.lines.append((self.simulation.clock.now, line))
+            self.simulation.story.tell("log: {0}", line)
+
+    def _cancel(self) -> None:
+        if self.over_at is None:
+            self.simulation.story.tell("a person cancels the flow run")
+            self.cancelling = True
+            self._interrupt("cancelled")
+
+    def _interrupt(self, how: str) -> None:
+        if self._interrupted is not None and not self._how:
+            self.simulation.story.tell("process {0} is {1}", self.process, how)
+            self._how = how
+            if how == "killed":
+                self.dead = True
+                self.simulation.network.cut_off(self.process)
+            self._interrupted.set()
+
+    def _next_attempt(self) -> None:
+        if self.cancelling:
+            self._finish()
+            return
+        simulation, choices, clock = self.simulation, self.choices, self.simulation.clock
+        self._attempts += 1
+        self.process += 1
+        self.dead, self._how = False, ""
+        clock.boot = self.process * 10_000.0
+        clock.wall_error = choices.pick("error of the wall clock", (0.0, 600.0, -600.0, 45.0), 0.1)
+        core_state.forget()
+        if choices.happens("a process ends", 0.4):
+            how = choices.pick("how", ("killed", "shut down"))
+            moment = choices.pick("process ends after", (0.03, 0.05, 0.08, 1.0, 5.0, 31.0, 65.0))
+            clock.after(moment, lambda: self._interrupt(how))
+        simulation.story.tell("process {0} runs attempt {1}", self.process, self._attempts)
+        with asyncio.Runner(loop_factory=lambda: VirtualLoop(clock)) as runner:
+            error = runner.run(self._attempt())
+        if error is not None and not self.dead:
+            self.logged(f"raised {type(error).__name__}: {error}")
+        self.handled = not self.dead
+        if (error is None and not self.dead) or self._attempts == _MOST_ATTEMPTS or self.cancelling:
+            self._finish()
+        else:
+            pause = choices.pick("pause before the next attempt", (1.0, 30.0, 70.0, 300.0, 900.0))
+            clock.after(pause, self._next_attempt)
+
+    async def _attempt(self) -> BaseException | None:
+        self._interrupted = asyncio.Event()
+        attempt = _Attempt()
+        transport = AsyncTransport(self.process, self.simulation.network, lambda: None)
+        client = AsyncNoukai(
+            "nk_test_simulated_prefect",
+            base_url=BASE_URL,
+            transport=transport,
+            timeout=self.simulation.timeout,
+            retry_timeout=self.simulation.retry_timeout,
+            recovery_timeout=self.simulation.recovery_timeout,
+        )
+        work = asyncio.ensure_future(
+            self._batch(client, attempt) if self.size else self._single(client, attempt)
+        )
+        stop = asyncio.ensure_future(self._interrupted.wait())
+        await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
+        while not work.done():
+            work.cancel()
+            await asyncio.wait({work}, timeout=60.0)
+        stop.cancel()
+        self._interrupted = None
+        await client.aclose()
+        return asyncio.CancelledError() if work.cancelled() else work.exception()
+
+    async def _single(self, client: AsyncNoukai, attempt: Any) -> None:
+        credentials = NoukaiCredentials(api_key=SecretStr("nk_test_simulated_prefect"), base_url=BASE_URL)
+        options = WaitOptions(timeout=self.timeout, cancel_on_timeout=self.cancel_on_timeout)
+        tries = 1 + self.choices.index("retries of the task", 3, 0.3)
+        for number in range(1, tries + 1):
+            run = self._context(attempt, number)
+            try:
+                output = await noukai_prefect._run.submit_and_wait(
+                    credentials, client, JobRequest(FLOW, "text"), options, run
+                )
+                self.results.append((0, output))
+                return
+            except (NoukaiError, StoreError) as error:
+                if number == tries:
+                    raise
+                self.logged(f"raised {type(error).__name__}: {error}")
+            await asyncio.sleep(self.choices.pick("pause before the retry", (1.0, 30.0, 100.0)))
+
+    async def _batch(self, client: AsyncNoukai, attempt: Any) -> None:
+        run = self._context(attempt, 1)
+        options = BatchOptions(
+            timeout=self.timeout,
+            poll_interval=None,
+            cancel_on_timeout=self.cancel_on_timeout,
+            max_concurrency=self.max_concurrency,
+            max_polls_per_second=50.0,
+            raise_on="none",
+        )
+        table = BatchTable(run, SLOT, FLOW, self.size, None)
+        requests = [JobRequest(FLOW, f"text {number}") for number in range(self.size)]
+        outcomes = await Batch(client.flow(FLOW), requests, options, run, table).outcomes()
+        self.results += [(one.index, one.output) for one in outcomes if one.state == "completed"]
+        for one in outcomes:
+            if one.error is not None:
+                self.logged(f"outcome {one.index}: {one.error}")
+        if any(one.error is not None for one in outcomes):
+            raise StoreError("some jobs did not complete")
+
+    def _context(self, attempt: Any, number: int) -> _Run:
+        return _Run(
+            flow_run_id=_FLOW_RUN,
+            task_run_id=_TASK_RUN,
+            task_attempt=number,
+            times_out_at=None,
+            cancel_event=None,
+            attempt=attempt,
+            flow_run=self,
+        )
+
+    def _finish(self) -> None:
+        now = self.simulation.clock.now
+        self.over_at = now
+        self.running_at_the_end = [
+            job.id
+            for job in self.simulation.server.jobs.values()
+            if not job.finished(now) and now < job.cancelled_at
+        ]
+        self.simulation.story.tell("the flow run is over; running: {0}", self.running_at_the_end)
+
+
+@contextmanager
+def prefect_world(flow_run: PrefectFlowRun, clock: Clock) -> Iterator[None]:
+    """Let the integration live in the simulated world."""
+
+    async def nothing(*_: Any, **__: Any) -> Any:
+        return uuid.UUID(int=1)
+
+    def get_client() -> PrefectServer:
+        return flow_run.server
+
+    with ExitStack() as stack:
+        for module in (
+            noukai_prefect._artifacts,
+            noukai_prefect._batch_table,
+            noukai_prefect._cancellation,
+            noukai_prefect._job_store,
+        ):
+            stack.enter_context(patch.object(module, "get_client", get_client))
+        # Tasks in threads are not simulated, so that nothing ever asks for a stop.
+        stack.enter_context(patch.object(noukai_prefect._cancellation, "STOP_CHECK_SECONDS", 1e4))
+        stack.enter_context(patch.object(noukai_prefect._events, "emit_event", lambda *_, **__: None))
+        stack.enter_context(patch.object(noukai_prefect._artifacts, "acreate_progress_artifact", nothing))
+        stack.enter_context(patch.object(noukai_prefect._artifacts, "aupdate_progress_artifact", nothing))
+        root = logging.getLogger()
+        before = root.handlers, root.level, _LOGGER.propagate
+        root.handlers, root.level, _LOGGER.propagate = [_Handler(flow_run)], logging.INFO, True
+        try:
+            yield
+        finally:
+            root.handlers, root.level, _LOGGER.propagate = before
+
+
+class _Handler(logging.Handler):
+    def __init__(self, flow_run: PrefectFlowRun) -> None:
+        super().__init__()
+        self._flow_run = flow_run
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name.startswith("noukai"):
+            self._flow_run.logged(record.getMessage())
