@@ -23,7 +23,7 @@ from noukai_airflow.exceptions import (
     NoukaiJobTimeoutException,
 )
 from noukai_airflow.links.noukai import NoukaiJobLink
-from noukai_airflow.triggers.noukai import NoukaiJobTrigger, backstop
+from noukai_airflow.triggers.noukai import LAST_POLL_SECONDS, NoukaiJobTrigger, backstop
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -128,7 +128,7 @@ class JobWait:
     def wait(self, deadline: float | None) -> Any:
         """Wait until the job ends: on the worker, or after the inline wait in the triggerer."""
         options = self._options
-        timeout = None if deadline is None else max(deadline - time.time(), 0.001)
+        timeout = None if deadline is None else max(deadline - time.time(), LAST_POLL_SECONDS)
         if options.deferrable:
             if options.inline_wait == 0:
                 return self.defer(deadline)
@@ -188,7 +188,7 @@ class JobWait:
             return self._job.status()
         # A job that has ended keeps its result, no matter how late the task fetches it.
         ended = event is not None and event.reason is Reason.FINISHED
-        timeout = None if deadline is None or ended else max(deadline - time.time(), 0.001)
+        timeout = None if deadline is None or ended else max(deadline - time.time(), LAST_POLL_SECONDS)
         return next(self._job.watch(timeout=timeout, poll_interval=self._options.poll_interval))
 
     def time_out(self) -> NoReturn:

@@ -32,6 +32,10 @@ _DECISION_SECONDS = 20.0
 _DECISION_PAUSE = 1.0
 
 
+LAST_POLL_SECONDS = 1.0
+"""How long a wait may take whose deadline has passed: a job that has ended by then keeps its result."""
+
+
 def wake_up_delay() -> float:
     """Return how long after its deferral a task may be resumed at the earliest.
 
@@ -206,7 +210,7 @@ class NoukaiJobTrigger(BaseTrigger):
         """Return the time until the deadline, at least a millisecond: even a past deadline gets one poll."""
         if self.deadline is None:
             return None
-        return max(self.deadline - time.time(), 0.001)
+        return max(self.deadline - time.time(), LAST_POLL_SECONDS)
 
     async def on_kill(self) -> None:
         """Cancel the job if a user ended the task.

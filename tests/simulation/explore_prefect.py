@@ -89,7 +89,7 @@ def one_job_at_a_time(flow_run: PrefectFlowRun) -> Iterator[str]:
 
 def running_jobs_are_named(flow_run: PrefectFlowRun) -> Iterator[str]:
     """No job is left running after a person's act without a line that names it."""
-    if not flow_run.simulation.server.lists_in_time or not (flow_run.cancelling and flow_run.handled):
+    if not flow_run.simulation.server.lists_in_time or not (flow_run.acted_in_time and flow_run.handled):
         return
     for job_id in flow_run.running_at_the_end:
         job = flow_run.simulation.server.jobs[job_id]

@@ -160,7 +160,7 @@ class PrefectFlowRun:
     Attributes:
         lines: What was logged or raised.
         cancelling: Whether a person has cancelled the flow run.
-        acted_in_time: Whether that reached a process that lived on.
+        acted_in_time: Whether a process ran at that moment.
         results: What the attempts returned: pairs of an index and an output.
         outcomes: What the last attempt came to.
     """
@@ -171,6 +171,7 @@ class PrefectFlowRun:
         self.server = PrefectServer(self)
         self.lines: list[tuple[float, str]] = []
         self.cancelling = False
+        self.acted_in_time = False
         self.dead = False
         self.process = 0
         self.over_at: float | None = None
@@ -202,6 +203,7 @@ class PrefectFlowRun:
         if self.over_at is None:
             self.simulation.story.tell("a person cancels the flow run")
             self.cancelling = True
+            self.acted_in_time = self._interrupted is not None
             self._interrupt("cancelled")
 
     def _interrupt(self, how: str) -> None:
