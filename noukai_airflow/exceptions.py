@@ -110,7 +110,7 @@ def without_frames(method: Callable[P, R]) -> Callable[P, R]:
         try:
             return method(*args, **kwargs)
         except NoukaiException as error:
-            log.debug("Where the exception was raised:", exc_info=True)
+            log.debug("Noukai exception: raised at", exc_info=True)
             raise error.with_traceback(None) from None
 
     return wrapper
