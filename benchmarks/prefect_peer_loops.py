@@ -35,17 +35,17 @@ class Services:
 
     address: str
 
-    def _request_json(self, method: str, path: str, **body: Any) -> Any:
+    def request_json(self, method: str, path: str, **body: Any) -> Any:
         response = httpx.request(method, f"https://{self.address}/{path}", json=body or None)
         return response.raise_for_status().json()
 
     def begin(self, seconds: float) -> int:
         """Begin a job of either peer's service."""
-        number: int = self._request_json("POST", "benchmark/runs", seconds=seconds)["number"]
+        number: int = self.request_json("POST", "benchmark/runs", seconds=seconds)["number"]
         return number
 
     def waited(self, number: int, returned: float) -> Waited:
-        return Waited(returned, **self._request_json("GET", f"benchmark/runs/{number}"))
+        return Waited(returned, **self.request_json("GET", f"benchmark/runs/{number}"))
 
 
 def noukai(services: Services, seconds: float) -> Callable[[], Waited]:
@@ -53,7 +53,7 @@ def noukai(services: Services, seconds: float) -> Callable[[], Waited]:
 
     credentials = NoukaiCredentials(api_key=SecretStr(KEY), base_url=f"https://{services.address}/api/v1")
     message = f"job of process {os.getpid()}"
-    services._request_json("POST", "_emulator/script", flow="*", after_seconds=seconds)
+    services.request_json("POST", "_emulator/script", flow="*", after_seconds=seconds)
 
     @flow
     def waits() -> float:
@@ -62,8 +62,8 @@ def noukai(services: Services, seconds: float) -> Callable[[], Waited]:
 
     def wait() -> Waited:
         returned = waits()
-        [job] = (job for job in services._request_json("GET", "_emulator/jobs") if job["message"] == message)
-        counts = services._request_json("GET", f"_emulator/counts?job_id={job['id']}")
+        [job] = (job for job in services.request_json("GET", "_emulator/jobs") if job["message"] == message)
+        counts = services.request_json("GET", f"_emulator/counts?job_id={job['id']}")
         began = datetime.fromisoformat(job["created_at"]).timestamp()
         return Waited(returned, began + seconds, sum(counts.values()))
 

@@ -18,6 +18,8 @@ DOCUMENT = (REPOSITORY / "docs" / "log-phrases.md").read_text(encoding="utf-8")
 # Values that are a state, a change of state, or a whole phrase, which is checked where it is written.
 STATES = re.compile(r"change|phrase|\w*(?:status|job)\.state|[\w.]*left_running\(.*\)", re.DOTALL)
 
+# Lines at level DEBUG are for developers, who do not alert on them.
+METHODS = LOG_METHODS - {"debug"}
 LOGGERS = re.compile(r"(?:^|[._])log(?:ger)?(?:\(\))?$")
 
 # Values that are the beginning of a line.
@@ -74,9 +76,7 @@ def log_calls(source: str, path: str) -> Iterator[LogCall]:
     for node in ast.walk(ast.parse(source)):
         match node:
             case ast.Call(func=ast.Attribute(value=receiver, attr=method), args=[first, *values]):
-                if method in LOG_METHODS and re.search(
-                    r"(?:^|[._])log(?:ger)?(?:\(\))?$", ast.unparse(receiver)
-                ):
+                if method in METHODS and re.search(r"(?:^|[._])log(?:ger)?(?:\(\))?$", ast.unparse(receiver)):
                     template = first.value if isinstance(first, ast.Constant) else ast.unparse(first)
                     yield LogCall(
                         f"{path}:{node.lineno}", str(template), [ast.unparse(value) for value in values]

@@ -126,7 +126,7 @@ def test_a_cancel_goes_on_until_the_race_is_over() -> None:
 
 
 def test_a_fault_late_in_the_race_does_not_stop_a_cancel() -> None:
-    """The patience with faults counts from the last answer, and a 404 inside the race is one."""
+    """The retry window starts at the last response, and a 404 inside the race is one."""
     responses = iter([MISSING] * 4 + [FAULT, HttpResponse(200, {}, b"{}")])
     clock = Turned(lambda call, now: next(responses))
     clock.run(send_with_retries(cancel(FLOW, "job-1"), clock, race_ends=60))

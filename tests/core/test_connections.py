@@ -236,7 +236,7 @@ async def test_a_call_without_a_connection_says_that_nothing_was_sent(key: str) 
     """If every connection stays busy, the error says so, and does not blame the server."""
     crowded = Crowded()
     async with AsyncNoukai(key, base_url="https://noukai.test/api/v1", transport=crowded) as client:
-        connection = client._runner._connection  # pyright: ignore[reportPrivateUsage] - a look is made again
+        connection = client._runner._connection  # pyright: ignore[reportPrivateUsage] - a poll is repeated
         poll = endpoints.status(FlowPath(*FLOW.split("/")), "job-1")
         held = [asyncio.ensure_future(connection.send(poll)) for _ in range(MAX_CONCURRENT_CALLS)]
         await crowded.holds(MAX_CONCURRENT_CALLS)

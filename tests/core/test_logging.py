@@ -41,7 +41,7 @@ def test_one_line_for_a_change_and_none_for_a_poll(
 def test_one_line_for_progress(
     scripted: MakeClient, server: ScriptedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A change of progress is a line; the same progress again is none, and a huge one is told in part."""
+    """A change of progress is a line; the same progress again is none, and a huge one is shown in part."""
     server.on(
         "poll",
         state("running"),

@@ -40,7 +40,7 @@ def wanted_jobs() -> list[Wanted]:
     """Draw the jobs: one in six is waited for on a worker, and some are on the way whenever a process dies.
 
     None fails: a failed job makes way for a new one when its task is tried again, and whether a try that is
-    killed has told of the failure before is chance.
+    killed has reported the failure before is chance.
     """
     drawn = [plan for plan in plans(2 * JOBS) if plan.outcome != "failed"][:JOBS]
     indexes: Counter[str] = Counter()

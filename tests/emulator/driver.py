@@ -12,7 +12,7 @@ BEGIN = 1_800_000_000.0
 
 
 class Clock:
-    """A clock that moves only when told to."""
+    """A clock that only the test moves."""
 
     def __init__(self) -> None:
         self.now = BEGIN

@@ -11,7 +11,7 @@ from noukai_core.emulator import EmulatorControl
 from tests.faults import scale
 
 REQUEST_SECONDS = 2.0
-"""How long a client of these runs waits for an answer."""
+"""How long a client of these runs waits for a response."""
 
 Part = dict[str, Any]
 
