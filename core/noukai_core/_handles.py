@@ -44,6 +44,7 @@ class FlowHandle(Generic[R]):
 
     def _submitting(self, request: JobRequest, submission: Submission) -> Effects[Submitted]:
         """Check everything, and return the effects that submit a job once."""
+        submission = _checked(submission)
         path = self._settings.flow_path(request.flow)
         if path != self._path:
             raise InvalidInputError(f"the request is for the flow {path}, but this is the flow {self._path}")
@@ -70,7 +71,15 @@ class FlowHandle(Generic[R]):
         )
 
     def _finding(self, submission: Submission) -> Effects[JobAccepted | None]:
-        return find(submission, self._path, time.monotonic)
+        return find(_checked(submission), self._path, time.monotonic)
+
+
+def _checked(submission: object) -> Submission:
+    if not isinstance(submission, Submission):
+        raise _validation.refused(
+            f"submission is {_validation.shown(submission)}, but must be a noukai_core.Submission"
+        )
+    return submission
 
 
 class JobHandle(Generic[R]):

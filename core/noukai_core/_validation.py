@@ -29,6 +29,7 @@ _KEY_IN_TEXT = re.compile(
 _JOB_ID = re.compile(r"[^\s/\\\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,255}")
 _RESERVED_PARAMETER = "attachments"
 _SHOWN_LENGTH = 80
+_MAX_ADDRESS = 2000
 _SECRET_LENGTH = 16
 
 # Python itself refuses to read or write whole numbers beyond some 14,000 bits (4,300 digits) as text.
@@ -106,9 +107,11 @@ def base_url(url: object) -> str:
     if not isinstance(url, str):
         raise refused(f"base_url is {shown(url)}, but must be {allowed}")
     parts = split_url(url.strip(), "base_url", allowed)
+    if len(url) > _MAX_ADDRESS:
+        raise refused(f"base_url has {len(url)} characters, but must have at most {_MAX_ADDRESS}")
     if parts.scheme not in ("http", "https") or not parts.hostname or has_space(url.strip()):
         raise refused(f"base_url is {shown(url)}, but must be {allowed}")
-    if parts.query or parts.fragment:
+    if "?" in url or "#" in url:
         raise refused("base_url has a query or a fragment, but must be only " + allowed)
     return url.strip().rstrip("/")
 
@@ -209,7 +212,10 @@ def moment(value: object, argument: str) -> datetime:
     """Check a point in time, which must know its time zone."""
     if not isinstance(value, datetime) or value.tzinfo is None:
         raise refused(f"{argument} is {shown(value)}, but must be a datetime with a time zone")
-    return value.astimezone(UTC)
+    try:
+        return value.astimezone(UTC)
+    except (OverflowError, ValueError):
+        raise refused(f"{argument} is {shown(value)}, which is no time in UTC") from None
 
 
 def job_body(

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self, Unpack
+from uuid import UUID
 
 from noukai_core._api import endpoints
 from noukai_core._engine.effects import Effects, Emit, Send, Sleep, T, send_with_retries
@@ -145,7 +146,7 @@ class AsyncFlow(FlowHandle[AsyncRunner]):
         block_overrides: Mapping[str, Mapping[str, Any]] | None = None,
         trace: bool = False,
         version: Version = "production",
-        session_id: str | None = None,
+        session_id: str | UUID | None = None,
         callback_url: str | None = None,
         callback_events: Sequence[str] | None = None,
         submission: Submission | None = None,
@@ -166,7 +167,7 @@ class AsyncFlow(FlowHandle[AsyncRunner]):
 
     async def submit(self, request: JobRequest, *, submission: Submission | None = None) -> AsyncJob:
         """Submit the job of a request, once; see `Flow.submit`."""
-        effects = self._submitting(request, submission or Submission.new())
+        effects = self._submitting(request, Submission.new() if submission is None else submission)
         submitted = await self._runner.run(effects)
         return self._job(submitted.job.id, submitted.at, submitted.job)
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias, TypeGuard, TypeVar
 
 from noukai_core._validation import refused, shown
 
 T = TypeVar("T")
+
+MAX_SECONDS = 1e9
+"""The longest duration, some thirty years: the sleeps of the standard library have such a limit."""
 
 Duration: TypeAlias = float | timedelta
 """Seconds, or a timedelta."""
@@ -44,7 +47,7 @@ def check_seconds(value: object, argument: str, *, zero: bool = False) -> float:
     Raises:
         InvalidInputError: It is not a number, not finite, negative, or 0 where that is not allowed.
     """
-    return _positive(value, value, argument, "a number of seconds", zero)
+    return _positive(value, value, argument, "a number of seconds", zero, MAX_SECONDS)
 
 
 def check_duration(value: object, argument: str, *, zero: bool = False) -> float:
@@ -59,7 +62,7 @@ def check_duration(value: object, argument: str, *, zero: bool = False) -> float
         InvalidInputError: It is not a duration, not finite, negative, or 0 where that is not allowed.
     """
     number = value.total_seconds() if isinstance(value, timedelta) else value
-    return _positive(number, value, argument, "a timedelta or a number of seconds", zero)
+    return _positive(number, value, argument, "a timedelta or a number of seconds", zero, MAX_SECONDS)
 
 
 def check_count(value: object, argument: str) -> int:
@@ -94,11 +97,18 @@ def check_choice(value: T, allowed: Sequence[T], argument: str) -> T:
     return value
 
 
-def _positive(number: object, value: object, argument: str, noun: str, zero: bool) -> float:
+def _is_finite(number: object) -> TypeGuard[float]:
+    return isinstance(number, int | float) and abs(number) <= sys.float_info.max
+
+
+def _positive(
+    number: object, value: object, argument: str, noun: str, zero: bool, most: float = sys.float_info.max
+) -> float:
     if isinstance(number, int | float) and not isinstance(number, bool):
-        in_range = 0 <= number <= sys.float_info.max
+        in_range = 0 <= number <= most
         if in_range and (number > 0 or zero):
             return float(number)
+    limit = f" and at most {most:.0f}" if _is_finite(number) and number > most else ""
     raise refused(
-        f"{argument} is {shown(value)}, but must be {noun}{' of 0 or more' if zero else ' above 0'}"
+        f"{argument} is {shown(value)}, but must be {noun}{' of 0 or more' if zero else ' above 0'}{limit}"
     )

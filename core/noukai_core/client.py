@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self, Unpack
+from uuid import UUID
 
 from noukai_core._api import endpoints
 from noukai_core._engine.effects import Effects, Emit, Send, Sleep, T, send_with_retries
@@ -172,7 +173,7 @@ class Flow(FlowHandle[Runner]):
         block_overrides: Mapping[str, Mapping[str, Any]] | None = None,
         trace: bool = False,
         version: Version = "production",
-        session_id: str | None = None,
+        session_id: str | UUID | None = None,
         callback_url: str | None = None,
         callback_events: Sequence[str] | None = None,
         submission: Submission | None = None,
@@ -221,7 +222,7 @@ class Flow(FlowHandle[Runner]):
             request: The inputs of the job. Its flow must be this one.
             submission: The identity, if you keep it yourself. By default a new one.
         """
-        effects = self._submitting(request, submission or Submission.new())
+        effects = self._submitting(request, Submission.new() if submission is None else submission)
         submitted = self._runner.run(effects)
         return self._job(submitted.job.id, submitted.at, submitted.job)
 
@@ -316,7 +317,7 @@ class Job(JobHandle[Runner]):
 
     def watch(
         self, *, timeout: float | None = None, poll_interval: float | None = None
-    ) -> Iterator[JobStatus]:
+    ) -> Generator[JobStatus, None, JobStatus]:
         """Wait for the end of the job, and yield what is new: its state or its progress.
 
         The arguments and errors are those of ``wait``, but for the end of the job, which is yielded last.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 from noukai_core._validation import Version
 
@@ -33,7 +34,7 @@ class JobRequest:
     block_overrides: Mapping[str, Mapping[str, Any]] | None = None
     version: Version = "production"
     trace: bool = False
-    session_id: str | None = None
+    session_id: str | UUID | None = None
     callback_url: str | None = None
     callback_events: Sequence[str] | None = None
 

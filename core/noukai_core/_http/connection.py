@@ -20,6 +20,7 @@ from noukai_core._options import ClientOptions
 from noukai_core._validation import ApiKey
 from noukai_core.errors import (
     APIError,
+    CertificateError,
     ClientClosedError,
     InvalidInputError,
     InvalidResponseError,
@@ -35,7 +36,10 @@ _FAULTS = (httpx.TransportError, httpx.DecodingError, ssl.SSLError, zlib.error)
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 
 _OWN_TIMEOUTS_FIRST = 0.5
-"""Seconds by which the transport's timeouts come first: they say whether anything was sent."""
+"""Seconds by which a transport's own timeouts come first in a submission: they tell whether it was sent."""
+
+_MAX_TIMEOUT = 24 * 3600.0
+"""Seconds that one request may take at most, whatever is set: sockets take no number without an end."""
 
 
 @cache
@@ -94,6 +98,13 @@ class BaseConnection:
             return InvalidResponseError(
                 f"{call.operation}: the response's encoding is broken: {message}", job_id=call.job_id
             )
+        if _is_untrusted(fault):
+            return CertificateError(
+                f"{call.operation}: the TLS certificate of {self._settings.base_url} is not trusted: {message}. "
+                "If an authority of your own has signed it, set SSL_CERT_FILE to its certificate.",
+                job_id=call.job_id,
+                never_processed=True,
+            )
         reason = message or f"nothing within {timeout:g} s"
         return TransientError(
             f"{call.operation}: no response from {self._settings.base_url} "
@@ -101,6 +112,15 @@ class BaseConnection:
             job_id=call.job_id,
             never_processed=isinstance(fault, _NEVER_SENT),
         )
+
+
+def _is_untrusted(fault: BaseException | None) -> bool:
+    """Tell whether a fault comes from a server's certificate that is not trusted."""
+    while fault is not None:
+        if isinstance(fault, ssl.SSLCertVerificationError):
+            return True
+        fault = fault.__cause__ or fault.__context__
+    return False
 
 
 class Connection(BaseConnection):
@@ -112,7 +132,7 @@ class Connection(BaseConnection):
 
     def send(self, call: Call[Any], timeout: float | None = None) -> HttpResponse | APIError:
         """Send a call once. Every error is returned as a value, without its cause."""
-        allowed = self._settings.timeout if timeout is None else timeout
+        allowed = min(self._settings.timeout if timeout is None else timeout, _MAX_TIMEOUT)
         if self._closed:
             return self._client_closed(call)
         request = self._request(call, allowed)
@@ -141,7 +161,7 @@ class AsyncConnection(BaseConnection):
 
     async def send(self, call: Call[Any], timeout: float | None = None) -> HttpResponse | APIError:
         """Send a call once. Every error is returned as a value, without its cause."""
-        allowed = self._settings.timeout if timeout is None else timeout
+        allowed = min(self._settings.timeout if timeout is None else timeout, _MAX_TIMEOUT)
         self._check_loop()
         if call.submits:  # submissions have their own limit
             return await self._exchange(call, allowed)
@@ -157,7 +177,7 @@ class AsyncConnection(BaseConnection):
             return self._client_closed(call)
         request = self._request(call, allowed)
         try:
-            async with asyncio.timeout(allowed + _OWN_TIMEOUTS_FIRST):
+            async with asyncio.timeout(allowed + (_OWN_TIMEOUTS_FIRST if call.submits else 0.0)):
                 return await self._transport.exchange(request, self._settings.max_response_bytes)
         except TooLarge as large:
             return self._too_large(call, large.head)

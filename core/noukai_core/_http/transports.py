@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import ssl
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -16,6 +18,7 @@ from noukai_core._api.parsing import HttpResponse
 from noukai_core._http.httpx_transport import AsyncHttpxTransport, HttpxTransport
 from noukai_core._http.messages import HttpRequest
 from noukai_core._options import ClientOptions
+from noukai_core.errors import InvalidInputError
 
 IDLE_CONNECTION_EXPIRY = 90.0
 """Seconds; longer than the longest pause between two polls, so that a waiting job keeps its connection."""
@@ -25,6 +28,11 @@ MAX_CONCURRENT_CALLS = 32
 
 Each uses a connection. An async client opens fewer as long as they are enough (`limiter.py`).
 """
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+_WRITTEN_AT_ONCE = 16 * 1024
+"""Bytes of a request that are written before the time that is left is checked again."""
 
 
 class AsyncTransport(Protocol):
@@ -43,8 +51,9 @@ def blocking_transport(settings: ClientOptions, given: httpx.BaseTransport | Non
     """Return the transport of a blocking client: the user's, or a new one."""
     if given is not None:
         return HttpxTransport(given)
-    proxy = _proxy(settings.base_url)
-    transport = httpx.HTTPTransport(verify=_tls_context(), limits=_limits(settings), proxy=proxy)
+    proxy, tls = _proxy(settings.base_url), _tls_context()
+    with _named_proxy():
+        transport = httpx.HTTPTransport(verify=tls, limits=_limits(settings), proxy=proxy)
     # httpx has no argument to pass this on to httpcore.
     pool: Any = transport._pool  # pyright: ignore[reportPrivateUsage]
     pool._network_backend = _Sockets(pool._network_backend)
@@ -57,9 +66,11 @@ def async_transport(settings: ClientOptions, given: httpx.AsyncBaseTransport | N
         return AsyncHttpxTransport(given)
     proxy = _proxy(settings.base_url)
     if proxy is not None:  # aiohttp does not know every kind of proxy that httpx does
-        return AsyncHttpxTransport(
-            httpx.AsyncHTTPTransport(verify=_tls_context(), limits=_limits(settings), proxy=proxy)
-        )
+        tls = _tls_context()
+        with _named_proxy():
+            return AsyncHttpxTransport(
+                httpx.AsyncHTTPTransport(verify=tls, limits=_limits(settings), proxy=proxy)
+            )
     from noukai_core._http.aiohttp_transport import (
         AiohttpTransport,  # only here: importing aiohttp takes a tenth of a second
     )
@@ -81,7 +92,24 @@ def _limits(settings: ClientOptions) -> httpx.Limits:
 @cache
 def _tls_context() -> ssl.SSLContext:
     """Return the one TLS context of this process: creating one takes tens of milliseconds."""
-    return httpx.create_ssl_context()
+    try:
+        return httpx.create_ssl_context()
+    except OSError as error:  # an SSLError is one, too
+        raise InvalidInputError(
+            f"SSL_CERT_FILE or SSL_CERT_DIR names certificates that cannot be read: {error}"
+        ) from None
+
+
+@contextmanager
+def _named_proxy() -> Generator[None]:
+    """Turn what httpx says of a proxy into an error that names where it comes from, and not the proxy."""
+    try:
+        yield
+    except (httpx.InvalidURL, ValueError, ImportError) as error:
+        reason = str(error) if isinstance(error, ImportError) else "it is not a valid address"
+        raise InvalidInputError(
+            f"the proxy in HTTPS_PROXY, HTTP_PROXY or ALL_PROXY cannot be used: {reason}"
+        ) from None
 
 
 def _proxy(base_url: str) -> str | None:
@@ -89,9 +117,15 @@ def _proxy(base_url: str) -> str | None:
     parts = urlsplit(base_url)
     proxies = getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")
-    if not proxy or proxy_bypass(parts.hostname or ""):
+    port = parts.port or _DEFAULT_PORTS.get(parts.scheme)
+    if not proxy or proxy_bypass(f"{parts.hostname}:{port}"):
         return None
-    return proxy if "://" in proxy else f"http://{proxy}"
+    address = proxy if "://" in proxy else f"http://{proxy}"
+    with _named_proxy():
+        proxy_parts = urlsplit(address)
+        if not proxy_parts.hostname or proxy_parts.port == 0:  # its port is read here, and may be wrong
+            raise ValueError(address)
+    return address
 
 
 class _Sockets:
@@ -105,23 +139,33 @@ class _Sockets:
 
 
 class _Stream:
-    """A connection on which a whole response must be read within the request's timeout.
+    """A connection on which a request is written, and its response read, each in the time that it has.
 
-    httpcore applies the timeout to each read. A server that sends its headers byte by byte, or one
-    `100 Continue` after another, would block the caller for days, or forever.
+    httpcore gives that time to each write and each read. A server that takes a request or sends a response in
+    drops, or that sends one `100 Continue` after another, would hold the caller for days, or for ever.
     """
 
     def __init__(self, httpcores: Any) -> None:
         self._httpcores = httpcores
+        self._writing = False
         self._ends = math.inf
 
     # httpcore also passes these arguments by name.
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._httpcores.write(buffer, timeout)
-        self._ends = math.inf if timeout is None else time.monotonic() + timeout
+        if not self._writing:
+            self._writing, self._ends = True, _end_of(timeout)
+        for begin in range(0, len(buffer), _WRITTEN_AT_ONCE):
+            left = self._ends - time.monotonic()
+            if left <= 0:
+                raise httpx.WriteTimeout("the request was not taken in time")
+            self._httpcores.write(
+                buffer[begin : begin + _WRITTEN_AT_ONCE], timeout if timeout is None else min(timeout, left)
+            )
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        if self._writing:
+            self._writing, self._ends = False, _end_of(timeout)
         left = self._ends - time.monotonic()
         if left <= 0:
             raise httpx.ReadTimeout("the response did not end in time")
@@ -133,3 +177,7 @@ class _Stream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._httpcores, name)
+
+
+def _end_of(timeout: float | None) -> float:
+    return math.inf if timeout is None else time.monotonic() + timeout
