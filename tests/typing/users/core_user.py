@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator
 from datetime import datetime
 from typing import Any, assert_type
 
@@ -48,7 +48,7 @@ def blocking(transport: httpx.BaseTransport) -> None:
         assert_type(job.status().state == JobState.RUNNING, bool)
         assert_type(job.wait(timeout_ms=60_000), ExecuteResult)
         assert_type(job.wait().output, Any)
-        assert_type(job.watch(poll_interval=1.5), Iterator[JobStatus])
+        assert_type(job.watch(poll_interval=1.5), Generator[JobStatus, None, JobStatus])
         assert_type(job.trace(), RunTrace)
         assert_type(flow.attach("job-1"), Job)
 
