@@ -100,8 +100,8 @@ class BaseConnection:
             )
         if _is_untrusted(fault):
             return CertificateError(
-                f"{call.operation}: the TLS certificate of {self._settings.base_url} is not trusted: {message}. "
-                "If an authority of your own has signed it, set SSL_CERT_FILE to its certificate.",
+                f"{call.operation}: the TLS certificate of {self._settings.base_url} is not trusted: "
+                f"{message}. If your own authority has signed it, set SSL_CERT_FILE to its certificate.",
                 job_id=call.job_id,
                 never_processed=True,
             )
