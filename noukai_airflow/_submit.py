@@ -182,22 +182,4 @@ def _stop(job: Job) -> None:
     except core.NoukaiError:
         finished = False
     if not finished:
-        cancel_if_possible(job, "replaced by a new job")
-
-
-def cancel_if_possible(job: Job, reason: str) -> bool:
-    """Cancel a job, and log the outcome.
-
-    Returns:
-        Whether the job is certain to end.
-    """
-    try:
-        job.cancel()
-    except core.JobNotFoundError:
-        log.info("Noukai job %s of %s: not cancelled (unknown to the server)", job.id, job.flow)
-    except core.NoukaiError as error:
-        log.warning("Noukai job %s of %s: cancel failed (%s; may still be running)", job.id, job.flow, error)
-        return False
-    else:
-        log.info("Noukai job %s of %s: cancelled (%s)", job.id, job.flow, reason)
-    return True
+        core.cancel_job(job).log("replaced by a new job", log)

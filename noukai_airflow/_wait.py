@@ -14,7 +14,6 @@ import noukai_core as core
 from noukai_airflow import _xcoms
 from noukai_airflow._kill_policy import left_running
 from noukai_airflow._outcome import JobOutcome, StatusUpdates, about_job, status_summary
-from noukai_airflow._submit import cancel_if_possible
 from noukai_airflow._trigger_event import JobEvent, Reason
 from noukai_airflow._xcoms import task_instance_of
 from noukai_airflow.exceptions import (
@@ -204,11 +203,16 @@ class JobWait:
             self._store.change(wait_again=True)
             return left_running(durable=self._options.durable)
         self._store.change(abandoned=True)
-        if not cancel_if_possible(self._job, "timed out"):
-            return "cancel failed (may still be running)"
-        last = self._job.last_status or core.JobStatus(id=self._job.id, state=core.JobState.PENDING)
-        self._report(last.model_copy(update={"state": core.JobState.CANCELLED, "error": "timed out"}))
-        return "cancelled"
+        outcome = core.cancel_job(self._job)
+        if outcome.log("timed out", log):
+            last = self._job.last_status or core.JobStatus(id=self._job.id, state=core.JobState.PENDING)
+            self._report(last.model_copy(update={"state": core.JobState.CANCELLED, "error": "timed out"}))
+            return "cancelled"
+        if outcome.not_needed:
+            if outcome.status is not None:
+                self._report(outcome.status)
+            return f"not cancelled ({outcome.not_needed})"
+        return "cancel failed (may still be running)"
 
     def _finish(self, status: JobStatus) -> Any:
         error = self._report(status).exception()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from airflow.sdk.types import RuntimeTaskInstanceProtocol
 
     from noukai_airflow._connection import ConnectionSettings
-    from noukai_core import Job
+    from noukai_core import CancelOutcome, Job
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class _Outcome:
     state_known: bool = False
     state: str | None = None
     decision: _kill_policy.KillDecision = _kill_policy.KillDecision.KEEP
-    cancelled: bool = False
+    cancel: CancelOutcome | None = None
     error: str | None = None
 
 
@@ -94,18 +94,18 @@ def _act(
         outcome.state_known = True
         outcome.decision = _kill_policy.decide_on_worker(outcome.state, known=True)
         if outcome.decision is _kill_policy.KillDecision.CANCEL and cancel_on_kill:
-            _cancel(job, settings)
-            outcome.cancelled = True
+            outcome.cancel = _cancel(job, settings)
     except Exception as error:
         outcome.error = str(error)
 
 
-def _cancel(job: Job, settings: ConnectionSettings) -> None:
-    from noukai_core import Noukai
+def _cancel(job: Job, settings: ConnectionSettings) -> CancelOutcome:
+    from noukai_core import Noukai, cancel_job
 
     arguments: dict[str, Any] = settings.client_arguments() | {"timeout": _ACT_SECONDS}
     with Noukai(**arguments) as client:
-        client.flow(job.flow).attach(job.id, submitted_at=job.submitted_at).cancel()
+        own = client.flow(job.flow).attach(job.id, submitted_at=job.submitted_at)
+        return cancel_job(own, confirm=False)  # there is no time for a poll
 
 
 def _report(outcome: _Outcome, job: Job, cancel_on_kill: bool, durable: bool) -> None:
@@ -119,8 +119,8 @@ def _report(outcome: _Outcome, job: Job, cancel_on_kill: bool, durable: bool) ->
         log.info("Noukai job %s of %s: %s", job.id, job.flow, phrase)
     elif not cancel_on_kill:
         log.info("Noukai job %s of %s: left running (cancel_on_kill is off)", job.id, job.flow)
-    elif outcome.cancelled:
-        log.info("Noukai job %s of %s: cancelled (a user ended its task)", job.id, job.flow)
     else:
-        reason = outcome.error or "no response in time"
-        log.warning("Noukai job %s of %s: cancel failed (%s; may still be running)", job.id, job.flow, reason)
+        from noukai_core import CancelOutcome
+
+        unknown = CancelOutcome(job.id, job.flow, error=outcome.error or "no response in time")
+        (outcome.cancel or unknown).log("a user ended its task", log)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Coroutine, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import UUID
@@ -20,7 +19,15 @@ from prefect.client.schemas.objects import State
 from prefect.exceptions import CancelledRun
 from prefect.states import Cancelled
 
-from noukai_core import AsyncFlow, AsyncJob, JobState, JobStatus, JobTimeoutError, NoukaiError, Submission
+from noukai_core import (
+    AsyncFlow,
+    AsyncJob,
+    CancelOutcome,
+    JobTimeoutError,
+    NoukaiError,
+    Submission,
+    acancel_job,
+)
 from noukai_prefect import _job_store
 from noukai_prefect._run_context import RunContext, interrupted_by_a_person
 
@@ -144,9 +151,7 @@ async def cancel_or_keep(
         return submission_state.job is not None
     late = f"no confirmation within {CLEANUP_SECONDS:g} s"
     if job is not None:
-        logger.warning(
-            "Noukai job %s of %s: cancel failed (%s; may still be running)", job.id, job.flow, late
-        )
+        CancelOutcome(job.id, job.flow, error=late).log("interrupted", logger)
     elif submission_state.submission is not None:
         flow, submission = submission_state.submission
         logger.warning("Noukai submission %s to %s: may be left running (%s)", submission.id, flow.path, late)
@@ -186,21 +191,8 @@ async def cancel(job: AsyncJob, run: RunContext, reason: str, submission: Submis
         reason: Why, for the log.
         submission: The submission, if the record may not have the job's id yet.
     """
-    status: JobStatus | None = None
-    try:
-        await job.cancel()
-        # A job that had already ended ignores a cancel, and its outcome is for the rerun.
-        with suppress(NoukaiError):
-            status = await job.status()
-    except NoukaiError as error:
-        run.logger().warning(
-            "Noukai job %s of %s: cancel failed (%s; may still be running)", job.id, job.flow, error
-        )
+    if not (await acancel_job(job)).log(reason, run.logger()):
         return False
-    if status is not None and status.finished and status.state != JobState.CANCELLED:
-        run.logger().info("Noukai job %s of %s: not cancelled (already %s)", job.id, job.flow, status.state)
-        return False
-    run.logger().info("Noukai job %s of %s: cancelled (%s)", job.id, job.flow, reason)
     await _job_store.record_end(run, job, submission)
     return True
 

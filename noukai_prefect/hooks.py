@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -17,7 +16,7 @@ from prefect import Flow
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.logging.loggers import flow_run_logger
 
-from noukai_core import AsyncJob, AsyncNoukai, JobState, NoukaiError
+from noukai_core import AsyncJob, AsyncNoukai, CancelOutcome, JobState, NoukaiError, acancel_job
 from noukai_prefect._artifacts import with_subflows
 from noukai_prefect._batch_table import read_unfinished, record_cancelled
 from noukai_prefect._cancellation import CANCEL_CONCURRENCY
@@ -27,6 +26,8 @@ from noukai_prefect.credentials import NoukaiCredentials
 
 if TYPE_CHECKING:
     from noukai_prefect._run_context import LoggerOrAdapter
+
+_REASON = "the flow run was cancelled"
 
 
 def cancel_noukai_jobs(
@@ -118,11 +119,9 @@ async def _cancel_with(
     return cancelled
 
 
-def _log_not_cancelled(record: JobRecord, why: object, logger: LoggerOrAdapter) -> None:
+def _log_not_cancelled(record: JobRecord, why: NoukaiError | str, logger: LoggerOrAdapter) -> None:
     if record.job_id:
-        logger.warning(
-            "Noukai job %s of %s: cancel failed (%s; may still be running)", record.job_id, record.flow, why
-        )
+        CancelOutcome(record.job_id, record.flow, error=why).log(_REASON, logger)
     else:
         logger.warning(
             "Noukai submission %s to %s: may be left running (%s)", record.submission_id, record.flow, why
@@ -140,11 +139,11 @@ async def _cancel(client: AsyncNoukai, record: JobRecord, logger: LoggerOrAdapte
         return None
     status = await job.status()
     if not status.finished:
-        await job.cancel()
-        logger.info("Noukai job %s of %s: cancelled (the flow run was cancelled)", job.id, job.flow)
-        # A job that had already ended ignores a cancel, and its outcome is for the rerun.
-        with suppress(NoukaiError):
-            status = await job.status()
+        outcome = await acancel_job(job)
+        outcome.log(_REASON, logger)
+        if outcome.error is not None:
+            return None
+        status = outcome.status or status
     if status.state == JobState.COMPLETED:
         return None
     try:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from noukai_core._options import ClientArguments
     from noukai_core._validation import ApiKey
     from noukai_core.async_client import AsyncFlow, AsyncJob, AsyncNoukai
+    from noukai_core.cancellation import CancelOutcome, acancel_job, cancel_job
     from noukai_core.client import Flow, Job, Noukai
     from noukai_core.errors import (
         APIError,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "async_client": ("AsyncFlow", "AsyncJob", "AsyncNoukai"),
+    "cancellation": ("CancelOutcome", "acancel_job", "cancel_job"),
     "client": ("Flow", "Job", "Noukai"),
     "errors": (
         "APIError",
@@ -99,6 +101,7 @@ __all__ = [
     "AsyncNoukai",
     "AuthenticationError",
     "BadRequestError",
+    "CancelOutcome",
     "CancelUnsupportedError",
     "CertificateError",
     "ClientArguments",
@@ -134,6 +137,8 @@ __all__ = [
     "SubmissionUnknownError",
     "TraceStep",
     "TransientError",
+    "acancel_job",
+    "cancel_job",
 ]
 
 

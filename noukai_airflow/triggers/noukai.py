@@ -246,12 +246,12 @@ class NoukaiJobTrigger(BaseTrigger):
         except TimeoutError:
             self._log_failed_cancel(f"no response within {_KILL_SECONDS:g} s")
         except Exception as error:
-            self._log_failed_cancel(error)
+            self._log_failed_cancel(str(error))
 
-    def _log_failed_cancel(self, reason: object) -> None:
-        self.log.warning(
-            "Noukai job %s of %s: cancel failed (%s; may still be running)", self.job_id, self.flow, reason
-        )
+    def _log_failed_cancel(self, reason: str) -> None:
+        from noukai_core import CancelOutcome
+
+        CancelOutcome(self.job_id, self.flow, error=reason).log("a user ended its task", self.log)
 
     async def _reason_to_keep(self) -> str | None:
         """Return why the job must not be cancelled, or `None` if it must."""
@@ -285,13 +285,14 @@ class NoukaiJobTrigger(BaseTrigger):
         """Cancel over separate connections: the trigger's cleanup runs at the same time."""
         from noukai_airflow._client_cache import new_async_client
         from noukai_airflow.hooks.noukai import NoukaiHook
+        from noukai_core import acancel_job
 
         client = await new_async_client(await NoukaiHook(self.noukai_conn_id).aget_settings())
         try:
-            await self._job(client).cancel()
+            outcome = await acancel_job(self._job(client), confirm=False)  # the time is limited
         finally:
             await client.aclose()
-        self.log.info("Noukai job %s of %s: cancelled (a user ended its task)", self.job_id, self.flow)
+        outcome.log("a user ended its task", self.log)
 
     async def _push_status(self, status: JobStatus) -> None:
         if not self.push_status or self.task_instance is None or not self._updates.is_due(status):

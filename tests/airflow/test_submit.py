@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 
 from noukai_airflow._job_store import JobRecord, JobStore
-from noukai_airflow._submit import TaskJob, cancel_if_possible
+from noukai_airflow._submit import TaskJob
 from noukai_core import JobRequest
 from tests.airflow.conftest import FakeTask, MemoryStore
 
@@ -290,15 +290,3 @@ def test_a_users_own_session_is_not_looked_up(without_store: Tries) -> None:
     without_store.session_id = str(uuid4())
     first = without_store.run()
     assert without_store.retry().id != first.id
-
-
-def test_a_failed_cancel_is_logged(
-    tries: Tries, emulator: Emulator, caplog: pytest.LogCaptureFixture
-) -> None:
-    """If a cancel fails, a warning names the job, and nothing is raised."""
-    job = tries.run()
-    emulator.control.fault("no_cancel", times=1)
-    assert not cancel_if_possible(job, "a test")
-    emulator.control.fault("status", on="cancel", times=1, status=403)
-    assert not cancel_if_possible(job, "a test")
-    assert caplog.text.count(f"{job.id} of acme/demo/flow: cancel failed") == 2
