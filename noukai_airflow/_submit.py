@@ -70,6 +70,12 @@ class TaskJob:
         try:
             state = job.status().state
         except core.JobNotFoundError:
+            submission = record.submission()
+            if self._can_ask_server() and (listed := flow.find(submission)) is not None:
+                log.info(
+                    "Noukai job %s of %s: found by its submission %s", listed.id, listed.flow, submission.id
+                )
+                return listed
             log.warning("Noukai job %s of %s: replaced (unknown to the server)", job.id, job.flow)
             return self._submit(core.Submission.new())
         except core.TransientError as error:

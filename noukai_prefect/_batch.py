@@ -173,9 +173,17 @@ class Batch:
             try:
                 return await self._wait(self._jobs[row.index], row, started)
             except JobNotFoundError:
+                if (job := await self._listed(row)) is not None:
+                    return await self._wait(job, row, started)
                 del self._jobs[row.index]
                 row.replace_job()
         return await self._wait(await self._submit(row), row, started)
+
+    async def _listed(self, row: BatchRow) -> AsyncJob | None:
+        """Return the job that the server lists under the submission of a row."""
+        if self._requests[row.index].session_id is not None:
+            return None
+        return await self._flow.find(self._table.submission(row))
 
     async def _submit(self, row: BatchRow) -> AsyncJob:
         row.state, row.sent = "submitting", True

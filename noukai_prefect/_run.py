@@ -144,14 +144,22 @@ async def _submit_or_attach(
         return submission_state.job
     inputs = {"server": credentials.base_url, **request.arguments()}
     record = replace(await store.record(run, flow.path, inputs), credentials=credentials.saved_as)
-    job = await _attach(flow, record, run, submission_state)
+    job = await _attach(flow, record, run, submission_state, listed=request.session_id is None)
     return job or await _submit(credentials, flow, request, run, store, record, submission_state)
 
 
 async def _attach(
-    flow: AsyncFlow, record: JobRecord, run: RunContext, submission_state: SubmissionState
+    flow: AsyncFlow, record: JobRecord, run: RunContext, submission_state: SubmissionState, *, listed: bool
 ) -> AsyncJob | None:
-    """Return the job of a record, even one that has failed since: the wait is what reports that."""
+    """Return the job of a record, even one that has failed since: the wait is what reports that.
+
+    Args:
+        flow: The Noukai flow.
+        record: The record.
+        run: Where the code runs.
+        submission_state: How far the submission has come.
+        listed: Whether the server lists the job under its submission.
+    """
     if record.job_id is None or record.ended:
         return None
     submission_state.job = job = flow.attach(record.job_id, submitted_at=record.last_sent_at)
@@ -161,9 +169,18 @@ async def _attach(
             job.status(), run, f"Noukai job {job.id} of {job.flow} was attached to"
         )
     except JobNotFoundError as error:
-        logger.warning("Noukai job %s of %s: replaced (%s)", job.id, job.flow, error)
-        submission_state.job = None
-        return None
+        submission_state.job = found = (
+            await run_until_stopped(flow.find(record.submission), run, f"a job of {flow.path} was looked up")
+            if listed
+            else None
+        )
+        if found is None:
+            logger.warning("Noukai job %s of %s: replaced (%s)", job.id, job.flow, error)
+        else:
+            logger.info(
+                "Noukai job %s of %s: found by its submission %s", found.id, found.flow, record.submission_id
+            )
+        return found
     logger.info("Noukai job %s of %s: attached (%s)", job.id, job.flow, status.state)
     return job
 

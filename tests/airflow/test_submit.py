@@ -121,6 +121,25 @@ def test_a_transient_error_while_the_earlier_job_is_polled(without_store: Tries,
     assert without_store.count("submit") == 1
 
 
+def test_a_job_that_only_its_session_knows_is_not_replaced(tries: Tries, emulator: Emulator) -> None:
+    """A retry whose job the server does not know asks the session before it submits."""
+    first = tries.run()
+    tries.store.kept["noukai_job"]["last_sent_at"] = "2020-01-01T00:00:00+00:00"  # the race is over
+    emulator.control.fault("not_found", on="poll", times=1)
+    assert tries.retry().id == first.id
+    assert (tries.count("submit"), tries.count("session")) == (1, 1)
+
+
+def test_a_job_that_the_server_has_forgotten_is_replaced(tries: Tries, emulator: Emulator) -> None:
+    """A retry submits a new job when the session does not know the old one either."""
+    first = tries.run()
+    tries.store.kept["noukai_job"]["last_sent_at"] = "2020-01-01T00:00:00+00:00"
+    emulator.control.fault("not_found", on="poll", times=1)
+    emulator.control.fault("not_found", on="session", times=1)
+    assert tries.retry().id != first.id
+    assert (tries.count("submit"), tries.count("session")) == (2, 1)
+
+
 def test_a_job_cancelled_on_the_noukai_side_is_not_replaced(tries: Tries) -> None:
     """A retry whose job was cancelled on the Noukai side submits nothing."""
     first = tries.run()
@@ -240,10 +259,11 @@ def test_a_store_that_fails_after_the_submission(
 
 
 def test_a_job_that_the_server_no_longer_knows(tries: Tries, store: MemoryStore) -> None:
-    """A job that the server no longer knows is replaced by a new one."""
+    """A recorded job that the server does not know makes way for the job of the recorded submission."""
     first = tries.run()
     store.kept["noukai_job"] |= {"job_id": "job-gone", "last_sent_at": "2026-01-01T00:00:00+00:00"}
-    assert tries.retry().id not in (first.id, "job-gone")
+    assert tries.retry().id == first.id
+    assert tries.count("submit") == 1
 
 
 def test_a_permanent_error_leaves_no_record(tries: Tries, store: MemoryStore) -> None:

@@ -7,13 +7,16 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import pytest
 
-from noukai_core import AsyncFlow, JobRequest
+from noukai_core import AsyncFlow, JobRequest, Submission
 from noukai_prefect import NoukaiCredentials
 from noukai_prefect._batch import Batch, BatchOptions
 from noukai_prefect._batch_table import BatchTable
+from noukai_prefect._job_store import JobRecord
+from noukai_prefect._run import SubmissionState, _attach
 from noukai_prefect._run_context import RunContext
 
 if TYPE_CHECKING:
@@ -65,3 +68,37 @@ async def test_jobs_that_timed_out(flow: AsyncFlow, emulator: Emulator) -> None:
     """A job that timed out and was left running is cancelled with the others."""
     table = BatchTable(TIMED_OUT, SLOT, FLOW, len(INPUTS), None)
     assert await interrupt(flow, table, emulator, ("submit", 2), 1.5) == ["cancelled"] * 2
+
+
+async def test_a_job_that_only_its_session_knows_is_not_replaced(flow: AsyncFlow, emulator: Emulator) -> None:
+    """A row whose job the server does not know waits for the job that its submission's session lists."""
+    emulator.control.script("grade-3", outcome="completed")
+    table = BatchTable(TIMED_OUT, str(uuid4()), FLOW, 1, None)
+    (row,) = table.rows
+    made = await flow.job("hello", submission=table.submission(row))
+    row.job_id, row.state = "job-gone", "running"
+    options = BatchOptions(
+        timeout=None,
+        poll_interval=None,
+        cancel_on_timeout=False,
+        max_concurrency=1,
+        max_polls_per_second=50,
+        raise_on="none",
+    )
+    (outcome,) = await Batch(flow, INPUTS[:1], options, TIMED_OUT, table).outcomes()
+    assert (outcome.state, row.state) == ("completed", "completed")
+    assert [job["id"] for job in emulator.control.jobs()] == [made.id]
+
+
+async def test_a_record_whose_job_only_its_session_knows_is_attached(
+    flow: AsyncFlow, emulator: Emulator
+) -> None:
+    """A rerun whose job the server does not know asks the session before it submits."""
+    submission = Submission.new()
+    made = await flow.job("hello", submission=submission)
+    record = JobRecord(submission.id, FLOW, SLOT, job_id="job-gone")
+    attached = await _attach(flow, record, TIMED_OUT, SubmissionState(), listed=True)
+    assert attached is not None
+    assert attached.id == made.id
+    unknown = JobRecord(Submission.new().id, FLOW, SLOT, job_id="job-gone")
+    assert await _attach(flow, unknown, TIMED_OUT, SubmissionState(), listed=True) is None
