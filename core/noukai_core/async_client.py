@@ -1,4 +1,4 @@
-"""The async shell: ``AsyncNoukai``, ``AsyncFlow``, ``AsyncJob``. It does what ``client`` does, awaitable."""
+"""The async driver: `AsyncNoukai`, `AsyncFlow`, `AsyncJob`. It does what `client` does, awaitable."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class AsyncRunner:
 class AsyncNoukai:
     """The async client of the Noukai job API. It belongs to one event loop, and is an async context manager.
 
-    Its arguments are those of ``Noukai``; ``transport`` is an async one.
+    Its arguments are those of `Noukai`; `transport` is an async one.
 
     Example:
         >>> import asyncio
@@ -110,7 +110,7 @@ class AsyncNoukai:
         self._runner = AsyncRunner(self._settings, transport)
 
     def flow(self, path: str) -> AsyncFlow:
-        """Name a flow, as ``"org/project/slug"`` or, inside this client's org and project, as a slug.
+        """Name a flow, as `"org/project/slug"` or, inside this client's org and project, as a slug.
 
         Raises:
             InvalidInputError: It is not the address of a flow.
@@ -118,7 +118,7 @@ class AsyncNoukai:
         return AsyncFlow(self._runner, self._settings.flow_path(path), self._settings)
 
     async def verify_key(self) -> KeyInfo:
-        """Check the key; see ``Noukai.verify_key``."""
+        """Check the key; see `Noukai.verify_key`."""
         return await self._runner.run(send_with_retries(endpoints.verify_key(), time.monotonic))
 
     async def aclose(self) -> None:
@@ -136,7 +136,7 @@ class AsyncNoukai:
 
 
 class AsyncFlow(FlowHandle[AsyncRunner]):
-    """A flow that jobs can be submitted to. Made by ``AsyncNoukai.flow``."""
+    """A flow that jobs can be submitted to. Made by `AsyncNoukai.flow`."""
 
     async def job(
         self,
@@ -151,7 +151,7 @@ class AsyncFlow(FlowHandle[AsyncRunner]):
         callback_events: Sequence[str] | None = None,
         submission: Submission | None = None,
     ) -> AsyncJob:
-        """Submit a job, once; see ``Flow.job`` for the arguments and errors."""
+        """Submit a job, once; see `Flow.job` for the arguments and errors."""
         request = JobRequest(
             flow=self.path,
             message=message,
@@ -178,11 +178,11 @@ class AsyncFlow(FlowHandle[AsyncRunner]):
         submitted_at: datetime | None = None,
         last_status: JobStatus | None = None,
     ) -> AsyncJob:
-        """Return the handle of a job that exists, without a request; see ``Flow.attach``."""
+        """Return the handle of a job that exists, without a request; see `Flow.attach`."""
         return self._job(job_id, submitted_at, None, last_status)
 
     async def find(self, submission: Submission) -> AsyncJob | None:
-        """Look up the job of a submission, and submit nothing; see ``Flow.find``."""
+        """Look up the job of a submission, and submit nothing; see `Flow.find`."""
         found = await self._runner.run(self._finding(submission))
         return None if found is None else self._job(found.id, submission.last_sent_at, None)
 
@@ -205,29 +205,29 @@ class AsyncFlow(FlowHandle[AsyncRunner]):
 
 
 class AsyncJob(JobHandle[AsyncRunner]):
-    """A job that exists. Made by ``AsyncFlow.job`` and ``AsyncFlow.attach``."""
+    """A job that exists. Made by `AsyncFlow.job` and `AsyncFlow.attach`."""
 
     async def status(self) -> JobStatus:
-        """Poll the job once; see ``Job.status``."""
+        """Poll the job once; see `Job.status`."""
         return await self._runner.run(self._polling())
 
     async def wait(
         self, *, timeout_ms: float | None = None, poll_interval: float | None = None
     ) -> ExecuteResult:
-        """Wait for the end of the job; see ``Job.wait`` for the arguments and errors."""
+        """Wait for the end of the job; see `Job.wait` for the arguments and errors."""
         status = await self._runner.run(self._waiting(timeout_ms, poll_interval))
         return status.result_or_raise()
 
     def watch(
         self, *, timeout: float | None = None, poll_interval: float | None = None
     ) -> AsyncGenerator[JobStatus, None]:
-        """Wait for the end of the job, and yield what is new; see ``Job.watch``."""
+        """Wait for the end of the job, and yield what is new; see `Job.watch`."""
         return self._runner.show(self._watching(timeout, poll_interval))
 
     async def cancel(self) -> None:
-        """Cancel the job; see ``Job.cancel``."""
+        """Cancel the job; see `Job.cancel`."""
         await self._runner.run(self._cancelling())
 
     async def trace(self) -> RunTrace:
-        """Read how the run went; see ``Job.trace``."""
+        """Read how the run went; see `Job.trace`."""
         return await self._runner.run(self._tracing())

@@ -1,4 +1,4 @@
-"""The blocking shell: ``Noukai``, ``Flow``, ``Job``."""
+"""The blocking driver: `Noukai`, `Flow`, `Job`."""
 
 from __future__ import annotations
 
@@ -84,22 +84,22 @@ class Noukai:
     the same connections get each other's responses.
 
     Args:
-        api_key: The key; by default what ``NOUKAI_API_KEY`` holds.
-        base_url: The address of the API; by default ``NOUKAI_BASE_URL``, else the service itself, or with
-            ``NOUKAI_ENV=dev`` a server on this machine at port 8080.
-        org: With ``project``, lets flows be named by their slug alone.
-        project: See ``org``.
+        api_key: The key; by default what `NOUKAI_API_KEY` holds.
+        base_url: The address of the API; by default `NOUKAI_BASE_URL`, else the service itself, or with
+            `NOUKAI_ENV=dev` a server on this machine at port 8080.
+        org: With `project`, lets flows be named by their slug alone.
+        project: See `org`.
         timeout: Seconds that one request may take. A blocking client gives them to connecting, to sending and
             to the whole response, one after the other.
         poll_interval: Seconds between two polls of a job, within a tenth of a second. By default, the pause
             grows with the age of the job: a tenth of it, between 1 and 60 seconds.
         retry_timeout: Seconds without a successful response after which transient errors are raised.
         not_found_grace: Seconds after a submission in which the server may not know the job yet.
-        recovery_timeout: Seconds after an ambiguous end of a submission in which its job, if there is one,
-            shows up in the server's list; 0 disables that lookup.
+        recovery_timeout: Seconds within which the job of a submission whose outcome is unknown appears in the
+            server's list; 0 disables that lookup.
         max_polls_per_second: The rate limit for all jobs that this process waits for with this key.
         max_concurrent_submissions: The most submissions that this client sends at the same time. Others wait
-            for their turn, without an end to it. A client opens 32 connections more at most.
+            for their turn, however long. A client opens at most 32 more connections.
         max_response_bytes: The size limit of a response.
         transport: An httpx transport to send requests through, for tests and unusual networks.
 
@@ -129,7 +129,7 @@ class Noukai:
         self._runner = Runner(self._settings, transport)
 
     def flow(self, path: str) -> Flow:
-        """Name a flow, as ``"org/project/slug"`` or, inside this client's org and project, as a slug.
+        """Name a flow, as `"org/project/slug"` or, inside this client's org and project, as a slug.
 
         Raises:
             InvalidInputError: It is not the address of a flow.
@@ -144,7 +144,7 @@ class Noukai:
 
         Raises:
             AuthenticationError: The key is wrong or revoked.
-            APIError: The server refused otherwise, or was not reached.
+            APIError: The server rejected the request otherwise, or was not reached.
         """
         return self._runner.run(send_with_retries(endpoints.verify_key(), time.monotonic))
 
@@ -163,7 +163,7 @@ class Noukai:
 
 
 class Flow(FlowHandle[Runner]):
-    """A flow that jobs can be submitted to. Made by ``Noukai.flow``."""
+    """A flow that jobs can be submitted to. Made by `Noukai.flow`."""
 
     def job(
         self,
@@ -181,26 +181,28 @@ class Flow(FlowHandle[Runner]):
         """Submit a job, once: whatever happens to the request, at most one job comes of it.
 
         Args:
-            message: The input of the flow. It or ``parameters`` is needed.
+            message: The input of the flow. Required unless `parameters` is set.
             parameters: Named inputs that JSON can carry.
             block_overrides: Settings of single steps, by step id.
             trace: Whether the run is to be traced.
-            version: ``"production"``, ``"draft"`` or the number of a published version.
-            session_id: A UUID of your own that groups jobs. With one, a submission with an ambiguous end is
-                not looked up, and ends as ``SubmissionUnknownError``.
+            version: `"production"`, `"draft"` or the number of a published version.
+            session_id: A UUID of your own that groups jobs. With one, a submission whose outcome is unknown
+                is not looked up, and raises `SubmissionUnknownError`.
             callback_url: A public https address that Noukai calls when the job has ended.
-            callback_events: Which of ``flow.completed`` and ``flow.failed`` it is called for.
-            submission: The identity, when you keep it yourself; by default a fresh one.
+            callback_events: Which of `flow.completed` and `flow.failed` it is called for.
+            submission: The identity, if you keep it yourself; by default a new one. Passing the same one
+                again gives the same job, in this process and in a later one.
 
         Returns:
             The job that was accepted.
 
         Raises:
             InvalidInputError: An argument is wrong; nothing was sent.
-            Refused: The server refused the job for good; there is none.
-            APIError: The server took no job for ``retry_timeout`` seconds, or lost each of several
-                submissions; there is none.
-            SubmissionUnknownError: It could not be settled whether there is a job.
+            PermanentError: The server rejected the job; there is none.
+            ClientClosedError: The client was closed before anything was sent.
+            APIError: The server accepted no job for `retry_timeout` seconds, or lost each of several
+                requests; there is none.
+            SubmissionUnknownError: Whether there is a job could not be determined.
         """
         request = JobRequest(
             flow=self.path,
@@ -253,11 +255,12 @@ class Flow(FlowHandle[Runner]):
             submission: The identity that the submission was made with, and with no session id of your own.
 
         Returns:
-            The job; or ``None`` when the server knows of none, which just after a submission proves nothing.
+            The job; or `None` when the server knows of none, which just after a submission proves nothing.
 
         Raises:
-            Refused: The server refused for good.
-            Unavailable: The server was not reached.
+            SubmissionUnknownError: The server lists something that may be the job and cannot be read.
+            PermanentError: The server rejected the request.
+            TransientError: The server was not reached.
         """
         found = self._runner.run(self._finding(submission))
         return None if found is None else self._job(found.id, submission.last_sent_at, None)
@@ -281,7 +284,7 @@ class Flow(FlowHandle[Runner]):
 
 
 class Job(JobHandle[Runner]):
-    """A job that exists. Made by ``Flow.job`` and ``Flow.attach``."""
+    """A job that exists. Made by `Flow.job` and `Flow.attach`."""
 
     def status(self) -> JobStatus:
         """Poll the job once. A transient error is retried for a few seconds.
@@ -290,8 +293,8 @@ class Job(JobHandle[Runner]):
 
         Raises:
             JobNotFoundError: The server does not know the job.
-            Refused: The server refused for good.
-            Unavailable: The server was not reached.
+            PermanentError: The server rejected the request.
+            TransientError: The server was not reached.
         """
         return self._runner.run(self._polling())
 
@@ -299,7 +302,7 @@ class Job(JobHandle[Runner]):
         """Wait for the end of the job.
 
         Args:
-            timeout_ms: Milliseconds to wait at most; by default there is no end to it.
+            timeout_ms: Milliseconds to wait at most; by default there is no limit.
             poll_interval: Seconds between two polls; by default the pause grows with the age of the job.
 
         Returns:
@@ -308,10 +311,10 @@ class Job(JobHandle[Runner]):
         Raises:
             JobFailedError: The job failed.
             JobCancelledError: The job was cancelled on the Noukai side.
-            JobTimeoutError: The deadline passed, and the job was left alone. It is a ``TimeoutError`` too.
+            JobTimeoutError: The deadline passed, and the job was left running. It is a `TimeoutError` too.
             JobNotFoundError: The server does not know the job.
-            Refused: The server refused for good.
-            Unavailable: There was no good answer for ``retry_timeout`` seconds.
+            PermanentError: The server rejected the request.
+            TransientError: No poll succeeded for `retry_timeout` seconds.
         """
         return self._runner.run(self._waiting(timeout_ms, poll_interval)).result_or_raise()
 
@@ -320,7 +323,7 @@ class Job(JobHandle[Runner]):
     ) -> Generator[JobStatus, None, JobStatus]:
         """Wait for the end of the job, and yield what is new: its state or its progress.
 
-        The arguments and errors are those of ``wait``, but for the end of the job, which is yielded last.
+        The arguments and errors are those of `wait`, but for the end of the job, which is yielded last.
         """
         return self._runner.show(self._watching(timeout, poll_interval))
 
@@ -330,17 +333,17 @@ class Job(JobHandle[Runner]):
         No source documents how Noukai cancels a job; the route that is used here is an assumption.
 
         Raises:
-            CancelUnsupportedError: This server has no way to cancel a job, which goes on.
+            CancelUnsupportedError: This server has no way to cancel a job, which was left running.
             JobNotFoundError: The server does not know the job.
-            Unavailable: The server was not reached within a few seconds. A request that took longer, such as
-                one that ran into its timeout, is not repeated.
+            TransientError: The server was not reached within a few seconds. A request that took longer, such
+                as one that timed out, is not repeated.
         """
         self._runner.run(self._cancelling())
 
     def trace(self) -> RunTrace:
-        """Read how the run went, step by step, with tokens and cost as far as the server tells.
+        """Read how the run went, step by step, with the tokens and the cost that the server reports.
 
         Raises:
-            APIError: It cannot be read: some deployments refuse it to API keys.
+            APIError: It cannot be read: some deployments allow it to no API key.
         """
         return self._runner.run(self._tracing())

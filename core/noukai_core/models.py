@@ -43,14 +43,14 @@ class _Model(BaseModel, frozen=True):
 
 
 class JobAccepted(_Model, frozen=True):
-    """The answer to a submission."""
+    """The response to a submission."""
 
     id: str
     state: Annotated[str, AfterValidator(_known_state)] = JobState.PENDING
 
 
 class ExecuteResult(_Model, frozen=True):
-    """The result of a completed job; ``output`` is what the flow returned."""
+    """The result of a completed job; `output` is what the flow returned."""
 
     output: Any = None
 
@@ -60,7 +60,7 @@ class JobStatus(_Model, frozen=True):
 
     Attributes:
         id: The job.
-        state: A ``JobState``, or the server's own word in lower case when it is none of the five.
+        state: A `JobState`, or the server's own word in lower case when it is none of the five.
         result: The result of a completed job.
         error: Why a failed job failed, in the server's words.
         created_at: ISO 8601, like the two that follow; each only when the server tells.
@@ -143,12 +143,12 @@ class RunTrace(_Model, frozen=True):
 
     @property
     def total_tokens(self) -> int | None:
-        """The tokens of all steps that report them; ``None`` when none does."""
+        """The tokens of all steps that report them; `None` when none does."""
         counts = [step.tokens for step in self.steps if step.tokens is not None]
         return sum(counts) if counts else None
 
     @property
     def cost_usd(self) -> Decimal | None:
-        """The cost of all steps that report one, in US dollars; ``None`` when none does."""
+        """The cost of all steps that report one, in US dollars; `None` when none does."""
         costs = [step.cost_usd for step in self.steps if step.cost_usd is not None]
         return sum(costs, Decimal(0)) if costs else None

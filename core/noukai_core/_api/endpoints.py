@@ -1,6 +1,6 @@
-"""Every call of the API: its request, and how its answer is read. No I/O.
+"""Every call of the API: its request, and how its response is read. No I/O.
 
-A new call is one more function here that returns a ``Call``; both shells can then send it.
+A new call is one more function here that returns a `Call`; both drivers can then send it.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ _OTHER_WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
-    """One request, and how its answer is read.
+    """One request, and how its response is read.
 
-    ``read`` returns what the response says, or raises the ``APIError`` that it stands for.
-    ``operation`` begins the message of that error.
+    `read` returns what the response says, or raises the `APIError` that it stands for.
+    `operation` begins the message of that error.
     """
 
     method: str
@@ -68,7 +68,7 @@ class Call(Generic[T]):
 
 
 def outcome(call: Call[T], response: HttpResponse | APIError, key: str) -> T | APIError:
-    """Return what the answer to a call with this key says, or the error that it stands for."""
+    """Return what the response to a call with this key says, or the error that it stands for."""
     if isinstance(response, APIError):
         return response
     try:
@@ -78,7 +78,7 @@ def outcome(call: Call[T], response: HttpResponse | APIError, key: str) -> T | A
 
 
 class Execution(NamedTuple):
-    """What a session's list tells of one execution."""
+    """What a session's list says of one execution; `id` is `None` when it cannot be read."""
 
     id: str | None
     slug: str | None
@@ -87,7 +87,7 @@ class Execution(NamedTuple):
 
 
 def submit(flow: FlowPath, version: int | None, body: bytes, headers: Mapping[str, str]) -> Call[JobAccepted]:
-    """Submit a job. The version stands in the path only: none for production, ``v0`` for the draft."""
+    """Submit a job. The version stands in the path only: none for production, `v0` for the draft."""
     operation = f"Submitting a job of {flow}"
 
     def read(response: HttpResponse) -> JobAccepted:
@@ -104,7 +104,7 @@ def submit(flow: FlowPath, version: int | None, body: bytes, headers: Mapping[st
 
 def status(flow: FlowPath, job_id: str) -> Call[JobStatus]:
     """Poll a job."""
-    operation = f"Looking at job {job_id} of {flow}"
+    operation = f"Polling job {job_id} of {flow}"
 
     def read(response: HttpResponse) -> JobStatus:
         value = object_of(response, operation, job_id, missing=JobNotFoundError)
@@ -140,7 +140,7 @@ def cancel(flow: FlowPath, job_id: str) -> Call[None]:
         if _no_cancel_route(error):
             raise CancelUnsupportedError(
                 f"{operation}: this server has no way to cancel a job (HTTP {response.status_code}). "
-                "The job goes on: stop it in the Noukai console if it must not.",
+                "The job was left running: stop it in the Noukai console.",
                 status_code=response.status_code,
                 code=error.code,
                 request_id=error.request_id,

@@ -1,4 +1,4 @@
-"""What an HTTP answer means: its JSON, or the error that it stands for. No I/O."""
+"""What an HTTP response means: its JSON, or the error that it stands for. No I/O."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _SHOWN_ID = 100
 _HIDDEN = "…"
 
 _ADVICE: dict[type[APIError], str] = {
-    BadRequestError: "Correct the request; the same one will be refused again.",
+    BadRequestError: "Correct the request; the same one will be rejected again.",
     AuthenticationError: "Check the API key: it is missing, wrong or revoked.",
     InsufficientCreditsError: "Add credits to the Noukai organisation, then run this again.",
     PermissionDeniedError: "The API key may not do this: a key belongs to one project.",
@@ -43,7 +43,7 @@ _ADVICE: dict[type[APIError], str] = {
     ModelKeyRejectedError: "Renew the model provider's key in the settings of the Noukai project.",
     JobNotFoundError: "Check that the job id belongs to this flow; a job may also be too old to be kept.",
     RedirectError: "Redirects are not followed, so that the key stays where it belongs: check base_url.",
-    InvalidResponseError: "Check base_url, and whether a proxy answers in the server's place.",
+    InvalidResponseError: "Check base_url, and whether a proxy responds in the server's place.",
 }
 
 _FOREIGN_404 = (
@@ -53,7 +53,7 @@ _FOREIGN_404 = (
 
 @dataclass(frozen=True)
 class HttpResponse:
-    """An HTTP answer; ``headers`` has lower-case names."""
+    """An HTTP response; `headers` has lower-case names."""
 
     status_code: int
     headers: Mapping[str, str]
@@ -70,7 +70,7 @@ class HttpResponse:
         return one_line(self.headers.get("x-request-id", ""))[:_SHOWN_ID] or None
 
     def without(self, key: str) -> HttpResponse:
-        """Return the answer without the key that it was asked with, should the server repeat it."""
+        """Return the response without the key of its request, in case the server repeats it."""
         headers, body = self.headers, self.body
         for secret in secrets_of(key):
             headers = {name: value.replace(secret, _HIDDEN) for name, value in headers.items()}
@@ -85,11 +85,11 @@ def object_of(
     *,
     missing: type[APIError] = PermanentError,
 ) -> Mapping[str, Any]:
-    """Return the JSON object of a good answer, or raise what the answer stands for.
+    """Return the JSON object of a successful response, or raise the error that it stands for.
 
     Args:
         response: The response.
-        operation: What was asked for, as the beginning of an error's message.
+        operation: What was requested, as the beginning of an error's message.
         job_id: The job that the request was about.
         missing: What a 404 stands for, unless the server's code says that the flow is missing.
     """
@@ -102,12 +102,12 @@ def object_of(
 
 
 def malformed(
-    response: HttpResponse, operation: str, fault: str, job_id: str | None = None
+    response: HttpResponse, operation: str, problem: str, job_id: str | None = None
 ) -> InvalidResponseError:
-    """Return the error for an answer whose content makes no sense."""
+    """Return the error for a response whose content makes no sense."""
     excerpt = one_line(response.body[:200].decode("utf-8", "replace"))
     return _error(
-        InvalidResponseError, response, f"{operation}: the answer {fault}: {excerpt!r}", job_id=job_id
+        InvalidResponseError, response, f"{operation}: the response {problem}: {excerpt!r}", job_id=job_id
     )
 
 
@@ -118,7 +118,7 @@ def error_of(
     *,
     missing: type[APIError] = PermanentError,
 ) -> APIError:
-    """Return the error that an answer without success stands for."""
+    """Return the error that an unsuccessful response stands for."""
     code, said = _server_words(response.body)
     error_type = _error_type(response, code, missing)
     words = f": {said}" if said else ""
@@ -175,7 +175,7 @@ def _error(
 
 
 def retry_after(value: str | None, now: datetime | None = None) -> float | None:
-    """Return the seconds that a ``Retry-After`` header asks for, given as seconds or as an HTTP date."""
+    """Return the seconds that a `Retry-After` header asks for, given as seconds or as an HTTP date."""
     if value is None:
         return None
     seconds = re.fullmatch(r"\s*(\d{1,9}(\.\d{1,6})?)\s*", value, re.ASCII)
@@ -227,17 +227,17 @@ def _server_words(body: bytes) -> tuple[str | None, str | None]:
     detail: object = response.get("detail") or response.get("error") or response
     if isinstance(detail, str):
         detail = {"code": response.get("code"), "message": detail}
-    failures = "; ".join(_validation_fault(fault) for fault in list_of(detail)[:5])
+    failures = "; ".join(_validation_error(entry) for entry in list_of(detail)[:5])
     fields = mapping_of(detail)
     said = failures or fields.get("message")
     return _code(fields.get("code")), one_line(said if isinstance(said, str) else _as_text(detail)) or None
 
 
-def _validation_fault(fault: object) -> str:
-    """Show one entry of FastAPI's list of validation faults."""
-    fields = mapping_of(fault)
+def _validation_error(entry: object) -> str:
+    """Show one entry of FastAPI's list of validation errors."""
+    fields = mapping_of(entry)
     if not fields:
-        return str(fault)
+        return str(entry)
     where = ".".join(str(part) for part in list_of(fields.get("loc")))
     return f"{where}: {fields.get('msg')}" if where else str(fields.get("msg"))
 

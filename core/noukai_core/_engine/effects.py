@@ -78,7 +78,7 @@ def send_with_retries(
             return outcome
         now = clock()
         if may_turn_up(outcome, now, race_ends):
-            # The service answers, so the retry window begins again.
+            # The service responds, so the retry window begins again.
             failures, missing = 0, missing + 1
             pause = min(schedule.backoff(missing), race_ends - now)
             retry_window_ends = now + pause + schedule.SHORT_RETRY_WINDOW

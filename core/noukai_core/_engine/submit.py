@@ -179,7 +179,7 @@ def _unknown_outcome(error: APIError) -> bool:
     """Tell whether a request with this outcome may have made a job."""
     if error.never_processed or isinstance(error, RedirectError):
         return False
-    # A server that honours the Idempotency-Key answers 409 while it still works on the same submission.
+    # A server that honours the Idempotency-Key responds 409 while it still works on the same submission.
     return error.retryable or isinstance(error, InvalidResponseError) or error.status_code == 409
 
 

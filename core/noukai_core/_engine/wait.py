@@ -28,7 +28,7 @@ class Poller:
         limiter: The rate limit that all jobs share.
         clock: Seconds, from any beginning.
         submitted_at: When the job was submitted, on that clock, as far as it is known.
-        timeout: Seconds until the deadline; ``None`` for none.
+        timeout: Seconds until the deadline; `None` for none.
         interval: A fixed pause between polls, in seconds.
         last_status: What is known of the job already; a change is logged, but not that it is still so.
     """
