@@ -7,46 +7,41 @@ retry starts, so there the ids of a task's submissions are derived from the iden
 from __future__ import annotations
 
 import uuid
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from noukai_core import SubmissionRecord
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from noukai_core import Job, Submission
+    from noukai_core import Job
 
 _KEY = "noukai_job"
+_OWN_FIELDS = ("max_tries", "abandoned", "wait_again")
 _NAMESPACE = uuid.UUID("6f0d9c2e-2f0e-5c57-9d55-0a2f8f1a4c1b")
 
 
-@dataclass(frozen=True)
-class JobRecord:
+@dataclass(frozen=True, kw_only=True)
+class JobRecord(SubmissionRecord):
     """The submission of a task, and its job as soon as there is one.
 
     Attributes:
         max_tries: The task's `max_tries`, which a clear raises and a retry does not.
-        submission_id: The id of the submission.
-        last_sent_at: When the last try that may have sent it started, in ISO 8601.
-        flow: The flow as `org/project/slug`.
-        job_id: The job, once the server has accepted it.
         abandoned: Whether the task wants this job to end, so that the next try must not wait for it.
         wait_again: Whether the job was left running at its deadline, so that the next try waits for the same
             time again.
     """
 
     max_tries: int
-    submission_id: str
-    last_sent_at: str
-    flow: str
-    job_id: str | None = None
     abandoned: bool = False
     wait_again: bool = False
 
     @classmethod
     def new(cls, max_tries: int, submission_id: str, flow: str) -> JobRecord:
         """Make the record of a submission that is about to be sent for the first time."""
-        return cls(max_tries, submission_id, _now(), flow)
+        return cls(max_tries=max_tries, submission_id=submission_id, last_sent_at=_now(), flow=flow)
 
     def sent_now(self) -> JobRecord:
         """Return the record of the same submission, which is about to be sent again."""
@@ -54,19 +49,8 @@ class JobRecord:
 
     def with_job(self, job: Job) -> JobRecord:
         """Return the record with the job that the submission led to."""
-        sent_at = self.last_sent_at if job.submitted_at is None else job.submitted_at.isoformat()
+        sent_at = job.submitted_at or self.last_sent_at
         return replace(self, job_id=job.id, flow=job.flow, last_sent_at=sent_at)
-
-    @property
-    def sent_at(self) -> datetime:
-        """The time in `last_sent_at`."""
-        return datetime.fromisoformat(self.last_sent_at)
-
-    def submission(self) -> Submission:
-        """Return the submission in a form that makes the client ask the server first."""
-        from noukai_core import Submission
-
-        return Submission(self.submission_id, self.sent_at)
 
 
 class Store(Protocol):
@@ -100,17 +84,18 @@ class JobStore:
         if not isinstance(stored, dict):
             return None
         fields = cast("dict[str, Any]", stored)
-        known = {name: fields[name] for name in JobRecord.__dataclass_fields__ if name in fields}
+        own = {name: fields[name] for name in _OWN_FIELDS if name in fields}
         try:
-            record = JobRecord(**known)
-            return record if record.sent_at.tzinfo else None
+            record = JobRecord.from_strings(fields, **own)
         except (TypeError, ValueError):
             return None
+        return record if record.last_sent_at else None
 
     def write(self, record: JobRecord) -> None:
         """Store a record in place of the previous one."""
         if self._store is not None:
-            self._store.set(_KEY, asdict(record))
+            own = {name: getattr(record, name) for name in _OWN_FIELDS}
+            self._store.set(_KEY, record.to_strings() | own)
 
     def change(self, **changes: Any) -> None:
         """Change fields of the stored record, if there is one."""
@@ -123,8 +108,8 @@ class JobStore:
             self._store.delete(_KEY)
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat()
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 def derived_submission_id(

@@ -66,7 +66,7 @@ class TaskJob:
     def _attach(self, record: JobRecord, job_id: str) -> Job:
         """Attach to the job of an earlier try, unless it can no longer give a result."""
         flow = self._client.flow(record.flow)
-        job = flow.attach(job_id, submitted_at=record.sent_at)
+        job = flow.attach(job_id, submitted_at=record.last_sent_at)
         try:
             state = job.status().state
         except core.JobNotFoundError:
@@ -108,11 +108,11 @@ class TaskJob:
     def _job_of(self, record: JobRecord) -> Job | None:
         flow = self._client.flow(record.flow)
         if record.job_id is not None:
-            return flow.attach(record.job_id, submitted_at=record.sent_at)
+            return flow.attach(record.job_id, submitted_at=record.last_sent_at)
         if not self._can_ask_server():
             return None
         try:
-            return flow.find(record.submission())
+            return flow.find(record.submission)
         except core.NoukaiError:
             return None
 
@@ -125,7 +125,7 @@ class TaskJob:
             # When it was sent is not recorded. With the current time, the server gets the complete recovery
             # time to list the job.
             record = JobRecord.new(self._task.max_tries, self._derived(number), self._flow().path)
-            job = self._send(record.submission())
+            job = self._send(record.submission)
             try:
                 state = job.status().state
             except core.TransientError:
@@ -152,7 +152,7 @@ class TaskJob:
 
     def _submit_again(self, record: JobRecord) -> Job:
         """Repeat a submission that may have been sent already: the server is asked first."""
-        return self._send_recorded(record.sent_now(), record.submission())
+        return self._send_recorded(record.sent_now(), record.submission)
 
     def _send_recorded(self, record: JobRecord, submission: Submission) -> Job:
         self._store.write(record)

@@ -23,7 +23,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.objects import Artifact
 
-from noukai_core import AsyncJob, Submission
+from noukai_core import AsyncJob, Submission, SubmissionRecord
 from noukai_prefect._artifacts import artifacts_of, own_artifacts
 from noukai_prefect._run_context import RunContext
 
@@ -33,36 +33,23 @@ _READ_PAUSE = 0.05
 _NAMESPACE = uuid.UUID("5d1f62a4-32b1-4d0a-8c0e-6f3f9f0f1b7e")
 
 
-@dataclass(frozen=True)
-class JobRecord:
+@dataclass(frozen=True, kw_only=True)
+class JobRecord(SubmissionRecord):
     """One submission of a flow run.
 
     Attributes:
-        submission_id: The id of the submission.
-        flow: The Noukai flow, as `org/project/slug`.
         slot: Which of the run's submissions it is. A retry after a failed job has the same slot.
         resubmission: How many jobs preceded it in its slot.
-        last_sent_at: When it may last have been sent; `None` when it certainly never was.
-        job_id: The job, once it is known.
         ended: Whether this flow run saw it fail, or cancelled it. The next attempt then submits a new job.
         credentials: The name of the stored block whose key submitted the job, if it is a stored one.
         artifact_id: The artifact that keeps the record.
     """
 
-    submission_id: str
-    flow: str
     slot: str
     resubmission: int = 0
-    last_sent_at: datetime | None = None
-    job_id: str | None = None
     ended: bool = False
     credentials: str | None = None
     artifact_id: uuid.UUID | None = None
-
-    @property
-    def submission(self) -> Submission:
-        """The submission, as the job client expects it."""
-        return Submission(self.submission_id, self.last_sent_at)
 
     def next(self) -> JobRecord:
         """Return the record of the job that replaces this one."""
@@ -70,30 +57,22 @@ class JobRecord:
 
     def metadata(self) -> dict[str, str]:
         """Return it as the metadata of an artifact."""
-        stored = {
-            "submission_id": self.submission_id,
-            "flow": self.flow,
+        own = {
             "slot": self.slot,
             "resubmission": str(self.resubmission),
-            "last_sent_at": self.last_sent_at.isoformat() if self.last_sent_at else None,
-            "job_id": self.job_id,
             "ended": "true" if self.ended else None,
             "credentials": self.credentials,
         }
-        return {name: value for name, value in stored.items() if value is not None}
+        return self.to_strings() | {name: value for name, value in own.items() if value is not None}
 
     @classmethod
     def read(cls, metadata: Mapping[str, str], artifact_id: uuid.UUID | None) -> JobRecord | None:
         """Read the metadata of an artifact; `None` when they are no record."""
         try:
-            last_sent_at = metadata.get("last_sent_at")
-            return cls(
-                submission_id=metadata["submission_id"],
-                flow=metadata["flow"],
+            return cls.from_strings(
+                metadata,
                 slot=metadata["slot"],
                 resubmission=int(metadata["resubmission"]),
-                last_sent_at=datetime.fromisoformat(last_sent_at) if last_sent_at else None,
-                job_id=metadata.get("job_id"),
                 ended="ended" in metadata,
                 credentials=metadata.get("credentials"),
                 artifact_id=artifact_id,
@@ -274,4 +253,5 @@ def _digest(submitted: Any) -> str:
 
 
 def _new_record(flow: str, slot: str, resubmission: int) -> JobRecord:
-    return JobRecord(str(uuid.uuid5(_NAMESPACE, f"{slot}:{resubmission}")), flow, slot, resubmission)
+    submission_id = str(uuid.uuid5(_NAMESPACE, f"{slot}:{resubmission}"))
+    return JobRecord(submission_id=submission_id, flow=flow, slot=slot, resubmission=resubmission)

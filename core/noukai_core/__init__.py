@@ -52,7 +52,7 @@ if TYPE_CHECKING:
         TraceStep,
     )
     from noukai_core.run_url import RunUrlTemplate
-    from noukai_core.submission import Submission
+    from noukai_core.submission import Submission, SubmissionRecord
 
 _MODULES = {
     "async_client": ("AsyncFlow", "AsyncJob", "AsyncNoukai"),
@@ -89,7 +89,7 @@ _MODULES = {
     "models": ("ExecuteResult", "JobAccepted", "JobState", "JobStatus", "KeyInfo", "RunTrace", "TraceStep"),
     "job_request": ("JobRequest",),
     "run_url": ("RunUrlTemplate",),
-    "submission": ("Submission",),
+    "submission": ("Submission", "SubmissionRecord"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -134,6 +134,7 @@ __all__ = [
     "RunTrace",
     "RunUrlTemplate",
     "Submission",
+    "SubmissionRecord",
     "SubmissionUnknownError",
     "TraceStep",
     "TransientError",

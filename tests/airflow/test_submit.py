@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -77,7 +79,7 @@ def without_store(settings: ConnectionSettings, emulator: Emulator) -> Tries:
 def test_the_submission_id_is_stored_before_the_request(tries: Tries, store: MemoryStore) -> None:
     """The id of the submission is written first, then the job's id."""
     job = tries.run()
-    assert [record["job_id"] for record in store.writes] == [None, job.id]
+    assert [record.get("job_id") for record in store.writes] == [None, job.id]
     assert store.writes[0]["submission_id"] == tries.control.jobs()[0]["session_id"]
 
 
@@ -223,11 +225,12 @@ def test_a_crash_before_the_response(tries: Tries, store: MemoryStore) -> None:
 
 def test_a_repeated_submission_is_recorded_with_its_time(tries: Tries, store: MemoryStore) -> None:
     """A repeated submission is recorded with its time, so that a third try asks for its job long enough."""
-    record = JobRecord(2, str(uuid4()), "2026-01-01T00:00:00+00:00", "acme/demo/flow")
+    long_ago = datetime(2026, 1, 1, tzinfo=UTC)
+    record = replace(JobRecord.new(2, str(uuid4()), "acme/demo/flow"), last_sent_at=long_ago)
     JobStore(store).write(record)
     job = tries.retry()
     before, after = store.writes[-2:]
-    assert before["last_sent_at"] > record.last_sent_at
+    assert before["last_sent_at"] > long_ago.isoformat()
     assert job.submitted_at is not None
     assert after["last_sent_at"] == job.submitted_at.isoformat()
 
@@ -248,7 +251,7 @@ def test_a_store_that_fails_after_the_submission(
     keep = store.set
 
     def fail_with_a_job(key: str, value: Any) -> None:
-        if value["job_id"] is not None:
+        if "job_id" in value:
             raise ConnectionError("the API server is unavailable")
         keep(key, value)
 

@@ -111,12 +111,12 @@ def test_threads_never_share_a_slot() -> None:
 def test_a_record_survives_its_artifact() -> None:
     """A record that was read equals the one that was stored; the next one has a new submission id."""
     record = JobRecord(
-        str(uuid4()),
-        FLOW,
-        str(uuid4()),
-        2,
-        datetime.now(UTC),
-        "job_1",
+        submission_id=str(uuid4()),
+        flow=FLOW,
+        slot=str(uuid4()),
+        resubmission=2,
+        last_sent_at=datetime.now(UTC),
+        job_id="job_1",
         ended=True,
         credentials="default",
         artifact_id=uuid4(),
