@@ -1,6 +1,11 @@
 """How soon is the end of a job seen, and with how many polls? The real schedule against fixed intervals.
 
-    .venv/prefect/bin/python benchmarks/schedule.py [--picture docs/schedule.svg]
+    .venv/prefect/bin/python benchmarks/schedule.py
+
+The picture of the README, which matplotlib draws:
+
+    make .venv/prefect-peers/ready
+    .venv/prefect-peers/bin/python benchmarks/schedule.py --picture docs/schedule.svg
 
 Simulated: jobs whose durations are log-uniform from 2 s to 2 h, every schedule on the same jobs. A poll takes
 no time here. `lag` is the time from a job's end to the poll that sees it, as a share of the job's duration;
@@ -22,6 +27,7 @@ from noukai_core._engine import schedule
 SHORTEST, LONGEST = 2.0, 7200.0
 JOBS = 4000
 SEED = 20
+POINTS, JOBS_PER_POINT = 60, 40
 
 Pause = Callable[[float, float], float]
 
@@ -78,46 +84,36 @@ def main() -> None:
         print(f"{name:12} {mean(lags):>10.1%} {max(lags):>10.1%} {polls:>8.1f} {polls / every_two:>13.1%}")
     if arguments.picture:
         arguments.picture.parent.mkdir(parents=True, exist_ok=True)
-        arguments.picture.write_text(picture())
+        draw(arguments.picture)
         print(f"\n{arguments.picture}")
 
 
-def picture() -> str:
-    """Draw lag and polls over the duration, both axes logarithmic, as an SVG."""
-    points = 60
-    spread = [SHORTEST * (LONGEST / SHORTEST) ** (place / (points - 1)) for place in range(points)]
-    panels = [("lag as a share of the job's duration", 1e-4, 20.0, 0), ("polls of one job", 1.0, 5000.0, 1)]
-    colours = ["#6d28d9", "#0891b2", "#65a30d", "#d97706", "#dc2626"]
-    head = (
-        'xmlns="http://www.w3.org/2000/svg" width="900" height="360" font-family="sans-serif" font-size="12"'
-    )
-    parts = [f"<svg {head}>", '<rect width="900" height="360" fill="white"/>']
-    for panel, (title, low, high, measure) in enumerate(panels):
-        left = 60 + panel * 440
-        parts.append(f'<text x="{left}" y="20" font-weight="bold">{title}</text>')
-        parts.append(f'<rect x="{left}" y="30" width="360" height="270" fill="none" stroke="#999"/>')
-        for exponent in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1):
-            y = 300 - 270 * (exponent - math.log10(low)) / math.log10(high / low)
-            label = f"{10.0**exponent:g}"
-            parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
-        for seconds, label in ((2, "2 s"), (60, "1 min"), (600, "10 min"), (7200, "2 h")):
-            x = left + 360 * math.log(seconds / SHORTEST) / math.log(LONGEST / SHORTEST)
-            parts.append(f'<text x="{x:.1f}" y="318" text-anchor="middle">{label}</text>')
-        for candidate, colour in zip(SCHEDULES, colours, strict=True):
-            dice = random.Random(SEED)
-            line = []
-            for duration in spread:
-                seen = [follow(candidate, duration * dice.uniform(0.97, 1.03), dice) for _ in range(40)]
-                value = mean(lag / duration for lag, _ in seen) if measure == 0 else mean(n for _, n in seen)
-                share = (math.log10(min(max(value, low), high)) - math.log10(low)) / math.log10(high / low)
-                x = left + 360 * math.log(duration / SHORTEST) / math.log(LONGEST / SHORTEST)
-                line.append(f"{x:.1f},{300 - 270 * share:.1f}")
-            parts.append(
-                f'<polyline points="{" ".join(line)}" fill="none" stroke="{colour}" stroke-width="2"/>'
-            )
-    for place, (candidate, colour) in enumerate(zip(SCHEDULES, colours, strict=True)):
-        parts.append(f'<text x="{60 + place * 130}" y="348" fill="{colour}">■ {candidate.name}</text>')
-    return "\n".join([*parts, "</svg>", ""])
+def draw(path: Path) -> None:
+    """Draw lag and polls over the duration, both axes logarithmic."""
+    import matplotlib
+    from matplotlib import pyplot
+
+    matplotlib.use("svg")
+    matplotlib.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "schedule"}
+    spread = [SHORTEST * (LONGEST / SHORTEST) ** (place / (POINTS - 1)) for place in range(POINTS)]
+    figure, (lag_axes, poll_axes) = pyplot.subplots(ncols=2, figsize=(10, 4), layout="constrained")
+    for candidate in SCHEDULES:
+        dice = random.Random(SEED)
+        seen = [
+            [follow(candidate, duration * dice.uniform(0.97, 1.03), dice) for _ in range(JOBS_PER_POINT)]
+            for duration in spread
+        ]
+        lags = [mean(lag for lag, _ in jobs) / duration for jobs, duration in zip(seen, spread, strict=True)]
+        lag_axes.plot(spread, lags, label=candidate.name)
+        poll_axes.plot(spread, [mean(polls for _, polls in jobs) for jobs in seen])
+    lag_axes.set_title("lag as a share of the job's duration")
+    poll_axes.set_title("polls of one job")
+    for axes in (lag_axes, poll_axes):
+        axes.set(xscale="log", yscale="log", xlabel="duration of the job")
+        axes.set_xticks([2, 60, 600, 7200], ["2 s", "1 min", "10 min", "2 h"])
+        axes.minorticks_off()
+    figure.legend(loc="outside lower center", ncols=len(SCHEDULES))
+    figure.savefig(path, metadata={"Date": None})
 
 
 if __name__ == "__main__":
