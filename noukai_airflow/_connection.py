@@ -9,6 +9,9 @@ from typing import Any, cast
 
 from noukai_airflow.exceptions import NoukaiPermanentException
 from noukai_core import InvalidInputError, RunUrlTemplate
+from noukai_core.addresses import PRODUCTION_URL
+
+DEFAULT_MAX_POLL_BYTES = 1024 * 1024
 
 # The connection's name for an option of the client, and the client's name for it.
 _OPTIONS = {
@@ -19,7 +22,7 @@ _OPTIONS = {
     "max_polls_per_second": "max_polls_per_second",
     "max_response_bytes": "max_response_bytes",
 }
-EXTRA_FIELDS = ("org", "project", "run_url_template", *_OPTIONS)
+EXTRA_FIELDS = ("org", "project", "run_url_template", "max_poll_bytes", "allow_insecure_http", *_OPTIONS)
 
 
 @dataclass(frozen=True)
@@ -31,19 +34,23 @@ class ConnectionSettings:
     Attributes:
         conn_id: The id of the connection, for messages.
         api_key: The key.
-        base_url: The address of the API, or `None` for the service itself.
+        base_url: The address of the API.
         org: The organisation. With `project`, tasks can name a flow by its slug alone.
         project: The project.
         run_url_template: Makes the URL of a job's page.
+        allow_insecure_http: Whether the key may be sent over plain HTTP to another machine.
+        max_poll_bytes: How many bytes of a response a triggerer reads.
         options: Further arguments of the client.
     """
 
     conn_id: str
     api_key: str = field(repr=False)
-    base_url: str | None = None
+    base_url: str = PRODUCTION_URL
     org: str | None = None
     project: str | None = None
     run_url_template: RunUrlTemplate | None = None
+    allow_insecure_http: bool = False
+    max_poll_bytes: int = DEFAULT_MAX_POLL_BYTES
     options: tuple[tuple[str, float], ...] = ()
 
     @classmethod
@@ -55,6 +62,11 @@ class ConnectionSettings:
         Raises:
             NoukaiPermanentException: A field is missing, malformed or unknown.
         """
+        if password and password != password.strip():
+            raise NoukaiPermanentException(
+                f"The password of the Airflow connection {conn_id!r} begins or ends with white space: store "
+                "the API key without it."
+            )
         if not password:
             raise NoukaiPermanentException(
                 f"The Airflow connection {conn_id!r} has no API key: put one that begins with nk_ in its "
@@ -69,10 +81,12 @@ class ConnectionSettings:
         return cls(
             conn_id=conn_id,
             api_key=password,
-            base_url=host or None,
+            base_url=(host or "").strip() or PRODUCTION_URL,
             org=_text(extra, "org", conn_id),
             project=_text(extra, "project", conn_id),
             run_url_template=_url_template(extra, conn_id),
+            allow_insecure_http=_flag(extra, "allow_insecure_http", conn_id),
+            max_poll_bytes=_bytes(extra, "max_poll_bytes", conn_id) or DEFAULT_MAX_POLL_BYTES,
             options=tuple(_options(extra, conn_id)),
         )
 
@@ -83,6 +97,7 @@ class ConnectionSettings:
             "base_url": self.base_url,
             "org": self.org,
             "project": self.project,
+            "allow_insecure_http": self.allow_insecure_http,
             **dict(self.options),
         }
 
@@ -120,6 +135,31 @@ def _text(extra: Mapping[str, Any], name: str, conn_id: str) -> str | None:
     if not isinstance(value, str):
         raise _malformed(conn_id, name, "text")
     return value
+
+
+def _flag(extra: Mapping[str, Any], name: str, conn_id: str) -> bool:
+    match extra.get(name):
+        case None | "":
+            return False
+        case bool() as flag:
+            return flag
+        case str() as word if word.strip().lower() in ("true", "false"):
+            return word.strip().lower() == "true"
+        case _:
+            raise _malformed(conn_id, name, "true or false")
+
+
+def _bytes(extra: Mapping[str, Any], name: str, conn_id: str) -> int | None:
+    value = extra.get(name)
+    if value is None or value == "":
+        return None
+    try:
+        number = 0 if isinstance(value, bool) else int(value)
+    except (TypeError, ValueError, OverflowError):
+        number = 0
+    if number < 1:
+        raise _malformed(conn_id, name, "a whole number of bytes above 0")
+    return number
 
 
 def _url_template(extra: Mapping[str, Any], conn_id: str) -> RunUrlTemplate | None:

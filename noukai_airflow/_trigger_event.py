@@ -18,6 +18,7 @@ class Reason(StrEnum):
     FINISHED = "finished"
     TIMED_OUT = "timed_out"
     NOT_FOUND = "not_found"
+    RESPONSE_TOO_LARGE = "response_too_large"
     PERMANENT_ERROR = "permanent_error"
     TRANSIENT_ERROR = "transient_error"
     UNEXPECTED_ERROR = "unexpected_error"
@@ -58,7 +59,9 @@ class JobEvent:
         job_id, reason, state = fields.get("job_id"), fields.get("reason"), fields.get("state")
         if not isinstance(job_id, str) or not job_id or not isinstance(reason, str) or reason not in _REASONS:
             return None
-        return cls(job_id, Reason(reason), state if isinstance(state, str) else None)
+        from noukai_core import one_line
+
+        return cls(job_id, Reason(reason), one_line(state, 100) if isinstance(state, str) else None)
 
     @classmethod
     def for_job(cls, job_id: str, event: JobEvent | None) -> JobEvent | None:

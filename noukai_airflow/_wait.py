@@ -132,13 +132,26 @@ class JobWait:
             if options.inline_wait == 0:
                 return self.defer(deadline)
             timeout = options.inline_wait if timeout is None else min(timeout, options.inline_wait)
+        return self._watch(deadline, timeout, can_defer=options.deferrable)
+
+    def _wait_on_worker(self, deadline: float | None) -> Any:
+        """Wait on the worker to the end: the responses are too large for a triggerer."""
+        log.info(
+            "Noukai job %s of %s: waiting on the worker (responses too large for the triggerer)",
+            self._job.id,
+            self._job.flow,
+        )
+        timeout = None if deadline is None else max(deadline - time.time(), 0.001)
+        return self._watch(deadline, timeout, can_defer=False)
+
+    def _watch(self, deadline: float | None, timeout: float | None, *, can_defer: bool) -> Any:
         last: JobStatus | None = None
         try:
-            for status in self._job.watch(timeout=timeout, poll_interval=options.poll_interval):
+            for status in self._job.watch(timeout=timeout, poll_interval=self._options.poll_interval):
                 last = status
                 self._publish_status(status)
         except core.JobTimeoutError:
-            if options.deferrable and (deadline is None or time.time() < deadline):
+            if can_defer and (deadline is None or time.time() < deadline):
                 return self.defer(deadline)
             return self.time_out()
         return None if last is None else self._finish(last)
@@ -174,6 +187,8 @@ class JobWait:
             return self.time_out()
         if event is not None and event.reason is Reason.TRANSIENT_ERROR:
             return self.defer(deadline)
+        if event is not None and event.reason is Reason.RESPONSE_TOO_LARGE:
+            return self._wait_on_worker(deadline)
         reason = event.reason if event else "unknown event"
         raise NoukaiException(
             f"Noukai job {self._job.id} of {self._job.flow}: trigger failed: {reason}, but the job is "

@@ -90,5 +90,14 @@ def connection_type() -> dict[str, Any]:
             "max_response_bytes": _field(
                 "Response size limit", "Optional. The largest response, in bytes. Default: 67108864."
             ),
+            "max_poll_bytes": _field(
+                "Poll size limit",
+                "Optional. How many bytes of a response a triggerer reads; the worker fetches the result. "
+                "Default: 1048576.",
+            ),
+            "allow_insecure_http": _field(
+                "Allow plain HTTP",
+                "Optional. true sends the key over http to another machine, where it can be read on the way.",
+            ),
         },
     }

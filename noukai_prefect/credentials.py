@@ -9,6 +9,7 @@ from prefect.blocks.core import BlockNotSavedError
 from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator
 
 from noukai_core import AsyncNoukai, Noukai, RunUrlTemplate
+from noukai_core.addresses import PRODUCTION_URL
 
 DOCUMENTATION_URL = HttpUrl("https://docs.noukai.xyz")
 
@@ -54,6 +55,20 @@ class NoukaiCredentials(CredentialsBlock):
         "Without it, jobs have no link.",
     )
 
+    allow_insecure_http: bool = Field(
+        default=False,
+        title="Allow Insecure HTTP",
+        description="Send the key over http to another machine, where anyone on the way can read it.",
+    )
+
+    @field_validator("api_key")
+    @classmethod
+    def _check_api_key(cls, key: SecretStr) -> SecretStr:
+        text = key.get_secret_value()
+        if text != text.strip():
+            raise ValueError("api_key begins or ends with white space: store the key without it")
+        return key
+
     @field_validator("run_url_template")
     @classmethod
     def _check_run_url_template(cls, template: str | None) -> str | None:
@@ -83,10 +98,10 @@ class NoukaiCredentials(CredentialsBlock):
         client_class = Noukai if client_type == "sync" else AsyncNoukai
         return client_class(
             self.api_key.get_secret_value(),
-            base_url=self.base_url or None,
+            base_url=(self.base_url or "").strip() or PRODUCTION_URL,
             org=self.org or None,
             project=self.project or None,
-            **options,
+            **{"allow_insecure_http": self.allow_insecure_http, **options},
         )
 
     def get_async_client(self, **options: Any) -> AsyncNoukai:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from noukai_core._options import ClientArguments
+    from noukai_core._text import one_line
     from noukai_core._validation import ApiKey
     from noukai_core.async_client import AsyncFlow, AsyncJob, AsyncNoukai
     from noukai_core.cancellation import CancelOutcome, acancel_job, cancel_job
@@ -85,6 +86,7 @@ _MODULES = {
         "TransientError",
     ),
     "_options": ("ClientArguments",),
+    "_text": ("one_line",),
     "_validation": ("ApiKey",),
     "models": ("ExecuteResult", "JobAccepted", "JobState", "JobStatus", "KeyInfo", "RunTrace", "TraceStep"),
     "job_request": ("JobRequest",),
@@ -140,6 +142,7 @@ __all__ = [
     "TransientError",
     "acancel_job",
     "cancel_job",
+    "one_line",
 ]
 
 

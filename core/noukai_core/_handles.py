@@ -15,7 +15,7 @@ from noukai_core._engine.submit import Submitted, find, submit
 from noukai_core._engine.wait import Poller
 from noukai_core._options import ClientOptions
 from noukai_core._validation import FlowPath
-from noukai_core.checks import check_number, check_seconds
+from noukai_core.checks import check_count, check_number, check_seconds
 from noukai_core.errors import APIError, InvalidInputError
 from noukai_core.job_request import JobRequest
 from noukai_core.models import JobAccepted, JobState, JobStatus, RunTrace
@@ -154,7 +154,9 @@ class JobHandle(Generic[R]):
         self._last_status = status
         return status
 
-    def _watching(self, timeout: float | None, poll_interval: float | None) -> Effects[JobStatus]:
+    def _watching(
+        self, timeout: float | None, poll_interval: float | None, max_poll_bytes: int | None = None
+    ) -> Effects[JobStatus]:
         poller = Poller(
             self._path,
             self._id,
@@ -167,6 +169,7 @@ class JobHandle(Generic[R]):
             timeout=None if timeout is None else check_seconds(timeout, "timeout"),
             interval=None if poll_interval is None else check_seconds(poll_interval, "poll_interval"),
             last_status=self._last_status,
+            state_bytes=None if max_poll_bytes is None else check_count(max_poll_bytes, "max_poll_bytes"),
         )
         return self._recorded(poller)
 

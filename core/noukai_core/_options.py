@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, TypedDict, TypeVar, Unpack, cast
 from urllib.parse import urlsplit
 
 from noukai_core import _validation
-from noukai_core._validation import FlowPath
-from noukai_core.checks import check_count, check_number, check_seconds
+from noukai_core._validation import ApiKey, FlowPath
+from noukai_core.addresses import DEVELOPMENT_URL, PRODUCTION_URL, is_loopback
+from noukai_core.checks import check_choice, check_count, check_number, check_seconds
 from noukai_core.errors import InvalidInputError
 
-PRODUCTION_URL = "https://api.noukai.dev/api/v1"
-DEVELOPMENT_URL = "http://localhost:8080/api/v1"
+PRODUCTION_KEY = "nk_live_"
+"""How the keys begin that production takes."""
 
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _CHECK = "check"
 
 T = TypeVar("T")
@@ -37,6 +36,7 @@ class ClientArguments(TypedDict, total=False):
     max_polls_per_second: float
     max_concurrent_submissions: int
     max_response_bytes: int
+    allow_insecure_http: bool
 
 
 def refuse_unknown(client: object, arguments: ClientArguments) -> None:
@@ -65,6 +65,10 @@ def _window(value: object, argument: str) -> float:
     return check_seconds(value, argument, zero=True)
 
 
+def _flag(value: object, argument: str) -> bool:
+    return check_choice(value, (True, False), argument) is True
+
+
 def _interval(value: object, argument: str) -> float | None:
     return None if value is None else check_seconds(value, argument)
 
@@ -85,6 +89,7 @@ class ClientOptions:
     max_polls_per_second: float = _checked(50.0, check_number)
     max_concurrent_submissions: int = _checked(16, check_count)
     max_response_bytes: int = _checked(64 * 1024 * 1024, check_count)
+    allow_insecure_http: bool = _checked(default=False, check=_flag)
 
     def __post_init__(self) -> None:
         for option in fields(self):
@@ -95,10 +100,12 @@ class ClientOptions:
     def of(cls, *, api_key: str | None, **arguments: Unpack[ClientArguments]) -> ClientOptions:
         """Check the arguments of a client, and fill in what the environment has."""
         org, project = _validation.org_and_project(arguments.get("org"), arguments.get("project"))
+        key = ApiKey(_validation.api_key(os.environ.get("NOUKAI_API_KEY") if api_key is None else api_key))
+        insecure = arguments.get("allow_insecure_http") is True
         checked: dict[str, Any] = {
             **arguments,
-            "api_key": _validation.api_key(os.environ.get("NOUKAI_API_KEY") if api_key is None else api_key),
-            "base_url": _base_url(arguments.get("base_url")),
+            "api_key": key,
+            "base_url": _base_url(arguments.get("base_url"), key, insecure),
             "org": org,
             "project": project,
         }
@@ -116,16 +123,19 @@ def describe(client: object) -> str:
     return f"{type(client).__name__}({address})"
 
 
-def _base_url(given: str | None) -> str:
+def _base_url(given: str | None, key: str, allow_insecure_http: bool) -> str:
     url = _validation.base_url(
         os.environ.get("NOUKAI_BASE_URL") or _default_url() if given is None else given
     )
-    parts = urlsplit(url)
-    if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
-        warnings.warn(
-            f"base_url {url} is not https: the API key and the data of jobs travel unencrypted",
-            UserWarning,
-            stacklevel=4,
+    if given is None and is_loopback(url) and key.startswith(PRODUCTION_KEY):
+        raise InvalidInputError(
+            f"The API key begins with {PRODUCTION_KEY}, but NOUKAI_BASE_URL or NOUKAI_ENV names the local "
+            f"server {url}: unset the variable, use a test key, or pass base_url to send the key there"
+        )
+    if urlsplit(url).scheme == "http" and not is_loopback(url) and not allow_insecure_http:
+        raise InvalidInputError(
+            f"base_url {url} is not https: the API key and the data of jobs would travel unencrypted. Use "
+            "https, or set allow_insecure_http if nobody can listen on the way"
         )
     return url
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
-from noukai_core._validation import without_keys
+from noukai_core._text import one_line
 
 _PERCENT = ("percent", "percentage", "pct")
 _DONE = ("step", "done", "completed", "finished", "current", "completed_steps", "completedSteps")
@@ -22,13 +22,15 @@ def progress_text(progress: Mapping[str, Any]) -> str:
     if percent is None and done is not None and total:
         percent = 100 * done / total
     if percent is None:
-        return counts or without_keys(json.dumps(progress, ensure_ascii=False, default=str))[:_MAX_LENGTH]
+        return counts or one_line(json.dumps(progress, ensure_ascii=False, default=str), _MAX_LENGTH)
     return f"{percent:.0f} % ({counts})" if counts else f"{percent:.0f} %"
 
 
 def _number(progress: Mapping[str, Any], names: tuple[str, ...]) -> float | None:
     for name in names:
         value = progress.get(name)
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if abs(value) <= sys.float_info.max:  # not so for infinity, for nan and for what a float cannot hold
             return float(value)
     return None

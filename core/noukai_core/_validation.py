@@ -11,7 +11,7 @@ import re
 import uuid
 from collections.abc import Mapping, Sequence, Set
 from datetime import UTC, datetime
-from typing import Any, Literal, NamedTuple, TypeAlias, TypeGuard
+from typing import Any, Literal, NamedTuple, SupportsIndex, TypeAlias, TypeGuard
 from urllib.parse import SplitResult, urlsplit
 
 from noukai_core.errors import InvalidInputError
@@ -26,7 +26,7 @@ _KEY = re.compile(r"nk_[\x21-\x7e]+", re.ASCII)
 _KEY_IN_TEXT = re.compile(
     r"(?:(?<![A-Za-z])|(?<=\\[abfnrtv]))nk_[\x21-\x7e]+|nk_(?:live|test)[\x21-\x7e]+", re.ASCII
 )
-_JOB_ID = re.compile(r"[^\s/\\\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,255}")
+_JOB_ID = re.compile(r"[\x21-\x2e\x30-\x5b\x5d-\x7e]{1,255}", re.ASCII)
 _RESERVED_PARAMETER = "attachments"
 _SHOWN_LENGTH = 80
 _MAX_ADDRESS = 2000
@@ -43,6 +43,12 @@ class ApiKey(str):
 
     def __repr__(self) -> str:
         return "'nk_…'"
+
+    def __format__(self, _: str) -> str:
+        return "nk_…"
+
+    def __getitem__(self, index: SupportsIndex | slice) -> ApiKey:
+        return ApiKey(super().__getitem__(index))
 
 
 class FlowPath(NamedTuple):
@@ -195,7 +201,7 @@ def job_id(value: object) -> str:
     if not isinstance(value, str) or not _JOB_ID.fullmatch(value) or value in (".", ".."):
         raise refused(
             f"job_id is {shown(value)}, but must be the id that the submission returned: "
-            "not empty, without spaces or slashes"
+            "printable ASCII without spaces or slashes"
         )
     return value
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 from uuid import UUID
 
 from noukai_core._api import endpoints
+from noukai_core._api.parsing import HttpResponse
 from noukai_core._engine.effects import Effects, Emit, Send, Sleep, T, send_with_retries
 from noukai_core._handles import FlowHandle, JobHandle
 from noukai_core._http.connection import AsyncConnection
@@ -21,6 +22,10 @@ from noukai_core.submission import Submission
 
 if TYPE_CHECKING:
     import httpx
+
+
+LARGE_BODY = 256 * 1024
+"""Bytes of a response from which on it is parsed in a thread, and not on the event loop."""
 
 
 class AsyncRunner:
@@ -76,6 +81,8 @@ class AsyncRunner:
                 response = await self._connection.send(call, request.timeout)
         else:
             response = await self._connection.send(call, request.timeout)
+        if isinstance(response, HttpResponse) and call.cut_at is None and len(response.body) > LARGE_BODY:
+            return await asyncio.to_thread(endpoints.outcome, call, response, self._key)
         return endpoints.outcome(call, response, self._key)
 
 
@@ -219,10 +226,14 @@ class AsyncJob(JobHandle[AsyncRunner]):
         return status.result_or_raise()
 
     def watch(
-        self, *, timeout: float | None = None, poll_interval: float | None = None
+        self,
+        *,
+        timeout: float | None = None,
+        poll_interval: float | None = None,
+        max_poll_bytes: int | None = None,
     ) -> AsyncGenerator[JobStatus, None]:
         """Wait for the end of the job, and yield what is new; see `Job.watch`."""
-        return self._runner.show(self._watching(timeout, poll_interval))
+        return self._runner.show(self._watching(timeout, poll_interval, max_poll_bytes))
 
     async def cancel(self) -> None:
         """Cancel the job; see `Job.cancel`."""

@@ -100,7 +100,9 @@ class Noukai:
         max_polls_per_second: The rate limit for all jobs that this process waits for with this key.
         max_concurrent_submissions: The most submissions that this client sends at the same time. Others wait
             for their turn, however long. A client opens at most 32 more connections.
-        max_response_bytes: The size limit of a response.
+        max_response_bytes: The largest response that is read. The memory that its content takes is limited as
+            well: to this, or to five times the response.
+        allow_insecure_http: Whether the key may be sent over plain HTTP to another machine.
         transport: An httpx transport to send requests through, for tests and unusual networks.
 
     Raises:
@@ -319,13 +321,24 @@ class Job(JobHandle[Runner]):
         return self._runner.run(self._waiting(timeout_ms, poll_interval)).result_or_raise()
 
     def watch(
-        self, *, timeout: float | None = None, poll_interval: float | None = None
+        self,
+        *,
+        timeout: float | None = None,
+        poll_interval: float | None = None,
+        max_poll_bytes: int | None = None,
     ) -> Generator[JobStatus, None, JobStatus]:
         """Wait for the end of the job, and yield what is new: its state or its progress.
 
-        The arguments and errors are those of `wait`, but for the end of the job, which is yielded last.
+        The end of the job is yielded last. The errors are those of `wait`, but for that.
+
+        Args:
+            timeout: Seconds until the deadline; `None` for none.
+            poll_interval: A fixed pause between polls, in seconds.
+            max_poll_bytes: For a wait that needs the state alone: how many bytes of each response are read.
+                The statuses then have no result. A longer response is read up to there; if its state comes
+                later, the wait ends in a `ResponseTooLargeError`.
         """
-        return self._runner.show(self._watching(timeout, poll_interval))
+        return self._runner.show(self._watching(timeout, poll_interval, max_poll_bytes))
 
     def cancel(self) -> None:
         """Cancel the job. This has no effect on one that has ended.

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from noukai_core._progress import progress_text
+from noukai_core._text import one_line
 from noukai_core.errors import InvalidInputError, JobCancelledError, JobFailedError
 
 
@@ -62,11 +63,13 @@ class JobStatus(_Model, frozen=True):
         id: The job.
         state: A `JobState`, or the server's own word in lower case when it is none of the five.
         result: The result of a completed job.
-        error: Why a failed job failed, in the server's words.
+        error: Why a failed job failed, in the server's words, up to 64 kB. Clean it with `one_line` before
+            people or terminals see it.
         created_at: ISO 8601, like the two that follow; each only when the server tells.
         started_at: When a worker took the job.
         completed_at: When the job ended.
-        progress: What the flow reports of its progress; its form is the flow's own.
+        progress: What the flow reports of its progress, up to 64 kB; its form is the flow's own.
+        state_only: Whether the status was read without the result, as by a trigger.
     """
 
     id: str
@@ -77,6 +80,7 @@ class JobStatus(_Model, frozen=True):
     started_at: str | None = None
     completed_at: str | None = None
     progress: dict[str, Any] | None = None
+    state_only: bool = False
 
     @property
     def finished(self) -> bool:
@@ -94,12 +98,14 @@ class JobStatus(_Model, frozen=True):
         Raises:
             JobFailedError: It failed.
             JobCancelledError: It was cancelled.
-            InvalidInputError: It has not ended yet.
+            InvalidInputError: It has not ended yet, or was read without its result.
         """
+        if self.state_only and self.state == JobState.COMPLETED:
+            raise InvalidInputError(f"Noukai job {self.id} was polled for its state only: poll it again")
         if self.state == JobState.COMPLETED:
             return self.result or ExecuteResult()
         if self.state == JobState.FAILED:
-            reason = (self.error or "the server gave no reason")[:_SHOWN_REASON]
+            reason = one_line(self.error or "the server gave no reason", _SHOWN_REASON)
             raise JobFailedError(f"Noukai job {self.id} failed: {reason}", job_id=self.id, status=self)
         if self.state == JobState.CANCELLED:
             raise JobCancelledError(

@@ -149,6 +149,9 @@ class NoukaiJobSensor(BaseSensorOperator):
                 )
             if polled is None or (job_event is not None and job_event.reason is Reason.TRANSIENT_ERROR):
                 return self._defer(self._deadline)
+            if job_event is not None and job_event.reason is Reason.RESPONSE_TOO_LARGE:
+                self.timeout = max(self._deadline - time.time(), 0.0)
+                return super().execute(context)
             reason = job_event.reason if job_event else "unknown event"
             raise NoukaiException(
                 f"Noukai job {self.job_id} of {self.flow}: trigger failed: {reason}, but the job "

@@ -164,12 +164,10 @@ class NoukaiJobTrigger(BaseTrigger):
             reason = Reason.TIMED_OUT
         except core.JobNotFoundError:
             reason = Reason.NOT_FOUND
-        except (
-            core.PermanentError,
-            core.InvalidInputError,
-            core.ResponseTooLargeError,
-            NoukaiPermanentException,
-        ) as error:
+        except core.ResponseTooLargeError as error:
+            self.log.warning("Noukai job %s of %s: trigger failed: %s", self.job_id, self.flow, error)
+            reason = Reason.RESPONSE_TOO_LARGE
+        except (core.PermanentError, core.InvalidInputError, NoukaiPermanentException) as error:
             self.log.warning("Noukai job %s of %s: trigger failed: %s", self.job_id, self.flow, error)
             reason = Reason.PERMANENT_ERROR
         except core.APIError as error:
@@ -181,18 +179,25 @@ class NoukaiJobTrigger(BaseTrigger):
         return JobEvent(self.job_id, reason, state)
 
     async def _statuses(self) -> AsyncIterator[JobStatus]:
-        """Yield each change of the job. If the key is rejected, the one that replaced it is used."""
+        """Yield each change of the job. If the connection is changed, polling continues with its new content.
+
+        Only the state is read: the task fetches the result itself, on a worker.
+        """
         from noukai_airflow._client_cache import shared_async_client
+        from noukai_airflow._connection_changes import until_changed
         from noukai_airflow.hooks.noukai import NoukaiHook
         from noukai_core import AuthenticationError
 
         hook = NoukaiHook(self.noukai_conn_id)
         settings = await hook.aget_settings()
         while True:
+            change: asyncio.Timeout | None = None
             try:
-                async with shared_async_client(settings) as client:
+                async with shared_async_client(settings) as client, until_changed(hook, settings) as change:
                     changes = self._job(client).watch(
-                        timeout=self._remaining(), poll_interval=self.poll_interval
+                        timeout=self._remaining(),
+                        poll_interval=self.poll_interval,
+                        max_poll_bytes=settings.max_poll_bytes,
                     )
                     async for status in changes:
                         yield status
@@ -201,10 +206,14 @@ class NoukaiJobTrigger(BaseTrigger):
                 renewed = await hook.aget_settings(rejected=settings)
                 if renewed == settings:
                     raise
-                self.log.info(
-                    "Noukai job %s of %s: connection changed (polling continues)", self.job_id, self.flow
-                )
-                settings = renewed
+            except TimeoutError:
+                if change is None or not change.expired():
+                    raise
+                renewed = await hook.aget_settings()
+            self.log.info(
+                "Noukai job %s of %s: connection changed (polling continues)", self.job_id, self.flow
+            )
+            settings = renewed
 
     def _remaining(self) -> float | None:
         """Return the time until the deadline, at least a millisecond: even a past deadline gets one poll."""

@@ -34,6 +34,7 @@ def test_every_field_reaches_the_client() -> None:
         "retry_timeout": 60.0,
         "max_polls_per_second": 10.0,
         "max_response_bytes": 1024,
+        "allow_insecure_http": False,
     }
 
 
@@ -41,12 +42,37 @@ def test_empty_fields_count_as_absent() -> None:
     """A form saves empty texts, which count as absent."""
     empty = settings({"org": "", "project": None, "run_url_template": "", "retry_timeout": ""}, host="")
     assert (empty.base_url, empty.org, empty.project, empty.run_url_template, empty.options) == (
-        None,
+        "https://api.noukai.dev/api/v1",
         None,
         None,
         None,
         (),
     )
+
+
+@pytest.mark.parametrize("password", [f" {KEY}", f"{KEY}\n"])
+def test_white_space_around_a_key(password: str) -> None:
+    """A key that was pasted with white space is refused, and the error names the field."""
+    with pytest.raises(NoukaiPermanentException, match=r"password.*white space") as caught:
+        settings(password=password)
+    assert KEY not in str(caught.value)
+
+
+def test_what_a_connection_does_not_name_is_production(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stored connection means the same server in every process, whatever its environment says."""
+    monkeypatch.setenv("NOUKAI_BASE_URL", "http://localhost:8080/api/v1")
+    arguments = settings({}, host="").client_arguments()
+    assert arguments["base_url"] == "https://api.noukai.dev/api/v1"
+
+
+def test_settings_of_a_triggerer() -> None:
+    """How much a triggerer reads, and whether plain HTTP is allowed, are extras; other values are refused."""
+    read = settings({"max_poll_bytes": "5000", "allow_insecure_http": "true"})
+    assert (read.max_poll_bytes, read.allow_insecure_http) == (5000, True)
+    assert settings({}).max_poll_bytes == 1024 * 1024
+    for extra in ({"max_poll_bytes": 0}, {"max_poll_bytes": True}, {"allow_insecure_http": "perhaps"}):
+        with pytest.raises(NoukaiPermanentException, match=next(iter(extra))):
+            settings(extra)
 
 
 @pytest.mark.parametrize("password", [None, ""])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import traceback
 from typing import TYPE_CHECKING, Any
@@ -129,11 +128,3 @@ def test_a_host_that_is_no_name_is_refused(make_client: MakeClient, host: str) -
     """A URL that cannot be requested at all is rejected when the client is created."""
     with pytest.raises(InvalidInputError, match="base_url"):
         make_client(base_url=f"https://{host}/")
-
-
-def test_the_warning_about_plain_http_names_the_callers_line() -> None:
-    """The warning points at the line that makes the client."""
-    with pytest.warns(UserWarning, match="not https") as caught:
-        Noukai("nk_test_key", base_url="http://noukai.invalid/api/v1").close()
-    assert caught[0].filename == __file__
-    assert caught[0].lineno == inspect.currentframe().f_lineno - 2  # type: ignore[union-attr]

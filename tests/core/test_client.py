@@ -59,10 +59,11 @@ def test_the_address_without_any_setting(
     assert str(server.requests[0].url).startswith(address)
 
 
-def test_an_address_without_encryption_is_warned_of(scripted: MakeClient, server: ScriptedServer) -> None:
-    """A key sent unencrypted to another machine raises a warning, a request to this machine does not."""
-    with pytest.warns(UserWarning, match="http://noukai.test"):
+def test_an_address_without_encryption_is_refused(scripted: MakeClient, server: ScriptedServer) -> None:
+    """No key is sent in the clear to another machine unless the user allows it; on this machine it may be."""
+    with pytest.raises(InvalidInputError, match=r"http://noukai.test.*allow_insecure_http"):
         scripted(base_url="http://noukai.test/api/v1")
+    scripted(base_url="http://noukai.test/api/v1", allow_insecure_http=True)
     scripted(base_url="http://localhost:8080/api/v1")
     scripted(base_url="http://127.0.0.1:8080/api/v1")
 

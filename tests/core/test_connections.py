@@ -119,10 +119,20 @@ def test_a_proxy_of_the_environment_is_used(
 ) -> None:
     """A company's proxy is honoured as every other program honours it."""
     monkeypatch.setenv("http_proxy", f"{scheme}127.0.0.1:{counter.server_address[1]}")
-    with pytest.warns(UserWarning, match="not https"):
-        client = make_client(base_url="http://noukai.invalid/api/v1")
+    client = make_client(base_url="http://noukai.invalid/api/v1", allow_insecure_http=True)
     assert client.flow(FLOW).attach("job-1").status().state == "running"
     assert counter.opened == 1
+
+
+@pytest.mark.usefixtures("no_proxies")
+@pytest.mark.parametrize("variable", ["http_proxy", "all_proxy"])
+def test_nothing_for_this_machine_goes_through_a_proxy(
+    make_client: MakeClient, counter: Counter, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    """A key for a server on this machine does not leave it, whatever proxy the environment names."""
+    monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    client = make_client(base_url=f"http://127.0.0.1:{counter.server_address[1]}/api/v1")
+    assert client.flow(FLOW).attach("job-1").status().state == "running"
 
 
 @pytest.mark.usefixtures("no_proxies")

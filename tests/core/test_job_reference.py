@@ -213,7 +213,7 @@ BadRequestError AuthenticationError InsufficientCreditsError PermissionDeniedErr
 ModelKeyRejectedError CancelUnsupportedError CertificateError ClientClosedError JobNotFoundError
 TransientError RateLimitError InvalidResponseError RedirectError ResponseTooLargeError
 SubmissionUnknownError JobError JobFailedError JobCancelledError JobTimeoutError JobRequest ClientArguments
-CancelOutcome acancel_job cancel_job SubmissionRecord
+CancelOutcome acancel_job cancel_job SubmissionRecord one_line
 """
 
 

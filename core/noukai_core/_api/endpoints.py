@@ -14,7 +14,9 @@ from urllib.parse import quote
 
 from noukai_core import _validation
 from noukai_core._api.parsing import (
+    TEXT_LENGTH,
     HttpResponse,
+    beginning_of,
     error_of,
     is_own_404,
     job_error,
@@ -22,8 +24,9 @@ from noukai_core._api.parsing import (
     malformed,
     mapping_of,
     object_of,
-    one_line,
+    too_large,
 )
+from noukai_core._text import one_line, shortened
 from noukai_core._validation import FlowPath, is_list, is_mapping
 from noukai_core.errors import (
     APIError,
@@ -38,6 +41,7 @@ T = TypeVar("T")
 
 # Numbers that are larger make no sense, and their sum may be more than Decimal can hold.
 _MOST_DIGITS = 100
+_TIME_LENGTH = 64
 
 _OTHER_WORDS = {
     "started": JobState.PENDING,
@@ -54,7 +58,8 @@ class Call(Generic[T]):
     """One request, and how its response is read.
 
     `read` returns what the response says, or raises the `APIError` that it stands for.
-    `operation` begins the message of that error.
+    `operation` begins the message of that error. `cut_at` is how many bytes of the body are read, if its
+    beginning is enough.
     """
 
     method: str
@@ -65,6 +70,7 @@ class Call(Generic[T]):
     body: bytes | None = field(default=None, repr=False)
     job_id: str | None = None
     submits: bool = False
+    cut_at: int | None = None
 
 
 def outcome(call: Call[T], response: HttpResponse | APIError, key: str) -> T | APIError:
@@ -72,7 +78,7 @@ def outcome(call: Call[T], response: HttpResponse | APIError, key: str) -> T | A
     if isinstance(response, APIError):
         return response
     try:
-        return call.read(response.without(key))
+        return call.read(response.hiding(key))
     except APIError as error:
         return error.with_traceback(None)
 
@@ -102,28 +108,42 @@ def submit(flow: FlowPath, version: int | None, body: bytes, headers: Mapping[st
     return Call("POST", path, operation, read, headers={**headers}, body=body, submits=True)
 
 
-def status(flow: FlowPath, job_id: str) -> Call[JobStatus]:
-    """Poll a job."""
+def status(flow: FlowPath, job_id: str, state_bytes: int | None = None) -> Call[JobStatus]:
+    """Poll a job.
+
+    Args:
+        flow: Its flow.
+        job_id: The job.
+        state_bytes: If the state is all that is wanted: how many bytes of the response are read for it.
+    """
     operation = f"Polling job {job_id} of {flow}"
+    state_only = state_bytes is not None
 
     def read(response: HttpResponse) -> JobStatus:
-        value = object_of(response, operation, job_id, missing=JobNotFoundError)
+        more = False
+        if state_only:
+            value, more = beginning_of(response, operation, job_id, missing=JobNotFoundError)
+        else:
+            value = object_of(response, operation, job_id, missing=JobNotFoundError)
         state = _state(value)
+        if state is None and more:
+            raise too_large(response, operation, "does not begin with the state", job_id)
         if state is None:
             raise malformed(response, operation, "has no state", job_id)
         fields = {
-            "result": _result(state, value),
+            "result": None if state_only else _result(state, value),
             "error": job_error(value.get("error")),
-            "created_at": _text(value, "created_at", "createdAt"),
-            "started_at": _text(value, "started_at", "startedAt"),
-            "completed_at": _text(value, "completed_at", "completedAt"),
+            "created_at": _time(value, "created_at", "createdAt"),
+            "started_at": _time(value, "started_at", "startedAt"),
+            "completed_at": _time(value, "completed_at", "completedAt"),
             "progress": _progress(value.get("progress")),
+            "state_only": state_only or None,
         }
         # A waiting job keeps its status, and pydantic half a kilobyte more for fields that it is given.
         reported: dict[str, Any] = {name: field for name, field in fields.items() if field is not None}
         return JobStatus(id=job_id, state=state, **reported)
 
-    return Call("GET", _job(flow, job_id), operation, read, job_id=job_id)
+    return Call("GET", _job(flow, job_id), operation, read, job_id=job_id, cut_at=state_bytes)
 
 
 def cancel(flow: FlowPath, job_id: str) -> Call[None]:
@@ -231,8 +251,8 @@ def _id(value: Mapping[str, Any]) -> str | None:
 def _state(value: Mapping[str, Any]) -> str | None:
     for name in ("status", "state"):
         word = value.get(name)
-        if isinstance(word, str) and word.strip():
-            state = one_line(word).lower()[:100]
+        if isinstance(word, str) and word[:1000].strip():
+            state = one_line(word, 100).lower()
             return _OTHER_WORDS.get(state, state)
     return None
 
@@ -247,7 +267,8 @@ def _result(state: str, value: Mapping[str, Any]) -> ExecuteResult | None:
 def _progress(value: object) -> dict[str, Any] | None:
     if value is None:
         return None
-    return dict(value) if is_mapping(value) else {"progress": value}
+    kept: Any = shortened(value, TEXT_LENGTH)
+    return dict(kept) if is_mapping(kept) else {"progress": kept}
 
 
 def _executions(listed: Sequence[Any]) -> Iterator[Execution]:
@@ -283,7 +304,12 @@ def _any(value: Mapping[str, Any], *names: str) -> Any:
 
 def _text(value: Mapping[str, Any], *names: str) -> str | None:
     found = _any(value, *names)
-    return found if isinstance(found, str) else None
+    return one_line(found) if isinstance(found, str) else None
+
+
+def _time(value: Mapping[str, Any], *names: str) -> str | None:
+    found = _text(value, *names)
+    return None if found is None else one_line(found, _TIME_LENGTH)
 
 
 def _name(value: Mapping[str, Any], *names: str) -> str | None:
@@ -292,7 +318,7 @@ def _name(value: Mapping[str, Any], *names: str) -> str | None:
         found = _any(value, name, f"{name}Slug", f"{name}_slug", f"{name}Name", f"{name}_name")
         found = _any(mapping_of(found), "slug", "name", "id") or found
         if isinstance(found, str):
-            return found
+            return one_line(found)
     return None
 
 
@@ -304,7 +330,8 @@ def _number(value: object) -> float | None:
 
 def _decimal(value: object) -> Decimal | None:
     try:
-        amount = Decimal(str(value)) if isinstance(value, str | int | float) else None
+        text = str(value) if isinstance(value, str | int | float) else ""
+        amount = Decimal(text) if text and len(text) <= 10 * _MOST_DIGITS else None
     except InvalidOperation:
         return None
     return amount if amount is not None and amount.is_finite() and amount.adjusted() < _MOST_DIGITS else None

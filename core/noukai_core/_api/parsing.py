@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
+from noukai_core._api import bounded_json
+from noukai_core._text import LINE_LENGTH, one_line, shortened
 from noukai_core._validation import is_list, is_mapping, secrets_of, without_keys
 from noukai_core.errors import (
     APIError,
@@ -24,14 +26,21 @@ from noukai_core.errors import (
     PermissionDeniedError,
     RateLimitError,
     RedirectError,
+    ResponseTooLargeError,
     TransientError,
 )
 
 E = TypeVar("E", bound=APIError)
 
 _TRANSIENT = (408, 425, 429)
-_SAID_LENGTH = 500
 _SHOWN_ID = 100
+_EXCERPT_LENGTH = 200
+_MEMORY = 64 * 1024 * 1024
+
+TEXT_LENGTH = 64 * 1024
+"""How many characters of a job's error, and of its progress, are kept."""
+
+_ESCAPED_ASCII = re.compile(rb"\\u00([0-7][0-9a-fA-F])")
 _HIDDEN = "…"
 
 _ADVICE: dict[type[APIError], str] = {
@@ -43,6 +52,7 @@ _ADVICE: dict[type[APIError], str] = {
     ModelKeyRejectedError: "Renew the model provider's key in the settings of the Noukai project.",
     JobNotFoundError: "Check that the job id belongs to this flow; a job may also be too old to be kept.",
     RedirectError: "Redirects are not followed, so that the key stays where it belongs: check base_url.",
+    ResponseTooLargeError: "Raise max_response_bytes if the flow's output is meant to be so large.",
     InvalidResponseError: "Check base_url, and whether a proxy responds in the server's place.",
 }
 
@@ -58,6 +68,9 @@ class HttpResponse:
     status_code: int
     headers: Mapping[str, str]
     body: bytes
+    truncated: bool = False
+    memory: int = _MEMORY
+    secrets: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def ok(self) -> bool:
@@ -67,15 +80,56 @@ class HttpResponse:
     @property
     def request_id(self) -> str | None:
         """What the server calls this request."""
-        return one_line(self.headers.get("x-request-id", ""))[:_SHOWN_ID] or None
+        return one_line(self.headers.get("x-request-id", ""), _SHOWN_ID).rstrip("…") or None
 
-    def without(self, key: str) -> HttpResponse:
-        """Return the response without the key of its request, in case the server repeats it."""
-        headers, body = self.headers, self.body
-        for secret in secrets_of(key):
-            headers = {name: value.replace(secret, _HIDDEN) for name, value in headers.items()}
-            body = body.replace(secret.encode(), _HIDDEN.encode())
-        return HttpResponse(self.status_code, headers, body)
+    def hiding(self, key: str) -> HttpResponse:
+        """Return the response so that what is read of it shows nothing of the key, should it repeat it."""
+        secrets = secrets_of(key)
+        headers = {name: _masked_text(value, secrets) for name, value in self.headers.items()}
+        return replace(self, headers=headers, secrets=secrets)
+
+    def masked(self, value: Any) -> Any:
+        """Return a value that was parsed from the body without the key, however the body spells it."""
+        if self._may_repeat_key:
+            return _masked(value, self.secrets)
+        return value
+
+    @property
+    def _may_repeat_key(self) -> bool:
+        return any(
+            secret.encode() in self.body or '"' in secret or "\\" in secret for secret in self.secrets
+        ) or (bool(self.secrets) and (b"\\u00" in self.body or b"\\/" in self.body))
+
+    def excerpt(self) -> str:
+        """Return the beginning of the body as text, for a message."""
+        begin = self.body[: 16 * LINE_LENGTH].replace(b"\0", b"").replace(b"\\/", b"/")
+        begin = _ESCAPED_ASCII.sub(lambda found: bytes.fromhex(found[1].decode()), begin)
+        return _masked_text(begin.decode("utf-8", "replace"), self.secrets)
+
+
+def _masked_text(text: str, secrets: tuple[str, ...]) -> str:
+    for secret in secrets:
+        text = text.replace(secret, _HIDDEN)
+    return text
+
+
+def _masked(value: Any, secrets: tuple[str, ...]) -> Any:
+    """Mask secrets in a value of JSON, in place as far as possible: a copy would double its memory."""
+    if isinstance(value, str):
+        return _masked_text(value, secrets)
+    if isinstance(value, list):
+        items: list[Any] = value  # pyright: ignore[reportUnknownVariableType]
+        for index, item in enumerate(items):
+            if isinstance(item, str | list | dict):
+                items[index] = _masked(item, secrets)
+    elif isinstance(value, dict):
+        fields: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType]
+        for name, item in fields.items():
+            if isinstance(item, str | list | dict):
+                fields[name] = _masked(item, secrets)
+        if any(secret in name for name in fields for secret in secrets):
+            return {_masked_text(name, secrets): item for name, item in fields.items()}
+    return value  # pyright: ignore[reportUnknownVariableType]
 
 
 def object_of(
@@ -95,17 +149,51 @@ def object_of(
     """
     if not response.ok:
         raise error_of(response, operation, job_id, missing=missing)
-    value = _json(response.body)
+    try:
+        value = response.masked(bounded_json.parse(response.body, response.memory))
+    except bounded_json.TooMuchMemory:
+        raise too_large(response, operation, "has too many values", job_id) from None
+    except ValueError as error:
+        raise malformed(response, operation, f"is not JSON ({one_line(str(error), 100)})", job_id) from None
     if not is_mapping(value):
         raise malformed(response, operation, "is not a JSON object", job_id)
     return value
+
+
+def beginning_of(
+    response: HttpResponse, operation: str, job_id: str | None = None, *, missing: type[APIError]
+) -> tuple[Mapping[str, Any], bool]:
+    """Return what the beginning of a successful response says, without its result.
+
+    Returns:
+        The JSON object, and whether there may be more of it.
+    """
+    if not response.ok:
+        raise error_of(response, operation, job_id, missing=missing)
+    try:
+        value, more = bounded_json.parse_beginning(response.body, response.memory, partial=response.truncated)
+    except bounded_json.TooMuchMemory:
+        raise too_large(response, operation, "has too many values", job_id) from None
+    except ValueError as error:
+        raise malformed(response, operation, f"is not JSON ({one_line(str(error), 100)})", job_id) from None
+    if not is_mapping(value):
+        raise malformed(response, operation, "is not a JSON object", job_id)
+    fields = {name: item for name, item in value.items() if name != "result"}
+    return response.masked(fields), more
+
+
+def too_large(
+    response: HttpResponse, operation: str, fault: str, job_id: str | None = None
+) -> ResponseTooLargeError:
+    """Return the error for a response that would take more memory or time than allowed."""
+    return _error(ResponseTooLargeError, response, f"{operation}: the response {fault}", job_id=job_id)
 
 
 def malformed(
     response: HttpResponse, operation: str, problem: str, job_id: str | None = None
 ) -> InvalidResponseError:
     """Return the error for a response whose content makes no sense."""
-    excerpt = one_line(response.body[:200].decode("utf-8", "replace"))
+    excerpt = one_line(response.excerpt(), _EXCERPT_LENGTH)
     return _error(
         InvalidResponseError, response, f"{operation}: the response {problem}: {excerpt!r}", job_id=job_id
     )
@@ -119,7 +207,7 @@ def error_of(
     missing: type[APIError] = PermanentError,
 ) -> APIError:
     """Return the error that an unsuccessful response stands for."""
-    code, said = _server_words(response.body)
+    code, said = _server_words(response)
     error_type = _error_type(response, code, missing)
     words = f": {said}" if said else ""
     headline = f"{operation}: HTTP {response.status_code}{f' {code}' if code else ''}{words}"
@@ -198,7 +286,7 @@ def is_own_404(response: HttpResponse) -> bool:
     """
     if response.status_code != 404:
         return False
-    code = mapping_of(mapping_of(_json(response.body)).get("detail")).get("code")
+    code = mapping_of(mapping_of(_json(response)).get("detail")).get("code")
     return isinstance(code, str) and bool(code.strip())
 
 
@@ -212,21 +300,23 @@ def list_of(value: object) -> Sequence[Any]:
     return value if is_list(value) else ()
 
 
-def _json(body: bytes) -> object:
+def _json(response: HttpResponse) -> object:
+    """Parse the body of an error, of which only the beginning was read if it is long."""
     try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
+        value = bounded_json.parse(response.body, response.memory, partial=response.truncated)
+    except (ValueError, bounded_json.TooMuchMemory):
         return None
+    return response.masked(value)
 
 
-def _server_words(body: bytes) -> tuple[str | None, str | None]:
+def _server_words(response: HttpResponse) -> tuple[str | None, str | None]:
     """Return the server's code and message, in whichever of its forms they came."""
-    response = _json(body)
-    if not is_mapping(response):
-        return None, one_line(body[: 4 * _SAID_LENGTH].decode("utf-8", "replace")) or None
-    detail: object = response.get("detail") or response.get("error") or response
+    said_all = _json(response)
+    if not is_mapping(said_all):
+        return None, one_line(response.excerpt()) or None
+    detail: object = said_all.get("detail") or said_all.get("error") or said_all
     if isinstance(detail, str):
-        detail = {"code": response.get("code"), "message": detail}
+        detail = {"code": said_all.get("code"), "message": detail}
     failures = "; ".join(_validation_error(entry) for entry in list_of(detail)[:5])
     fields = mapping_of(detail)
     said = failures or fields.get("message")
@@ -237,37 +327,34 @@ def _validation_error(entry: object) -> str:
     """Show one entry of FastAPI's list of validation errors."""
     fields = mapping_of(entry)
     if not fields:
-        return str(entry)
-    where = ".".join(str(part) for part in list_of(fields.get("loc")))
-    return f"{where}: {fields.get('msg')}" if where else str(fields.get("msg"))
+        return _as_text(entry)
+    where = ".".join(_as_text(part) for part in list_of(fields.get("loc"))[:20])
+    return f"{where}: {_as_text(fields.get('msg'))}" if where else _as_text(fields.get("msg"))
 
 
 def _code(code: object) -> str | None:
-    return one_line(code).upper()[:100] or None if isinstance(code, str) else None
+    return one_line(code, 100).upper() or None if isinstance(code, str) else None
 
 
 def _as_text(value: object) -> str:
-    try:
-        return json.dumps(value, ensure_ascii=False)
-    except (ValueError, RecursionError):
-        return "something that cannot be shown"
+    if isinstance(value, str):
+        return value
+    return json.dumps(shortened(value, 4 * LINE_LENGTH), ensure_ascii=False)
 
 
 def job_error(value: object) -> str | None:
-    """Return why a job failed, whether it came as text or as an object."""
+    """Return why a job failed, whether it came as text or as an object: the original words, cut."""
     if value is None or value == "":
         return None
     if isinstance(value, str):
-        return without_keys(value)
+        return _kept(value)
     fields = mapping_of(value)
     code, said = _code(fields.get("code")), fields.get("message")
     if not isinstance(said, str):
-        return without_keys(_as_text(value))
-    return without_keys(f"{code}: {said}" if code else said)
+        return without_keys(json.dumps(shortened(value, TEXT_LENGTH), ensure_ascii=False))
+    return f"{code}: {_kept(said)}" if code else _kept(said)
 
 
-def one_line(text: str) -> str:
-    """Make a server's words fit for one line of a log, without anything that resembles a key."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    line = without_keys(line)
-    return line if len(line) <= _SAID_LENGTH else line[:_SAID_LENGTH] + "…"
+def _kept(text: str) -> str:
+    kept = without_keys(text[:TEXT_LENGTH])
+    return kept + "…" if len(text) > TEXT_LENGTH else kept

@@ -31,6 +31,7 @@ class Poller:
         timeout: Seconds until the deadline; `None` for none.
         interval: A fixed pause between polls, in seconds.
         last_status: What is known of the job already; a change is logged, but not that it is still so.
+        state_bytes: If the state is all that is wanted: how many bytes of each response are read for it.
     """
 
     def __init__(
@@ -45,8 +46,9 @@ class Poller:
         timeout: float | None = None,
         interval: float | None = None,
         last_status: JobStatus | None = None,
+        state_bytes: int | None = None,
     ) -> None:
-        self._call = endpoints.status(flow, job_id)
+        self._call = endpoints.status(flow, job_id, state_bytes)
         self._name = f"Noukai job {job_id} of {flow}"
         self._job_id = job_id
         self._settings = settings

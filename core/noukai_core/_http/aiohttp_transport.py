@@ -59,9 +59,10 @@ class AiohttpTransport:
             timeout=aiohttp.ClientTimeout(connect=request.timeout, ceil_threshold=math.inf),
         )
         try:
-            reader = ResponseReader(response.status, response.raw_headers, most_bytes)
+            reader = ResponseReader(response.status, response.raw_headers, most_bytes, cut_at=request.cut_at)
             async for chunk in response.content.iter_any():
-                reader.take(chunk)
+                if not reader.take(chunk):
+                    break
             return reader.response()
         finally:
             # A connection whose response was read to its end has already returned to the pool.

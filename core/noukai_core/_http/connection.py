@@ -12,11 +12,12 @@ from typing import Any
 import httpx
 
 from noukai_core._api.endpoints import Call
-from noukai_core._api.parsing import HttpResponse, one_line
+from noukai_core._api.parsing import HttpResponse
 from noukai_core._http.limiter import ConnectionLimiter
 from noukai_core._http.messages import HttpRequest, TooLarge
 from noukai_core._http.transports import MAX_CONCURRENT_CALLS, async_transport, blocking_transport
 from noukai_core._options import ClientOptions
+from noukai_core._text import one_line
 from noukai_core._validation import ApiKey
 from noukai_core.errors import (
     APIError,
@@ -63,7 +64,7 @@ class BaseConnection:
         # As httpx parses it, for every transport: aiohttp reads `straße` as `strasse`, another host.
         self._base_url = str(address).rstrip("/")
         self._headers = {
-            "Authorization": ApiKey(f"Bearer {settings.api_key}"),
+            "Authorization": ApiKey("Bearer " + settings.api_key),
             "X-Noukai-API-Version": API_VERSION,
             "User-Agent": _user_agent(),
             "Accept": "application/json",
@@ -81,7 +82,9 @@ class BaseConnection:
         headers = {**self._headers, **call.headers}
         if call.body is not None:
             headers["Content-Type"] = "application/json"
-        return HttpRequest(call.method, f"{self._base_url}/{call.path}", headers, call.body, timeout)
+        return HttpRequest(
+            call.method, f"{self._base_url}/{call.path}", headers, call.body, timeout, call.cut_at
+        )
 
     def _too_large(self, call: Call[Any], head: HttpResponse) -> ResponseTooLargeError:
         return ResponseTooLargeError(

@@ -26,9 +26,10 @@ class HttpxTransport:
         ends = time.monotonic() + request.timeout
         response = self._transport.handle_request(_request(request))
         try:
-            reader = _reader(response, most_bytes)
+            reader = _reader(response, most_bytes, request.cut_at)
             for chunk in response.iter_bytes() if reader.unpacked else response.iter_raw():
-                reader.take(chunk)
+                if not reader.take(chunk):
+                    break
                 if time.monotonic() > ends:
                     raise httpx.ReadTimeout("the response did not end in time")
             return reader.response()
@@ -50,9 +51,10 @@ class AsyncHttpxTransport:
         """Send a request, and return its response. Errors are httpx's. The caller limits the time."""
         response = await self._transport.handle_async_request(_request(request))
         try:
-            reader = _reader(response, most_bytes)
+            reader = _reader(response, most_bytes, request.cut_at)
             async for chunk in response.aiter_bytes() if reader.unpacked else response.aiter_raw():
-                reader.take(chunk)
+                if not reader.take(chunk):
+                    break
             return reader.response()
         finally:
             await response.aclose()
@@ -78,7 +80,9 @@ def _address(url: str) -> httpx.URL:
     return httpx.URL(url)
 
 
-def _reader(response: httpx.Response, most_bytes: int) -> ResponseReader:
+def _reader(response: httpx.Response, most_bytes: int, cut_at: int | None) -> ResponseReader:
     # A body that a transport has already read is also decompressed.
     read = response.is_stream_consumed
-    return ResponseReader(response.status_code, response.headers.raw, most_bytes, unpacked=read)
+    return ResponseReader(
+        response.status_code, response.headers.raw, most_bytes, cut_at=cut_at, unpacked=read
+    )

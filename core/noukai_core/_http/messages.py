@@ -12,17 +12,19 @@ _GZIP = zlib.MAX_WBITS | 16
 _GZIP_STEP = 8 * 1024
 _GZIP_OVERHEAD = 64 * 1024
 _MAX_GZIP_MEMBERS = 10_000
+_MOST_OF_ERROR = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class HttpRequest:
-    """A request, with the seconds that it may take."""
+    """A request, with the seconds that it may take, and how much of its response is wanted at most."""
 
     method: str
     url: str
     headers: Mapping[str, str]
     body: bytes | None = field(repr=False)  # a traceback with local variables must not show it
     timeout: float
+    cut_at: int | None = None
 
 
 class TooLarge(Exception):
@@ -43,23 +45,36 @@ class ResponseReader:
         status_code: The status.
         headers: The headers, as bytes.
         most: How many bytes the body may have, compressed or not.
+        cut_at: After how many bytes the body is cut instead of refused. The body of an error always is.
         unpacked: Whether the transport has already decompressed the body; also an attribute.
     """
 
     def __init__(
-        self, status_code: int, headers: Iterable[tuple[bytes, bytes]], most: int, *, unpacked: bool = False
+        self,
+        status_code: int,
+        headers: Iterable[tuple[bytes, bytes]],
+        most: int,
+        *,
+        cut_at: int | None = None,
+        unpacked: bool = False,
     ) -> None:
         self._status_code = status_code
         self._headers = _joined(headers)
         packed = self._headers.get("content-encoding", "").strip().lower() == "gzip"
         self.unpacked = unpacked
         self._gzip = _GzipReader() if packed and not unpacked else None
-        self._most = most
+        self._memory = most
+        wanted = cut_at if 200 <= status_code < 300 else _MOST_OF_ERROR
+        self._cuts = wanted is not None and wanted < most
+        self._most = wanted if wanted is not None and wanted < most else most
         self._received = 0
         self._body = bytearray()
 
-    def take(self, chunk: bytes) -> None:
-        """Add the next chunk of the body.
+    def take(self, chunk: bytes) -> bool:
+        """Take the next chunk of the body.
+
+        Returns:
+            Whether more of the body is wanted.
 
         Raises:
             TooLarge: The body has become larger than allowed.
@@ -70,18 +85,25 @@ class ResponseReader:
             self._body += chunk
         else:
             self._gzip.unpack(chunk, self._body, self._most + 1)
-        if len(self._body) > self._most or self._received > self._most + _GZIP_OVERHEAD:
+        if len(self._body) <= self._most and self._received <= self._most + _GZIP_OVERHEAD:
+            return True
+        if not self._cuts:
             raise TooLarge(HttpResponse(self._status_code, self._headers, b""))
+        return False
 
     def response(self) -> HttpResponse:
-        """Return the response, after its last chunk.
+        """Return the response, once all of it was taken that is wanted.
 
         Raises:
             zlib.error: The packed body ends too early.
         """
-        if self._gzip is not None:
+        truncated = len(self._body) > self._most or self._received > self._most + _GZIP_OVERHEAD
+        if self._gzip is not None and not truncated:
             self._gzip.check_end()
-        return HttpResponse(self._status_code, self._headers, bytes(self._body))
+        del self._body[self._most :]
+        return HttpResponse(
+            self._status_code, self._headers, bytes(self._body), truncated=truncated, memory=self._memory
+        )
 
 
 class _GzipReader:

@@ -18,6 +18,7 @@ from noukai_core._api.parsing import HttpResponse
 from noukai_core._http.httpx_transport import AsyncHttpxTransport, HttpxTransport
 from noukai_core._http.messages import HttpRequest
 from noukai_core._options import ClientOptions
+from noukai_core.addresses import is_loopback
 from noukai_core.errors import InvalidInputError
 
 IDLE_CONNECTION_EXPIRY = 90.0
@@ -113,7 +114,9 @@ def _named_proxy() -> Generator[None]:
 
 
 def _proxy(base_url: str) -> str | None:
-    """Return the proxy that the environment names for this server."""
+    """Return the proxy that the environment names for this server. Nothing for this machine leaves it."""
+    if is_loopback(base_url):
+        return None
     parts = urlsplit(base_url)
     proxies = getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")

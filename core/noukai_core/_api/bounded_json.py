@@ -1,0 +1,85 @@
+"""JSON from a server that nobody trusts: what it would take is known before it is parsed. No I/O."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pydantic_core import from_json
+
+# What Python keeps at most for each, in bytes: a short string in a list, a dictionary, a list.
+_BYTES_OF = {b",": 80, b"{": 240, b"[": 72}
+_MEMORY_SHARE = 5
+
+# The most values that a poll may parse on an event loop; of more, only the beginning is parsed.
+_MANY_VALUES = 50_000
+_BEGINNING = 64 * 1024
+
+_NOT_STRUCTURE = bytes(set(range(256)) - set(b'",{['))
+_LONE_SURROGATE = re.compile(
+    rb"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
+)
+
+
+class TooMuchMemory(Exception):
+    """The parsed value would take more memory than allowed."""
+
+
+def parse(body: bytes, memory: int, *, partial: bool = False) -> Any:
+    """Parse a body in UTF-8. Nesting beyond 200 and whole numbers beyond 4,300 digits are refused.
+
+    Args:
+        body: The body.
+        memory: Bytes that the value may take in any case; more if that is no more than five times the body.
+        partial: Whether the body is the beginning of one: then what is complete in it is returned.
+
+    Raises:
+        TooMuchMemory: The body has too many values.
+        ValueError: It is not JSON.
+    """
+    if _cost(body) > max(memory, _MEMORY_SHARE * len(body)):
+        raise TooMuchMemory
+    body = body.removeprefix(b"\xef\xbb\xbf")
+    try:
+        return from_json(body, allow_partial=partial)
+    except ValueError:
+        repaired = _without_lone_surrogates(body)
+        if repaired is body:
+            raise
+        return from_json(repaired, allow_partial=partial)
+
+
+def parse_beginning(body: bytes, memory: int, *, partial: bool) -> tuple[Any, bool]:
+    """Parse as much of a body as an event loop has time for.
+
+    Returns:
+        The value, and whether there may be more of it.
+    """
+    if not partial and sum(body.count(mark) for mark in _BYTES_OF) <= _MANY_VALUES:
+        return parse(body, memory), False
+    if partial and sum(body.count(mark) for mark in _BYTES_OF) <= _MANY_VALUES:
+        return parse(body, memory, partial=True), True
+    return parse(body[:_BEGINNING], memory, partial=True), True
+
+
+def _cost(body: bytes) -> int:
+    """Return the most memory that the body and its values take; what is inside of texts counts only once."""
+    cost = _structure_cost(body)
+    if cost <= (_MEMORY_SHARE - 1) * len(body):
+        return len(body) + cost
+    unescaped = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    structure = unescaped.translate(None, _NOT_STRUCTURE)
+    if structure.count(b'"') > len(structure) // 2:
+        return len(body) + _structure_cost(structure)
+    return len(body) + sum(_structure_cost(part) for part in structure.split(b'"')[::2])
+
+
+def _structure_cost(body: bytes) -> int:
+    return sum(body.count(mark) * size for mark, size in _BYTES_OF.items())
+
+
+def _without_lone_surrogates(body: bytes) -> bytes:
+    """Replace halves of surrogate pairs: they are no text, and a flow that cuts a text makes them."""
+    if not re.search(rb"\\u[dD][89a-fA-F]", body):
+        return body
+    return _LONE_SURROGATE.sub(lambda found: b"\\ufffd" if found[1] else found[0], body)
