@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -16,6 +15,7 @@ from noukai_core import (
     AsyncJob,
     InvalidInputError,
     JobCancelledError,
+    JobError,
     JobFailedError,
     JobNotFoundError,
     JobRequest,
@@ -30,12 +30,14 @@ from noukai_prefect import _cancellation
 from noukai_prefect._artifacts import PROGRESS_SECONDS, ProgressArtifact
 from noukai_prefect._batch_table import BatchRow, BatchTable
 from noukai_prefect._cancellation import StoppedInThread
-from noukai_prefect._events import emit_job_event
+from noukai_prefect._events import emit_job_event, outcome_payload
+from noukai_prefect._job_artifact import read_cost
 from noukai_prefect._run_context import RunContext
+from noukai_prefect._text import bare_reason
 
 RaiseOn: TypeAlias = Literal["first", "any", "none"]
 
-_MAX_SHOWN_ERROR = 200
+_LOG_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +109,14 @@ class Batch:
         self._options = options
         self._run = run
         self._table = table
-        self._progress = ProgressArtifact(run, f"Noukai batch of {len(requests)} jobs of {flow.path}")
+        self._progress = ProgressArtifact(
+            run, flow.path, f"Noukai batch of {len(requests)} jobs of {flow.path}"
+        )
         self._jobs: dict[int, AsyncJob] = {}
         self._semaphore = asyncio.Semaphore(options.max_concurrency)
         self._ended = 0
+        self._logged = ""
+        self._log_at = time.monotonic() + _LOG_SECONDS
         self._first_error: asyncio.Future[NoukaiError] = asyncio.get_running_loop().create_future()
 
     async def outcomes(self) -> list[JobOutcome]:
@@ -152,20 +158,42 @@ class Batch:
             try:
                 outcome = await self._attach_or_submit(row, started)
             except NoukaiError as error:
-                outcome = self._unsuccessful(row, error, time.monotonic() - started)
+                outcome = self._unsuccessful(row, error, started)
             row.seconds = round(outcome.seconds, 1)
-            row.error = str(outcome.error)[:_MAX_SHOWN_ERROR] if outcome.error else None
+            row.reason = bare_reason(outcome.error, row.job_id) if outcome.error else None
             self._ended += 1
             return outcome
 
-    def _unsuccessful(self, row: BatchRow, error: NoukaiError, seconds: float) -> JobOutcome:
-        if isinstance(error, JobFailedError | JobCancelledError):
-            emit_job_event(self._run, row.state, self._flow.path, error.job_id)
-        elif not isinstance(error, JobTimeoutError):
+    def _unsuccessful(self, row: BatchRow, error: NoukaiError, started: float) -> JobOutcome:
+        if not isinstance(error, JobError):
             row.state = type(error).__name__
+        outcome = self._make_outcome(row, started, error=error)
+        if isinstance(error, JobFailedError | JobCancelledError):
+            payload = outcome_payload(
+                error.status,
+                url=self._table.page(row),
+                seconds=outcome.seconds,
+                tokens=row.tokens,
+                cost_usd=row.cost_usd,
+            )
+            emit_job_event(self._run, row.state, self._flow.path, error.job_id, payload)
         if self._options.raise_on == "first" and not self._first_error.done():
             self._first_error.set_result(error)
-        return JobOutcome(row.index, row.job_id, row.state, error=error, seconds=seconds)
+        return outcome
+
+    def _make_outcome(
+        self, row: BatchRow, started: float, *, output: Any = None, error: NoukaiError | None = None
+    ) -> JobOutcome:
+        return JobOutcome(
+            row.index,
+            row.job_id,
+            row.state,
+            output,
+            error,
+            time.monotonic() - started,
+            row.tokens,
+            None if row.cost_usd is None else str(row.cost_usd),
+        )
 
     async def _attach_or_submit(self, row: BatchRow, started: float) -> JobOutcome:
         """Attach to the job of an earlier attempt, or submit one, and wait for it."""
@@ -211,19 +239,14 @@ class Batch:
                 row.state = JobState.CANCELLED.value
             raise error from None
         assert status is not None, "a watch ends with a status or an error"
+        await self._read_cost(job, row)
         output = status.result_or_raise().output
-        await self._read_trace(job, row)
-        seconds = time.monotonic() - started
-        return JobOutcome(
-            row.index, job.id, row.state, output, seconds=seconds, tokens=row.tokens, cost_usd=row.cost_usd
-        )
+        return self._make_outcome(row, started, output=output)
 
-    async def _read_trace(self, job: AsyncJob, row: BatchRow) -> None:
+    async def _read_cost(self, job: AsyncJob, row: BatchRow) -> None:
         if self._requests[row.index].trace:
-            with suppress(NoukaiError):  # the trace is optional: some servers refuse it to API keys
-                trace = await job.trace()
-                row.tokens = trace.total_tokens
-                row.cost_usd = None if trace.cost_usd is None else str(trace.cost_usd)
+            cost = await read_cost(job, self._run)
+            row.tokens, row.cost_usd = cost.tokens, cost.cost_usd
 
     async def _update_regularly(self) -> None:
         """Keep the table and the progress bar up to date."""
@@ -232,7 +255,8 @@ class Batch:
             await asyncio.sleep(PROGRESS_SECONDS)
 
     async def _update(self, *, final: bool) -> None:
-        """Update the table and the progress bar. A failure to do so does not fail the jobs."""
+        """Update the log, the table and the progress bar. A failure to do so does not fail the jobs."""
+        self._log_counts(final=final)
         try:
             await self._table.write(final=final)
         except Exception as error:
@@ -243,7 +267,17 @@ class Batch:
                 error,
             )
         if self._requests:
-            await self._progress.update(100.0 * self._ended / len(self._requests), final=final)
+            percentage = 100.0 * self._ended / len(self._requests)
+            await self._progress.update(percentage, self._table.counts() if final else None)
+
+    def _log_counts(self, *, final: bool) -> None:
+        """Log how many jobs are in each state, if that has changed since a few seconds ago."""
+        counts = self._table.counts()
+        if counts != self._logged and (final or time.monotonic() >= self._log_at):
+            self._logged, self._log_at = counts, time.monotonic() + _LOG_SECONDS
+            self._run.logger().info(
+                "Noukai batch of %d jobs of %s: %s", len(self._requests), self._flow.path, counts
+            )
 
     async def _cancel_or_keep(
         self, tasks: Sequence[asyncio.Future[Any]], interruption: BaseException

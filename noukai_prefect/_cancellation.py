@@ -23,12 +23,14 @@ from noukai_core import (
     AsyncFlow,
     AsyncJob,
     CancelOutcome,
+    JobState,
     JobTimeoutError,
     NoukaiError,
     Submission,
     acancel_job,
 )
 from noukai_prefect import _job_store
+from noukai_prefect._job_artifact import JobArtifact
 from noukai_prefect._run_context import RunContext, interrupted_by_a_person
 
 T = TypeVar("T")
@@ -119,10 +121,17 @@ class SubmissionState:
     Attributes:
         submission: The flow and the submission, from the moment at which it may have been sent.
         job: The job, once it is known.
+        artifact: The artifact that shows the job, once there is one.
     """
 
     submission: tuple[AsyncFlow, Submission] | None = None
     job: AsyncJob | None = None
+    artifact: JobArtifact | None = None
+
+    async def write(self, state: str, reason: str) -> None:
+        """Show in the artifact what an interruption did to the job."""
+        if self.artifact is not None:
+            await self.artifact.write(state, reason=reason)
 
 
 async def cancel_or_keep(
@@ -143,9 +152,13 @@ async def cancel_or_keep(
         if reason is None:
             if job is not None:
                 logger.warning("Noukai job %s of %s: left running (%s)", job.id, job.flow, LEFT_RUNNING)
+                await submission_state.write("left running", LEFT_RUNNING)
             return False
         if job is not None:
-            return await cancel(job, run, reason)
+            cancelled = await cancel(job, run, reason)
+            if cancelled:
+                await submission_state.write(JobState.CANCELLED.value, reason)
+            return cancelled
         if submission_state.submission is not None:
             submission_state.job = await cancel_by_submission(*submission_state.submission, run, reason)
         return submission_state.job is not None

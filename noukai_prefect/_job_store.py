@@ -2,7 +2,8 @@
 
 The id of each submission follows from the flow run and the inputs, so a rerun computes the same one. It is
 stored as an artifact before the request, and the job's id right after. A rerun in any process or container
-reads these records, and attaches to the existing job.
+reads these records, and attaches to the existing job. A record is used only if its signature proves that this
+run wrote it with the same API key.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from typing import Any, TypeAlias
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.objects import Artifact
+from pydantic import SecretStr
 
 from noukai_core import AsyncJob, Submission, SubmissionRecord
-from noukai_prefect._artifacts import artifacts_of, own_artifacts
+from noukai_prefect._artifacts import JOB_RECORDS, artifact_key, own_artifacts, scoped_artifacts
 from noukai_prefect._run_context import RunContext
-
-JOB_KEY = "noukai-job"
+from noukai_prefect._signing import RecordSigner
+from noukai_prefect._text import markdown
 
 _READ_PAUSE = 0.05
 _NAMESPACE = uuid.UUID("5d1f62a4-32b1-4d0a-8c0e-6f3f9f0f1b7e")
@@ -43,6 +45,7 @@ class JobRecord(SubmissionRecord):
         ended: Whether this flow run saw it fail, or cancelled it. The next attempt then submits a new job.
         credentials: The name of the stored block whose key submitted the job, if it is a stored one.
         artifact_id: The artifact that keeps the record.
+        signature: The signature with which the record was read.
     """
 
     slot: str
@@ -50,13 +53,23 @@ class JobRecord(SubmissionRecord):
     ended: bool = False
     credentials: str | None = None
     artifact_id: uuid.UUID | None = None
+    signature: str | None = None
 
     def next(self) -> JobRecord:
         """Return the record of the job that replaces this one."""
         return replace(_new_record(self.flow, self.slot, self.resubmission + 1), credentials=self.credentials)
 
-    def metadata(self) -> dict[str, str]:
-        """Return it as the metadata of an artifact."""
+    def metadata(self, signer: RecordSigner) -> dict[str, str]:
+        """Return it as the signed metadata of an artifact."""
+        content = self._content()
+        return {**content, "signature": signer.sign(content)}
+
+    def verified_by(self, signer: RecordSigner) -> bool:
+        """Return whether this run wrote the record with the signer's API key."""
+        expected = _new_record(self.flow, self.slot, self.resubmission).submission_id
+        return self.submission_id == expected and signer.verify(self._content(), self.signature)
+
+    def _content(self) -> dict[str, str]:
         own = {
             "slot": self.slot,
             "resubmission": str(self.resubmission),
@@ -76,8 +89,9 @@ class JobRecord(SubmissionRecord):
                 ended="ended" in metadata,
                 credentials=metadata.get("credentials"),
                 artifact_id=artifact_id,
+                signature=metadata.get("signature"),
             )
-        except (KeyError, ValueError):
+        except (KeyError, TypeError, ValueError):
             return None
 
 
@@ -90,7 +104,9 @@ class JobStore:
 
     def __init__(self, scope: uuid.UUID) -> None:
         self._scope = scope
+        self._stored: defaultdict[str, list[JobRecord]] = defaultdict(list)
         self._latest: dict[str, JobRecord] = {}
+        self._signers: dict[str, RecordSigner] = {}
         self._slots: defaultdict[_Caller, list[str]] = defaultdict(list)
         self._turns: Counter[tuple[_Caller, int]] = Counter()
         self._counts: Counter[str] = Counter()
@@ -98,11 +114,38 @@ class JobStore:
         self._being_read = False
         self._read = False
 
-    async def record(self, run: RunContext, flow: str, inputs: Mapping[str, Any]) -> JobRecord:
-        """Return the record of a submission: the latest in its slot, or a new one."""
+    async def record(
+        self, run: RunContext, flow: str, inputs: Mapping[str, Any], api_key: SecretStr
+    ) -> JobRecord:
+        """Return the record of a submission: the latest in its slot, or a new one.
+
+        Args:
+            run: Where the code runs.
+            flow: The Noukai flow.
+            inputs: What is submitted.
+            api_key: The key that submits it, and has to have signed the record.
+        """
         await self._read_once(run)
         slot = self.slot(run, flow, inputs)
-        return self._latest.get(slot) or _new_record(flow, slot, 0)
+        signer = RecordSigner(api_key, self._scope)
+        with self._lock:
+            self._signers[slot] = signer
+            if slot not in self._latest:
+                for record in self._stored[slot]:
+                    if record.verified_by(signer):
+                        self._latest[slot] = record
+        if slot in self._latest:
+            return self._latest[slot]
+        new = _new_record(flow, slot, 0)
+        if not self._stored[slot]:
+            return new
+        # The record was changed, or another key signed it. The server knows whether a job exists.
+        run.logger().warning(
+            "Noukai submission %s to %s: record not verified; checking whether a job exists",
+            new.submission_id,
+            flow,
+        )
+        return replace(new, last_sent_at=now())
 
     async def store(self, run: RunContext, record: JobRecord, text: str | None) -> JobRecord:
         """Store a record, before the request and again with the job's id.
@@ -112,6 +155,7 @@ class JobStore:
             record: The record.
             text: The artifact's text; `None` to leave it as it is.
         """
+        metadata = record.metadata(self._signers[record.slot])
         if record.artifact_id is not None:
             with self._lock:
                 self._latest[record.slot] = record
@@ -119,20 +163,21 @@ class JobStore:
             if record.artifact_id is None:
                 artifact = await client.create_artifact(
                     ArtifactCreate(
-                        key=JOB_KEY,
+                        key=artifact_key("noukai-job", record.flow),
                         type="markdown",
                         description=f"A Noukai job of {record.flow}",
                         data=text,
-                        metadata_=record.metadata(),
+                        metadata_=metadata,
                         flow_run_id=run.flow_run_id,
                         task_run_id=run.task_run_id,
                     )
                 )
                 record = replace(record, artifact_id=artifact.id)
             else:
-                stored = record.metadata()
                 update = (
-                    ArtifactUpdate(data=text, metadata_=stored) if text else ArtifactUpdate(metadata_=stored)
+                    ArtifactUpdate(data=text, metadata_=metadata)
+                    if text
+                    else ArtifactUpdate(metadata_=metadata)
                 )
                 await client.update_artifact(record.artifact_id, update)
         with self._lock:
@@ -149,8 +194,14 @@ class JobStore:
             )
         if found is None or found.ended:
             return
-        text = None if found.job_id else f"Noukai job `{job.id}` of `{job.flow}`"
+        text = None if found.job_id else f"Noukai job {markdown(job.id)} of {job.flow}"
         await self.store(run, replace(found, job_id=job.id, ended=True), text)
+
+    def artifact_of(self, job_id: str) -> uuid.UUID | None:
+        """Return the artifact that keeps a job's record, if this store has it."""
+        with self._lock:
+            records = [one for one in self._latest.values() if one.job_id == job_id]
+        return records[0].artifact_id if records else None
 
     def slot(self, run: RunContext, flow: str, inputs: Mapping[str, Any]) -> str:
         """Return the slot of a submission. Equal submissions of one attempt are told apart by a number.
@@ -179,8 +230,8 @@ class JobStore:
                 await asyncio.sleep(_READ_PAUSE)
                 continue
             try:
-                records = _records_in(await own_artifacts(run, JOB_KEY))
-                self._latest.update({record.slot: record for record in records})
+                for record in _records_in(await own_artifacts(run, JOB_RECORDS)):
+                    self._stored[record.slot].append(record)
                 self._read = True
             finally:
                 self._being_read = False
@@ -203,9 +254,13 @@ def store_of(run: RunContext) -> JobStore | None:
         return _stores[number]
 
 
-async def read_records(scopes: Sequence[uuid.UUID]) -> list[JobRecord]:
-    """Return the records of runs, the latest of each slot last; for scopes see `artifacts_of`."""
-    return _records_in(await artifacts_of(scopes, JOB_KEY))
+async def read_records(scopes: Mapping[uuid.UUID, uuid.UUID]) -> list[tuple[JobRecord, uuid.UUID]]:
+    """Return the records of flow runs, each with its scope; for the argument see `with_subflows`."""
+    return [
+        (record, scope)
+        for artifact, scope in await scoped_artifacts(scopes, JOB_RECORDS)
+        if (record := JobRecord.read(artifact.metadata_ or {}, artifact.id)) is not None
+    ]
 
 
 def _records_in(artifacts: Sequence[Artifact]) -> list[JobRecord]:
@@ -231,11 +286,17 @@ async def record_end(run: RunContext, job: AsyncJob, submission: Submission | No
             run.logger().warning("Noukai job %s of %s: not recorded (%s)", job.id, job.flow, error)
 
 
-async def mark_ended(record: JobRecord) -> None:
-    """Record that a job failed or was cancelled, so that a rerun submits a new one."""
+async def mark_ended(record: JobRecord, signer: RecordSigner, text: str) -> None:
+    """Record that a job failed or was cancelled, so that a rerun submits a new one.
+
+    Args:
+        record: The record.
+        signer: Who signs it.
+        text: The artifact's text.
+    """
     if record.artifact_id is not None:
         async with get_client() as client:
-            update = ArtifactUpdate(metadata_=replace(record, ended=True).metadata())
+            update = ArtifactUpdate(data=text, metadata_=replace(record, ended=True).metadata(signer))
             await client.update_artifact(record.artifact_id, update)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
@@ -32,7 +33,8 @@ from noukai_prefect._cancellation import (
     interrupts,
     run_until_stopped,
 )
-from noukai_prefect._events import emit_job_event
+from noukai_prefect._events import emit_job_event, outcome_payload
+from noukai_prefect._job_artifact import JobArtifact, JobCost, job_markdown, read_cost, seconds_of
 from noukai_prefect._job_store import JobRecord, JobStore
 from noukai_prefect._run_context import RunContext
 from noukai_prefect.credentials import NoukaiCredentials
@@ -79,8 +81,21 @@ async def submit(
     return await _cancel_if_interrupted(operation, run, submission_state)
 
 
-async def wait(job: AsyncJob, wait_options: WaitOptions, run: RunContext) -> Any:
+async def wait(
+    credentials: NoukaiCredentials,
+    job: AsyncJob,
+    wait_options: WaitOptions,
+    run: RunContext,
+    request: JobRequest | None = None,
+) -> Any:
     """Wait for a job, and return its output.
+
+    Args:
+        credentials: The project's credentials.
+        job: The job.
+        wait_options: How to wait.
+        run: Where the code runs.
+        request: What was submitted, if that is known.
 
     Returns:
         The output; or a `Cancelled` state, if the job was cancelled and `on_cancelled` is `"cancel"`.
@@ -91,7 +106,9 @@ async def wait(job: AsyncJob, wait_options: WaitOptions, run: RunContext) -> Any
         JobTimeoutError: The wait timed out. It is a `TimeoutError`, so the task run ends as `TimedOut`.
         StoppedInThread: The task had to stop.
     """
-    return await _cancel_if_interrupted(_wait(job, wait_options, run), run, SubmissionState(job=job))
+    submission_state = SubmissionState(job=job)
+    operation = _wait(credentials, job, wait_options, run, request, submission_state)
+    return await _cancel_if_interrupted(operation, run, submission_state)
 
 
 async def submit_and_wait(
@@ -107,7 +124,7 @@ async def submit_and_wait(
     async def both() -> Any:
         flow = client.flow(request.flow)
         job = await _submit_or_attach(credentials, flow, request, run, submission_state)
-        return await _wait(job, wait_options, run)
+        return await _wait(credentials, job, wait_options, run, request, submission_state)
 
     return await _cancel_if_interrupted(both(), run, submission_state)
 
@@ -122,7 +139,9 @@ async def _cancel_if_interrupted(
         if interrupts(error):
             cancelled = await cancel_or_keep(submission_state, run, error)
             if job := submission_state.job:
-                emit_job_event(run, "cancelled" if cancelled else "left-running", job.flow, job.id)
+                what = "cancelled" if cancelled else "left-running"
+                page = submission_state.artifact.page if submission_state.artifact else None
+                emit_job_event(run, what, job.flow, job.id, {"state": what, "url": page})
         raise
 
 
@@ -142,8 +161,13 @@ async def _submit_or_attach(
         submission_state.job = await flow.submit(request, submission=submission)
         _log_submitted(credentials, submission_state.job, run)
         return submission_state.job
-    inputs = {"server": credentials.base_url, **request.arguments()}
-    record = replace(await store.record(run, flow.path, inputs), credentials=credentials.saved_as)
+    inputs = {
+        "server": credentials.base_url,
+        "credentials": credentials.saved_as,
+        **request.arguments(),
+    }
+    stored = await store.record(run, flow.path, inputs, credentials.api_key)
+    record = replace(stored, credentials=credentials.saved_as)
     job = await _attach(flow, record, run, submission_state, listed=request.session_id is None)
     return job or await _submit(credentials, flow, request, run, store, record, submission_state)
 
@@ -199,15 +223,17 @@ async def _submit(
         record = record.next()
     submission = record.submission
     record = await store.store(
-        run, replace(record, last_sent_at=_job_store.now()), f"Noukai job of `{record.flow}`: submitting"
+        run, replace(record, last_sent_at=_job_store.now()), f"Noukai job of {record.flow}: submitting"
     )
     submission_state.submission = flow, record.submission
     submission_state.job = job = await run_until_stopped(
         flow.submit(request, submission=submission), run, f"a job of {record.flow} was submitted"
     )
-    await _record_job(run, store, replace(record, job_id=job.id), _job_text(credentials, job))
+    page = credentials.page_of(job.flow, job.id)
+    text = job_markdown(job.flow, job.id, page=page, state=JobState.PENDING.value, version=request.version)
+    await _record_job(run, store, replace(record, job_id=job.id), text)
     _log_submitted(credentials, job, run)
-    emit_job_event(run, "submitted", job.flow, job.id)
+    emit_job_event(run, "submitted", job.flow, job.id, {"version": str(request.version), "url": page})
     return job
 
 
@@ -226,52 +252,108 @@ def _log_submitted(credentials: NoukaiCredentials, job: AsyncJob, run: RunContex
         logger.info("Noukai job %s of %s: page %s", job.id, job.flow, page)
 
 
-def _job_text(credentials: NoukaiCredentials, job: AsyncJob) -> str:
+async def _wait(
+    credentials: NoukaiCredentials,
+    job: AsyncJob,
+    wait_options: WaitOptions,
+    run: RunContext,
+    request: JobRequest | None,
+    submission_state: SubmissionState,
+) -> Any:
     page = credentials.page_of(job.flow, job.id)
-    return (
-        f"Noukai job [{job.id}]({page}) of `{job.flow}`" if page else f"Noukai job `{job.id}` of `{job.flow}`"
-    )
+    artifact = JobArtifact(run, job, page, request.version if request else None)
+    submission_state.artifact = artifact
+    traced = request is not None and request.trace
+    return await _Wait(job, wait_options, run, artifact, page=page, traced=traced).output()
 
 
-async def _wait(job: AsyncJob, wait_options: WaitOptions, run: RunContext) -> Any:
-    timeout = wait_options.timeout
-    try:
-        status = await run_until_stopped(
-            _watch(job, wait_options, run), run, f"Noukai job {job.id} of {job.flow} ran"
-        )
-    except JobTimeoutError as timed_out:
-        if timeout is None or not wait_options.cancel_on_timeout:
+class _Wait:
+    """One wait for one job.
+
+    Args:
+        job: The job.
+        wait_options: How to wait.
+        run: Where the code runs.
+        artifact: What shows the job.
+        page: The address of the job's page.
+        traced: Whether the job is traced.
+    """
+
+    def __init__(
+        self,
+        job: AsyncJob,
+        wait_options: WaitOptions,
+        run: RunContext,
+        artifact: JobArtifact,
+        *,
+        page: str | None,
+        traced: bool,
+    ) -> None:
+        self._job = job
+        self._options = wait_options
+        self._run = run
+        self._artifact = artifact
+        self._page = page
+        self._traced = traced
+        self._since = time.monotonic()
+
+    async def output(self) -> Any | State[Any]:
+        """Wait for the job, and return its output, or a `Cancelled` state."""
+        job, timeout = self._job, self._options.timeout
+        try:
+            status = await run_until_stopped(
+                self._watch(), self._run, f"Noukai job {job.id} of {job.flow} ran"
+            )
+        except JobTimeoutError as timed_out:
+            if timeout is None or not self._options.cancel_on_timeout:
+                raise
+            error = await cancel_on_timeout(job, timed_out, timeout, self._run)
+            if error is not timed_out:
+                reason = f"timed out after {timeout:g} s"
+                await self._artifact.write(JobState.CANCELLED.value, reason=reason, status=error.status)
+            raise error from None
+        await self._show_outcome(status)
+        try:
+            return status.result_or_raise().output
+        except JobCancelledError as cancelled:
+            if self._options.on_cancelled == "cancel":
+                return Cancelled(message=str(cancelled))
             raise
-        raise await cancel_on_timeout(job, timed_out, timeout, run) from None
-    return await _output(job, status, wait_options, run)
 
+    async def _watch(self) -> JobStatus:
+        job, logger = self._job, self._run.logger()
+        progress = ProgressArtifact(self._run, job.flow, f"Noukai job {job.id} of {job.flow}")
+        before = job.last_status
+        status: JobStatus | None = None
+        async for status in job.watch(
+            timeout=self._options.timeout, poll_interval=self._options.poll_interval
+        ):
+            if before is None:
+                logger.info("Noukai job %s of %s: %s", job.id, job.flow, status.state)
+            elif status.state != before.state:
+                logger.info("Noukai job %s of %s: %s → %s", job.id, job.flow, before.state, status.state)
+            elif status.progress is not None and status.progress != before.progress:
+                logger.info("Noukai job %s of %s: progress %s", job.id, job.flow, status.progress_text)
+            before = status
+            await progress.update_from(status)
+            if not status.finished:
+                await self._artifact.update(status)
+        assert status is not None, "a watch ends with a status or an error"
+        return status
 
-async def _watch(job: AsyncJob, wait_options: WaitOptions, run: RunContext) -> JobStatus:
-    logger = run.logger()
-    progress = ProgressArtifact(run, f"Noukai job {job.id} of {job.flow}")
-    status: JobStatus | None = None
-    state: str | None = None
-    async for status in job.watch(timeout=wait_options.timeout, poll_interval=wait_options.poll_interval):
-        if state is None:
-            logger.info("Noukai job %s of %s: %s", job.id, job.flow, status.state)
-        elif status.state != state:
-            logger.info("Noukai job %s of %s: %s → %s", job.id, job.flow, state, status.state)
-        state = status.state
-        await progress.update_from(status)
-    assert status is not None, "a watch ends with a status or an error"
-    return status
-
-
-async def _output(
-    job: AsyncJob, status: JobStatus, wait_options: WaitOptions, run: RunContext
-) -> Any | State[Any]:
-    error = {"error": status.error[:500]} if status.error else {}
-    emit_job_event(run, status.state, job.flow, job.id, **error)
-    if status.state != JobState.COMPLETED:
-        await _job_store.record_end(run, job)
-    try:
-        return status.result_or_raise().output
-    except JobCancelledError as cancelled:
-        if wait_options.on_cancelled == "cancel":
-            return Cancelled(message=str(cancelled))
-        raise
+    async def _show_outcome(self, status: JobStatus) -> None:
+        """Show how the job ended: in the log, an event, the artifact, and the record for a rerun."""
+        job, run = self._job, self._run
+        cost = await read_cost(job, run) if self._traced else JobCost()
+        if cost.tokens is not None or cost.cost_usd is not None:
+            run.logger().info("Noukai job %s of %s: used %s", job.id, job.flow, cost)
+        seconds = seconds_of(status, self._since)
+        payload = outcome_payload(
+            status, url=self._page, seconds=seconds, tokens=cost.tokens, cost_usd=cost.cost_usd
+        )
+        emit_job_event(run, status.state, job.flow, job.id, payload)
+        if status.state != JobState.COMPLETED:
+            await _job_store.record_end(run, job)
+        await self._artifact.write(
+            str(status.state), reason=status.error, status=status, seconds=seconds, cost=cost
+        )

@@ -34,4 +34,16 @@ def noukai_task(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
 
     What a rerun needs to find its jobs is kept on the Prefect server, and an outcome must not be replayed.
     """
-    return task(name=name, cache_policy=NO_CACHE, persist_result=False, retry_condition_fn=is_retryable)
+
+    def task_run_name(parameters: dict[str, Any]) -> str:
+        """Return a name that ends with the slug of the Noukai flow."""
+        return f"{name} {str(parameters.get('flow')).rpartition('/')[2]}"
+
+    typed: Any = task_run_name  # Prefect's protocol for this callable has a method that no function has
+    return task(
+        name=name,
+        task_run_name=typed,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        retry_condition_fn=is_retryable,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 from uuid import uuid4
@@ -25,15 +26,12 @@ async def _run_batch(
     run = RunContext.current()
     async with credentials.get_client("async", max_polls_per_second=options.max_polls_per_second) as client:
         noukai_flow = client.flow(flow)
-        slot = _slot(run, noukai_flow.path, credentials.base_url, requests)
-        table = BatchTable(run, slot, noukai_flow.path, len(requests), credentials.saved_as)
+        slot = _slot(run, noukai_flow.path, credentials, requests)
+        table = BatchTable(run, slot, noukai_flow.path, [_beginning(one) for one in requests], credentials)
         outcomes = await as_cancelled_state(Batch(noukai_flow, requests, options, run, table).outcomes())
     if isinstance(outcomes, State):
         return outcomes
     errors = [outcome.error for outcome in outcomes if outcome.error is not None]
-    run.logger().info(
-        "Noukai batch of %d jobs of %s: %d completed", len(outcomes), flow, len(outcomes) - len(errors)
-    )
     if errors and options.raise_on == "any":
         raise ExceptionGroup(
             f"{len(errors)} of {len(outcomes)} Noukai jobs of {flow} did not complete", errors
@@ -41,12 +39,19 @@ async def _run_batch(
     return outcomes
 
 
-def _slot(run: RunContext, flow: str, server: str | None, requests: Sequence[JobRequest]) -> str:
+def _beginning(request: JobRequest) -> str:
+    """Return the beginning of an input, for the table."""
+    return request.message[:200] if isinstance(request.message, str) else reprlib.repr(request.parameters)
+
+
+def _slot(run: RunContext, flow: str, credentials: NoukaiCredentials, requests: Sequence[JobRequest]) -> str:
     """Return which of the flow run's batches this is."""
     store = _job_store.store_of(run)
     if store is None:
         return str(uuid4())
-    return store.slot(run, flow, {"server": server, "batch": [request.arguments() for request in requests]})
+    batch = [request.arguments() for request in requests]
+    inputs = {"server": credentials.base_url, "credentials": credentials.saved_as, "batch": batch}
+    return store.slot(run, flow, inputs)
 
 
 def _requests(flow: str, inputs: Sequence[Any], version: str | int, trace: bool) -> list[JobRequest]:

@@ -95,13 +95,14 @@ class NoukaiCredentials(CredentialsBlock):
         Raises:
             InvalidInputError: A field of the block is invalid.
         """
+        options.setdefault("allow_insecure_http", self.allow_insecure_http)
         client_class = Noukai if client_type == "sync" else AsyncNoukai
         return client_class(
             self.api_key.get_secret_value(),
             base_url=(self.base_url or "").strip() or PRODUCTION_URL,
             org=self.org or None,
             project=self.project or None,
-            **{"allow_insecure_http": self.allow_insecure_http, **options},
+            **options,
         )
 
     def get_async_client(self, **options: Any) -> AsyncNoukai:

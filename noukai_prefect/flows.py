@@ -27,6 +27,7 @@ async def noukai_job(
     message: str | None = None,
     parameters: dict[str, Any] | None = None,
     version: str = "production",
+    trace: bool = False,
     timeout: float | None = None,
     on_cancelled: Literal["fail", "cancel"] = "fail",
 ) -> Any:
@@ -38,6 +39,7 @@ async def noukai_job(
         message: The flow's input. Either it or `parameters` is required.
         parameters: Named inputs of the flow.
         version: `production`, `draft` or the number of a published version.
+        trace: Whether the run is traced, so that its tokens and cost are shown.
         timeout: Seconds until an unfinished job is cancelled; no limit by default.
         on_cancelled: How this run ends if the job is cancelled on the Noukai side: `fail` or `cancel`.
     """
@@ -47,6 +49,7 @@ async def noukai_job(
         message,
         parameters=parameters,
         version=version,
+        trace=trace,
         timeout=timeout,
         on_cancelled=on_cancelled,
     )
@@ -58,6 +61,7 @@ async def noukai_jobs(
     noukai_flow: str,
     messages: list[str],
     version: str = "production",
+    trace: bool = False,
     timeout: float | None = None,
     max_concurrency: int = 1000,
 ) -> list[Any]:
@@ -68,10 +72,17 @@ async def noukai_jobs(
         noukai_flow: The Noukai flow, as `org/project/slug`; a slug alone if the credentials have the rest.
         messages: The inputs, one per job.
         version: `production`, `draft` or the number of a published version.
+        trace: Whether the run is traced, so that its tokens and cost are shown.
         timeout: Seconds until an unfinished job is cancelled; no limit by default.
         max_concurrency: The number of jobs that run at the same time.
     """
     outcomes = await arun_noukai_jobs(
-        credentials, noukai_flow, messages, version=version, timeout=timeout, max_concurrency=max_concurrency
+        credentials,
+        noukai_flow,
+        messages,
+        version=version,
+        trace=trace,
+        timeout=timeout,
+        max_concurrency=max_concurrency,
     )
     return [outcome.output for outcome in outcomes]

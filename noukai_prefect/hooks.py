@@ -8,19 +8,21 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import UUID
 
 from prefect import Flow
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.logging.loggers import flow_run_logger
 
-from noukai_core import AsyncJob, AsyncNoukai, CancelOutcome, JobState, NoukaiError, acancel_job
+from noukai_core import AsyncJob, AsyncNoukai, CancelOutcome, JobState, NoukaiError, acancel_job, one_line
 from noukai_prefect._artifacts import with_subflows
-from noukai_prefect._batch_table import read_unfinished, record_cancelled
+from noukai_prefect._batch_table import StoredBatch, read_batches
 from noukai_prefect._cancellation import CANCEL_CONCURRENCY
+from noukai_prefect._job_artifact import job_markdown
 from noukai_prefect._job_store import JobRecord, mark_ended, read_records
+from noukai_prefect._signing import RecordSigner
 from noukai_prefect._sync import run_blocking
 from noukai_prefect.credentials import NoukaiCredentials
 
@@ -36,7 +38,8 @@ def cancel_noukai_jobs(
     """Cancel the jobs of a flow run that a person cancelled, and of its subflows, for `on_cancellation`.
 
     The tasks cancel their own jobs. This hook is for a process that was killed before it had done so. A job
-    that has ended is not affected.
+    that has ended is not affected. A credentials block is used only for records that were signed with its key
+    by this flow run.
 
     Args:
         flow: The flow.
@@ -45,10 +48,12 @@ def cancel_noukai_jobs(
         credentials: The name of the `NoukaiCredentials` block for jobs that were not submitted with a stored
             block. Bind another name with `functools.partial`.
     """
-    run_blocking(_cancel_all(flow_run.id, credentials, flow_run_logger(flow_run, flow)))
+    run_blocking(_cancel_all(flow_run, credentials, flow_run_logger(flow_run, flow)))
 
 
-def log_resumable_noukai_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+def log_resumable_noukai_jobs(
+    flow: Flow[..., Any], flow_run: FlowRun, state: State[Any], *, credentials: str = "default"
+) -> None:
     """Log the jobs of a crashed flow run that a retry attaches to, for `on_crashed`.
 
     These are the running ones, and single jobs that have completed; no request is made to tell them apart.
@@ -57,79 +62,147 @@ def log_resumable_noukai_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: St
         flow: The flow.
         flow_run: Its run.
         state: The state of the run.
+        credentials: The name of the `NoukaiCredentials` block for jobs that were not submitted with a stored
+            block.
     """
-    logger = flow_run_logger(flow_run, flow)
-    for record in run_blocking(_unfinished_of(flow_run.id)):
-        if record.job_id is not None:
-            logger.info(
-                "Noukai job %s of %s: left running (a retry of this flow run attaches to it)",
-                record.job_id,
-                record.flow,
+    run_blocking(_log_all(flow_run, credentials, flow_run_logger(flow_run, flow)))
+
+
+@dataclass
+class _Stored:
+    """What a flow run stored about the jobs of one credentials block, not verified."""
+
+    singles: list[tuple[JobRecord, UUID]] = field(default_factory=list[tuple[JobRecord, UUID]])
+    batches: list[StoredBatch] = field(default_factory=list[StoredBatch])
+
+    def verify(self, block: NoukaiCredentials) -> tuple[list[_Verified], _Stored]:
+        """Return the unfinished jobs that the run signed with the block's key, and what it did not sign."""
+        verified, rejected = list[_Verified](), _Stored()
+        for record, scope in self.singles:
+            signer = RecordSigner(block.api_key, scope)
+            if not record.verified_by(signer):
+                rejected.singles.append((replace(record, ended=False), scope))
+            elif not record.ended:
+                verified.append((record, signer, None))
+        for batch in self.batches:
+            signer = RecordSigner(block.api_key, batch.scope)
+            if batch.verified_by(signer):
+                verified += [(record, signer, batch) for record in batch.unfinished(signer)]
+            if not batch.complete(signer):
+                rejected.batches.append(batch)
+        return verified, rejected
+
+    def log_not_cancelled(self, logger: LoggerOrAdapter, why: str) -> None:
+        """Log each job as not cancelled. Nothing here may be verified, so its text is not trusted."""
+        for record, _ in self.singles:
+            if not record.ended:
+                _log_not_cancelled(record, why, logger)
+        for batch in self.batches:
+            logger.warning(
+                "Noukai batch of %s jobs of %s: cancel failed (%s; some may still be running)",
+                one_line(batch.size),
+                one_line(batch.flow),
+                why,
             )
 
 
-async def _unfinished_of(flow_run_id: UUID) -> list[JobRecord]:
-    return await _unfinished(await with_subflows(flow_run_id))
-
-
-async def _unfinished(scopes: Sequence[UUID]) -> list[JobRecord]:
-    """Return what flow runs have submitted, or may have, and did not see fail or cancel."""
-    single = [record for record in await read_records(scopes) if not record.ended]
-    return single + await read_unfinished(scopes)
-
-
-async def _cancel_all(flow_run_id: UUID, default: str, logger: LoggerOrAdapter) -> None:
-    """Cancel the jobs of a flow run, with one client for each credentials block."""
-    by_block: defaultdict[str, list[JobRecord]] = defaultdict(list)
-    scopes = await with_subflows(flow_run_id)
-    for record in await _unfinished(scopes):
-        by_block[record.credentials or default].append(record)
-    for name, records in by_block.items():
-        # A broken block, or a fault of Prefect, must not keep the jobs of other blocks from being cancelled.
-        try:
-            block: NoukaiCredentials = await NoukaiCredentials.aload(name)
-            cancelled = await _cancel_with(block, records, logger)
-        except Exception as error:
-            for record in records:
-                _log_not_cancelled(record, f"credentials block {name!r} cannot be used: {error}", logger)
-            continue
-        try:
-            await record_cancelled(scopes, cancelled)
-        except Exception as error:
-            logger.warning("Prefect flow run %s: table not written: %s", flow_run_id, error)
-
-
-async def _cancel_with(
-    credentials: NoukaiCredentials, records: Sequence[JobRecord], logger: LoggerOrAdapter
-) -> dict[str, str]:
-    """Cancel jobs, and return the ids of those that did not complete, by the id of the submission."""
-    cancelled: dict[str, str] = {}
-    semaphore = asyncio.Semaphore(CANCEL_CONCURRENCY)
-    async with credentials.get_client("async") as client:
-
-        async def bounded(record: JobRecord) -> None:
-            async with semaphore:
-                try:
-                    if job_id := await _cancel(client, record, logger):
-                        cancelled[record.submission_id] = job_id
-                except NoukaiError as error:
-                    _log_not_cancelled(record, error, logger)
-
-        await asyncio.gather(*(bounded(record) for record in records))
-    return cancelled
+# A job, who signs its record, and the batch that it belongs to.
+_Verified: TypeAlias = tuple[JobRecord, RecordSigner, StoredBatch | None]
 
 
 def _log_not_cancelled(record: JobRecord, why: NoukaiError | str, logger: LoggerOrAdapter) -> None:
+    flow = one_line(record.flow)
     if record.job_id:
-        CancelOutcome(record.job_id, record.flow, error=why).log(_REASON, logger)
+        CancelOutcome(one_line(record.job_id), flow, error=why).log(_REASON, logger)
     else:
         logger.warning(
-            "Noukai submission %s to %s: may be left running (%s)", record.submission_id, record.flow, why
+            "Noukai submission %s to %s: may be left running (%s)", one_line(record.submission_id), flow, why
         )
 
 
-async def _cancel(client: AsyncNoukai, record: JobRecord, logger: LoggerOrAdapter) -> str | None:
-    """Cancel a job. If a killed process recorded only the submission, find its job first."""
+async def _stored_by_block(flow_run: FlowRun, default: str) -> dict[str, _Stored]:
+    """Return what a flow run and its subflows stored, by the name of the credentials block."""
+    scopes = await with_subflows(flow_run)
+    stored: defaultdict[str, _Stored] = defaultdict(_Stored)
+    for record, scope in await read_records(scopes):
+        stored[record.credentials or default].singles.append((record, scope))
+    for batch in await read_batches(scopes):
+        stored[batch.credentials or default].batches.append(batch)
+    return stored
+
+
+async def _log_all(flow_run: FlowRun, default: str, logger: LoggerOrAdapter) -> None:
+    for name, stored in (await _stored_by_block(flow_run, default)).items():
+        try:
+            block: NoukaiCredentials = await NoukaiCredentials.aload(name)
+            verified, _ = stored.verify(block)
+        except Exception as error:
+            logger.warning("Noukai credentials block %s: not usable: %s", one_line(name), error)
+            continue
+        for record, _, _ in verified:
+            if record.job_id:
+                logger.info(
+                    "Noukai job %s of %s: left running (a retry of this flow run attaches to it)",
+                    record.job_id,
+                    record.flow,
+                )
+
+
+async def _cancel_all(flow_run: FlowRun, default: str, logger: LoggerOrAdapter) -> None:
+    """Cancel the jobs of a flow run, with one client for each credentials block."""
+    for name, stored in (await _stored_by_block(flow_run, default)).items():
+        # A broken block, or a fault of Prefect, must not keep the jobs of other blocks from being cancelled.
+        try:
+            block: NoukaiCredentials = await NoukaiCredentials.aload(name)
+            verified, rejected = stored.verify(block)
+            rejected.log_not_cancelled(logger, f"record not verified with credentials block {one_line(name)}")
+            await _cancel_verified(block, verified, logger)
+        except Exception as error:
+            stored.log_not_cancelled(logger, f"credentials block {one_line(name)} cannot be used: {error}")
+
+
+async def _cancel_verified(
+    credentials: NoukaiCredentials,
+    verified: Sequence[_Verified],
+    logger: LoggerOrAdapter,
+) -> None:
+    """Cancel jobs, and record which of them did not complete."""
+    cancelled: defaultdict[UUID, dict[str, str]] = defaultdict(dict)
+    semaphore = asyncio.Semaphore(CANCEL_CONCURRENCY)
+    async with credentials.get_client("async") as client:
+
+        async def bounded(record: JobRecord, signer: RecordSigner, batch: StoredBatch | None) -> None:
+            async with semaphore:
+                try:
+                    job_id = await _cancel(client, record, signer, credentials, logger)
+                except NoukaiError as error:
+                    _log_not_cancelled(record, error, logger)
+                    return
+            if job_id is not None and batch is not None:
+                cancelled[batch.artifact_id][record.submission_id] = job_id
+
+        await asyncio.gather(*(bounded(*one) for one in verified))
+    batches = {batch.artifact_id: (batch, signer) for _, signer, batch in verified if batch}
+    for artifact_id, (batch, signer) in batches.items():
+        try:
+            await batch.record_cancelled(signer, cancelled[artifact_id])
+        except Exception as error:
+            logger.warning(
+                "Noukai batch of %s jobs of %s: table not written: %s", batch.size, batch.flow, error
+            )
+
+
+async def _cancel(
+    client: AsyncNoukai,
+    record: JobRecord,
+    signer: RecordSigner,
+    credentials: NoukaiCredentials,
+    logger: LoggerOrAdapter,
+) -> str | None:
+    """Cancel a job, and return its id if it did not complete.
+
+    If a killed process recorded only the submission, its job is looked up first.
+    """
     flow = client.flow(record.flow)
     if record.job_id:
         job: AsyncJob | None = flow.attach(record.job_id, submitted_at=record.last_sent_at)
@@ -147,7 +220,15 @@ async def _cancel(client: AsyncNoukai, record: JobRecord, logger: LoggerOrAdapte
     if status.state == JobState.COMPLETED:
         return None
     try:
-        await mark_ended(replace(record, job_id=job.id))
+        text = job_markdown(
+            job.flow,
+            job.id,
+            page=credentials.page_of(job.flow, job.id),
+            state=str(status.state if status.finished else JobState.CANCELLED),
+            reason=status.error or _REASON,
+            status=status,
+        )
+        await mark_ended(replace(record, job_id=job.id), signer, text)
     except Exception as error:
         logger.warning("Noukai job %s of %s: not recorded (%s)", job.id, job.flow, error)
     return job.id

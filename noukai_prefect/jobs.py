@@ -36,6 +36,7 @@ class NoukaiJobRun(JobRun[Any]):
         *,
         wait_options: WaitOptions | None = None,
         submitted_at: datetime | None = None,
+        request: JobRequest | None = None,
     ) -> None:
         self.flow = flow
         self.job_id = job_id
@@ -43,6 +44,7 @@ class NoukaiJobRun(JobRun[Any]):
         self._wait_options = wait_options or WaitOptions()
         self._submitted_at = submitted_at
         self._output: tuple[Any] | None = None
+        self._request = request
 
     @classmethod
     def from_id(cls, credentials: NoukaiCredentials, flow: str, job_id: str, **options: Any) -> NoukaiJobRun:
@@ -64,7 +66,11 @@ class NoukaiJobRun(JobRun[Any]):
         if self._output is None:
             async with self._credentials.get_client("async") as client:
                 job = client.flow(self.flow).attach(self.job_id, submitted_at=self._submitted_at)
-                self._output = (await wait(job, self._wait_options, RunContext.current()),)
+                self._output = (
+                    await wait(
+                        self._credentials, job, self._wait_options, RunContext.current(), self._request
+                    ),
+                )
 
     def wait_for_completion(self) -> None:  # type: ignore[override]  # pyright: ignore
         """Wait until the job ends.
@@ -169,6 +175,7 @@ class NoukaiJob(_JobBlock):
             job.id,
             wait_options=wait_options,
             submitted_at=job.submitted_at or datetime.now(UTC),
+            request=request,
         )
 
     def trigger(self) -> NoukaiJobRun:  # type: ignore[override]  # pyright: ignore

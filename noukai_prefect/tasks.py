@@ -32,7 +32,7 @@ async def _wait(
 ) -> Any:
     async with credentials.get_client("async") as client:
         job = client.flow(flow).attach(job_id, submitted_at=submitted_at)
-        return await as_cancelled_state(wait(job, wait_options, RunContext.current()))
+        return await as_cancelled_state(wait(credentials, job, wait_options, RunContext.current()))
 
 
 async def _run(credentials: NoukaiCredentials, request: JobRequest, wait_options: WaitOptions) -> Any:

@@ -5,6 +5,7 @@ Each flow run has its own Noukai flow, so runs never affect each other.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -84,6 +85,16 @@ class Run:
     def task_states(self) -> list[str]:
         """Return the name of the state in which each task run has ended."""
         return [str(task["state_name"]) for task in self.prefect.ended_task_runs(self.id)]
+
+    def artifact(self, prefix: str) -> dict[str, Any]:
+        """Return the run's only artifact whose key is the prefix and the Noukai flow."""
+        (found,) = self.prefect.artifacts(self.id, f"{prefix}-acme-tests-{self.flow}")
+        return found
+
+    def table(self) -> list[dict[str, Any]]:
+        """Return the rows of the run's only table."""
+        rows: list[dict[str, Any]] = json.loads(self.artifact("noukai-jobs")["data"])
+        return rows
 
     def cancel(self) -> None:
         """Cancel the flow run as a user does."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
+
+from devtools.processes import wait_until
+from noukai_prefect._text import markdown
+from tests.e2e_prefect.conftest import JOB_PAGE, WAIT_SECONDS
 
 if TYPE_CHECKING:
     from devtools.prefect_server import LocalPrefect
@@ -29,13 +32,6 @@ def started(runs: Runs) -> dict[str, Run]:
     }
 
 
-def table(prefect: LocalPrefect, run: Run) -> list[dict[str, Any]]:
-    """Return the rows of the run's only table."""
-    (artifact,) = prefect.artifacts(run.id, "noukai-jobs")
-    rows: list[dict[str, Any]] = json.loads(artifact["data"])
-    return rows
-
-
 def states(run: Run) -> dict[str, str]:
     """Return the state of the latest job of each message."""
     return {job["message"]: job["state"] for job in run.jobs()}
@@ -49,12 +45,22 @@ def test_outcomes(started: dict[str, Run], prefect: LocalPrefect) -> None:
     assert [outcome["state"] for outcome in outcomes] == ["completed", "failed", "cancelled", "completed"]
     assert [(outcome["output"] or {}).get("message") for outcome in outcomes] == ["slow", None, None, "quick"]
     assert "no luck" in outcomes[1]["error"]
-    rows = table(prefect, run)
-    assert [row["state"] for row in rows] == ["completed", "failed", "cancelled", "completed"]
-    assert [bool(row["error"]) for row in rows] == [False, True, True, False]
-    assert "no luck" in rows[1]["error"]
-    (bar,) = prefect.artifacts(run.id, "noukai-progress")
+    rows = run.table()
+    assert [(row["#"], row["state"], row["input"]) for row in rows] == [
+        (1, "failed", "fails"),
+        (2, "cancelled", "is cancelled"),
+        (0, "completed", "slow"),
+        (3, "completed", "quick"),
+    ]
+    assert [row["reason"] for row in rows] == ["no luck", "was cancelled on the Noukai side", None, None]
+    assert set(rows[0]) == {"#", "input", "state", "reason", "job", "seconds"}
+    page = JOB_PAGE.format(org="acme", project="tests", flow=run.flow, job_id=outcomes[0]["job_id"])
+    assert rows[2]["job"] == f"[{markdown(outcomes[0]['job_id'])}]({page})"
+    bar = run.artifact("noukai-progress")
     assert bar["data"] == 100
+    assert bar["description"].endswith(": 2 completed, 1 failed, 1 cancelled")
+    line = f"INFO Noukai batch of 4 jobs of acme/tests/{run.flow}: 2 completed, 1 failed, 1 cancelled"
+    wait_until(lambda: line in prefect.logs(run.id), "the counts in the log", WAIT_SECONDS)
     assert run.task_states() == ["Completed"]
     assert run.submissions() == 4
 
@@ -130,7 +136,7 @@ def test_timeout_of_the_task(runs: Runs, prefect: LocalPrefect) -> None:
             break
     assert run.task_states() == ["TimedOut"]
     assert states(run) == {"a": "cancelled", "b": "cancelled", "c": "cancelled"}
-    assert [row["state"] for row in table(prefect, run)] == ["cancelled"] * 3
+    assert [row["state"] for row in run.table()] == ["cancelled"] * 3
 
 
 def test_cancel(started: dict[str, Run], prefect: LocalPrefect) -> None:
@@ -141,4 +147,4 @@ def test_cancel(started: dict[str, Run], prefect: LocalPrefect) -> None:
     assert run.wait_for() == "Cancelled"
     assert [run.cancels(job) for job in jobs] == [1, 1, 1]
     assert run.task_states() == ["Cancelled"]
-    assert [row["state"] for row in table(prefect, run)] == ["cancelled"] * 3
+    assert [row["state"] for row in run.table()] == ["cancelled"] * 3

@@ -37,7 +37,9 @@ class Example:
 
     def jobs(self) -> list[dict[str, Any]]:
         """Return the jobs that the run recorded, as the local Noukai knows them."""
-        records = self.prefect.artifacts(self.id, "noukai-job")
+        records = [
+            one for one in self.prefect.artifacts(self.id) if str(one["key"]).startswith("noukai-job-")
+        ]
         return [self.control.job(record["metadata_"]["job_id"]) for record in records]
 
     def polls(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from importlib.metadata import version
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from devtools.processes import wait_until
+from noukai_prefect._text import markdown
 from tests.e2e_prefect.conftest import JOB_PAGE, KEY, WAIT_SECONDS
 
 if TYPE_CHECKING:
@@ -31,20 +31,16 @@ def started(runs: Runs, prefect: LocalPrefect) -> dict[str, Run]:
     block = {"$ref": {"block_document_id": prefect.block("noukai-credentials", "default")["id"]}}
     return {
         "progress": runs.start("observed", script={"after_seconds": 8, "progress": HALVES}),
-        "failed": runs.start("observed", script={"outcome": "failed", "error": "no luck"}),
+        "failed": runs.start(
+            "observed",
+            script={"outcome": "failed", "error": "no luck", "after_seconds": 4, "progress": HALVES},
+        ),
         "with block": runs.start("observed_with_block", credentials=block),
         "cancelled": runs.start("hooked", script={"outcome": "never"}),
         "crashed": runs.start("hooked", script={"outcome": "never"}),
         "struck in between": runs.start("struck_in_between", script={"outcome": "never"}),
         "without event": runs.start("without_event", script={"outcome": "never"}),
     }
-
-
-def table(prefect: LocalPrefect, run: Run) -> list[dict[str, Any]]:
-    """Return the rows of the run's only table."""
-    (artifact,) = prefect.artifacts(run.id, "noukai-jobs")
-    rows: list[dict[str, Any]] = json.loads(artifact["data"])
-    return rows
 
 
 def events_of(prefect: LocalPrefect, job_id: str) -> list[dict[str, Any]]:
@@ -59,17 +55,24 @@ def test_link_and_progress(started: dict[str, Run], prefect: LocalPrefect) -> No
     (job_id,) = run.wait_for_jobs(1)
     wait_until(
         lambda: [
-            bar["data"] for bar in prefect.artifacts(run.id, "noukai-progress") if 0 < bar["data"] < 100
+            bar["data"]
+            for bar in prefect.artifacts(run.id, f"noukai-progress-acme-tests-{run.flow}")
+            if 0 < bar["data"] < 100
         ],
         "a bar on its way",
         WAIT_SECONDS,
     )
     assert run.wait_for() == "Completed"
-    (link,) = prefect.artifacts(run.id, "noukai-job")
+    text = run.artifact("noukai-job")["data"]
     page = JOB_PAGE.format(org="acme", project="tests", flow=run.flow, job_id=job_id)
-    assert f"[{job_id}]({page})" in link["data"]
-    (bar,) = prefect.artifacts(run.id, "noukai-progress")
+    assert f"[{markdown(job_id)}]({page})" in text
+    assert "**completed**" in text
+    names = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")][2:]
+    assert names == ["Progress", "Version", "Started", "Duration", "Tokens", "Cost"]
+    bar = run.artifact("noukai-progress")
     assert (bar["type"], bar["data"]) == ("progress", 100)
+    (task,) = prefect.task_runs(run.id)
+    assert task["name"] == f"run-noukai-job {run.flow}"
 
 
 def test_events(started: dict[str, Run], prefect: LocalPrefect) -> None:
@@ -80,7 +83,12 @@ def test_events(started: dict[str, Run], prefect: LocalPrefect) -> None:
     wait_until(lambda: len(events_of(prefect, job_id)) == 2, "two events", WAIT_SECONDS)
     submitted, failed = events_of(prefect, job_id)
     assert [submitted["event"], failed["event"]] == ["noukai.job.submitted", "noukai.job.failed"]
-    assert failed["payload"]["error"] == "no luck"
+    page = JOB_PAGE.format(org="acme", project="tests", flow=run.flow, job_id=job_id)
+    assert submitted["payload"] == {"version": "production", "url": page}
+    payload = failed["payload"]
+    assert (payload["state"], payload["error"], payload["url"]) == ("failed", "no luck", page)
+    assert payload["seconds"] >= 0
+    assert payload["tokens"] >= 0
     assert failed["resource"]["noukai.flow"] == f"acme/tests/{run.flow}"
     related = {resource["prefect.resource.id"] for resource in failed["related"]}
     assert f"prefect.flow-run.{run.id}" in related
@@ -97,13 +105,27 @@ def test_log(started: dict[str, Run], prefect: LocalPrefect) -> None:
         prefix = f"INFO Noukai job {job_id} of acme/tests/{run.flow}: "
         return [line.removeprefix(prefix) for line in prefect.logs(run.id) if line.startswith(prefix)]
 
-    wait_until(lambda: lines()[-1:] == ["running → completed"], "the last line", WAIT_SECONDS)
+    wait_until(lambda: lines()[-1:] and lines()[-1].startswith("used "), "the last line", WAIT_SECONDS)
     page = JOB_PAGE.format(org="acme", project="tests", flow=run.flow, job_id=job_id)
     assert lines()[:2] == ["submitted", f"page {page}"]
-    assert lines()[2:] in (
+    assert [line for line in lines()[2:] if line.startswith("progress ")]
+    rest = [line for line in lines()[2:] if not line.startswith(("progress ", "used "))]
+    assert rest in (
         ["pending", "pending → running", "running → completed"],
         ["running", "running → completed"],
     )
+
+
+def test_outcome_of_a_failed_job(started: dict[str, Run]) -> None:
+    """The artifact of a failed job names the reason first, and its bar stops where it was and says so."""
+    run = started["failed"]
+    assert run.wait_for() == "Failed"
+    text = run.artifact("noukai-job")["data"]
+    assert "**failed**" in text
+    assert text.splitlines()[4] == "| Reason | no luck |"
+    bar = run.artifact("noukai-progress")
+    assert bar["data"] < 100
+    assert bar["description"].endswith(": failed")
 
 
 @hooks_run
@@ -140,9 +162,7 @@ def test_hook_on_crash(started: dict[str, Run], prefect: LocalPrefect) -> None:
     """The jobs of a crashed run are left running, and its log names them without a warning."""
     run = started["crashed"]
     jobs = run.wait_for_jobs(4, "running")
-    wait_until(
-        lambda: all(row["job"] for row in table(prefect, run)), "the table to name its jobs", WAIT_SECONDS
-    )
+    wait_until(lambda: all(row.get("job") for row in run.table()), "the table to name its jobs", WAIT_SECONDS)
     os.kill(prefect.flow_run_process(run.id), signal.SIGKILL)
     assert run.wait_for() == "Crashed"
 

@@ -36,6 +36,11 @@ async def flow(credentials: NoukaiCredentials, emulator: Emulator) -> AsyncItera
         yield client.flow(FLOW)
 
 
+def table_of(flow: AsyncFlow, credentials: NoukaiCredentials) -> BatchTable:
+    """Return the table of two jobs."""
+    return BatchTable(TIMED_OUT, SLOT, flow.path, ["hello"] * len(INPUTS), credentials)
+
+
 async def interrupt(
     flow: AsyncFlow, table: BatchTable, emulator: Emulator, moment: tuple[str, int], timeout: float | None
 ) -> list[str]:
@@ -56,24 +61,30 @@ async def interrupt(
     return [job["state"] for job in emulator.control.jobs()]
 
 
-async def test_jobs_that_wait_for_the_semaphore(flow: AsyncFlow, emulator: Emulator) -> None:
+async def test_jobs_that_wait_for_the_semaphore(
+    flow: AsyncFlow, credentials: NoukaiCredentials, emulator: Emulator
+) -> None:
     """A job of an earlier attempt is cancelled even if its row still waits for `max_concurrency`."""
-    table = BatchTable(TIMED_OUT, SLOT, FLOW, len(INPUTS), None)
+    table = table_of(flow, credentials)
     for row in table.rows:
         row.job_id, row.state = (await flow.job("hello")).id, "running"
     assert await interrupt(flow, table, emulator, ("poll", 1), None) == ["cancelled"] * 2
 
 
-async def test_jobs_that_timed_out(flow: AsyncFlow, emulator: Emulator) -> None:
+async def test_jobs_that_timed_out(
+    flow: AsyncFlow, credentials: NoukaiCredentials, emulator: Emulator
+) -> None:
     """A job that timed out and was left running is cancelled with the others."""
-    table = BatchTable(TIMED_OUT, SLOT, FLOW, len(INPUTS), None)
+    table = table_of(flow, credentials)
     assert await interrupt(flow, table, emulator, ("submit", 2), 1.5) == ["cancelled"] * 2
 
 
-async def test_a_job_that_only_its_session_knows_is_not_replaced(flow: AsyncFlow, emulator: Emulator) -> None:
+async def test_a_job_that_only_its_session_knows_is_not_replaced(
+    flow: AsyncFlow, credentials: NoukaiCredentials, emulator: Emulator
+) -> None:
     """A row whose job the server does not know waits for the job that its submission's session lists."""
     emulator.control.script("grade-3", outcome="completed")
-    table = BatchTable(TIMED_OUT, str(uuid4()), FLOW, 1, None)
+    table = BatchTable(TIMED_OUT, str(uuid4()), FLOW, ["hello"], credentials)
     (row,) = table.rows
     made = await flow.job("hello", submission=table.submission(row))
     row.job_id, row.state = "job-gone", "running"

@@ -14,8 +14,8 @@ from prefect.context import FlowRunContext
 from pydantic import SecretStr
 
 from noukai_prefect import NoukaiCredentials, arun_noukai_jobs, asubmit_noukai_job, cancel_noukai_jobs, hooks
-from noukai_prefect._artifacts import artifacts_of
-from noukai_prefect._job_store import JOB_KEY, read_records
+from noukai_prefect._artifacts import JOB_RECORDS, artifacts_of
+from noukai_prefect._job_store import read_records
 
 if TYPE_CHECKING:
     from noukai_core.emulator import Emulator, EmulatorControl
@@ -85,7 +85,7 @@ async def test_record_gone(
     hook = asyncio.ensure_future(call(cancel_noukai_jobs, single, flow_run_id))
     await asyncio.to_thread(control.wait_for, "cancel")
     async with get_client() as client:
-        for artifact in await artifacts_of([flow_run_id], JOB_KEY):
+        for artifact in await artifacts_of([flow_run_id], JOB_RECORDS):
             await client.delete_artifact(artifact.id)
     await hook
     assert [job["state"] for job in control.jobs()] == ["cancelled"] * 3
@@ -100,7 +100,7 @@ async def test_end_not_seen(credentials: NoukaiCredentials, control: EmulatorCon
     await asyncio.to_thread(control.wait_for, "cancel")
     control.fault("status", status=403, on="poll")
     await hook
-    assert [record.ended for record in await read_records([flow_run_id])] == [True]
+    assert [record.ended for record, _ in await read_records({flow_run_id: flow_run_id})] == [True]
 
 
 async def test_broken_block(credentials: NoukaiCredentials, control: EmulatorControl) -> None:

@@ -12,9 +12,11 @@ from uuid import UUID, uuid4
 
 import pytest
 from prefect.context import FlowRunContext
+from pydantic import SecretStr
 
 from noukai_prefect._job_store import JobRecord, JobStore, store_of
 from noukai_prefect._run_context import RunContext
+from noukai_prefect._signing import RecordSigner
 
 FLOW = "acme/spelling/grade-3"
 INPUTS = {"message": "hello", "parameters": {"b": 1, "a": 2}}
@@ -121,7 +123,9 @@ def test_a_record_survives_its_artifact() -> None:
         credentials="default",
         artifact_id=uuid4(),
     )
-    assert JobRecord.read(record.metadata(), record.artifact_id) == record
+    signer = RecordSigner(SecretStr("nk_test_signs"), uuid4())
+    metadata = record.metadata(signer)
+    assert JobRecord.read(metadata, record.artifact_id) == replace(record, signature=metadata["signature"])
     after = record.next()
     assert (after.slot, after.resubmission, after.job_id, after.ended) == (record.slot, 3, None, False)
     assert after.submission_id != record.submission_id

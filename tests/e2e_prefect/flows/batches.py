@@ -11,7 +11,12 @@ from noukai_prefect import JobOutcome, NoukaiCredentials, arun_noukai_jobs, run_
 
 def summaries(outcomes: list[JobOutcome]) -> list[dict[str, Any]]:
     return [
-        {"state": outcome.state, "output": outcome.output, "error": str(outcome.error or "")}
+        {
+            "job_id": outcome.job_id,
+            "state": outcome.state,
+            "output": outcome.output,
+            "error": str(outcome.error or ""),
+        }
         for outcome in outcomes
     ]
 

@@ -22,7 +22,9 @@ from noukai_prefect import (
 
 @flow
 async def observed(flow: str) -> Any:
-    return await arun_noukai_job(await NoukaiCredentials.aload("default"), flow, "hello", poll_interval=0.5)
+    return await arun_noukai_job(
+        await NoukaiCredentials.aload("default"), flow, "hello", trace=True, poll_interval=0.5
+    )
 
 
 @flow

@@ -1,0 +1,242 @@
+"""Other people may be able to write artifacts: what they write leads to no job and no key of another."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import pytest
+from prefect import Flow, flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.client.schemas.objects import Artifact
+from prefect.context import FlowRunContext
+from pydantic import SecretStr
+
+from noukai_prefect import (
+    NoukaiCredentials,
+    arun_noukai_job,
+    arun_noukai_jobs,
+    asubmit_noukai_job,
+    cancel_noukai_jobs,
+    log_resumable_noukai_jobs,
+)
+
+if TYPE_CHECKING:
+    from noukai_core.emulator import Emulator, EmulatorControl
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+FLOW = "acme/spelling/grade-3"
+OTHER_KEY = "nk_test_otherteam_0123456789abcdef0123456789abcdef"
+TIMES_OUT: dict[str, Any] = {"timeout": 0.3, "cancel_on_timeout": False}
+
+
+@pytest.fixture
+def control(emulator: Emulator) -> EmulatorControl:
+    """The control API of the local Noukai, whose jobs run until they are cancelled."""
+    emulator.control.script("grade-3", outcome="never")
+    return emulator.control
+
+
+@pytest.fixture
+async def ours(credentials: NoukaiCredentials) -> NoukaiCredentials:
+    """Stored credentials of the team whose flow run it is."""
+    await credentials.save("ours", overwrite=True)
+    return credentials
+
+
+@pytest.fixture
+async def theirs(credentials: NoukaiCredentials) -> NoukaiCredentials:
+    """Stored credentials of another team."""
+    block = NoukaiCredentials(api_key=SecretStr(OTHER_KEY), base_url=credentials.base_url)
+    await block.save("theirs", overwrite=True)
+    return block
+
+
+def run_id() -> UUID:
+    """Return the id of the flow run that calls this."""
+    context = FlowRunContext.get()
+    assert context is not None and context.flow_run is not None
+    return context.flow_run.id
+
+
+@flow
+async def single(credentials: NoukaiCredentials) -> UUID:
+    """Submit a job, and leave it running."""
+    await asubmit_noukai_job(credentials, FLOW, "hello")
+    return run_id()
+
+
+@flow
+async def batch(credentials: NoukaiCredentials) -> UUID:
+    """Submit two jobs as a batch, and leave them running."""
+    await arun_noukai_jobs(credentials, FLOW, ["hello", "world"], raise_on="none", **TIMES_OUT)
+    return run_id()
+
+
+async def artifacts(flow_run_id: UUID) -> list[Artifact]:
+    """Return the artifacts of a flow run."""
+    wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]))
+    async with get_client() as client:
+        return await client.read_artifacts(artifact_filter=wanted)
+
+
+async def change(flow_run_id: UUID, changed: Callable[[Artifact], ArtifactUpdate | None]) -> None:
+    """Change artifacts of a flow run as anybody can who may write artifacts."""
+    async with get_client() as client:
+        for artifact in await artifacts(flow_run_id):
+            if update := changed(artifact):
+                await client.update_artifact(artifact.id, update)
+
+
+async def copy(from_run: UUID, to_run: UUID) -> None:
+    """Copy the artifacts of a flow run to another."""
+    async with get_client() as client:
+        for artifact in await artifacts(from_run):
+            await client.create_artifact(
+                ArtifactCreate(
+                    key=artifact.key,
+                    type=artifact.type,
+                    data=artifact.data,
+                    metadata_=artifact.metadata_,
+                    flow_run_id=to_run,
+                )
+            )
+
+
+async def call(hook: Callable[..., None], of: Flow[..., Any], flow_run_id: UUID) -> None:
+    """Call a hook as Prefect does when a flow run has ended."""
+    async with get_client() as client:
+        flow_run = await client.read_flow_run(flow_run_id)
+    await asyncio.to_thread(hook, of, flow_run, flow_run.state)
+
+
+def cancelled(control: EmulatorControl) -> list[bool]:
+    """Return whether each job was cancelled, oldest first."""
+    return [job["state"] == "cancelled" for job in control.jobs()]
+
+
+async def test_hook_with_the_block_of_another_team(
+    ours: NoukaiCredentials, theirs: NoukaiCredentials, control: EmulatorControl
+) -> None:
+    """A record that names another team's block and job does not make the hook send anything with that key."""
+    await single(theirs)
+    (job,) = control.jobs()
+    flow_run_id = await single(ours)
+    requests = len(control.requests())
+
+    def name_the_other_job(artifact: Artifact) -> ArtifactUpdate:
+        stored = {**(artifact.metadata_ or {}), "credentials": "theirs", "job_id": job["id"]}
+        return ArtifactUpdate(metadata_=stored)
+
+    await change(flow_run_id, name_the_other_job)
+    await call(cancel_noukai_jobs, single, flow_run_id)
+
+    assert cancelled(control) == [False, False]
+    assert len(control.requests()) == requests
+
+
+@pytest.mark.parametrize("of", [single, batch], ids=["single", "batch"])
+async def test_hook_with_records_of_another_run(
+    ours: NoukaiCredentials, control: EmulatorControl, of: Flow[..., Awaitable[UUID]]
+) -> None:
+    """A record that was copied from another run does not cancel that run's jobs, even with the same key."""
+    other = await of(ours)
+    count = len(control.jobs())
+    flow_run_id = await of(ours)
+    await copy(other, flow_run_id)
+
+    await call(cancel_noukai_jobs, of, flow_run_id)
+
+    assert cancelled(control) == [False] * count + [True] * count
+
+
+@pytest.mark.parametrize("run", ["one", "many"])
+async def test_rerun_with_another_job(ours: NoukaiCredentials, control: EmulatorControl, run: str) -> None:
+    """A rerun whose record names another job does not return that job's output, but finds its own."""
+    await single(ours)
+    (other,) = control.jobs()
+    control.finish(other["id"])
+    attempts: list[str] = []
+
+    @flow(retries=1)
+    async def rerun() -> Any:
+        attempts.append("attempt")
+        if len(attempts) == 2:
+            (mine,) = (job["id"] for job in control.jobs() if job["id"] != other["id"])
+            await change(run_id(), lambda artifact: replaced(artifact, mine, other["id"]))
+            control.finish(mine)
+            if run == "one":
+                return await arun_noukai_job(ours, FLOW, "mine")
+            return (await arun_noukai_jobs(ours, FLOW, ["mine"]))[0].output
+        if run == "one":
+            return await arun_noukai_job(ours, FLOW, "mine", **TIMES_OUT)
+        return await arun_noukai_jobs(ours, FLOW, ["mine"], **TIMES_OUT)
+
+    assert await rerun() == {"message": "mine"}
+    assert control.counts()["submit"] == 2
+
+
+def replaced(artifact: Artifact, job_id: str, other: str) -> ArtifactUpdate | None:
+    """Return the update that puts another job in the place of one."""
+    metadata = {name: value.replace(job_id, other) for name, value in (artifact.metadata_ or {}).items()}
+    data = json.dumps(artifact.data).replace(job_id, other)
+    return ArtifactUpdate(metadata_=metadata, data=json.loads(data))
+
+
+@pytest.mark.parametrize("hook", [cancel_noukai_jobs, log_resumable_noukai_jobs])
+async def test_hooks_with_malformed_records(
+    ours: NoukaiCredentials, control: EmulatorControl, hook: Callable[..., None]
+) -> None:
+    """Malformed records of jobs and batches do not keep a hook from the other jobs."""
+    flow_run_id = await single(ours)
+    async with get_client() as client:
+        for artifact in await artifacts(flow_run_id):
+            stored = artifact.metadata_ or {}
+            for metadata in ({}, {**stored, "resubmission": "many"}, {**stored, "last_sent_at": "now"}):
+                await client.create_artifact(
+                    ArtifactCreate(key=artifact.key, metadata_=metadata, flow_run_id=flow_run_id)
+                )
+        for data in ("no JSON", "[7]", '[["a"]]', "{}", None):
+            for key, kind in (("noukai-jobs", "table"), (None, "result")):
+                metadata = {"slot": "none", "flow": FLOW, "signature": "none", "possibly_sent_at": "never"}
+                await client.create_artifact(
+                    ArtifactCreate(key=key, type=kind, data=data, metadata_=metadata, flow_run_id=flow_run_id)
+                )
+
+    await call(hook, single, flow_run_id)
+
+    assert cancelled(control) == [hook is cancel_noukai_jobs]
+
+
+async def test_a_bad_row_costs_that_row(ours: NoukaiCredentials, control: EmulatorControl) -> None:
+    """Of a batch's record with one changed row, the hook cancels the other job."""
+    flow_run_id = await batch(ours)
+    first = control.jobs()[0]["id"]
+
+    await change(flow_run_id, lambda artifact: replaced(artifact, first, "job_of_another_team"))
+    await call(cancel_noukai_jobs, batch, flow_run_id)
+
+    assert cancelled(control) == [False, True]
+
+
+async def test_a_rotated_key_pays_for_nothing_twice(
+    ours: NoukaiCredentials, control: EmulatorControl
+) -> None:
+    """A rerun with a new key of the project cannot verify its record, asks the server, and finds the job."""
+
+    @flow(retries=1)
+    async def rerun() -> Any:
+        if control.counts()["submit"] == 0:
+            return await arun_noukai_job(ours, FLOW, "mine", **TIMES_OUT)
+        ours.api_key = SecretStr(ours.api_key.get_secret_value().replace("unitpref", "rotated0"))
+        control.finish(control.jobs()[0]["id"])
+        return await arun_noukai_job(ours, FLOW, "mine")
+
+    assert await rerun() == {"message": "mine"}
+    assert control.counts()["submit"] == 1
