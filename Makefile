@@ -8,7 +8,8 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-airflow test-prefect test-floor test-airflow-floor test-prefect-floor test-deployment test-faults \
+.PHONY: help demo test test-airflow test-prefect test-floor test-airflow-floor test-prefect-floor test-airflow-next \
+	.test-airflow-next test-deployment test-faults \
 	simulate check check-style check-types check-imports check-words environments format requirements clean
 
 # What another environment, an orchestrator's settings or a developer's own key would change stays outside.
@@ -59,6 +60,13 @@ test-prefect: .venv/prefect/ready
 test-floor: .venv/airflow-floor/ready .venv/prefect-floor/ready ## run the orchestrators' tests with the oldest supported versions
 	$(call suites,airflow-floor prefect-floor)
 
+test-airflow-next: ## run Airflow's tests with its newest pre-release, where there is a Python 3.12 or 3.13
+	@if .ci/newer-python >/dev/null; then $(MAKE) --no-print-directory .test-airflow-next; \
+	else echo 'skipped: pre-releases of Airflow are tested with Python 3.12 or 3.13, and there is none here'; fi
+
+.test-airflow-next: .venv/airflow-next/ready
+	$(call suites,airflow-next)
+
 test-faults: .venv/airflow/ready .venv/prefect/ready ## run thousands of jobs while a fifth of all requests meet a fault
 	$(call suites,faults)
 
@@ -103,6 +111,7 @@ compile = .ci/uv pip compile -q --universal --python-version 3.11 --no-emit-inde
 requirements: $(TOOLS) ## compile the pinned requirements again; UPGRADE=1 takes the newest of everything
 	$(compile) $(if $(UPGRADE),--upgrade) --extra airflow --extra openlineage -o requirements/airflow.txt
 	$(compile) $(if $(UPGRADE),--upgrade) --extra airflow --extra openlineage requirements/airflow-floor.in -o requirements/airflow-floor.txt
+	$(subst 3.11,3.12,$(compile)) $(if $(UPGRADE),--upgrade) --extra airflow --extra openlineage requirements/airflow-next.in -o requirements/airflow-next.txt
 	$(compile) $(if $(UPGRADE),--upgrade) --extra airflow requirements/airflow-deployment.in -o requirements/airflow-deployment.txt
 	$(compile) $(if $(UPGRADE),--upgrade) --extra airflow requirements/airflow-peers.in -o requirements/airflow-peers.txt
 	$(compile) $(if $(UPGRADE),--upgrade) --extra prefect requirements/prefect.in -o requirements/prefect.txt
@@ -112,9 +121,12 @@ requirements: $(TOOLS) ## compile the pinned requirements again; UPGRADE=1 takes
 clean: ## remove every environment, cache and build
 	rm -rf .venv .build dist
 
+# Pre-releases are tested with a newer Python.
+.venv/airflow-next/ready: ENVIRONMENT_PYTHON = $(shell .ci/newer-python)
+
 .venv/%/ready: requirements/%.txt pyproject.toml | $(TOOLS)
 	$(call say,building .venv/$*)
-	@.ci/uv venv -q --clear --python .build/tools/bin/python .venv/$*
+	@.ci/uv venv -q --clear --python $(or $(ENVIRONMENT_PYTHON),.build/tools/bin/python) .venv/$*
 	@.ci/uv pip install -q --no-deps --compile-bytecode --python .venv/$*/bin/python -r $<
 	@.ci/uv pip install -q --no-deps --no-build-isolation --python .venv/$*/bin/python -e .
 	@touch $@

@@ -16,6 +16,7 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -131,13 +132,16 @@ class LocalAirflow:
 
     # What a user does
 
-    def trigger(self, dag_id: str, conf: Mapping[str, Any] | None = None) -> str:
+    def trigger(
+        self, dag_id: str, conf: Mapping[str, Any] | None = None, *, logical_date: datetime | None = None
+    ) -> str:
         """Run a DAG, and return the id of the run."""
         wait_until(
             lambda: self._knows(dag_id), f"DAG {dag_id} to be parsed", timeout=_START_SECONDS, pause=0.5
         )
         run_id = f"manual__{uuid4().hex}"
-        body = {"dag_run_id": run_id, "logical_date": None, "conf": dict(conf or {})}
+        date = None if logical_date is None else logical_date.isoformat()
+        body = {"dag_run_id": run_id, "logical_date": date, "conf": dict(conf or {})}
         self._call("POST", f"/dags/{dag_id}/dagRuns", body)
         return run_id
 
@@ -184,16 +188,26 @@ class LocalAirflow:
         """Mark a whole DAG run."""
         self._call("PATCH", f"/dags/{dag_id}/dagRuns/{_quoted(run_id)}", {"state": state})
 
-    def clear(self, dag_id: str, run_id: str, task_id: str, map_index: int | None = None) -> None:
-        """Clear a task instance, so that it runs again."""
+    def clear(
+        self,
+        dag_id: str,
+        run_id: str,
+        task_id: str,
+        map_index: int | None = None,
+        *,
+        keep_task_state: bool = False,
+    ) -> None:
+        """Clear a task instance, so that it runs again. Its state can be kept since Airflow 3.4."""
         task: Any = task_id if map_index is None else [task_id, map_index]
-        body = {
+        body: dict[str, Any] = {
             "dry_run": False,
             "dag_run_id": run_id,
             "task_ids": [task],
             "only_failed": False,
             "reset_dag_runs": True,
         }
+        if keep_task_state:
+            body["keep_task_state"] = True
         self._call("POST", f"/dags/{dag_id}/clearTaskInstances", body)
 
     def add_connection(self, connection_id: str, **fields: Any) -> None:

@@ -94,6 +94,7 @@ LANES: dict[str, list[Suite]] = {
         "secrets/prefect",
     ),
     "airflow-floor": _suites("airflow-floor", "airflow", "e2e_airflow", "secrets/airflow"),
+    "airflow-next": _suites("airflow-next", "airflow", "e2e_airflow", "secrets/airflow"),
     "prefect-floor": _suites("prefect-floor", "core", "prefect", "e2e_prefect", "secrets/prefect"),
     "faults": [
         *_suites("prefect", "faults/core", "faults/prefect", FAULTS="full"),

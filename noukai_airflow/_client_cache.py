@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -37,7 +37,8 @@ def shared_client(settings: ConnectionSettings) -> Noukai:
     with _lock:
         client = _clients.get(settings)
         if client is None:
-            client = _clients[settings] = Noukai(**settings.client_arguments())
+            with _naming_connection(settings):
+                client = _clients[settings] = Noukai(**settings.client_arguments())
         return client
 
 
@@ -62,7 +63,22 @@ async def new_async_client(settings: ConnectionSettings) -> AsyncNoukai:
     """Make a client without blocking the event loop: a process's first one reads all certificates."""
     from noukai_core import AsyncNoukai
 
-    return await asyncio.to_thread(AsyncNoukai, **settings.client_arguments())
+    with _naming_connection(settings):
+        return await asyncio.to_thread(AsyncNoukai, **settings.client_arguments())
+
+
+@contextmanager
+def _naming_connection(settings: ConnectionSettings) -> Generator[None, None, None]:
+    """Say which connection it is that a client cannot be made for."""
+    from noukai_airflow.exceptions import NoukaiPermanentException
+    from noukai_core import InvalidInputError
+
+    try:
+        yield
+    except InvalidInputError as error:
+        raise NoukaiPermanentException(
+            f"The Airflow connection {settings.conn_id!r} is malformed: {error}"
+        ) from error
 
 
 async def _close(lease: _Lease) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -194,3 +196,34 @@ def _malformed(conn_id: str, name: str, allowed: str) -> NoukaiPermanentExceptio
     return NoukaiPermanentException(
         f"The Airflow connection {conn_id!r} has a malformed {name!r} in its extra: it must be {allowed}."
     )
+
+
+@contextmanager
+def explained(conn_id: str) -> Generator[None, None, None]:
+    """Say so when a connection cannot be read because its environment variable is malformed.
+
+    Airflow ignores such a variable, and reports that the connection is not defined.
+    """
+    try:
+        yield
+    except Exception:
+        variable = f"AIRFLOW_CONN_{conn_id.upper()}"
+        position = _invalid_json_at(variable)
+        if position is None:
+            raise
+        raise NoukaiPermanentException(
+            f"The Airflow connection {conn_id!r} is malformed: the variable {variable} is no valid JSON "
+            f"({position})"
+        ) from None
+
+
+def _invalid_json_at(variable: str) -> str | None:
+    """Return where the JSON of a variable is invalid. No frame that is left has the key in it then."""
+    text = os.environ.get(variable, "").lstrip()
+    if not text.startswith("{"):
+        return None
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        return f"line {error.lineno}, column {error.colno}"
+    return None

@@ -1,16 +1,18 @@
 """What a task records about its job for its next try, so that no try submits the same job again.
 
-Since Airflow 3.3, tasks have a state store that outlives retries. Older versions delete a task's XComs when a
-retry starts, so there the ids of a task's submissions are derived from the identity of the task.
+Since Airflow 3.3, tasks have a state store that outlives retries. Since 3.4, a clear discards it unless the
+user keeps it. Older versions delete a task's XComs when a retry starts. So the ids of a task's submissions
+are derived from the identity of the task, and lead to its jobs where nothing is stored.
 """
 
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from noukai_airflow._compat import CLEAR_DISCARDS_STATE
 from noukai_core import SubmissionRecord
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from noukai_core import Job
 
 _KEY = "noukai_job"
-_OWN_FIELDS = ("max_tries", "abandoned", "wait_again")
+_OWN_FIELDS = ("max_tries", "abandoned", "wait_again", "delivered", "try_number", "resubmission")
 _NAMESPACE = uuid.UUID("6f0d9c2e-2f0e-5c57-9d55-0a2f8f1a4c1b")
 
 
@@ -32,16 +34,22 @@ class JobRecord(SubmissionRecord):
         abandoned: Whether the task wants this job to end, so that the next try must not wait for it.
         wait_again: Whether the job was left running at its deadline, so that the next try waits for the same
             time again.
+        delivered: Whether the task has returned the job's result.
+        try_number: The try that made the submission.
+        resubmission: The number of submissions that this try made before.
     """
 
     max_tries: int
     abandoned: bool = False
     wait_again: bool = False
+    delivered: bool = False
+    try_number: int = 0
+    resubmission: int = 0
 
     @classmethod
-    def new(cls, max_tries: int, submission_id: str, flow: str) -> JobRecord:
+    def new(cls, max_tries: int, submission_id: str, flow: str, **fields: Any) -> JobRecord:
         """Make the record of a submission that is about to be sent for the first time."""
-        return cls(max_tries=max_tries, submission_id=submission_id, last_sent_at=_now(), flow=flow)
+        return cls(max_tries=max_tries, submission_id=submission_id, last_sent_at=_now(), flow=flow, **fields)
 
     def sent_now(self) -> JobRecord:
         """Return the record of the same submission, which is about to be sent again."""
@@ -57,7 +65,7 @@ class Store(Protocol):
     """The methods of Airflow's task state store that are used."""
 
     def get(self, key: str) -> Any: ...
-    def set(self, key: str, value: Any) -> None: ...
+    def set(self, key: str, value: Any, *, retention: Any = None) -> None: ...
     def delete(self, key: str) -> None: ...
 
 
@@ -95,12 +103,20 @@ class JobStore:
         """Store a record in place of the previous one."""
         if self._store is not None:
             own = {name: getattr(record, name) for name in _OWN_FIELDS}
-            self._store.set(_KEY, record.to_strings() | own)
+            self._store.set(_KEY, record.to_strings() | own, retention=_never_expire())
 
     def change(self, **changes: Any) -> None:
         """Change fields of the stored record, if there is one."""
         if (record := self.read()) is not None:
             self.write(replace(record, **changes))
+
+    def mark_delivered(self) -> None:
+        """Record that the task has returned the job's result, so that a clear leads to a new job.
+
+        This matters only where a record that outlives a clear is one that the user kept.
+        """
+        if CLEAR_DISCARDS_STATE:
+            self.change(delivered=True)
 
     def forget(self) -> None:
         """Delete the record, since it is certain that there is no job."""
@@ -112,10 +128,56 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def derived_submission_id(
-    dag_id: str, run_id: str, task_id: str, map_index: int, max_tries: int, number: int
-) -> str:
-    """Return the id of a task's n-th submission, which is the same in every process and every try."""
-    return str(
-        uuid.uuid5(_NAMESPACE, "\x1f".join(map(str, (dag_id, run_id, task_id, map_index, max_tries, number))))
-    )
+def _never_expire() -> Any:
+    """Return the retention that keeps a record as long as its DAG run. The default is 30 days."""
+    try:
+        from airflow.sdk.execution_time.context import NEVER_EXPIRE
+    except ImportError:  # before Airflow 3.3, which has no store
+        return None
+    return NEVER_EXPIRE
+
+
+@dataclass(frozen=True)
+class TaskKey:
+    """The identity of a task instance, which is the same in all of its tries.
+
+    Attributes:
+        dag_id: The DAG.
+        run_id: Its run.
+        run_after: When the run was due: a run that is deleted may be created again with the same id.
+        task_id: The task.
+        map_index: Its index, if it is mapped.
+        loop: The iteration, if it is part of a loop.
+    """
+
+    dag_id: str
+    run_id: str
+    run_after: str
+    task_id: str
+    map_index: int
+    loop: str = ""
+
+    @classmethod
+    def of(cls, context: Context) -> TaskKey:
+        """Return the key of the running task."""
+        values = cast("dict[str, Any]", context)
+        task_instance, loop = values["ti"], values.get("loop")
+        run_after = getattr(values.get("dag_run"), "run_after", None)
+        return cls(
+            task_instance.dag_id,
+            task_instance.run_id,
+            "" if run_after is None else run_after.isoformat(),
+            task_instance.task_id,
+            -1 if task_instance.map_index is None else task_instance.map_index,
+            "" if loop is None else f"{task_instance.region_id} {loop.index}",
+        )
+
+    def submission_id(self, try_number: int, resubmission: int = 0) -> str:
+        """Return the id of a submission of this task, which is the same in every process and every try.
+
+        Args:
+            try_number: The try that submits. No two tries share a number, even across clears.
+            resubmission: The number of submissions that this try made before.
+        """
+        parts = (*astuple(self), try_number, resubmission)
+        return str(uuid.uuid5(_NAMESPACE, "\x1f".join(map(str, parts))))

@@ -15,6 +15,8 @@ _ALIVE_ON_WORKER = frozenset(
 # be in them too, but then it has another job.
 _ALIVE_IN_TRIGGERER = frozenset({"deferred", "running", "up_for_retry"})
 
+_ENDED = frozenset({"failed", "success", "skipped", "upstream_failed", "removed"})
+
 # The task is on its way to a worker: either another triggerer has resumed it, or a user has cleared it. Only
 # once it runs do its XComs show which, since a new try starts without those of the try before.
 _ON_ITS_WAY = frozenset({"scheduled", "queued"})
@@ -29,14 +31,15 @@ class KillDecision(Enum):
     """The reason for the kill is not known yet."""
 
 
-def decide_on_worker(state: str | None, *, known: bool) -> KillDecision:
+def decide_on_worker(state: str | None, *, known: bool, kept: bool = False) -> KillDecision:
     """Decide about a SIGTERM on a worker, given the state that the task has in the database by then.
 
     Args:
         state: The state; `None` for a task that is not in the database.
         known: Whether Airflow returned the state.
+        kept: Whether the user who cleared the task keeps its state store.
     """
-    if not known or state in _ALIVE_ON_WORKER:
+    if not known or state in _ALIVE_ON_WORKER or (state == "restarting" and kept):
         return KillDecision.KEEP
     return KillDecision.CANCEL
 
@@ -61,9 +64,31 @@ def decide_in_triggerer(state: str | None, job_of_task: str | None, job_id: str)
     return KillDecision.CANCEL
 
 
-def left_running(reason: str | None = None, *, durable: bool) -> str:
+def decide_after_user_action(state: str | None, job_of_task: str | None, job_id: str) -> KillDecision:
+    """Decide about a call of a trigger's `on_kill` that always means that a user ended or cleared the task.
+
+    After a clear, the new try attaches to the job if the user keeps the task's state store.
+
+    Args:
+        state: The state of the task in the database.
+        job_of_task: The job in the task's XCom, if there is one.
+        job_id: The trigger's job.
+    """
+    if state in _ENDED:
+        return KillDecision.CANCEL
+    if job_of_task == job_id:
+        return KillDecision.KEEP
+    if job_of_task is not None:
+        return KillDecision.CANCEL
+    # A new try without XComs stops the job itself, or attaches to it, before it defers.
+    return KillDecision.KEEP if state == "deferred" else KillDecision.UNDECIDED
+
+
+def left_running(reason: str | None = None, *, durable: bool, retry_left: bool = True) -> str:
     """Return the phrase for a job that is not cancelled, with what a retry of its task will do."""
     retry = "a retry attaches to it" if durable else "a retry submits a new job"
+    if not retry_left:
+        retry = "no retry is left"
     return f"left running ({reason}; {retry})" if reason else f"left running ({retry})"
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import noukai_core as core
 from noukai_airflow._client_cache import shared_client
-from noukai_airflow._job_store import JobRecord, JobStore, derived_submission_id
+from noukai_airflow._compat import CLEAR_DISCARDS_STATE
+from noukai_airflow._job_store import JobRecord, JobStore, TaskKey
 
 if TYPE_CHECKING:
     from airflow.sdk.types import RuntimeTaskInstanceProtocol
@@ -26,10 +27,12 @@ class TaskJob:
         settings: The connection.
         request: What to submit, if there is no job to attach to.
         store: Where the task records its job.
+        key: The identity of the task.
         task_instance: The running task.
         retries: The task's number of retries.
         durable: Whether to attach to the job of an earlier try.
         cancel_on_kill: Whether to cancel the old job of a task that a user has cleared.
+        clear_discards_state: Whether a record that outlived a clear is one that the user kept.
     """
 
     def __init__(
@@ -37,19 +40,23 @@ class TaskJob:
         settings: ConnectionSettings,
         request: JobRequest,
         store: JobStore,
+        key: TaskKey,
         task_instance: RuntimeTaskInstanceProtocol,
         *,
         retries: int,
         durable: bool,
         cancel_on_kill: bool,
+        clear_discards_state: bool = CLEAR_DISCARDS_STATE,
     ) -> None:
         self._settings = settings
         self._request = request
         self._store = store
+        self._key = key
         self._task = task_instance
         self._retries = retries
         self._durable = durable
         self._cancel_on_kill = cancel_on_kill
+        self._clear_discards_state = clear_discards_state
         self._client = shared_client(settings)
 
     def obtain(self) -> Job:
@@ -57,33 +64,42 @@ class TaskJob:
         record = self._store.read()
         if record is None:
             return self._submit_without_record()
-        if record.max_tries != self._task.max_tries or record.abandoned:
+        cleared = record.max_tries != self._task.max_tries
+        kept = self._clear_discards_state and not record.delivered
+        if record.abandoned or (cleared and not kept):
             return self._replace(record)
+        record = replace(record, max_tries=self._task.max_tries)
         if record.job_id is None:
             return self._submit_again(record)
-        return self._attach(record, record.job_id)
+        job = self._attach(record, record.job_id, cleared=cleared)
+        if job is None:
+            return self._submit(record)
+        if cleared:
+            self._store.write(record)
+        return job
 
-    def _attach(self, record: JobRecord, job_id: str) -> Job:
+    def _attach(self, record: JobRecord, job_id: str, *, cleared: bool) -> Job | None:
         """Attach to the job of an earlier try, unless it can no longer give a result."""
         flow = self._client.flow(record.flow)
         job = flow.attach(job_id, submitted_at=record.last_sent_at)
         try:
             state = job.status().state
         except core.JobNotFoundError:
-            submission = record.submission()
+            submission = record.submission
             if self._can_ask_server() and (listed := flow.find(submission)) is not None:
                 log.info(
                     "Noukai job %s of %s: found by its submission %s", listed.id, listed.flow, submission.id
                 )
                 return listed
             log.warning("Noukai job %s of %s: replaced (unknown to the server)", job.id, job.flow)
-            return self._submit(core.Submission.new())
+            return None
         except core.TransientError as error:
             log.info("Noukai job %s of %s: attached (%s)", job.id, job.flow, error)
             return job
-        if state == core.JobState.FAILED:
-            log.info("Noukai job %s of %s: replaced (failed)", job.id, job.flow)
-            return self._submit(core.Submission.new())
+        # A cancelled job is replaced only if a user cleared the task afterwards.
+        if state == core.JobState.FAILED or (cleared and state == core.JobState.CANCELLED):
+            log.info("Noukai job %s of %s: replaced (%s)", job.id, job.flow, state)
+            return None
         log.info("Noukai job %s of %s: attached (%s)", job.id, job.flow, state)
         return job
 
@@ -95,7 +111,7 @@ class TaskJob:
                 _stop(old)
             else:
                 log.info("Noukai job %s of %s: left running (cancel_on_kill is off)", old.id, old.flow)
-            return self._submit(core.Submission.new())
+            return self._submit(record)
         if self._can_ask_server():
             return self._submit_again(replace(record, max_tries=self._task.max_tries, abandoned=False))
         log.warning(
@@ -103,28 +119,45 @@ class TaskJob:
             record.submission_id,
             record.flow,
         )
-        return self._submit(core.Submission.new())
+        return self._submit(record)
 
     def _job_of(self, record: JobRecord) -> Job | None:
-        flow = self._client.flow(record.flow)
         if record.job_id is not None:
+            flow = self._client.flow(record.flow)
             return flow.attach(record.job_id, submitted_at=record.last_sent_at)
-        if not self._can_ask_server():
-            return None
-        try:
-            return flow.find(record.submission)
-        except core.NoukaiError:
-            return None
+        return self._find(record.flow, record.submission_id) if self._can_ask_server() else None
 
     def _submit_without_record(self) -> Job:
-        """Submit; without a durable store, ask the server first what earlier tries submitted."""
-        if not self._durable or self._store.is_durable or not self._can_ask_server():
-            return self._submit(core.Submission.new())
-        earlier = self._earlier_tries()
-        for number in range(earlier):
+        """Submit without a record of earlier tries, whose jobs are found by their submissions."""
+        first = max(1, self._task.max_tries - self._retries + 1)
+        if self._can_ask_server():
+            if self._cancel_on_kill:
+                self._stop_job_before(first)
+            # The id of a submission is stored before it is sent, so with an empty store there is no job.
+            if self._durable and not self._store.is_durable:
+                job = self._job_since(first)
+                if job is not None:
+                    return job
+        return self._submit(None)
+
+    def _stop_job_before(self, first: int) -> None:
+        """Stop the last job from before the task was cleared. Later tries have stopped any older one."""
+        for number in range(first - 1, 0, -1):
+            job, resubmission = self._find_own(number, 0), 0
+            while job is not None:
+                resubmission += 1
+                later = self._find_own(number, resubmission)
+                if later is None:
+                    return _stop(job)
+                job = later
+
+    def _job_since(self, first: int) -> Job | None:
+        """Return the job of an earlier try since the task was last cleared, unless it has failed."""
+        for number in range(first, self._task.try_number):
             # When it was sent is not recorded. With the current time, the server gets the complete recovery
             # time to list the job.
-            record = JobRecord.new(self._task.max_tries, self._derived(number), self._flow().path)
+            submission_id = self._key.submission_id(number)
+            record = JobRecord.new(self._task.max_tries, submission_id, self._flow().path)
             job = self._send(record.submission)
             try:
                 state = job.status().state
@@ -133,22 +166,34 @@ class TaskJob:
             # The task itself abandoned a cancelled job: one that a user cancels leads to no further try.
             if state not in (core.JobState.FAILED, core.JobState.CANCELLED):
                 return job
-        return self._submit(core.Submission(self._derived(earlier)))
+        return None
 
-    def _earlier_tries(self) -> int:
-        """Count the tries since the task was last cleared, without this one."""
-        return max(0, self._task.try_number - 1 - (self._task.max_tries - self._retries))
+    def _find_own(self, try_number: int, resubmission: int) -> Job | None:
+        return self._find(self._flow().path, self._key.submission_id(try_number, resubmission))
 
-    def _derived(self, number: int) -> str:
+    def _find(self, flow: str, submission_id: str) -> Job | None:
+        try:
+            return self._client.flow(flow).find(core.Submission(submission_id))
+        except core.NoukaiError as error:
+            log.warning("Noukai submission %s to %s: lookup failed: %s", submission_id, flow, error)
+            return None
+
+    def _submit(self, previous: JobRecord | None) -> Job:
+        """Submit for the first time.
+
+        Args:
+            previous: The task's previous submission.
+        """
         task = self._task
-        return derived_submission_id(
-            task.dag_id, task.run_id, task.task_id, task.map_index or 0, task.max_tries, number
+        again = previous.resubmission + 1 if previous and previous.try_number == task.try_number else 0
+        record = JobRecord.new(
+            task.max_tries,
+            self._key.submission_id(task.try_number, again),
+            self._flow().path,
+            try_number=task.try_number,
+            resubmission=again,
         )
-
-    def _submit(self, submission: Submission) -> Job:
-        """Submit for the first time."""
-        record = JobRecord.new(self._task.max_tries, submission.id, self._flow().path)
-        return self._send_recorded(record, submission)
+        return self._send_recorded(record, core.Submission(record.submission_id))
 
     def _submit_again(self, record: JobRecord) -> Job:
         """Repeat a submission that may have been sent already: the server is asked first."""

@@ -5,6 +5,8 @@ They use internal messages of Airflow.
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 from typing import Any
 
 from airflow.sdk.execution_time import task_runner
@@ -32,9 +34,12 @@ async def state_of_task(task: Any) -> str | None:
 
 async def job_of_task(task: Any) -> str | None:
     """Return the current job of a task instance, from its XCom."""
-    value = await XCom.aget_one(
+    reading = XCom.aget_one(
         key=JOB_ID, dag_id=task.dag_id, task_id=task.task_id, run_id=task.run_id, map_index=task.map_index
     )
+    # In the trigger's own context, Airflow 3.4 reads on behalf of the trigger's try, and refuses to once a
+    # clear has ended that try. The XCom of the new try is needed here.
+    value = await asyncio.create_task(reading, context=contextvars.Context())
     return value if isinstance(value, str) else None
 
 

@@ -5,6 +5,7 @@ It never carries a result, which would pass through the database and the log.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, cast
@@ -35,11 +36,13 @@ class JobEvent:
         job_id: The job.
         reason: Why the trigger ended.
         state: The last known state of the job, or `None` if no poll succeeded.
+        seen_at: When the trigger ended its wait, in seconds since the epoch.
     """
 
     job_id: str
     reason: Reason
     state: str | None = None
+    seen_at: float | None = None
 
     def payload(self) -> dict[str, Any]:
         """Return the event as plain text values: Airflow would store an enum member with its class."""
@@ -61,7 +64,13 @@ class JobEvent:
             return None
         from noukai_core import one_line
 
-        return cls(job_id, Reason(reason), one_line(state, 100) if isinstance(state, str) else None)
+        seen_at = fields.get("seen_at")
+        return cls(
+            job_id,
+            Reason(reason),
+            one_line(state, 100) if isinstance(state, str) else None,
+            seen_at if isinstance(seen_at, float) and math.isfinite(seen_at) else None,
+        )
 
     @classmethod
     def for_job(cls, job_id: str, event: JobEvent | None) -> JobEvent | None:

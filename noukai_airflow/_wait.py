@@ -12,6 +12,7 @@ from airflow.providers.common.compat.sdk import AirflowSkipException
 
 import noukai_core as core
 from noukai_airflow import _xcoms
+from noukai_airflow._history import duration, inline_seconds, last_duration
 from noukai_airflow._kill_policy import left_running
 from noukai_airflow._outcome import JobOutcome, StatusUpdates, about_job, status_summary
 from noukai_airflow._trigger_event import JobEvent, Reason
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 OnCancelled: TypeAlias = Literal["fail", "skip"]
+OnFinalFailure: TypeAlias = Literal["keep", "cancel"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class WaitOptions:
         timeout: In seconds.
         execution_timeout: Airflow's own limit for the task, in seconds.
         poll_interval: In seconds.
-        inline_wait: In seconds.
+        inline_wait: In seconds; `None` for one that depends on the task's previous job.
+        retry_left: Whether the task has a retry left.
         push_xcoms: Whether the task pushes XComs.
     """
 
@@ -52,11 +55,13 @@ class WaitOptions:
     timeout: float | None
     execution_timeout: float | None
     poll_interval: float | None
-    inline_wait: float
+    inline_wait: float | None
     deferrable: bool
     durable: bool
+    retry_left: bool
     trace: bool
     on_cancelled: OnCancelled
+    on_final_failure: OnFinalFailure
     cancel_on_kill: bool
     cancel_on_timeout: bool
     push_xcoms: bool
@@ -129,9 +134,10 @@ class JobWait:
         options = self._options
         timeout = None if deadline is None else max(deadline - time.time(), LAST_POLL_SECONDS)
         if options.deferrable:
-            if options.inline_wait == 0:
+            inline_wait = self._inline_wait()
+            if inline_wait <= 0:
                 return self.defer(deadline)
-            timeout = options.inline_wait if timeout is None else min(timeout, options.inline_wait)
+            timeout = inline_wait if timeout is None else min(timeout, inline_wait)
         return self._watch(deadline, timeout, can_defer=options.deferrable)
 
     def _wait_on_worker(self, deadline: float | None) -> Any:
@@ -141,7 +147,7 @@ class JobWait:
             self._job.id,
             self._job.flow,
         )
-        timeout = None if deadline is None else max(deadline - time.time(), 0.001)
+        timeout = None if deadline is None else max(deadline - time.time(), LAST_POLL_SECONDS)
         return self._watch(deadline, timeout, can_defer=False)
 
     def _watch(self, deadline: float | None, timeout: float | None, *, can_defer: bool) -> Any:
@@ -155,6 +161,13 @@ class JobWait:
                 return self.defer(deadline)
             return self.time_out()
         return None if last is None else self._finish(last)
+
+    def _inline_wait(self) -> float:
+        if self._options.inline_wait is not None:
+            return self._options.inline_wait
+        submitted = self._job.submitted_at
+        age = 0.0 if submitted is None else time.time() - submitted.timestamp()
+        return inline_seconds(last_duration(self._context)) - max(age, 0.0)
 
     def defer(self, deadline: float | None) -> NoReturn:
         """Continue to wait in the triggerer. This ends the segment."""
@@ -182,7 +195,7 @@ class JobWait:
         except core.JobTimeoutError:
             return self.time_out()
         if status.finished:
-            return self._finish(status)
+            return self._finish(status, event)
         if deadline is not None and time.time() >= deadline:
             return self.time_out()
         if event is not None and event.reason is Reason.TRANSIENT_ERROR:
@@ -192,7 +205,7 @@ class JobWait:
         reason = event.reason if event else "unknown event"
         raise NoukaiException(
             f"Noukai job {self._job.id} of {self._job.flow}: trigger failed: {reason}, but the job is "
-            f"{status.state}; {left_running(durable=self._options.durable)}",
+            f"{status.state}; {self.leave(retry_left=self._options.retry_left)}",
             job_id=self._job.id,
         )
 
@@ -216,7 +229,7 @@ class JobWait:
     def _cancel_or_keep(self) -> str:
         if not self._options.cancel_on_timeout:
             self._store.change(wait_again=True)
-            return left_running(durable=self._options.durable)
+            return self.leave(retry_left=self._options.retry_left)
         self._store.change(abandoned=True)
         outcome = core.cancel_job(self._job)
         if outcome.log("timed out", log):
@@ -229,18 +242,44 @@ class JobWait:
             return f"not cancelled ({outcome.not_needed})"
         return "cancel failed (may still be running)"
 
-    def _finish(self, status: JobStatus) -> Any:
-        error = self._report(status).exception()
+    def leave(self, *, retry_left: bool) -> str:
+        """Leave a job that may be running to a retry, or else treat it as `on_final_failure` says.
+
+        Args:
+            retry_left: Whether the task runs again.
+
+        Returns:
+            What happens to the job.
+        """
+        job, options = self._job, self._options
+        phrase = left_running(durable=options.durable, retry_left=retry_left)
+        if options.durable and retry_left:
+            return phrase
+        if options.on_final_failure == "cancel":
+            outcome = core.cancel_job(job)
+            outcome.log("no retry attaches to it", log)
+            if outcome.not_needed:
+                return outcome.not_needed
+            return "cancelled" if outcome.cancelled else "cancel failed (may still be running)"
+        log.warning("Noukai job %s of %s: %s", job.id, job.flow, phrase)
+        return phrase
+
+    def _finish(self, status: JobStatus, event: JobEvent | None = None) -> Any:
+        seen = event.seen_at if event is not None and event.reason is Reason.FINISHED else None
+        seen = time.time() if seen is None else seen
+        took = duration(status.created_at, status.completed_at, self._job.submitted_at, seen)
+        error = self._report(status, took).exception()
         if error is None:
+            self._store.mark_delivered()
             return None if status.result is None else status.result.output
         if isinstance(error, NoukaiJobCancelledException) and self._options.on_cancelled == "skip":
             raise AirflowSkipException(str(error))
         raise error
 
-    def _report(self, status: JobStatus) -> JobOutcome:
+    def _report(self, status: JobStatus, took: float | None = None) -> JobOutcome:
         """Report the end of the job: in its XCom, and with its cost in the log."""
         outcome = JobOutcome.read(self._job, status, url=self._url(), traced=self._options.trace)
-        self._push_status(outcome.summary())
+        self._push_status(outcome.summary() | ({} if took is None else {"duration": took}))
         return outcome
 
     def _publish_status(self, status: JobStatus) -> None:

@@ -6,6 +6,7 @@ NoukaiException                         retries apply, unless stated otherwise
 ├── NoukaiJobTimeoutException           the job did not end in time
 ├── NoukaiJobNotFoundException          the server does not know the job
 ├── NoukaiTransientException            transient errors lasted for too long
+│   └── NoukaiRateLimitException        the server asked to slow down for too long
 ├── NoukaiSubmissionUnknownException    whether a job exists is unknown; a retry asks the server first
 └── NoukaiPermanentException            permanently rejected, or invalid input; never retried
 """
@@ -73,6 +74,10 @@ class NoukaiJobNotFoundException(NoukaiException):
 
 class NoukaiTransientException(NoukaiException):
     """Transient errors lasted for longer than the retry window."""
+
+
+class NoukaiRateLimitException(NoukaiTransientException):
+    """The server limited the rate of requests for longer than the retry window."""
 
 
 class NoukaiSubmissionUnknownException(NoukaiException):
@@ -148,4 +153,6 @@ def _type_for(error: NoukaiError) -> type[NoukaiException]:
         return NoukaiPermanentException
     if isinstance(error, core.JobNotFoundError):
         return NoukaiJobNotFoundException
+    if isinstance(error, core.RateLimitError):
+        return NoukaiRateLimitException
     return NoukaiTransientException

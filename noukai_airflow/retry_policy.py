@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from airflow.sdk import RetryDecision, RetryPolicy
 
@@ -11,6 +11,7 @@ from noukai_airflow.exceptions import (
     NoukaiException,
     NoukaiJobCancelledException,
     NoukaiPermanentException,
+    NoukaiRateLimitException,
     translate,
 )
 
@@ -26,10 +27,17 @@ class NoukaiRetryPolicy(RetryPolicy):
 
     Args:
         longest_delay: The upper limit for the wait that the server may ask for.
+        reschedule_timeout: How long rate limits cost no retry. Since Airflow 3.4, the task is rescheduled in
+            the meantime; before that, each wait is a retry.
     """
 
-    def __init__(self, longest_delay: timedelta = timedelta(hours=1)) -> None:
+    def __init__(
+        self,
+        longest_delay: timedelta = timedelta(hours=1),
+        reschedule_timeout: timedelta = timedelta(hours=24),
+    ) -> None:
         self.longest_delay = longest_delay
+        self.reschedule_timeout = reschedule_timeout
 
     def evaluate(
         self, exception: BaseException, try_number: int, max_tries: int, context: Context | None = None
@@ -38,21 +46,32 @@ class NoukaiRetryPolicy(RetryPolicy):
         error = _as_airflow_exception(exception)
         if isinstance(error, NoukaiPermanentException | NoukaiJobCancelledException):
             return RetryDecision.fail(reason=str(error))
-        if isinstance(error, NoukaiException) and error.retry_after:
-            delay = min(timedelta(seconds=error.retry_after), self.longest_delay)
-            return RetryDecision.retry(
-                delay=delay, reason=f"The server asked to wait {error.retry_after:g} s"
+        if not isinstance(error, NoukaiException):
+            return RetryDecision.default()
+        asked, delay = error.retry_after, None
+        if asked:
+            delay = min(timedelta(seconds=asked), self.longest_delay)
+        if isinstance(error, NoukaiRateLimitException) and hasattr(RetryDecision, "reschedule"):
+            decision: Any = RetryDecision
+            return cast(
+                "RetryDecision",
+                decision.reschedule(delay, reschedule_timeout=self.reschedule_timeout, reason=str(error)),
             )
+        if asked:
+            return RetryDecision.retry(delay=delay, reason=f"The server asked to wait {asked:g} s")
         return RetryDecision.default()
 
     def serialize(self) -> dict[str, Any]:
         """Return the arguments as JSON values."""
-        return {"longest_delay": self.longest_delay.total_seconds()}
+        return {
+            "longest_delay": self.longest_delay.total_seconds(),
+            "reschedule_timeout": self.reschedule_timeout.total_seconds(),
+        }
 
     @classmethod
     def deserialize(cls, data: dict[str, Any]) -> NoukaiRetryPolicy:
         """Make the policy from what `serialize` returned."""
-        return cls(longest_delay=timedelta(seconds=data["longest_delay"]))
+        return cls(**{name: timedelta(seconds=seconds) for name, seconds in data.items()})
 
 
 def _as_airflow_exception(exception: BaseException) -> BaseException:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow.sdk import BaseHook
 
 from noukai_airflow._client_cache import shared_async_client, shared_client
-from noukai_airflow._connection import ConnectionSettings, parse_extra
+from noukai_airflow._connection import ConnectionSettings, explained, parse_extra
 from noukai_airflow.exceptions import NoukaiException, airflow_errors
 from noukai_airflow.provider_info import connection_type
 from noukai_core import ApiKey
@@ -100,7 +100,8 @@ class NoukaiHook(BaseHook):
         Raises:
             NoukaiPermanentException: The connection is malformed.
         """
-        return self._settings_of(self.get_connection(self.noukai_conn_id))
+        with explained(self.noukai_conn_id):
+            return self._settings_of(self.get_connection(self.noukai_conn_id))
 
     def get_conn(self) -> Noukai:
         """Return the client. Do not close it, since it is shared.
@@ -150,7 +151,8 @@ class NoukaiHook(BaseHook):
     async def _read_connection(self) -> ConnectionSettings:
         from airflow.providers.common.compat.connection import get_async_connection
 
-        return self._settings_of(await get_async_connection(self.noukai_conn_id, hook=self))
+        with explained(self.noukai_conn_id):
+            return self._settings_of(await get_async_connection(self.noukai_conn_id, hook=self))
 
     def _settings_of(self, connection: Any) -> ConnectionSettings:
         # Airflow's `extra_dejson` would mask each value in the logs, and warn about those that are too short.

@@ -6,17 +6,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from airflow.providers.common.compat.sdk import AirflowTaskTimeout, conf
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTaskTimeout, conf
 from airflow.sdk import BaseOperator
 
-from noukai_airflow._kill_policy import left_running
 from noukai_airflow._trigger_event import JobEvent
 from noukai_airflow._xcoms import JOB_ID, task_instance_of
 from noukai_airflow.exceptions import (
     NoukaiException,
     NoukaiJobTimeoutException,
+    NoukaiPermanentException,
+    NoukaiTransientException,
     airflow_errors,
     without_frames,
 )
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from noukai_airflow._connection import ConnectionSettings
     from noukai_airflow._job_store import JobStore
     from noukai_airflow._lineage import Lineage
-    from noukai_airflow._wait import JobWait, OnCancelled
+    from noukai_airflow._wait import JobWait, OnCancelled, OnFinalFailure
     from noukai_airflow.hooks.noukai import NoukaiHook
     from noukai_core import Job, JobRequest
     from noukai_core.checks import Duration
@@ -62,11 +63,14 @@ class NoukaiRunJobOperator(BaseOperator):
             tenth of a second. By default the pause grows with the age of the job: a tenth of it, between 1
             and 60 seconds.
         inline_wait: How long a deferrable task waits on the worker before it defers, in seconds or as a
-            timedelta.
+            timedelta. `"auto"` waits a little longer than the job of the task's previous successful run took,
+            up to 15 seconds and not at all for longer jobs; without such a run, 3 seconds.
         on_cancelled: What happens to the task if the job is cancelled on the Noukai side: `"fail"` (without a
             retry) or `"skip"`.
         cancel_on_kill: Whether to cancel the job when a user ends or clears the task.
         cancel_on_timeout: Whether to cancel the job when it does not end in time.
+        on_final_failure: What happens to a job that may be running when the task fails and no retry attaches
+            to it: `"keep"` (with a warning) or `"cancel"`.
         durable: Whether a retry attaches to the job of an earlier try.
     """
 
@@ -98,10 +102,11 @@ class NoukaiRunJobOperator(BaseOperator):
         wait_for_completion: bool = True,
         timeout: Duration | None = timedelta(hours=24),
         poll_interval: Duration | None = None,
-        inline_wait: Duration = 3.0,
+        inline_wait: Duration | Literal["auto"] = "auto",
         on_cancelled: OnCancelled = "fail",
         cancel_on_kill: bool = True,
         cancel_on_timeout: bool = True,
+        on_final_failure: OnFinalFailure = "keep",
         durable: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -120,10 +125,15 @@ class NoukaiRunJobOperator(BaseOperator):
         self.wait_for_completion = wait_for_completion
         self.timeout = None if timeout is None else check_duration(timeout, "timeout")
         self.poll_interval = None if poll_interval is None else check_duration(poll_interval, "poll_interval")
-        self.inline_wait = check_duration(inline_wait, "inline_wait", zero=True)
+        self.inline_wait = (
+            None if inline_wait == "auto" else check_duration(inline_wait, "inline_wait", zero=True)
+        )
         self.on_cancelled: OnCancelled = check_choice(on_cancelled, ("fail", "skip"), "on_cancelled")
         self.cancel_on_kill = cancel_on_kill
         self.cancel_on_timeout = cancel_on_timeout
+        self.on_final_failure: OnFinalFailure = check_choice(
+            on_final_failure, ("keep", "cancel"), "on_final_failure"
+        )
         self.durable = durable
         self._job: Job | None = None
         self._context: Context | None = None
@@ -185,8 +195,11 @@ class NoukaiRunJobOperator(BaseOperator):
                 lambda: self._resumed_wait(context, self.flow, job_id, None).resolve(None, deadline),
             )
         except TaskDeferralError:
-            phrase = left_running("its trigger failed", durable=self.durable)
-            self.log.warning("Noukai job %s of %s: %s", self._recorded_job_id(context), self.flow, phrase)
+            lost_id = self._recorded_job_id(context)
+            if lost_id is not None:
+                wait = self._resumed_wait(context, self.flow, lost_id, None)
+                phrase = wait.leave(retry_left=self._retry_left(context))
+                self.log.warning("Noukai job %s of %s: trigger failed: lost; %s", lost_id, self.flow, phrase)
             raise
 
     def on_kill(self) -> None:
@@ -197,15 +210,33 @@ class NoukaiRunJobOperator(BaseOperator):
         self._kill_requested = True
         if self._job is None or self._context is None:
             return
-        from noukai_airflow._worker_kill import end_job
+        from noukai_airflow._worker_kill import KillOptions, end_job
 
         raise end_job(
             self._job,
             self._settings,
             task_instance_of(self._context),
-            cancel_on_kill=self.cancel_on_kill,
-            durable=self.durable,
+            self._store(self._context),
+            KillOptions(
+                cancel_on_kill=self.cancel_on_kill,
+                cancel_left_behind=self.on_final_failure == "cancel",
+                durable=self.durable,
+                retry_left=self._retry_left(self._context),
+            ),
         )
+
+    def _retry_left(self, context: Context, error: NoukaiException | None = None) -> bool:
+        """Return whether the task runs again after it has failed."""
+        if isinstance(error, AirflowFailException):
+            return False
+        task_instance = task_instance_of(context)
+        retry_left = bool(self.retries) and task_instance.try_number <= task_instance.max_tries
+        policy: Any = getattr(self, "retry_policy", None)
+        if policy is None or error is None:
+            return retry_left
+        decision = policy.evaluate(error, task_instance.try_number, task_instance.max_tries, context)
+        action = decision.action.value
+        return action == "reschedule" or (retry_left and action != "fail")
 
     @property
     def job_page(self) -> str | None:
@@ -229,6 +260,7 @@ class NoukaiRunJobOperator(BaseOperator):
         return job_lineage(self._job.flow, self._job.id)
 
     def _run(self, context: Context) -> Any:
+        from noukai_airflow._job_store import TaskKey
         from noukai_airflow._submit import TaskJob
 
         started = time.time()
@@ -236,6 +268,7 @@ class NoukaiRunJobOperator(BaseOperator):
             self._settings,
             self._request(context),
             self._store(context),
+            TaskKey.of(context),
             task_instance_of(context),
             retries=self.retries or 0,
             durable=self.durable,
@@ -246,7 +279,10 @@ class NoukaiRunJobOperator(BaseOperator):
         if self._kill_requested:  # the signal came during the submission
             self.on_kill()
         wait.publish_job()
-        return wait.wait(wait.deadline(started)) if self.wait_for_completion else job.id
+        if self.wait_for_completion:
+            return wait.wait(wait.deadline(started))
+        self._store(context).mark_delivered()
+        return job.id
 
     def _request(self, context: Context) -> JobRequest:
         from noukai_core import JobRequest
@@ -295,8 +331,10 @@ class NoukaiRunJobOperator(BaseOperator):
             inline_wait=self.inline_wait,
             deferrable=self.deferrable,
             durable=self.durable,
+            retry_left=self._retry_left(context),
             trace=self.trace,
             on_cancelled=self.on_cancelled,
+            on_final_failure=self.on_final_failure,
             cancel_on_kill=self.cancel_on_kill,
             cancel_on_timeout=self.cancel_on_timeout,
             push_xcoms=self.do_xcom_push,
@@ -309,6 +347,7 @@ class NoukaiRunJobOperator(BaseOperator):
         """Run a step, and raise its errors, kills and timeouts in the form that Airflow expects."""
         from noukai_airflow._compat import AirflowTaskTerminated
         from noukai_airflow._worker_kill import TaskKilled
+        from noukai_core import ResponseTooLargeError
 
         self._context = context
         try:
@@ -317,10 +356,14 @@ class NoukaiRunJobOperator(BaseOperator):
         except TaskKilled as killed:
             if killed.by_user:
                 raise AirflowTaskTerminated("A user ended the task") from None
-            phrase = left_running("the worker is stopping", durable=self.durable)
             raise NoukaiException(
-                f"Noukai job {killed.job.id} of {killed.job.flow}: {phrase}", job_id=killed.job.id
+                f"Noukai job {killed.job.id} of {killed.job.flow}: {killed.phrase}", job_id=killed.job.id
             ) from None
+        except (NoukaiTransientException, NoukaiPermanentException) as error:
+            # If a response is too large, it is the result of a job that has ended.
+            if self._wait is not None and not isinstance(error.__cause__, ResponseTooLargeError):
+                self._wait.leave(retry_left=self._retry_left(context, error))
+            raise
         except AirflowTaskTimeout:
             self._job = None  # Airflow calls on_kill next, which then must do nothing
             self._execution_timed_out()

@@ -12,14 +12,24 @@ from airflow.providers.common.compat.sdk import conf
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from noukai_airflow import _kill_policy
+from noukai_airflow._compat import ON_KILL_MEANS_USER, RESUMES_SAFELY
 from noukai_airflow._outcome import StatusUpdates, status_summary
 from noukai_airflow._trigger_event import JobEvent, Reason
 
 if TYPE_CHECKING:
     from noukai_core import AsyncJob, AsyncNoukai, Job, JobStatus
 
-# How long the scheduler may take to notice that a worker's process has ended: it checks once per loop.
-_SCHEDULER_SECONDS = 3.0
+# How long the scheduler may take to notice that a worker's process has ended: it checks once per loop, and on
+# a busy machine a loop took 4.8 s.
+_SCHEDULER_SECONDS = 5.0
+
+# A trigger that starts late shows that Airflow is busy: two seconds are usual, and up to 26 were measured.
+# More than a minute means that the triggerer was down. By then, the end of the worker's process was noticed.
+_LATE_FACTOR = 3.0
+_LATE_SECONDS = 60.0
+
+# A longer pause makes nothing safer.
+_LONGEST_SCHEDULER_SECONDS = 30.0
 
 # How much later Airflow's own limit is than the trigger's deadline. It is for triggers that do not run.
 BACKSTOP_SECONDS = 30.0
@@ -27,7 +37,7 @@ BACKSTOP_SECONDS = 30.0
 _KILL_SECONDS = 30.0
 
 # How long to wait for a decision, so that there is time left for the cancel request. Without a decision the
-# job is kept: after a clear, the task's next try stops it.
+# job is kept if on_kill may be a mistake: after a clear, the task's next try stops it.
 _DECISION_SECONDS = 20.0
 _DECISION_PAUSE = 1.0
 
@@ -36,17 +46,24 @@ LAST_POLL_SECONDS = 1.0
 """How long a wait may take whose deadline has passed: a job that has ended by then keeps its result."""
 
 
-def wake_up_delay() -> float:
-    """Return how long after its deferral a task may be resumed at the earliest.
+def wake_up_delay(late: float, *, resumes_safely: bool = RESUMES_SAFELY) -> float:
+    """Return how long after the start of its trigger a task may be resumed at the earliest.
 
-    If the task is resumed and queued before the scheduler notices the end of the worker's process, the
-    scheduler takes this for the end of the segment just queued, and fails the task: "finished with state
-    success, but the task instance's state attribute is queued". Airflow's supervisor may report the end late:
-    if the process closes its sockets just before it exits, the next check comes `min_heartbeat_interval`
-    later.
+    Before Airflow 3.4, if the task is resumed and queued before the scheduler notices the end of the worker's
+    process, the scheduler takes this for the end of the segment just queued, and fails the task: "finished
+    with state success, but the task instance's state attribute is queued". Airflow's supervisor may report
+    the end late: if the process closes its sockets just before it exits, the next check comes
+    `min_heartbeat_interval` later.
+
+    Args:
+        late: How long after the deferral the trigger started, in seconds.
+        resumes_safely: Whether the scheduler does not make this mistake.
     """
+    if resumes_safely:
+        return 0.0
     heartbeat = float(conf.get("workers", "min_heartbeat_interval", fallback=5.0))
-    return heartbeat + _SCHEDULER_SECONDS
+    busy = late * _LATE_FACTOR if late <= _LATE_SECONDS else 0.0
+    return heartbeat + min(max(busy, _SCHEDULER_SECONDS), _LONGEST_SCHEDULER_SECONDS)
 
 
 def backstop(deadline: float) -> timedelta:
@@ -66,7 +83,7 @@ class NoukaiJobTrigger(BaseTrigger):
         deadline: When to stop waiting, in seconds since the epoch.
         poll_interval: A fixed pause between polls, in seconds; by default it grows with the age of the job.
         cancel_on_kill: Whether to cancel the job when a user ends the task.
-        not_before: When the task may be resumed at the earliest, in seconds since the epoch.
+        deferred_at: When the task was deferred, in seconds since the epoch.
         logged_state: The state of the job that the task has logged already.
         push_status: Whether the XCom `job_status` of the task is kept current.
     """
@@ -80,7 +97,7 @@ class NoukaiJobTrigger(BaseTrigger):
         deadline: float | None = None,
         poll_interval: float | None = None,
         cancel_on_kill: bool = False,
-        not_before: float | None = None,
+        deferred_at: float | None = None,
         logged_state: str | None = None,
         push_status: bool = False,
     ) -> None:
@@ -92,7 +109,7 @@ class NoukaiJobTrigger(BaseTrigger):
         self.deadline = deadline
         self.poll_interval = poll_interval
         self.cancel_on_kill = cancel_on_kill
-        self.not_before = not_before
+        self.deferred_at = deferred_at
         self.logged_state = logged_state
         self.push_status = push_status
         self._kill: asyncio.Task[None] | None = None
@@ -118,7 +135,7 @@ class NoukaiJobTrigger(BaseTrigger):
             deadline=deadline,
             poll_interval=poll_interval,
             cancel_on_kill=cancel_on_kill,
-            not_before=time.time() + wake_up_delay(),
+            deferred_at=time.time(),
             logged_state=str(job.last_status.state) if job.last_status else None,
             push_status=push_status,
         )
@@ -135,7 +152,7 @@ class NoukaiJobTrigger(BaseTrigger):
                 "deadline": self.deadline,
                 "poll_interval": self.poll_interval,
                 "cancel_on_kill": self.cancel_on_kill,
-                "not_before": self.not_before,
+                "deferred_at": self.deferred_at,
                 "logged_state": self.logged_state,
                 "push_status": self.push_status,
             },
@@ -143,10 +160,12 @@ class NoukaiJobTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and yield one event."""
+        clock = asyncio.get_running_loop().time
+        started, delay = clock(), 0.0
+        if self.deferred_at is not None:
+            delay = wake_up_delay(max(0.0, time.time() - self.deferred_at))
         event = await self._wait()
-        if self.not_before is not None:
-            # The clocks of the worker and the triggerer may differ, so the pause has an upper bound.
-            await asyncio.sleep(min(self.not_before - time.time(), wake_up_delay()))
+        await asyncio.sleep(started + delay - clock())
         yield TriggerEvent(event.payload())  # type: ignore[no-untyped-call]
 
     async def _wait(self) -> JobEvent:
@@ -176,7 +195,7 @@ class NoukaiJobTrigger(BaseTrigger):
         except Exception as error:
             self.log.exception("Noukai job %s of %s: trigger failed: %r", self.job_id, self.flow, error)
             reason = Reason.UNEXPECTED_ERROR
-        return JobEvent(self.job_id, reason, state)
+        return JobEvent(self.job_id, reason, state, time.time())
 
     async def _statuses(self) -> AsyncIterator[JobStatus]:
         """Yield each change of the job. If the connection is changed, polling continues with its new content.
@@ -267,7 +286,8 @@ class NoukaiJobTrigger(BaseTrigger):
         give_up_at = time.monotonic() + _DECISION_SECONDS
         while True:
             try:
-                decision, unknown = await self._decide(), "it is on its way to a worker"
+                decision = await self._decide_by(give_up_at)
+                unknown = "it is on its way to a worker"
             except Exception as error:
                 decision, unknown = _kill_policy.KillDecision.UNDECIDED, str(error)
             if decision is _kill_policy.KillDecision.CANCEL:
@@ -275,8 +295,19 @@ class NoukaiJobTrigger(BaseTrigger):
             if decision is _kill_policy.KillDecision.KEEP:
                 return "its task still waits for it"
             if time.monotonic() > give_up_at:
+                if ON_KILL_MEANS_USER:
+                    return None
                 return f"who ended its task is not known: {unknown}"
             await asyncio.sleep(_DECISION_PAUSE)
+
+    async def _decide_by(self, give_up_at: float) -> _kill_policy.KillDecision:
+        """Decide in a bounded time. A request to Airflow that takes longer is left alone, not interrupted."""
+        deciding = asyncio.create_task(self._decide())
+        deciding.add_done_callback(lambda task: task.cancelled() or task.exception())
+        await asyncio.wait({deciding}, timeout=max(give_up_at - time.monotonic(), 0.0))
+        if not deciding.done():
+            raise TimeoutError("no response from Airflow in time")
+        return deciding.result()
 
     async def _decide(self) -> _kill_policy.KillDecision:
         task = self.task_instance
@@ -286,9 +317,10 @@ class NoukaiJobTrigger(BaseTrigger):
             from noukai_airflow._task_states import job_of_task, state_of_task
         except ImportError:  # a later Airflow, which calls on_kill only when a user ends the task
             return _kill_policy.KillDecision.CANCEL
-        return _kill_policy.decide_in_triggerer(
-            await state_of_task(task), await job_of_task(task), self.job_id
-        )
+        state, job_id = await state_of_task(task), await job_of_task(task)
+        if ON_KILL_MEANS_USER:
+            return _kill_policy.decide_after_user_action(state, job_id, self.job_id)
+        return _kill_policy.decide_in_triggerer(state, job_id, self.job_id)
 
     async def _cancel(self) -> None:
         """Cancel over separate connections: the trigger's cleanup runs at the same time."""

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import pytest
 
@@ -35,7 +36,7 @@ class MemoryStore:
     def get(self, key: str) -> Any:
         return self.kept.get(key)
 
-    def set(self, key: str, value: Any) -> None:
+    def set(self, key: str, value: Any, *, retention: Any = None) -> None:
         self.kept[key] = value
         self.writes.append(value)
 
@@ -50,7 +51,7 @@ class FakeTask:
     try_number: int = 1
     max_tries: int = 0
     dag_id: str = "dag"
-    run_id: str = "run"
+    run_id: str = field(default_factory=lambda: uuid4().hex)
     task_id: str = "task"
     map_index: int = -1
     xcoms: dict[str, Any] = field(default_factory=dict)
@@ -59,7 +60,7 @@ class FakeTask:
     def xcom_push(self, key: str, value: Any) -> None:
         self.xcoms[key] = value
 
-    def xcom_pull(self, task_ids: str, key: str, map_indexes: int) -> Any:
+    def xcom_pull(self, task_ids: str, key: str, map_indexes: int, run_id: str | None = None) -> Any:
         return self.xcoms.get(key) if (task_ids, map_indexes) == (self.task_id, self.map_index) else None
 
     def get_task_states(self, **_: Any) -> dict[str, Any]:

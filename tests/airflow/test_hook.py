@@ -53,6 +53,33 @@ async def test_a_connection_that_is_missing() -> None:
         await NoukaiHook("not_there").aget_settings()
 
 
+async def test_a_variable_that_is_no_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broken variable, which Airflow passes over, is named, and its content is not shown."""
+    monkeypatch.setenv("AIRFLOW_CONN_OF_A_TEST", AS_JSON[:-1] + ",")
+    message = r"'of_a_test' is malformed: the variable AIRFLOW_CONN_OF_A_TEST is no valid JSON \(line 1, "
+    with pytest.raises(NoukaiPermanentException, match=message) as caught:
+        _ = NoukaiHook("of_a_test").settings
+    shown = "".join(traceback.format_exception(caught.value))
+    assert KEY not in shown
+    with pytest.raises(NoukaiPermanentException, match=message):
+        await NoukaiHook("of_a_test").aget_settings()
+
+
+@pytest.mark.parametrize("fields", [{"password": "sk-of-another-service"}, {"host": "ftp://noukai.test"}])
+async def test_a_connection_that_no_client_takes(
+    fields: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the job client refuses is reported with the connection's name, and without the key."""
+    connection = {"conn_type": "noukai", "password": KEY, **fields}
+    monkeypatch.setenv("AIRFLOW_CONN_OF_A_TEST", json.dumps(connection))
+    with pytest.raises(NoukaiPermanentException, match="connection 'of_a_test' is malformed") as caught:
+        NoukaiHook("of_a_test").get_conn()
+    assert "another-service" not in str(caught.value)
+    with pytest.raises(NoukaiPermanentException, match="connection 'of_a_test' is malformed"):
+        async with NoukaiHook("of_a_test").async_client():
+            pass
+
+
 async def test_a_connection_that_is_malformed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error names the defect, and the next read sees a corrected connection."""
     monkeypatch.setenv("AIRFLOW_CONN_OF_A_TEST", json.dumps({"conn_type": "noukai"}))

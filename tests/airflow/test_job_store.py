@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import pytest
 
-from noukai_airflow._job_store import JobRecord, JobStore, derived_submission_id
+from noukai_airflow._job_store import JobRecord, JobStore, TaskKey
 from noukai_core import Submission
 
 if TYPE_CHECKING:
@@ -85,17 +86,19 @@ def test_a_record_leads_to_a_submission_that_may_have_been_sent() -> None:
     assert record.submission == Submission(ID, record.last_sent_at)
 
 
-def test_derived_ids_are_stable_and_distinct() -> None:
-    """A task derives the same id everywhere; another task, clear or number leads to another id."""
-    task = ("dag", "run", "task", -1, 1, 0)
-    assert derived_submission_id(*task) == derived_submission_id(*task)
-    assert UUID(derived_submission_id(*task)).version == 5
+def test_derived_identities_are_stable_and_distinct() -> None:
+    """A task derives the same identity everywhere, and any other task, iteration or try another."""
+    key = TaskKey("dag", "run", "2026-01-01", "task", -1, "region 0")
+    assert key.submission_id(1) == replace(key).submission_id(1)
+    assert UUID(key.submission_id(1)).version == 5
     others = [
-        ("dag2", "run", "task", -1, 1, 0),
-        ("dag", "run2", "task", -1, 1, 0),
-        ("dag", "run", "task2", -1, 1, 0),
-        ("dag", "run", "task", 0, 1, 0),
-        ("dag", "run", "task", -1, 2, 0),
-        ("dag", "run", "task", -1, 1, 1),
+        replace(key, dag_id="dag2"),
+        replace(key, run_id="run2"),
+        replace(key, run_after="2026-01-02"),
+        replace(key, task_id="task2"),
+        replace(key, map_index=0),
+        replace(key, loop="region 1"),
     ]
-    assert len({derived_submission_id(*other) for other in [task, *others]}) == len(others) + 1
+    ids = [other.submission_id(1) for other in (key, *others)]
+    ids += [key.submission_id(2), key.submission_id(1, resubmission=1)]
+    assert len(set(ids)) == len(others) + 3

@@ -57,6 +57,34 @@ def test_on_kill_of_a_trigger(state: str | None, job_of_task: str | None, expect
 
 
 @pytest.mark.parametrize(
+    ("state", "job_of_task", "expected"),
+    [
+        ("failed", "mine", KillDecision.CANCEL),
+        ("success", "mine", KillDecision.CANCEL),
+        ("skipped", None, KillDecision.CANCEL),
+        (None, None, KillDecision.UNDECIDED),
+        ("queued", None, KillDecision.UNDECIDED),
+        ("running", None, KillDecision.UNDECIDED),
+        ("running", "mine", KillDecision.KEEP),
+        ("running", "another", KillDecision.CANCEL),
+        ("deferred", "mine", KillDecision.KEEP),
+        ("deferred", None, KillDecision.KEEP),
+    ],
+)
+def test_on_kill_after_a_users_act(
+    state: str | None, job_of_task: str | None, expected: KillDecision
+) -> None:
+    """Where only a user's act leads to `on_kill`, the job is kept if the new try attached to it."""
+    assert _kill_policy.decide_after_user_action(state, job_of_task, "mine") is expected
+
+
+def test_a_clear_that_keeps_the_state_on_a_worker() -> None:
+    """The job of a running task that is cleared is kept when the user keeps the task's state."""
+    assert _kill_policy.decide_on_worker("restarting", known=True, kept=True) is KillDecision.KEEP
+    assert _kill_policy.decide_on_worker("failed", known=True, kept=True) is KillDecision.CANCEL
+
+
+@pytest.mark.parametrize(
     ("map_index", "expected"),
     [(-1, "running"), (0, "failed"), (3, None)],
     ids=["unmapped", "mapped", "absent"],

@@ -21,6 +21,7 @@ from noukai_airflow.exceptions import (
     NoukaiJobFailedException,
     NoukaiJobTimeoutException,
     NoukaiPermanentException,
+    NoukaiTransientException,
 )
 from noukai_airflow.hooks.noukai import NoukaiHook
 from noukai_airflow.operators.noukai import NoukaiRunJobOperator
@@ -234,18 +235,62 @@ def test_a_trace_that_is_not_available(
     """Without a trace the task succeeds, and its status has neither tokens nor cost."""
     emulator.control.fault("status", on="trace", times=None, status=403)
     operator(trace=True).execute(context)
-    assert set(context["ti"].xcoms["job_status"]) == {"state", "created_at", "started_at", "completed_at"}
+    assert set(context["ti"].xcoms["job_status"]) == {
+        *("state", "created_at", "started_at", "completed_at"),
+        "duration",
+    }
 
 
-@pytest.mark.parametrize("durable", [True, False])
-def test_a_retry_is_promised_only_what_it_does(
-    durable: bool, connected: ConnectionSettings, context: Any, emulator: Emulator
+@pytest.mark.parametrize(
+    ("durable", "retries", "try_number", "attaches"),
+    [(True, 1, 1, True), (False, 1, 1, False), (True, 0, 1, False), (True, 1, 2, False)],
+    ids=["retry left", "not durable", "no retries", "last try"],
+)
+def test_a_retry_is_promised_only_where_one_attaches(
+    durable: bool,
+    retries: int,
+    try_number: int,
+    attaches: bool,
+    connected: ConnectionSettings,
+    context: Any,
+    emulator: Emulator,
 ) -> None:
-    """Only the error of a durable task says that a retry attaches to the job that is left running."""
+    """That a retry attaches to a job that is left running is said only where one is left that does."""
     emulator.control.script("flow", outcome="never")
+    context["ti"].try_number, context["ti"].max_tries = try_number, retries
+    task = operator(timeout=0.3, cancel_on_timeout=False, durable=durable, retries=retries)
     with pytest.raises(NoukaiJobTimeoutException, match="left running") as caught:
-        operator(timeout=0.3, cancel_on_timeout=False, durable=durable).execute(context)
-    assert ("a retry attaches to it" in str(caught.value)) == durable
+        task.execute(context)
+    assert ("a retry attaches to it" in str(caught.value)) == attaches
+
+
+@pytest.mark.parametrize(("on_final_failure", "cancelled"), [("keep", False), ("cancel", True)])
+def test_a_job_that_is_left_behind(
+    on_final_failure: Any,
+    cancelled: bool,
+    connected: ConnectionSettings,
+    context: Any,
+    emulator: Emulator,
+) -> None:
+    """When the service is not reached and no retry is left, the job is named in a warning, or cancelled."""
+    emulator.control.script("flow", outcome="never")
+    emulator.control.fault("status", on="poll", times=None, status=503)
+    with pytest.raises(NoukaiTransientException):
+        operator(on_final_failure=on_final_failure).execute(context)
+    (job,) = emulator.control.jobs()
+    assert (job["state"] == "cancelled") == cancelled
+
+
+def test_a_job_is_not_cancelled_while_a_retry_is_left(
+    connected: ConnectionSettings, context: Any, emulator: Emulator
+) -> None:
+    """`on_final_failure="cancel"` leaves a job alone that a retry attaches to."""
+    emulator.control.script("flow", outcome="never")
+    emulator.control.fault("status", on="poll", times=None, status=503)
+    context["ti"].max_tries = 1
+    with pytest.raises(NoukaiTransientException):
+        operator(on_final_failure="cancel", retries=1).execute(context)
+    assert emulator.control.counts().get("cancel", 0) == 0
 
 
 @pytest.mark.parametrize("configured", ["True", "False"])

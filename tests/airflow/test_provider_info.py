@@ -62,3 +62,13 @@ def test_it_is_cheap_to_read() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_the_plugin_is_one_that_airflow_takes() -> None:
+    """Airflow finds the plugin by its entry point, and registers its listener."""
+    from airflow.listeners.listener import get_listener_manager
+
+    (entry,) = [e for e in entry_points(group="airflow.plugins") if e.value.startswith("noukai_airflow")]
+    plugin = entry.load()
+    manager = get_listener_manager()
+    assert all(listener in manager.pm.get_plugins() for listener in plugin.listeners)

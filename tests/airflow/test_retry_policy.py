@@ -10,10 +10,13 @@ import noukai_core as core
 from noukai_airflow.exceptions import (
     NoukaiJobFailedException,
     NoukaiPermanentException,
+    NoukaiRateLimitException,
     NoukaiTransientException,
 )
 
 policies = pytest.importorskip("noukai_airflow.retry_policy", exc_type=ImportError)
+
+RESCHEDULES = hasattr(policies.RetryDecision, "reschedule")
 
 
 def decide(error: BaseException, **arguments: timedelta) -> tuple[str, timedelta | None]:
@@ -24,13 +27,22 @@ def decide(error: BaseException, **arguments: timedelta) -> tuple[str, timedelta
 @pytest.mark.parametrize(
     "error",
     [
-        NoukaiTransientException("too many requests", retry_after=120),
+        NoukaiRateLimitException("too many requests", retry_after=120),
         core.RateLimitError("too many requests", status_code=429, retry_after=120),
     ],
 )
 def test_a_rate_limit_waits_as_long_as_the_server_says(error: Exception) -> None:
-    """The delay is the one that the server asks for, in errors of the operator and of the job client."""
-    assert decide(error) == ("retry", timedelta(seconds=120))
+    """The delay is the server's own, and since Airflow 3.4 it costs no retry."""
+    action = "reschedule" if RESCHEDULES else "retry"
+    assert decide(error) == (action, timedelta(seconds=120))
+
+
+@pytest.mark.skipif(not RESCHEDULES, reason="before Airflow 3.4, a policy cannot reschedule")
+def test_a_rate_limit_is_rescheduled_for_a_bounded_time() -> None:
+    """A rate limit without a delay is waited for with the task's own, up to the policy's limit."""
+    policy = policies.NoukaiRetryPolicy(reschedule_timeout=timedelta(hours=2))
+    decision = policy.evaluate(NoukaiRateLimitException("too many requests"), try_number=1, max_tries=0)
+    assert (decision.retry_delay, decision.reschedule_timeout) == (None, timedelta(hours=2))
 
 
 def test_the_delay_has_an_upper_limit() -> None:

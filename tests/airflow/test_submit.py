@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from noukai_airflow._job_store import JobRecord, JobStore
+from noukai_airflow._job_store import JobRecord, JobStore, TaskKey
 from noukai_airflow._submit import TaskJob
 from noukai_core import JobRequest
 from tests.airflow.conftest import FakeTask, MemoryStore
@@ -32,6 +32,7 @@ class Tries:
         self.session_id: str | None = None
         self.message: Any = "Hello"
         self.cancel_on_kill = True
+        self.clear_discards_state = False
 
     def run(self, *, durable: bool = True) -> Job:
         request = JobRequest("acme/demo/flow", self.message, session_id=self.session_id)
@@ -41,10 +42,12 @@ class Tries:
             self.settings,
             request,
             store,
+            TaskKey.of({"ti": task}),  # type: ignore[typeddict-item]
             task,
             retries=self.retries,
             durable=durable,
             cancel_on_kill=self.cancel_on_kill,
+            clear_discards_state=self.clear_discards_state,
         ).obtain()
 
     def retry(self, **arguments: bool) -> Job:
@@ -204,6 +207,82 @@ def test_a_clear_while_the_state_is_unknown(tries: Tries, emulator: Emulator) ->
     assert first.status().state == "cancelled"
 
 
+@pytest.mark.parametrize("kind", ["tries", "without_store"])
+def test_a_clear_that_leaves_no_record(kind: str, request: pytest.FixtureRequest) -> None:
+    """A cleared task whose record is gone finds its old job by its identity, and stops it."""
+    tries: Tries = request.getfixturevalue(kind)
+    first = tries.run()
+    tries.retry()
+    if tries.store is not None:
+        tries.store.kept.clear()
+    second = tries.clear()
+    assert (first.status().state, second.status().finished) == ("cancelled", False)
+    assert (tries.count("submit"), tries.count("cancel")) == (2, 1)
+
+
+def test_a_clear_before_the_new_try_has_run(without_store: Tries) -> None:
+    """Two clears in a row find the job of before the first."""
+    first = without_store.run()
+    without_store.task.max_tries = without_store.task.try_number + without_store.retries
+    without_store.task.try_number += 1  # scheduled, and cleared before it ran
+    second = without_store.clear()
+    assert (first.status().state, second.status().finished) == ("cancelled", False)
+    assert without_store.count("submit") == 2
+
+
+def test_a_clear_without_a_record_stops_the_last_job_alone(tries: Tries) -> None:
+    """Of several jobs of a task, only the last can still run: the server is asked for no other."""
+    jobs = [tries.run()]
+    tries.finish(jobs[0], "failed")
+    jobs.append(tries.retry())
+    assert tries.store is not None
+    tries.store.kept.clear()
+    tries.clear()
+    assert [job.status().state for job in jobs] == ["failed", "cancelled"]
+    assert tries.count("cancel") == 1
+
+
+def test_a_clear_that_keeps_the_state_attaches(tries: Tries) -> None:
+    """Where a clear discards what a task remembers, a record that is still there is one to go on with."""
+    tries.clear_discards_state = True
+    first = tries.run()
+    assert tries.clear().id == first.id
+    assert tries.retry().id == first.id
+    assert (tries.count("submit"), tries.count("cancel")) == (1, 0)
+
+
+def test_a_clear_that_keeps_the_state_takes_a_result_that_was_not_delivered(tries: Tries) -> None:
+    """A job that completed, and whose result no try has taken, is not paid for again."""
+    tries.clear_discards_state = True
+    first = tries.run()
+    tries.finish(first)
+    assert tries.clear().id == first.id
+    assert tries.count("submit") == 1
+
+
+@pytest.mark.parametrize("outcome", ["failed", "cancelled", "delivered"])
+def test_a_clear_that_keeps_the_state_of_a_job_that_is_over(
+    outcome: str, tries: Tries, store: MemoryStore
+) -> None:
+    """A job that failed, was cancelled, or whose result was taken, makes way for a new one."""
+    tries.clear_discards_state = True
+    first = tries.run()
+    tries.finish(first, "completed" if outcome == "delivered" else outcome)
+    JobStore(store).change(delivered=outcome == "delivered")
+    second = tries.clear()
+    assert second.id != first.id
+    assert (tries.count("submit"), tries.count("cancel")) == (2, 0)
+
+
+def test_a_try_that_runs_again_submits_under_an_identity_of_its_own(tries: Tries) -> None:
+    """A rescheduled try whose job failed does not pass for the submission that it has made before."""
+    jobs = []
+    for _ in range(3):
+        jobs.append(tries.run())
+        tries.finish(jobs[-1], "failed")
+    assert len({job.id for job in jobs}) == len({job["session_id"] for job in tries.control.jobs()}) == 3
+
+
 def test_a_retry_after_a_clear_attaches_to_the_new_job(tries: Tries) -> None:
     """Each clear leads to a new job, to which later retries attach."""
     tries.run()
@@ -250,7 +329,7 @@ def test_a_store_that_fails_after_the_submission(
     """If the job's id cannot be stored, the task continues, and a retry finds the job by its submission."""
     keep = store.set
 
-    def fail_with_a_job(key: str, value: Any) -> None:
+    def fail_with_a_job(key: str, value: Any, **_: Any) -> None:
         if "job_id" in value:
             raise ConnectionError("the API server is unavailable")
         keep(key, value)

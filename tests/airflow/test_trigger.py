@@ -20,7 +20,7 @@ from noukai_airflow._kill_policy import KillDecision
 from noukai_airflow._trigger_event import JobEvent, Reason
 from noukai_airflow.hooks.noukai import NoukaiHook
 from noukai_airflow.triggers import noukai as triggers
-from noukai_airflow.triggers.noukai import NoukaiJobTrigger
+from noukai_airflow.triggers.noukai import NoukaiJobTrigger, wake_up_delay
 
 if TYPE_CHECKING:
     from noukai_airflow._connection import ConnectionSettings
@@ -83,7 +83,7 @@ def test_stored_arguments() -> None:
         "deadline",
         "poll_interval",
         "cancel_on_kill",
-        "not_before",
+        "deferred_at",
         "logged_state",
         "push_status",
     }
@@ -99,7 +99,8 @@ async def test_the_end_of_a_job(outcome: str, connected: ConnectionSettings, emu
     """Every end of a job has the same reason; the event carries its state, but not its result."""
     emulator.control.script("flow", outcome=outcome, after_seconds=0.1, result_bytes=100_000)
     job_id = submit(connected)
-    assert await event_of(trigger(job_id)) == JobEvent(job_id, Reason.FINISHED, outcome)
+    event = await event_of(trigger(job_id))
+    assert (event.job_id, event.reason, event.state) == (job_id, Reason.FINISHED, outcome)
 
 
 async def test_the_status_is_kept_current(
@@ -163,23 +164,49 @@ async def test_a_task_is_not_resumed_too_early(
     """If a job ends soon after the deferral, its task is resumed only when Airflow is ready for it."""
     emulator.control.script("flow", after_seconds=0)
     job = _client_cache.shared_client(connected).flow(FLOW).attach(submit(connected))
-    monkeypatch.setattr(triggers, "wake_up_delay", lambda: 0.5)
+    monkeypatch.setattr(triggers, "wake_up_delay", lambda late: 0.5)
     waiting = NoukaiJobTrigger.for_job(
         job, noukai_conn_id="noukai_default", deadline=None, poll_interval=0.05
     )
+    started = time.time()
     assert (await event_of(waiting)).state == "completed"
-    assert waiting.not_before is not None
-    assert time.time() >= waiting.not_before
+    assert time.time() >= started + 0.5
 
 
-async def test_clocks_that_differ_do_not_delay_a_task(
-    connected: ConnectionSettings, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("deferred_ago", "late"), [(2.0, 2.0), (-3600.0, 0.0)], ids=["late", "the worker's clock is ahead"]
+)
+async def test_how_late_the_trigger_started(
+    deferred_ago: float,
+    late: float,
+    connected: ConnectionSettings,
+    emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A worker whose clock is far ahead delays its task by no more than the usual pause."""
+    """The pause depends on the time from the deferral to the start of the trigger, never a negative one."""
     emulator.control.script("flow", after_seconds=0)
-    monkeypatch.setattr(triggers, "wake_up_delay", lambda: 0.1)
-    waiting = trigger(submit(connected), not_before=time.time() + 3600)
-    assert (await asyncio.wait_for(event_of(waiting), 30)).state == "completed"
+    seen: list[float] = []
+
+    def delay(late: float) -> float:
+        seen.append(late)
+        return 0.0
+
+    monkeypatch.setattr(triggers, "wake_up_delay", delay)
+    assert (await event_of(trigger(submit(connected), deferred_at=time.time() - deferred_ago))).state
+    assert seen[0] >= late
+
+
+@pytest.mark.parametrize(
+    ("late", "seconds"), [(0, 10), (1, 10), (3, 14), (5, 20), (26, 35), (60, 35), (61, 10), (86400, 10)]
+)
+def test_the_earliest_resumption(late: float, seconds: float) -> None:
+    """The pause grows with how late the trigger started, within bounds, unless the triggerer was down."""
+    assert wake_up_delay(late, resumes_safely=False) == seconds
+
+
+def test_a_task_is_resumed_at_once() -> None:
+    """Since Airflow 3.4 the scheduler does not mistake the end of the deferring process: no pause."""
+    assert wake_up_delay(2.0, resumes_safely=True) == 0
 
 
 async def test_the_deadline(connected: ConnectionSettings, emulator: Emulator) -> None:
@@ -410,7 +437,8 @@ async def test_a_kill_while_the_task_is_on_its_way_to_a_worker(
     emulator: Emulator,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Nothing is cancelled until it is known who resumed the task."""
+    """Before Airflow 3.4, nothing is cancelled until it is known who resumed the task."""
+    monkeypatch.setattr(triggers, "ON_KILL_MEANS_USER", False)
     emulator.control.script("flow", outcome="never")
     waiting = trigger(submit(connected), cancel_on_kill=True)
     monkeypatch.setattr(waiting, "task_instance", SimpleNamespace(task_id="job"))
@@ -433,15 +461,57 @@ async def test_a_kill_while_the_task_is_on_its_way_to_a_worker(
     assert emulator.control.counts(waiting.job_id).get("cancel", 0) == cancels
 
 
-@pytest.mark.parametrize(("silent", "cancels"), [(2, 1), (1000, 0)], ids=["for a moment", "for a long time"])
-async def test_a_kill_while_the_tasks_state_is_unavailable(
-    silent: int,
+@pytest.mark.parametrize(
+    ("then", "cancels"),
+    [(("deferred", "mine"), 0), (("running", "another"), 1), (("deferred", None), 0), (("queued", None), 1)],
+    ids=["attached", "not attached", "without XComs", "never runs again"],
+)
+async def test_a_kill_after_a_clear(
+    then: tuple[str, str | None],
     cancels: int,
     connected: ConnectionSettings,
     emulator: Emulator,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The request for the task's state is repeated; if it keeps failing, the job is left running."""
+    """Since Airflow 3.4: the job of a cleared task is cancelled, unless the new try attaches to it."""
+    monkeypatch.setattr(triggers, "ON_KILL_MEANS_USER", True)
+    emulator.control.script("flow", outcome="never")
+    waiting = trigger(submit(connected), cancel_on_kill=True)
+    monkeypatch.setattr(waiting, "task_instance", SimpleNamespace(task_id="job"))
+    seen = iter([(None, None), ("scheduled", None), ("running", None)])
+    now: tuple[str | None, str | None] = then
+
+    async def state_of_task(_: object) -> str | None:
+        nonlocal now
+        now = next(seen, then)
+        return now[0]
+
+    async def job_of_task(_: object) -> str | None:
+        return waiting.job_id if now[1] == "mine" else now[1]
+
+    monkeypatch.setattr(_task_states, "state_of_task", state_of_task)
+    monkeypatch.setattr(_task_states, "job_of_task", job_of_task)
+    monkeypatch.setattr(triggers, "_DECISION_SECONDS", 0.2)
+    monkeypatch.setattr(triggers, "_DECISION_PAUSE", 0.01)
+    await waiting.on_kill()
+    assert emulator.control.counts(waiting.job_id).get("cancel", 0) == cancels
+
+
+@pytest.mark.parametrize(
+    ("silent", "means_user", "cancels"),
+    [(2, False, 1), (1000, False, 0), (2, True, 1), (1000, True, 1)],
+    ids=["for a moment", "for a long time", "for a moment, 3.4", "for a long time, 3.4"],
+)
+async def test_a_kill_while_the_tasks_state_is_unavailable(
+    silent: int,
+    means_user: bool,
+    cancels: int,
+    connected: ConnectionSettings,
+    emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The request is repeated; if it keeps failing, the job is kept where the kill may be a mistake."""
+    monkeypatch.setattr(triggers, "ON_KILL_MEANS_USER", means_user)
     emulator.control.script("flow", outcome="never")
     waiting = trigger(submit(connected), cancel_on_kill=True)
     monkeypatch.setattr(waiting, "task_instance", SimpleNamespace(task_id="job"))

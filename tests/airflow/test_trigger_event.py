@@ -13,7 +13,7 @@ from noukai_core import JobState
 @pytest.mark.parametrize("reason", list(Reason))
 def test_an_event_survives_its_passage_through_airflow(reason: Reason) -> None:
     """A task reads what a trigger yields."""
-    event = JobEvent("job-1", reason, "running")
+    event = JobEvent("job-1", reason, "running", 1764115200.5)
     assert JobEvent.read(json.loads(json.dumps(event.payload()))) == event
 
 
@@ -24,12 +24,12 @@ def test_an_event_is_stored_without_a_class_of_ours() -> None:
     except ImportError:  # before Airflow 3.2
         from airflow.serialization.serde import deserialize, serialize
 
-    payload = JobEvent("job-1", Reason.FINISHED, JobState.COMPLETED).payload()
-    assert {type(value) for value in payload.values()} == {int, str}
+    payload = JobEvent("job-1", Reason.FINISHED, JobState.COMPLETED, 1764115200.5).payload()
+    assert {type(value) for value in payload.values()} == {int, str, float}
     stored = serialize(payload)
     assert "noukai" not in json.dumps(stored)
     read = deserialize(stored)
-    assert {type(value) for value in read.values()} == {int, str}
+    assert {type(value) for value in read.values()} == {int, str, float}
     assert read["state"] == "completed"
 
 
@@ -40,6 +40,7 @@ def test_an_event_holds_only_ids_and_states() -> None:
         "job_id",
         "reason",
         "state",
+        "seen_at",
     }
 
 

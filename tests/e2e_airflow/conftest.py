@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 AIRFLOW = tuple(int(part) for part in version("apache-airflow-core").split(".")[:2])
 
-# Before 3.3, Airflow does not notify triggers of a kill, and tasks have no store that outlives a clear.
+# Before 3.3, Airflow does not notify triggers of a kill.
 NOTIFIES_TRIGGERS = AIRFLOW >= (3, 3)
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +50,6 @@ PROMPT = {
 
 
 _TRIGGER_RUNS = ") starting"
-_TRIGGER_ENDS = "trigger completed"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -128,6 +127,15 @@ class Run:
         """
         self.wait_for("deferred", map_index=map_index)
         wait_until(lambda: _TRIGGER_RUNS in self.logs(map_index=map_index), "the trigger to start")
+
+    def wait_until_settled(self) -> None:
+        """Wait until the task's latest try is deferred, with its own job."""
+
+        def settled() -> bool:
+            return self.state() == "deferred" and self.xcom("job_id") == self.jobs()[-1]["id"]
+
+        self.wait_for_jobs(2)
+        wait_until(settled, "the latest try to be deferred")
 
     def state(self, task_id: str | None = None, map_index: int = -1) -> str | None:
         """Return the state of the task."""
@@ -219,18 +227,13 @@ class Run:
         wait_until(lambda: self.xcom("job_id") == job["id"], "the job's id")
         return str(job["id"])
 
-    def check_abandoned(self, job_id: str, map_index: int = -1) -> None:
-        """Check what happens to the job of a deferred task that a user has ended.
+    def check_abandoned(self, job_id: str) -> None:
+        """Check that the job of a deferred task that a user has ended is cancelled, once.
 
-        It is cancelled once. Before 3.3, Airflow notifies nothing that could cancel it, and the job is left
-        running.
+        Its trigger cancels it, or before 3.3 the API server.
         """
-        if NOTIFIES_TRIGGERS:
-            self.wait_for_end(job_id, "cancelled")
-        else:
-            wait_until(lambda: _TRIGGER_ENDS in self.logs(map_index=map_index), "the end of the trigger")
-            assert next(job["state"] for job in self.jobs() if job["id"] == job_id) in ("pending", "running")
-        assert self.cancels(job_id) == int(NOTIFIES_TRIGGERS)
+        self.wait_for_end(job_id, "cancelled")
+        assert self.cancels(job_id) == 1
 
     def wait_for_end(self, job_id: str, state: str, timeout: float = LONGEST_WAIT) -> None:
         """Wait until a job has ended as the server sees it."""

@@ -25,6 +25,7 @@ def test_there_is_a_file_for_each_environment() -> None:
     assert PINNED == [
         "airflow-deployment.txt",
         "airflow-floor.txt",
+        "airflow-next.txt",
         "airflow-peers.txt",
         "airflow.txt",
         "prefect-floor.txt",

@@ -98,6 +98,7 @@ def test_both_orchestrators_find_their_entry_point(wheel: Wheel) -> None:
 
     assert {group: dict(entry_points[group]) for group in entry_points.sections()} == {
         "apache_airflow_provider": {"provider_info": "noukai_airflow.provider_info:get_provider_info"},
+        "airflow.plugins": {"noukai": "noukai_airflow.plugins.noukai:NoukaiPlugin"},
         "prefect.collections": {"noukai_prefect": "noukai_prefect"},
     }
 

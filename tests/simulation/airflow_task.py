@@ -81,7 +81,7 @@ class TaskStore:
         self._access("read")
         return copy.deepcopy(self._task.simulation.store.get(key))
 
-    def set(self, key: str, value: Any) -> None:
+    def set(self, key: str, value: Any, *, retention: Any = None) -> None:
         end = self._task.choices.pick("end of a write", ("written", "failed", "written, but failed"), 0.06)
         self._access("write")
         if end != "failed":
@@ -441,6 +441,8 @@ def airflow_world(living: LivingClock, task: AirflowTask) -> Iterator[None]:
             (NoukaiHook, "settings", task.settings),
             (NoukaiHook, "_read_connection", read_connection),
             (noukai_airflow._worker_kill, "threading", threads),
+            # The supervisor's kill, which the process anticipates, comes before this sleep ends.
+            (noukai_airflow._worker_kill, "_kill_own_process", lambda: task.worker.sleep(10.0)),
             (noukai_airflow._task_states, "state_of_task", task.state_of_task),
             (noukai_airflow._task_states, "job_of_task", task.job_of_task),
         ):
