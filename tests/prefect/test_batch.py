@@ -107,9 +107,9 @@ async def test_a_record_whose_job_only_its_session_knows_is_attached(
     """A rerun whose job the server does not know asks the session before it submits."""
     submission = Submission.new()
     made = await flow.job("hello", submission=submission)
-    record = JobRecord(submission.id, FLOW, SLOT, job_id="job-gone")
+    record = JobRecord(submission_id=submission.id, flow=FLOW, slot=SLOT, job_id="job-gone")
     attached = await _attach(flow, record, TIMED_OUT, SubmissionState(), listed=True)
     assert attached is not None
     assert attached.id == made.id
-    unknown = JobRecord(Submission.new().id, FLOW, SLOT, job_id="job-gone")
+    unknown = JobRecord(submission_id=Submission.new().id, flow=FLOW, slot=SLOT, job_id="job-gone")
     assert await _attach(flow, unknown, TIMED_OUT, SubmissionState(), listed=True) is None
