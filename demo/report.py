@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from noukai_core import Noukai
+from noukai_core import Noukai, one_line
 from noukai_core.emulator import EmulatorControl
 
 _PAUSE = 0.2
@@ -59,7 +59,8 @@ class LiveView:
             seen = self._seen.setdefault(job["id"], [])
             for state in job["states"][len(seen) :]:
                 change = f"{seen[-1]} → {state}" if seen else f"submitted, {state}"
-                say(f"{job['message'].removeprefix('from '):8} {job['slug']:12}  {job['id']}  {change}")
+                message, slug = one_line(job["message"].removeprefix("from ")), one_line(job["slug"])
+                say(f"{message:8} {slug:12}  {job['id']}  {change}")
                 seen.append(state)
 
 
@@ -95,5 +96,4 @@ def _requests(counts: dict[str, int]) -> str:
 
 def short(value: Any, length: int = 80) -> str:
     """Show a value on one line, cut."""
-    text = " ".join(str(value).split())
-    return text if len(text) <= length else text[: length - 1] + "…"
+    return one_line(str(value), length)

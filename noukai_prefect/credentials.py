@@ -28,7 +28,7 @@ class NoukaiCredentials(CredentialsBlock):
         ```
     """
 
-    model_config = ConfigDict(validate_assignment=True)
+    model_config = ConfigDict(validate_assignment=True, hide_input_in_errors=True)
 
     _block_type_name = "Noukai Credentials"
     _block_type_slug = "noukai-credentials"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
+import os
 from collections.abc import Callable, Iterator
 from io import FileIO
 from itertools import islice
@@ -18,6 +19,8 @@ from typing import Any
 
 from noukai_core.emulator._jobs import End, Job
 from noukai_core.emulator._script import Spec
+
+_FIRST_BYTES = b'{"submitted":{"id":'
 
 
 class AlreadyFinished(Exception):
@@ -113,14 +116,17 @@ class JobStore:
     def _read(self, file: FileIO, path: Path) -> None:
         file.seek(0)
         complete, newline, torn = file.readall().rpartition(b"\n")
-        if torn:
-            file.truncate(len(complete) + len(newline))
         try:
+            # A file that is not a state file keeps every byte: a state file begins as its own lines do.
+            if torn and not complete and not torn.startswith(_FIRST_BYTES[: len(torn)]):
+                raise ValueError(torn)
             for line in complete.splitlines():
                 self._replay(json.loads(line))
-        except (ValueError, TypeError, LookupError):
+        except (ValueError, TypeError, LookupError, AttributeError):
             file.close()
             raise ValueError(f"{path} is not a state file of an emulator") from None
+        if torn:
+            file.truncate(len(complete) + len(newline))
 
     def _replay(self, event: dict[str, Any]) -> None:
         if "submitted" in event:
@@ -142,10 +148,14 @@ def _fields(item: Job | Spec) -> dict[str, Any]:
 
 
 def _open(path: Path) -> FileIO:
-    file = FileIO(path, "a+")
+    file = FileIO(path, "a+", opener=_open_private)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
         raise ValueError(f"the state file {path} is in use by another emulator") from None
     return file
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

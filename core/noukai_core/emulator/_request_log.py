@@ -47,10 +47,13 @@ class Entry:
         }
 
 
+_SECRET_HEADERS = (b"x-api-key", b"cookie", b"proxy-authorization")
+
+
 def _shown(name: bytes, value: bytes) -> str:
     if name == b"authorization":
         return "Bearer ***" if value[:7].lower() == b"bearer " else "***"
-    return value.decode("latin-1")
+    return "***" if name in _SECRET_HEADERS else value.decode("latin-1")
 
 
 class Changes:

@@ -7,6 +7,7 @@ import socket
 import ssl
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,7 @@ from noukai_core.emulator._control import EmulatorControl
 from noukai_core.emulator._control_routes import control_routes
 from noukai_core.emulator._exchange import API_PATH, unrouted
 from noukai_core.emulator._fault_responses import TRANSPORT
+from noukai_core.emulator._guard import LocalOnly, is_loopback
 from noukai_core.emulator._job_store import JobStore
 from noukai_core.emulator._routes import api_routes
 from noukai_core.emulator._script import Script
@@ -63,6 +65,10 @@ class Emulator:
         honour_idempotency_key: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        if not is_loopback(host):
+            warnings.warn(
+                f"The emulator listens on {host}: others on the network can read its jobs", stacklevel=2
+            )
         self._address = (host, port)
         self._tls = (tls_cert, tls_key)
         initial_script = Script.read(script)
@@ -136,7 +142,7 @@ class Emulator:
         cert, key = self._tls
         connections: Any = _connection  # uvicorn declares a class, but only calls it
         return uvicorn.Config(
-            self.app,
+            LocalOnly(self.app, self._address[0]),
             http=connections,
             ws="none",
             lifespan="off",
