@@ -155,8 +155,8 @@ class NoukaiHook(BaseHook):
             return self._settings_of(await get_async_connection(self.noukai_conn_id, hook=self))
 
     def _settings_of(self, connection: Any) -> ConnectionSettings:
-        # Airflow's `extra_dejson` would mask each value in the logs, and warn about those that are too short.
-        # None of them is secret: the key is the password, which is masked.
+        # Airflow's `extra_dejson` would hide that an extra is malformed, and mask each of its values again,
+        # after `get_connection`. None of them is secret: the key is the password.
         password, host, extra = ApiKey(connection.password or ""), connection.host, connection.extra
         del connection  # a traceback with local variables would show its password
         return ConnectionSettings.of(

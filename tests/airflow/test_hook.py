@@ -100,8 +100,8 @@ def test_a_malformed_extra(extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
         _ = hook.settings
 
 
-def test_no_value_of_the_extra_is_masked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The extra is read without `extra_dejson`, which masks its values and warns about the short ones."""
+def test_no_value_of_the_extra_is_masked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The extra is read without `extra_dejson`, which would mask its values once more."""
     hook = NoukaiHook("of_a_test")
     connection = SimpleNamespace(password=KEY, host=HOST, extra=json.dumps(EXTRA))
     monkeypatch.setattr(hook, "get_connection", lambda _: connection)
