@@ -16,7 +16,7 @@ from noukai_prefect._batch_table import BatchTable
 from noukai_prefect._cancellation import as_cancelled_state
 from noukai_prefect._run_context import RunContext
 from noukai_prefect._sync import run_blocking
-from noukai_prefect._task import noukai_task
+from noukai_prefect._task_decorator import noukai_task
 from noukai_prefect.credentials import NoukaiCredentials
 
 

@@ -10,7 +10,7 @@ from noukai_core import _validation
 from noukai_core._api import endpoints
 from noukai_core._engine.effects import Effects, may_turn_up, send_with_retries
 from noukai_core._engine.rate_limit import shared_rate_limiter
-from noukai_core._engine.sent import shared_registry
+from noukai_core._engine.submission_registry import shared_registry
 from noukai_core._engine.submit import Submitted, find, submit
 from noukai_core._engine.wait import Poller
 from noukai_core._options import ClientOptions

@@ -13,7 +13,7 @@ from noukai_core._api.endpoints import Call, cancel, outcome, submit
 from noukai_core._api.parsing import HttpResponse
 from noukai_core._engine.effects import Effects, Send, Sleep, T, send_with_retries
 from noukai_core._engine.rate_limit import PollRateLimiter
-from noukai_core._engine.sent import SubmissionState
+from noukai_core._engine.submission_registry import SubmissionState
 from noukai_core._engine.submit import submit_once
 from noukai_core._engine.wait import Poller
 from noukai_core._options import ClientOptions

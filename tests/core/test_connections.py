@@ -18,8 +18,8 @@ import pytest
 from noukai_core import AsyncNoukai, ClientClosedError, NoukaiError
 from noukai_core._api import endpoints
 from noukai_core._engine import schedule
-from noukai_core._http import limiter, transports
-from noukai_core._http.limiter import CALLS_AT_FIRST
+from noukai_core._http import connection_limiter, transports
+from noukai_core._http.connection_limiter import CALLS_AT_FIRST
 from noukai_core._http.transports import MAX_CONCURRENT_CALLS
 from noukai_core._validation import FlowPath
 from tests.core.scripted_server import FLOW
@@ -220,7 +220,7 @@ def test_a_stream_is_read_as_httpcores_is() -> None:
 
 async def test_a_crowd_polls_over_few_connections(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thousand polls at once share a few connections as long as none of them waits too long."""
-    monkeypatch.setattr(limiter, "LONGEST_QUEUE", 60.0)  # however busy this machine is
+    monkeypatch.setattr(connection_limiter, "LONGEST_QUEUE", 60.0)  # however busy this machine is
     crowded = Crowded()
     crowded.response.set()
     async with AsyncNoukai(key, base_url="https://noukai.test/api/v1", transport=crowded) as client:

@@ -228,7 +228,7 @@ import os, sys, warnings
 warnings.simplefilter("ignore")
 from noukai_core import Noukai, Submission
 from noukai_core._engine.rate_limit import shared_rate_limiter
-from noukai_core._engine.sent import shared_registry
+from noukai_core._engine.submission_registry import shared_registry
 url, key = {service.base_url!r}, {KEY!r}
 limiter, registry = shared_rate_limiter(url, key, 50.0), shared_registry(url, key)
 submission = Submission.new()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from noukai_core._engine import rate_limit, schedule, sent
+from noukai_core._engine import rate_limit, schedule, submission_registry
 
 
 def forget(first_tick: float | None = None) -> None:
@@ -12,7 +12,7 @@ def forget(first_tick: float | None = None) -> None:
         first_tick: Where in a tick the moments of the polls lie, from 0 to 1; by default as before.
     """
     rate_limit._limiter.cache_clear()
-    sent._registry.cache_clear()
-    sent._registries.clear()
+    submission_registry._registry.cache_clear()
+    submission_registry._registries.clear()
     if first_tick is not None:
         schedule._FIRST_TICK = first_tick * schedule.TICK

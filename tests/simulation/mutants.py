@@ -39,7 +39,7 @@ class Mutant:
 
 
 _SUBMIT = "noukai_core._engine.submit"
-_SENT = "noukai_core._engine.sent"
+_SENT = "noukai_core._engine.submission_registry"
 _WAIT = "noukai_core._engine.wait"
 _LIMIT = "noukai_core._engine.rate_limit"
 _EFFECTS = "noukai_core._engine.effects"

@@ -1,4 +1,4 @@
-"""The two decisions over time: when a job is polled next, and when a failed request is sent again.
+"""How long to pause: before the next poll of a job, and before a failed request is sent again.
 
 Pure functions; durations are in seconds.
 """

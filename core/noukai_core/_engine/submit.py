@@ -16,7 +16,7 @@ from noukai_core._api import endpoints
 from noukai_core._api.endpoints import Call, Execution
 from noukai_core._engine import schedule
 from noukai_core._engine.effects import Clock, Effects, Send, Sleep, send_with_retries
-from noukai_core._engine.sent import SubmissionRegistry, SubmissionState
+from noukai_core._engine.submission_registry import SubmissionRegistry, SubmissionState
 from noukai_core._validation import FlowPath
 from noukai_core.errors import APIError, InvalidResponseError, RedirectError, SubmissionUnknownError
 from noukai_core.models import JobAccepted

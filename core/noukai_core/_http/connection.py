@@ -13,7 +13,7 @@ import httpx
 
 from noukai_core._api.endpoints import Call
 from noukai_core._api.parsing import HttpResponse
-from noukai_core._http.limiter import ConnectionLimiter
+from noukai_core._http.connection_limiter import ConnectionLimiter
 from noukai_core._http.messages import HttpRequest, TooLarge
 from noukai_core._http.transports import MAX_CONCURRENT_CALLS, async_transport, blocking_transport
 from noukai_core._options import ClientOptions

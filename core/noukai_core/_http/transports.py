@@ -27,7 +27,7 @@ IDLE_CONNECTION_EXPIRY = 90.0
 MAX_CONCURRENT_CALLS = 32
 """The most requests that one client has open at the same time in addition to its submissions.
 
-Each uses a connection. An async client opens fewer as long as they are enough (`limiter.py`).
+Each uses a connection. An async client opens fewer as long as they are enough (`connection_limiter.py`).
 """
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}

@@ -1,4 +1,4 @@
-"""Faults, and which requests they affect.
+"""Faults, and which requests they affect. What a fault does to a response is in `_fault_responses`.
 
 Whether a fault with a probability affects a request is a function of the fault's seed, of the submission, and
 of the number of such calls about that job. It depends neither on ids nor on the order in which requests
