@@ -32,6 +32,9 @@ _ROUNDING = 1e-3
 _LAST_POLL = 1.0
 """What the last poll before a deadline may take."""
 
+_LONGEST_BACKOFF = 66.0
+"""The longest pause before a request is sent again, unless the service asks for more: 60 s, jittered."""
+
 _TICK = 0.1
 
 
@@ -173,6 +176,17 @@ def _job_outcome(history: History, call: Call) -> str | None:
         isinstance(exchange.end, Response) and 400 <= exchange.end.status < 500 for exchange in call.exchanges
     ):
         return f"refused without a refusal: {call.error!r}"
+    return _rejected_early(history, call)
+
+
+def _rejected_early(history: History, call: Call) -> str | None:
+    """A submission that was surely not processed is sent again until the retry window is over."""
+    error = call.error
+    if not isinstance(error, APIError) or not (error.retryable and error.never_processed):
+        return None
+    pause = max(error.retry_after or 0.0, _LONGEST_BACKOFF)
+    if _ended(call) < call.started + history.simulation.retry_timeout - pause - _ROUNDING:
+        return f"it gave up after {_ended(call) - call.started:.1f} s: {error!r}"
     return None
 
 
