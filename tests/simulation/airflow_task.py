@@ -184,7 +184,8 @@ class AirflowTask:
         self.tell("a person {0}", act)
         alive = self.state in ("running", "deferred")
         self.acts.append(self.simulation.clock.now)
-        self.act_handled = not alive
+        # A mark between two tries is left to the plugin in the API server, which is not simulated.
+        self.act_handled = not alive and act == "clears it"
         before, self.state = self.state, PERSONS_STATES[act]
         self.cleared = act == "clears it"
         if before == "running":
