@@ -193,11 +193,10 @@ def test_a_rate_limit(started: dict[str, Run]) -> None:
 
 
 def test_a_job_that_the_server_does_not_know(started: dict[str, Run]) -> None:
-    """A job that stays unknown fails the task, and a retry submits a new one."""
+    """A job that stays unknown fails the task. A retry asks for it by its submission, and pays for no second one."""
     run = started["unknown job"]
     assert run.wait_for("failed") == "failed"
-    # Before 3.3 a retry asks the server for the job, which is still found by its submission here.
-    assert (run.tries(), run.submissions()) == (2, 2 if AIRFLOW >= (3, 3) else 1)
+    assert (run.tries(), run.submissions()) == (2, 1)
 
 
 def test_transient_errors_within_the_retry_window(started: dict[str, Run]) -> None:

@@ -127,7 +127,7 @@ class Poller:
         logged, self._logged = self._logged, status
         if logged is None or logged.state != status.state:
             self._log_state(logged, status)
-        elif status.progress is not None and logged.progress != status.progress:
+        elif not status.finished and status.progress is not None and logged.progress != status.progress:
             log.info("%s: progress %s", self._name, status.progress_text)
         return before is None or (before.state, before.progress) != (status.state, status.progress)
 

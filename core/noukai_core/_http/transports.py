@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import ssl
 import time
 from collections.abc import Generator
@@ -93,6 +94,11 @@ def _limits(settings: ClientOptions) -> httpx.Limits:
 @cache
 def _tls_context() -> ssl.SSLContext:
     """Return the one TLS context of this process: creating one takes tens of milliseconds."""
+    certificates = os.environ.get("SSL_CERT_FILE")
+    if certificates and not os.path.isfile(certificates):  # httpx 0.27 uses its own instead, without a word
+        raise InvalidInputError(
+            f"SSL_CERT_FILE names certificates that cannot be read: no file {certificates}"
+        )
     try:
         return httpx.create_ssl_context()
     except OSError as error:  # an SSLError is one, too
