@@ -193,7 +193,7 @@ def test_a_rate_limit(started: dict[str, Run]) -> None:
 
 
 def test_a_job_that_the_server_does_not_know(started: dict[str, Run]) -> None:
-    """A job that stays unknown fails the task. A retry asks for it by its submission, and pays for no second one."""
+    """A job that stays unknown fails the task; a retry finds it by its submission, and submits no second."""
     run = started["unknown job"]
     assert run.wait_for("failed") == "failed"
     assert (run.tries(), run.submissions()) == (2, 1)
