@@ -130,11 +130,11 @@ class CrowdedAirflow(LocalAirflow):
         """
         rows = [{"id": job.id, "flow": FLOW, "submitted_at": job.submitted_at} for job in jobs]
         how = {"noukai_conn_id": conn_id, "deadline": deadline, "poll_interval": None}
-        return Crowd(self, self._request(jobs=rows, queue=queue, **how), list(jobs))
+        return Crowd(self, self._begin_run(jobs=rows, queue=queue, **how), list(jobs))
 
     def census(self) -> dict[str, Any]:
         """Count the resources of the process that runs the triggers."""
-        crowd = Crowd(self, self._request(jobs=None, queue=None), [])
+        crowd = Crowd(self, self._begin_run(jobs=None, queue=None), [])
         (counted,) = crowd.wait_for_events(1)
         return counted
 
@@ -165,7 +165,7 @@ class CrowdedAirflow(LocalAirflow):
             woken[map_index] = json.loads(kwargs)["event"]
         return woken
 
-    def _request(self, **request: Any) -> str:
+    def _begin_run(self, **request: Any) -> str:
         """Write the tasks of one run into the database, and return its id."""
         run_id = self.trigger(DAG)
         process = self._deferring
