@@ -204,7 +204,7 @@ class JobStore:
         return records[0].artifact_id if records else None
 
     def slot(self, run: RunContext, flow: str, inputs: Mapping[str, Any]) -> str:
-        """Return the slot of a submission. Equal submissions of one attempt are told apart by a number.
+        """Return the slot of a submission. Equal submissions of one attempt are distinguished by a number.
 
         The retry of a task gets the numbers of its earlier tries.
         """

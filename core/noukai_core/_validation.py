@@ -1,6 +1,6 @@
 """What a caller may pass.
 
-Each check raises ``InvalidInputError``, which names the argument, the value and what is allowed.
+Each check raises `InvalidInputError`, which names the argument, the value and what is allowed.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def has_space(text: str) -> bool:
 
 
 def flow_path(flow: object, org: str | None, project: str | None) -> FlowPath:
-    """Resolve ``org/project/slug``, or a slug alone inside the client's org and project."""
+    """Resolve `org/project/slug`, or a slug alone inside the client's org and project."""
     if not isinstance(flow, str):
         raise refused(f"flow is {shown(flow)}, but must be a string such as 'acme/spelling/grade-3'")
     parts = flow.split("/")
@@ -180,7 +180,7 @@ def org_and_project(org: object, project: object) -> tuple[str, str] | tuple[Non
 
 
 def version_number(version: object) -> int | None:
-    """Return the number of a published version, 0 for the draft, ``None`` for production."""
+    """Return the number of a published version, 0 for the draft, `None` for production."""
     match version:
         case "production" | None:
             return None

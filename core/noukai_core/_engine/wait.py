@@ -148,7 +148,7 @@ class Poller:
             # Not since the last success: the pause before this poll may be longer than the retry window.
             self._failing_since = now
         limited = isinstance(error, RateLimitError)
-        # A wait that is turned away while the server is busy with others goes on while they succeed.
+        # A wait that is turned away while the server is busy with others continues while they succeed.
         since = max(self._failing_since, self._limiter.last_success_at) if limited else self._failing_since
         retry_window_ends = since + self._settings.retry_timeout
         if not error.retryable or now >= retry_window_ends:
