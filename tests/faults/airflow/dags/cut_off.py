@@ -16,6 +16,6 @@ with DAG("cut_off", schedule=None):
         deferrable=True,
         inline_wait=0,
         poll_interval=0.5,
-        retries=1,
+        retries=20,  # a try that ends before the network is restored is used up
         retry_delay=timedelta(seconds=1),
     ).expand(message=["a", "b", "c"])
