@@ -1,25 +1,32 @@
 """How soon does a deferrable task succeed after its job has ended, and does it ever fail nevertheless?
 
-    .venv/airflow/bin/python benchmarks/deferral.py                  # the lag, for jobs of 1 to 60 s
-    .venv/airflow/bin/python benchmarks/deferral.py --crowd 120      # 120 tasks, each in a run of its own
-    .venv/airflow/bin/python benchmarks/deferral.py --crowd 120 --busy 2
+    .venv/airflow/bin/python benchmarks/deferral.py                    # the lag, for jobs of 1 to 60 s
+    .venv/airflow/bin/python benchmarks/deferral.py --crowd            # 3 x 120 tasks in separate runs
 
 Default settings throughout, on a live Airflow (scheduler, triggerer, API server, DAG processor; SQLite) of
-each version that has an environment, beside a local Noukai. `first` is a task without an earlier run,
-`learned` the median of those that follow. The lag is the time from the end of the job, by the local Noukai,
-to the end of the task, by Airflow. `--busy` keeps that many processor cores busy meanwhile.
+each version that has an environment, beside a local Noukai.
+
+The lag is the time from the end of the job, by the local Noukai, to the end of the task, by Airflow. `first`
+is a task without an earlier run, `learned` the median of those that follow. The last line is a task that
+defers to a trigger that only sleeps, for 20 s: what Airflow itself needs from the event to the end.
+
+A crowd keeps both processor cores busy meanwhile. `--at-once` has its tasks defer without an inline wait.
+The margin is the time from the scheduler's notice of the end of the worker's process to the event that
+resumes the task. Before Airflow 3.4, a task whose margin is too short fails although its job completed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -33,8 +40,13 @@ from noukai_core.emulator import Emulator
 CHECKOUT = Path(__file__).resolve().parents[1]
 ENVIRONMENTS = ("airflow-floor", "airflow", "airflow-next")
 KEY = "nk_test_benchmrk_0123456789abcdef0123456789abcdef"
-SECONDS = (1, 2, 4, 6, 8, 10, 12, 15, 20, 30, 40, 60)
+SECONDS = (60, 40, 30, 20, 15, 12, 10, 8, 6, 4, 2, 1)
 CROWD_SECONDS = range(3, 16)
+BUSY_PROCESSES = 2
+
+_NOTICE = re.compile(
+    r"(?P<moment>\d{4}-\S+Z).*executor event with state success.*?(?P<run>manual__[0-9a-f]+)"
+)
 
 
 def main() -> None:
@@ -46,80 +58,135 @@ def main() -> None:
         if not (binaries / "airflow").exists():
             print(f"{name}: left out, there is no .venv/{name}", flush=True)
             continue
-        with _busy(options.busy), _airflow(binaries) as (airflow, emulator):
+        version = _version(binaries)
+        with _airflow(binaries, options) as (airflow, emulator):
             if options.crowd:
-                _crowd(name, airflow, emulator, options.crowd)
+                _crowds(version, airflow, emulator, options)
             else:
-                found[_version(binaries)] = _lags(airflow, emulator, options.rounds)
-    if found:
+                found[version] = _lags(airflow, emulator, options.rounds)
+                _print_table({version: found[version]})
+    if len(found) > 1:
         _print_table(found)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=4, help="runs of each duration")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each duration, or crowds")
     parser.add_argument(
-        "--crowd", type=int, default=0, help="so many tasks at once instead, with jobs of 3 to 15 s"
+        "--crowd", type=int, nargs="?", const=120, default=0, help="tasks at once, with jobs of 3 to 15 s"
     )
-    parser.add_argument(
-        "--busy", type=int, default=0, help="processes that do nothing but use a processor core"
-    )
+    parser.add_argument("--at-once", action="store_true", help="defer the crowd without an inline wait")
     parser.add_argument("--environments", nargs="+", default=ENVIRONMENTS, choices=ENVIRONMENTS)
     return parser.parse_args()
 
 
 @contextmanager
-def _airflow(binaries: Path) -> Iterator[tuple[LocalAirflow, Emulator]]:
+def _airflow(binaries: Path, options: argparse.Namespace) -> Iterator[tuple[LocalAirflow, Emulator]]:
     scripts = {
         f"lasts-{seconds}": {"after_seconds": float(seconds)} for seconds in {*SECONDS, *CROWD_SECONDS}
     }
     with Emulator(scripts) as emulator, tempfile.TemporaryDirectory() as folder:
         connection = {"conn_type": "noukai", "password": KEY, "host": emulator.base_url}
-        environment = {"AIRFLOW_CONN_NOUKAI_DEFAULT": json.dumps(connection)}
+        environment = {
+            "AIRFLOW_CONN_NOUKAI_DEFAULT": json.dumps(connection),
+            "PYTHONPATH": str(CHECKOUT / "benchmarks"),
+        }
+        if options.crowd:
+            environment["BENCHMARK_CROWD"] = str(options.crowd)
+        if options.at_once:
+            environment["BENCHMARK_DEFERRED_AT_ONCE"] = "1"
         dags = [CHECKOUT / "benchmarks/dags"]
         with LocalAirflow(binaries, Path(folder), dags, environment=environment, parallelism=32) as airflow:
             yield airflow, emulator
 
 
-def _lags(airflow: LocalAirflow, emulator: Emulator, rounds: int) -> dict[int, list[float]]:
-    """Run a job of every duration in each round, one after the other begun, and return their lags."""
-    lags: dict[int, list[float]] = {seconds: [] for seconds in SECONDS}
+@dataclass
+class Lags:
+    """Seconds from the end of a job to the end of its task, by the duration of the job, in order.
+
+    Attributes:
+        jobs: Of tasks that run a job.
+        sleeps: Of tasks that only sleep.
+    """
+
+    jobs: dict[int, list[float]] = field(default_factory=lambda: {seconds: [] for seconds in SECONDS})
+    sleeps: list[float] = field(default_factory=list)
+
+
+def _lags(airflow: LocalAirflow, emulator: Emulator, rounds: int) -> Lags:
+    """Run a job of every duration in each round, the longest begun first."""
+    lags = Lags()
     for _ in range(rounds):
+        sleeps = _start(airflow, "sleeps")
         runs = {}
         for seconds in SECONDS:
             runs[seconds] = _start(airflow, f"lasts_{seconds}")
             time.sleep(3)  # so that what is measured is not the start of the others
         for seconds, run in runs.items():
-            lags[seconds].append(_lag(airflow, emulator, f"lasts_{seconds}", run))
+            lags.jobs[seconds].append(_lag(airflow, emulator, f"lasts_{seconds}", run))
+        task = _succeeded(airflow, "sleeps", sleeps, "sleep")
+        lags.sleeps.append(_moment(task["end_date"]) - airflow.xcom("sleeps", sleeps, "sleep"))
     return lags
 
 
 def _lag(airflow: LocalAirflow, emulator: Emulator, dag_id: str, run_id: str) -> float:
-    state = airflow.wait_for(dag_id, run_id, "job", timeout=300)
-    assert state == "success", f"{dag_id} {run_id} is {state}"
-    task = airflow.task(dag_id, run_id, "job")
+    task = _succeeded(airflow, dag_id, run_id, "job")
     (job,) = [job for job in emulator.control.jobs() if job["message"] == run_id]
     return _moment(task["end_date"]) - _moment(job["completed_at"])
 
 
-def _crowd(name: str, airflow: LocalAirflow, emulator: Emulator, size: int) -> None:
+def _succeeded(airflow: LocalAirflow, dag_id: str, run_id: str, task_id: str) -> dict[str, Any]:
+    state = airflow.wait_for(dag_id, run_id, task_id)
+    assert state == "success", f"{dag_id} {run_id} is {state}"
+    return airflow.task(dag_id, run_id, task_id)
+
+
+def _crowds(version: str, airflow: LocalAirflow, emulator: Emulator, options: argparse.Namespace) -> None:
     """Run many tasks at once, and print how many failed although their job completed."""
-    flows = [f"lasts-{CROWD_SECONDS[number % len(CROWD_SECONDS)]}" for number in range(size)]
-    runs = [_start(airflow, "crowd", {"flow": flow}) for flow in flows]
-    states = [airflow.wait_for("crowd", run, "job", timeout=1200) for run in runs]
-    jobs = {job["message"]: job["state"] for job in emulator.control.jobs()}
-    lost = [
-        run
-        for run, state in zip(runs, states, strict=True)
-        if state != "success" and jobs[run] == "completed"
-    ]
-    deferred = sum("trigger" in airflow.logs("crowd", run, "job") for run in runs)
+    total = failed = 0
+    deferred: list[str] = []
+    lost: list[str] = []
+    for _ in range(options.rounds):
+        with _busy():
+            flows = [f"lasts-{CROWD_SECONDS[number % len(CROWD_SECONDS)]}" for number in range(options.crowd)]
+            runs = [_start(airflow, "crowd", {"flow": flow}) for flow in flows]
+            states = [airflow.wait_for("crowd", run, "job", timeout=1800) for run in runs]
+        jobs = {job["message"]: job["state"] for job in emulator.control.jobs()}
+        total += len(runs)
+        deferred += [run for run in runs if "deferred (waiting in the triggerer)" in _log(airflow, run)]
+        failed += sum(state != "success" for state in states)
+        lost += [
+            run
+            for run, state in zip(runs, states, strict=True)
+            if state != "success" and jobs.get(run) == "completed"
+        ]
     print(
-        f"{name}: {size} tasks, {deferred} of them deferred, {len(lost)} failed although their job completed",
-        flush=True,
+        f"{version}: {total} tasks, {len(deferred)} of them deferred; {failed} failed, "
+        f"{len(lost)} of them although their job completed"
     )
+    margins = _margins(airflow, deferred)
+    if margins:
+        print(f"  margins: at least {min(margins):.1f} s, median {median(margins):.1f} s", flush=True)
     for run in lost:
-        print(f"  {run}", flush=True)
+        print(f"  {run}\n{_log(airflow, run)}", flush=True)
+
+
+def _margins(airflow: LocalAirflow, runs: list[str]) -> list[float]:
+    noticed: dict[str, float] = {}
+    for line in airflow.scheduler.log.read_text(errors="replace").splitlines():
+        if found := _NOTICE.search(line):
+            noticed.setdefault(found["run"], _moment(found["moment"]))
+    margins = []
+    for run in runs:
+        lines = (json.loads(line) for line in _log(airflow, run).splitlines() if line.startswith("{"))
+        fired = [_moment(line["timestamp"]) for line in lines if line["event"] == "Trigger fired event"]
+        if fired and run in noticed:
+            margins.append(min(fired) - noticed[run])
+    return margins
+
+
+def _log(airflow: LocalAirflow, run_id: str) -> str:
+    return airflow.logs("crowd", run_id, "job")
 
 
 def _start(airflow: LocalAirflow, dag_id: str, conf: dict[str, Any] | None = None) -> str:
@@ -127,8 +194,8 @@ def _start(airflow: LocalAirflow, dag_id: str, conf: dict[str, Any] | None = Non
 
 
 @contextmanager
-def _busy(processes: int) -> Iterator[None]:
-    running = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
+def _busy() -> Iterator[None]:
+    running = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(BUSY_PROCESSES)]
     try:
         yield
     finally:
@@ -138,26 +205,25 @@ def _busy(processes: int) -> Iterator[None]:
 
 
 def _version(binaries: Path) -> str:
-    done = subprocess.run(
-        [
-            binaries / "python",
-            "-c",
-            "from importlib.metadata import version; print(version('apache-airflow'))",
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    program = "from importlib.metadata import version; print(version('apache-airflow-core'))"
+    done = subprocess.run([binaries / "python", "-c", program], capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 
-def _print_table(found: dict[str, dict[int, list[float]]]) -> None:
+def _print_table(found: dict[str, Lags]) -> None:
     print("seconds from the end of a job to the end of its task, first / learned")
     print("| job of | " + " | ".join(found) + " |")
     print("|---|" + "---|" * len(found))
-    for seconds in SECONDS:
-        cells = [f"{lags[seconds][0]:.1f} / {median(lags[seconds][1:]):.1f}" for lags in found.values()]
-        print(f"| {seconds} s | " + " | ".join(cells) + " |", flush=True)
+    for seconds in reversed(SECONDS):
+        cells = [_cell(lags.jobs[seconds]) for lags in found.values()]
+        print(f"| {seconds} s | " + " | ".join(cells) + " |")
+    cells = [f"{median(lags.sleeps):.1f}" for lags in found.values()]
+    print("| only a sleep | " + " | ".join(cells) + " |", flush=True)
+
+
+def _cell(lags: list[float]) -> str:
+    first, *learned = lags
+    return f"{first:.1f}" + (f" / {median(learned):.1f}" if learned else "")
 
 
 def _moment(text: str) -> float:

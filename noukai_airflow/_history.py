@@ -6,6 +6,7 @@ import logging
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
+from noukai_airflow._compat import RESUMES_SAFELY
 from noukai_airflow._xcoms import JOB_STATUS, task_instance_of
 
 if TYPE_CHECKING:
@@ -26,16 +27,22 @@ _ROOM_SECONDS = 1.0
 _LONGEST_JOB_SECONDS = 13.0
 
 
-def inline_seconds(last_duration: float | None) -> float:
+def inline_seconds(last_duration: float | None, *, resumes_safely: bool = RESUMES_SAFELY) -> float:
     """Return for how long a job is waited for on the worker, from its submission on.
+
+    Before Airflow 3.4, a task that defers is not resumed for ten seconds or more (see `wake_up_delay`).
+    There, a job that takes longer than the last one is worth the whole wait.
 
     Args:
         last_duration: How long the last one took.
+        resumes_safely: Whether a task can be resumed as soon as its job has ended.
     """
     if last_duration is None:
         return INLINE_SECONDS
     if last_duration > _LONGEST_JOB_SECONDS:
         return 0.0
+    if not resumes_safely:
+        return _LONGEST_INLINE_SECONDS
     return min(last_duration * _ROOM_FACTOR + _ROOM_SECONDS, _LONGEST_INLINE_SECONDS)
 
 

@@ -1,10 +1,36 @@
-"""The DAGs of `benchmarks/deferral.py`: one job each, with the operator's default settings."""
+"""The DAGs of `benchmarks/deferral.py`: one job each, with the operator's default settings, and a peer."""
 
-from airflow.sdk import DAG
+from __future__ import annotations
+
+import os
+import time
+from typing import NoReturn
+
+from airflow.sdk import DAG, BaseOperator, Context
+from deferral_peer import SleepUntilTrigger
 
 from noukai_airflow.operators.noukai import NoukaiRunJobOperator
 
 SECONDS = (1, 2, 4, 6, 8, 10, 12, 15, 20, 30, 40, 60)
+CROWD = int(os.environ.get("BENCHMARK_CROWD", "1"))
+DEFERRED_AT_ONCE = {"inline_wait": 0} if "BENCHMARK_DEFERRED_AT_ONCE" in os.environ else {}
+
+
+class SleepOperator(BaseOperator):
+    """Defers for a number of seconds, and returns the moment at which its trigger fired."""
+
+    def __init__(self, seconds: float, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.seconds = seconds
+
+    def execute(self, context: Context) -> NoReturn:
+        """Defer."""
+        self.defer(trigger=SleepUntilTrigger(time.time() + self.seconds), method_name="resume")
+
+    def resume(self, context: Context, event: float) -> float:
+        """End."""
+        return event
+
 
 for seconds in SECONDS:
     with DAG(f"lasts_{seconds}", schedule=None) as dag:
@@ -16,10 +42,15 @@ for seconds in SECONDS:
         )
     globals()[dag.dag_id] = dag
 
-with DAG("crowd", schedule=None) as crowd:
+with DAG("sleeps", schedule=None) as sleeps:
+    SleepOperator(task_id="sleep", seconds=20)
+
+with DAG("crowd", schedule=None, max_active_runs=CROWD) as crowd:
     NoukaiRunJobOperator(
         task_id="job",
         flow="acme/benchmark/{{ dag_run.conf['flow'] }}",
         message="{{ run_id }}",
         deferrable=True,
+        retries=0,
+        **DEFERRED_AT_ONCE,
     )

@@ -17,7 +17,13 @@ from tests.airflow.conftest import FakeTask
 )
 def test_how_long_a_job_is_waited_for_on_the_worker(last: float | None, seconds: float) -> None:
     """A little longer than the last one took, within 15 s; not at all if that would be in vain."""
-    assert inline_seconds(last) == seconds
+    assert inline_seconds(last, resumes_safely=True) == seconds
+
+
+@pytest.mark.parametrize(("last", "seconds"), [(None, 3), (0, 15), (8, 15), (13, 15), (13.1, 0)])
+def test_how_long_it_is_waited_for_if_a_deferral_takes_longer(last: float | None, seconds: float) -> None:
+    """Where a deferred task is resumed late, a job that is known to be short gets the whole 15 s."""
+    assert inline_seconds(last, resumes_safely=False) == seconds
 
 
 class Earlier(FakeTask):
