@@ -60,6 +60,7 @@ DENSE = {
     "numbers": b"1.5,",
     "pairs": b'{"a":1},',
     "lists in lists": b"[[[1]]],",
+    "objects in objects": b'{"a":{}},',
 }
 
 
@@ -98,6 +99,29 @@ def test_half_a_surrogate_pair(driver: str) -> None:
     body = rb'{"status":"completed","result":["\ud83d", "\\ud83d", "\ud83d\ude00"]}'
     with job_of(http(body), driver) as job:
         assert job.status().result.output == ["\ufffd", "\\ud83d", "\U0001f600"]
+
+
+HALVES = {
+    "halves": rb"\ud800",
+    "pairs": rb"\ud83d\ude00",
+    "escaped backslashes": rb"\\",
+    "escaped backslashes in text": rb"\\x",
+}
+
+
+@pytest.mark.parametrize("kind", HALVES)
+def test_memory_of_halves_of_surrogate_pairs(driver: str, kind: str) -> None:
+    """To replace halves of surrogate pairs takes no more memory than a response may."""
+    size = 2 * MEGABYTE
+    unit = HALVES[kind]
+    body = b'{"status":"running","progress":"' + unit * (size // len(unit)) + rb'\ud800"}'
+    with job_of(http(body), driver, max_response_bytes=5 * MEGABYTE) as job:
+        tracemalloc.start()
+        try:
+            assert job.status().state == JobState.RUNNING
+            assert tracemalloc.get_traced_memory()[1] < 5 * size
+        finally:
+            tracemalloc.stop()
 
 
 def test_what_follows_a_gzip_member(driver: str) -> None:

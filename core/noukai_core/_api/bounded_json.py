@@ -16,8 +16,15 @@ _MANY_VALUES = 50_000
 _BEGINNING = 64 * 1024
 
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b'",{['))
+_STEP = 64 * 1024
+
+# JSON has no NUL: with two of them in place of each escaped backslash, what is left begins an escape.
+_ESCAPED_BACKSLASH, _STAND_IN = b"\\\\", b"\0\0"
+# Without a backslash, with which `re` would expand it for each half.
+_REPLACEMENT_CHARACTER = "\ufffd".encode().decode("latin-1")
 _LONE_SURROGATE = re.compile(
-    rb"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
+    r"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+    r"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 )
 
 
@@ -67,11 +74,13 @@ def _cost(body: bytes) -> int:
     cost = _structure_cost(body)
     if cost <= (_MEMORY_SHARE - 1) * len(body):
         return len(body) + cost
-    unescaped = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-    structure = unescaped.translate(None, _NOT_STRUCTURE)
-    if structure.count(b'"') > len(structure) // 2:
-        return len(body) + _structure_cost(structure)
-    return len(body) + sum(_structure_cost(part) for part in structure.split(b'"')[::2])
+    structure = body.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _NOT_STRUCTURE)
+    cost, in_text = 0, False
+    for begin in range(0, len(structure), _STEP):
+        parts = structure[begin : begin + _STEP].split(b'"')
+        cost += _structure_cost(b"".join(parts[in_text::2]))
+        in_text ^= len(parts) % 2 == 0
+    return len(body) + cost
 
 
 def _structure_cost(body: bytes) -> int:
@@ -80,6 +89,9 @@ def _structure_cost(body: bytes) -> int:
 
 def _without_lone_surrogates(body: bytes) -> bytes:
     """Replace halves of surrogate pairs: they are no text, and a flow that cuts a text makes them."""
-    if not re.search(rb"\\u[dD][89a-fA-F]", body):
+    if not re.search(rb"\\u[dD][89a-fA-F]", body) or b"\0" in body:
         return body
-    return _LONE_SURROGATE.sub(lambda found: b"\\ufffd" if found[1] else found[0], body)
+    # As text of one byte a character: to join many pieces, bytes need ten times the memory.
+    text = body.replace(_ESCAPED_BACKSLASH, _STAND_IN).decode("latin-1")
+    text = _LONE_SURROGATE.sub(_REPLACEMENT_CHARACTER, text)
+    return text.encode("latin-1").replace(_STAND_IN, _ESCAPED_BACKSLASH)
