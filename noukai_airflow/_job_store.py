@@ -103,7 +103,7 @@ class JobStore:
         """Store a record in place of the previous one."""
         if self._store is not None:
             own = {name: getattr(record, name) for name in _OWN_FIELDS}
-            self._store.set(_KEY, record.to_strings() | own, retention=_never_expire())
+            self._store.set(_KEY, record.to_strings() | own, retention=never_expire())
 
     def change(self, **changes: Any) -> None:
         """Change fields of the stored record, if there is one."""
@@ -128,7 +128,7 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def _never_expire() -> Any:
+def never_expire() -> Any:
     """Return the retention that keeps a record as long as its DAG run. The default is 30 days."""
     try:
         from airflow.sdk.execution_time.context import NEVER_EXPIRE

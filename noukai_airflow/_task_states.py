@@ -14,7 +14,7 @@ from airflow.sdk.execution_time.comms import GetTaskStates
 from airflow.sdk.execution_time.xcom import XCom
 
 from noukai_airflow._kill_policy import state_of
-from noukai_airflow._xcoms import JOB_ID, JOB_STATUS
+from noukai_airflow._xcoms import JOB_STATUS
 
 
 async def state_of_task(task: Any) -> str | None:
@@ -32,10 +32,10 @@ async def state_of_task(task: Any) -> str | None:
     return state_of(response.task_states, task.run_id, task.task_id, task.map_index)
 
 
-async def job_of_task(task: Any) -> str | None:
-    """Return the current job of a task instance, from its XCom."""
+async def published_by_task(task: Any, key: str) -> str | None:
+    """Return what a task instance currently waits for, from its XCom."""
     reading = XCom.aget_one(
-        key=JOB_ID, dag_id=task.dag_id, task_id=task.task_id, run_id=task.run_id, map_index=task.map_index
+        key=key, dag_id=task.dag_id, task_id=task.task_id, run_id=task.run_id, map_index=task.map_index
     )
     # In the trigger's own context, Airflow 3.4 reads on behalf of the trigger's try, and refuses to once a
     # clear has ended that try. The XCom of the new try is needed here.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Airflow's supervisor sends SIGKILL five seconds after SIGTERM. No setting changes that before Airflow 3.4.
-_ACT_SECONDS = 4.0
+ACT_SECONDS = 4.0
 
 
 class TaskKilled(BaseException):
@@ -95,7 +95,7 @@ def end_job(
         target=_act, args=(outcome, job, settings, task_instance, store, options), daemon=True
     )
     worker.start()
-    worker.join(_ACT_SECONDS)
+    worker.join(ACT_SECONDS)
     level, phrase = _describe(outcome, options)
     if level == logging.WARNING:
         log.warning("Noukai job %s of %s: %s", job.id, job.flow, phrase)
@@ -106,7 +106,7 @@ def end_job(
         # The task has succeeded, or is about to run again: anything that this process still reported would be
         # wrong, and no callback should run. The supervisor would kill it after 5 s, since Airflow 3.4 after
         # `[core] killed_task_cleanup_time`, and a cleared task runs again only then.
-        _kill_own_process()
+        kill_own_process()
     return TaskKilled(job, phrase, by_user=by_user)
 
 
@@ -141,13 +141,13 @@ def _act(
 def _cancel(job: Job, settings: ConnectionSettings) -> CancelOutcome:
     from noukai_core import Noukai, cancel_job
 
-    arguments: dict[str, Any] = settings.client_arguments() | {"timeout": _ACT_SECONDS}
+    arguments: dict[str, Any] = settings.client_arguments() | {"timeout": ACT_SECONDS}
     with Noukai(**arguments) as client:
         own = client.flow(job.flow).attach(job.id, submitted_at=job.submitted_at)
         return cancel_job(own, confirm=False)  # there is no time for a poll
 
 
-def _kill_own_process() -> None:
+def kill_own_process() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 

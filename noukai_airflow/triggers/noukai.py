@@ -9,12 +9,13 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 from airflow.providers.common.compat.sdk import conf
-from airflow.triggers.base import BaseTrigger, TriggerEvent
+from airflow.triggers.base import TriggerEvent
 
-from noukai_airflow import _kill_policy
-from noukai_airflow._compat import ON_KILL_MEANS_USER, RESUMES_SAFELY
+from noukai_airflow._cancelling_trigger import CancellingTrigger
+from noukai_airflow._compat import RESUMES_SAFELY
 from noukai_airflow._outcome import StatusUpdates, status_summary
 from noukai_airflow._trigger_event import JobEvent, Reason
+from noukai_airflow._xcoms import JOB_ID
 
 if TYPE_CHECKING:
     from noukai_core import AsyncJob, AsyncNoukai, Job, JobStatus
@@ -33,14 +34,6 @@ _LONGEST_SCHEDULER_SECONDS = 30.0
 
 # How much later Airflow's own limit is than the trigger's deadline. It is for triggers that do not run.
 BACKSTOP_SECONDS = 30.0
-
-_KILL_SECONDS = 30.0
-
-# How long to wait for a decision, so that there is time left for the cancel request. Without a decision the
-# job is kept if on_kill may be a mistake: after a clear, the task's next try stops it.
-_DECISION_SECONDS = 20.0
-_DECISION_PAUSE = 1.0
-
 
 LAST_POLL_SECONDS = 1.0
 """How long a wait may take whose deadline has passed: a job that has ended by then keeps its result."""
@@ -71,7 +64,7 @@ def backstop(deadline: float) -> timedelta:
     return timedelta(seconds=max(deadline - time.time(), 0.0) + BACKSTOP_SECONDS)
 
 
-class NoukaiJobTrigger(BaseTrigger):
+class NoukaiJobTrigger(CancellingTrigger):
     """Waits until a job ends, and resumes the task, which fetches the result itself.
 
     Args:
@@ -88,6 +81,8 @@ class NoukaiJobTrigger(BaseTrigger):
         push_status: Whether the XCom `job_status` of the task is kept current.
     """
 
+    xcom_key = JOB_ID
+
     def __init__(
         self,
         job_id: str,
@@ -101,18 +96,16 @@ class NoukaiJobTrigger(BaseTrigger):
         logged_state: str | None = None,
         push_status: bool = False,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # pyright: ignore[reportUnknownMemberType]
+        super().__init__(cancel_on_kill=cancel_on_kill)
         self.job_id = job_id
         self.flow = flow
         self.noukai_conn_id = noukai_conn_id
         self.submitted_at = submitted_at
         self.deadline = deadline
         self.poll_interval = poll_interval
-        self.cancel_on_kill = cancel_on_kill
         self.deferred_at = deferred_at
         self.logged_state = logged_state
         self.push_status = push_status
-        self._kill: asyncio.Task[None] | None = None
         self._updates = StatusUpdates(logged_state)
 
     @classmethod
@@ -240,90 +233,24 @@ class NoukaiJobTrigger(BaseTrigger):
             return None
         return max(self.deadline - time.time(), LAST_POLL_SECONDS)
 
-    async def on_kill(self) -> None:
-        """Cancel the job if a user ended the task.
+    @property
+    def xcom_value(self) -> str:
+        """The job."""
+        return self.job_id
 
-        Airflow 3.3.0 to 3.3.2 interrupts this method after about one second, so a separate asyncio task does
-        the work, and `cleanup` waits for it.
-        """
-        if not self.cancel_on_kill:
-            self.log.info("Noukai job %s of %s: left running (cancel_on_kill is off)", self.job_id, self.flow)
-            return
-        self._kill = asyncio.create_task(self._end_job())
-        await asyncio.shield(self._kill)
+    @property
+    def subject(self) -> str:
+        """The job, as log lines begin."""
+        return f"Noukai job {self.job_id} of {self.flow}"
 
-    async def cleanup(self) -> None:
-        """Wait for a pending cancel, which takes a bounded time. Nothing else outlives `run`."""
-        while self._kill is not None and not self._kill.done():
-            try:
-                await asyncio.shield(self._kill)
-            except asyncio.CancelledError as interruption:
-                # After a kill, Airflow interrupts again every second, with a message. An interruption without
-                # one means that the triggerer is stopping.
-                if not interruption.args:
-                    raise
-
-    async def _end_job(self) -> None:
-        try:
-            async with asyncio.timeout(_KILL_SECONDS):
-                reason = await self._reason_to_keep()
-                if reason is None:
-                    await self._cancel()
-                    return
-                self.log.info("Noukai job %s of %s: left running (%s)", self.job_id, self.flow, reason)
-        except TimeoutError:
-            self._log_failed_cancel(f"no response within {_KILL_SECONDS:g} s")
-        except Exception as error:
-            self._log_failed_cancel(str(error))
-
-    def _log_failed_cancel(self, reason: str) -> None:
+    def log_failed_cancel(self, reason: str) -> None:
+        """Log that a cancel was not possible."""
         from noukai_core import CancelOutcome
 
         CancelOutcome(self.job_id, self.flow, error=reason).log("a user ended its task", self.log)
 
-    async def _reason_to_keep(self) -> str | None:
-        """Return why the job must not be cancelled, or `None` if it must."""
-        give_up_at = time.monotonic() + _DECISION_SECONDS
-        while True:
-            try:
-                decision = await self._decide_by(give_up_at)
-                unknown = "it is on its way to a worker"
-            except Exception as error:
-                decision, unknown = _kill_policy.KillDecision.UNDECIDED, str(error)
-            if decision is _kill_policy.KillDecision.CANCEL:
-                return None
-            if decision is _kill_policy.KillDecision.KEEP:
-                return "its task still waits for it"
-            if time.monotonic() > give_up_at:
-                if ON_KILL_MEANS_USER:
-                    return None
-                return f"who ended its task is not known: {unknown}"
-            await asyncio.sleep(_DECISION_PAUSE)
-
-    async def _decide_by(self, give_up_at: float) -> _kill_policy.KillDecision:
-        """Decide in a bounded time. A request to Airflow that takes longer is left alone, not interrupted."""
-        deciding = asyncio.create_task(self._decide())
-        deciding.add_done_callback(lambda task: task.cancelled() or task.exception())
-        await asyncio.wait({deciding}, timeout=max(give_up_at - time.monotonic(), 0.0))
-        if not deciding.done():
-            raise TimeoutError("no response from Airflow in time")
-        return deciding.result()
-
-    async def _decide(self) -> _kill_policy.KillDecision:
-        task = self.task_instance
-        if task is None:
-            return _kill_policy.KillDecision.CANCEL
-        try:
-            from noukai_airflow._task_states import job_of_task, state_of_task
-        except ImportError:  # a later Airflow, which calls on_kill only when a user ends the task
-            return _kill_policy.KillDecision.CANCEL
-        state, job_id = await state_of_task(task), await job_of_task(task)
-        if ON_KILL_MEANS_USER:
-            return _kill_policy.decide_after_user_action(state, job_id, self.job_id)
-        return _kill_policy.decide_in_triggerer(state, job_id, self.job_id)
-
-    async def _cancel(self) -> None:
-        """Cancel over separate connections: the trigger's cleanup runs at the same time."""
+    async def cancel(self) -> None:
+        """Cancel the job over separate connections: the trigger's cleanup runs at the same time."""
         from noukai_airflow._client_cache import new_async_client
         from noukai_airflow.hooks.noukai import NoukaiHook
         from noukai_core import acancel_job

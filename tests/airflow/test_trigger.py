@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from noukai_airflow import _client_cache, _outcome, _task_states
+from noukai_airflow import _cancelling_trigger, _client_cache, _outcome, _task_states
 from noukai_airflow._kill_policy import KillDecision
 from noukai_airflow._trigger_event import JobEvent, Reason
 from noukai_airflow.hooks.noukai import NoukaiHook
@@ -378,7 +378,7 @@ async def test_a_kill_that_takes_too_long(
 ) -> None:
     """A cancel request without a response is abandoned after a while, so that no trigger stays forever."""
     emulator.control.script("flow", outcome="never", cancel_seconds=20)
-    monkeypatch.setattr(triggers, "_KILL_SECONDS", 0.3)
+    monkeypatch.setattr(_cancelling_trigger, "_KILL_SECONDS", 0.3)
     waiting = trigger(submit(connected), cancel_on_kill=True)
     await asyncio.wait_for(waiting.on_kill(), 10)
     await asyncio.wait_for(waiting.cleanup(), 10)
@@ -438,7 +438,7 @@ async def test_a_kill_while_the_task_is_on_its_way_to_a_worker(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Before Airflow 3.4, nothing is cancelled until it is known who resumed the task."""
-    monkeypatch.setattr(triggers, "ON_KILL_MEANS_USER", False)
+    monkeypatch.setattr(_cancelling_trigger, "ON_KILL_MEANS_USER", False)
     emulator.control.script("flow", outcome="never")
     waiting = trigger(submit(connected), cancel_on_kill=True)
     monkeypatch.setattr(waiting, "task_instance", SimpleNamespace(task_id="job"))
@@ -450,13 +450,13 @@ async def test_a_kill_while_the_task_is_on_its_way_to_a_worker(
         now = next(seen, then)
         return now[0]
 
-    async def job_of_task(_: object) -> str | None:
+    async def published_by_task(_: object, key: str) -> str | None:
         return waiting.job_id if now[1] else None
 
     monkeypatch.setattr(_task_states, "state_of_task", state_of_task)
-    monkeypatch.setattr(_task_states, "job_of_task", job_of_task)
-    monkeypatch.setattr(triggers, "_DECISION_SECONDS", 0.2)
-    monkeypatch.setattr(triggers, "_DECISION_PAUSE", 0.01)
+    monkeypatch.setattr(_task_states, "published_by_task", published_by_task)
+    monkeypatch.setattr(_cancelling_trigger, "_DECISION_SECONDS", 0.2)
+    monkeypatch.setattr(_cancelling_trigger, "_DECISION_PAUSE", 0.01)
     await waiting.on_kill()
     assert emulator.control.counts(waiting.job_id).get("cancel", 0) == cancels
 
@@ -474,7 +474,7 @@ async def test_a_kill_after_a_clear(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Since Airflow 3.4: the job of a cleared task is cancelled, unless the new try attaches to it."""
-    monkeypatch.setattr(triggers, "ON_KILL_MEANS_USER", True)
+    monkeypatch.setattr(_cancelling_trigger, "ON_KILL_MEANS_USER", True)
     emulator.control.script("flow", outcome="never")
     waiting = trigger(submit(connected), cancel_on_kill=True)
     monkeypatch.setattr(waiting, "task_instance", SimpleNamespace(task_id="job"))
@@ -486,13 +486,13 @@ async def test_a_kill_after_a_clear(
         now = next(seen, then)
         return now[0]
 
-    async def job_of_task(_: object) -> str | None:
+    async def published_by_task(_: object, key: str) -> str | None:
         return waiting.job_id if now[1] == "mine" else now[1]
 
     monkeypatch.setattr(_task_states, "state_of_task", state_of_task)
-    monkeypatch.setattr(_task_states, "job_of_task", job_of_task)
-    monkeypatch.setattr(triggers, "_DECISION_SECONDS", 0.2)
-    monkeypatch.setattr(triggers, "_DECISION_PAUSE", 0.01)
+    monkeypatch.setattr(_task_states, "published_by_task", published_by_task)
+    monkeypatch.setattr(_cancelling_trigger, "_DECISION_SECONDS", 0.2)
+    monkeypatch.setattr(_cancelling_trigger, "_DECISION_PAUSE", 0.01)
     await waiting.on_kill()
     assert emulator.control.counts(waiting.job_id).get("cancel", 0) == cancels
 
@@ -511,7 +511,7 @@ async def test_a_kill_while_the_tasks_state_is_unavailable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The request is repeated; if it keeps failing, the job is kept where the kill may be a mistake."""
-    monkeypatch.setattr(triggers, "ON_KILL_MEANS_USER", means_user)
+    monkeypatch.setattr(_cancelling_trigger, "ON_KILL_MEANS_USER", means_user)
     emulator.control.script("flow", outcome="never")
     waiting = trigger(submit(connected), cancel_on_kill=True)
     monkeypatch.setattr(waiting, "task_instance", SimpleNamespace(task_id="job"))
@@ -524,13 +524,13 @@ async def test_a_kill_while_the_tasks_state_is_unavailable(
             raise RuntimeError("the database is locked")
         return "failed"
 
-    async def job_of_task(_: object) -> str:
+    async def published_by_task(_: object, key: str) -> str:
         return waiting.job_id
 
     monkeypatch.setattr(_task_states, "state_of_task", state_of_task)
-    monkeypatch.setattr(_task_states, "job_of_task", job_of_task)
-    monkeypatch.setattr(triggers, "_DECISION_SECONDS", 0.2)
-    monkeypatch.setattr(triggers, "_DECISION_PAUSE", 0.01)
+    monkeypatch.setattr(_task_states, "published_by_task", published_by_task)
+    monkeypatch.setattr(_cancelling_trigger, "_DECISION_SECONDS", 0.2)
+    monkeypatch.setattr(_cancelling_trigger, "_DECISION_PAUSE", 0.01)
     await waiting.on_kill()
     assert emulator.control.counts(waiting.job_id).get("cancel", 0) == cancels
 
