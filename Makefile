@@ -10,7 +10,7 @@ SHELL := /bin/sh
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-airflow test-prefect test-floor test-airflow-floor test-prefect-floor test-airflow-next \
 	.test-airflow-next test-deployment test-faults \
-	simulate check check-style check-types check-imports check-words environments format requirements clean
+	simulate check check-style check-types check-imports check-words check-api docs docs-serve environments format requirements clean
 
 # What another environment, an orchestrator's settings or a developer's own key would change stays outside.
 unexport $(filter AIRFLOW_% PREFECT_% NOUKAI_% PIP_TARGET PIP_PREFIX PIP_REQUIRE_VIRTUALENV,$(.VARIABLES))
@@ -33,6 +33,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export DO_NOT_TRACK := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export NO_MKDOCS_2_WARNING := 1
 export AIRFLOW__USAGE_DATA_COLLECTION__ENABLED := False
 
 define say
@@ -78,7 +79,7 @@ simulate: .venv/airflow/ready ## search a million schedules for a broken promise
 
 environments: .venv/airflow/ready .venv/prefect/ready .venv/airflow-floor/ready .venv/prefect-floor/ready ## build all that the tests need
 
-check: check-style check-types check-imports check-words ## lint, format, types, who may import whom, and the words
+check: check-style check-types check-imports check-words check-api docs ## lint, format, types, who may import whom, the words, the public API, and the documentation
 
 check-style: .venv/airflow/ready
 	$(call say,style)
@@ -97,9 +98,22 @@ check-imports: .venv/airflow/ready
 	$(call say,imports)
 	.venv/airflow/bin/lint-imports --no-cache
 
-check-words: .venv/airflow/ready
+check-words: .venv/airflow/ready .venv/docs/ready
 	$(call say,words)
 	.venv/airflow/bin/python -m devtools.words
+	.venv/docs/bin/codespell
+
+# The public names of the packages, compared with those of the last release.
+check-api: .venv/docs/ready
+	$(call say,public API)
+	@.ci/check-api
+
+docs: .venv/docs/ready ## build the documentation into .build/site
+	$(call say,documentation)
+	PYTHONPATH=. .venv/docs/bin/mkdocs build --quiet
+
+docs-serve: .venv/docs/ready ## show the documentation on http://127.0.0.1:8000, and build it again after each change
+	PYTHONPATH=. .venv/docs/bin/mkdocs serve
 
 format: .venv/airflow/ready ## put the code into its format
 	.venv/airflow/bin/ruff check --fix
@@ -117,6 +131,7 @@ requirements: $(TOOLS) ## compile the pinned requirements again; UPGRADE=1 takes
 	$(compile) $(if $(UPGRADE),--upgrade) --extra prefect requirements/prefect.in -o requirements/prefect.txt
 	$(compile) $(if $(UPGRADE),--upgrade) --extra prefect requirements/prefect-floor.in -o requirements/prefect-floor.txt
 	$(compile) $(if $(UPGRADE),--upgrade) --extra prefect requirements/prefect-peers.in -o requirements/prefect-peers.txt
+	$(subst --extra emulator --group test pyproject.toml,,$(compile)) $(if $(UPGRADE),--upgrade) requirements/docs.in -o requirements/docs.txt
 
 clean: ## remove every environment, cache and build
 	rm -rf .venv .build dist

@@ -2,7 +2,7 @@
 
     .venv/prefect/bin/python benchmarks/schedule.py
 
-The picture of the README, which matplotlib draws:
+The picture of the documentation, which matplotlib draws:
 
     make .venv/prefect-peers/ready
     .venv/prefect-peers/bin/python benchmarks/schedule.py --picture docs/schedule.svg

@@ -1,9 +1,10 @@
-"""`airflow dags test`, which runs triggers in its own process, with less information."""
+"""`airflow dags test` and `dag.test()`, which run triggers in their own process, with less information."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.documents import examples
 from tests.e2e_airflow.conftest import KEY
 
 if TYPE_CHECKING:
@@ -56,3 +58,35 @@ def test_a_deferrable_task(
     assert f"state={end}" in output, output
     (job,) = [job for job in emulator_server.control.jobs() if job["flow"].endswith(flow)]
     assert (job["state"], emulator_server.control.counts(job["id"]).get("cancel", 0)) == (outcome, 0)
+
+
+EVERY_DAG = """
+import runpy, sys
+for file in sys.argv[1:]:
+    for dag in {id(one): one for one in runpy.run_path(file).values() if hasattr(one, "task_dict")}.values():
+        print("ran", file, dag.test().state)
+"""
+
+
+def test_documented_dags(environment: dict[str, str], emulator_server: Emulator, tmp_path: Path) -> None:
+    """Every DAG of the documentation runs to its end as it stands."""
+    emulator_server.control.script("*", after_polls=1)
+    documented = examples("noukai_airflow")
+    files = [tmp_path / f"documented_{number}.py" for number in range(len(documented))]
+    for file, example in zip(files, documented, strict=True):
+        file.write_text(f"{example.code}\ndocumented = {dag_name(example.code)}()\n")
+    done = subprocess.run(
+        [sys.executable, "-c", EVERY_DAG, *map(str, files)],
+        env={**environment, "AIRFLOW__CORE__DAGS_FOLDER": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    for file, example in zip(files, documented, strict=True):
+        assert f"ran {file} success" in done.stdout, f"{example.where}\n{done.stdout}{done.stderr}"
+
+
+def dag_name(code: str) -> str:
+    """Return the name of the function that defines the DAG."""
+    (name,) = re.findall(r"^@dag.*\ndef (\w+)", code, re.MULTILINE)
+    return str(name)

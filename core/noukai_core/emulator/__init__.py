@@ -2,15 +2,15 @@
 
 Run it as a program. It serves until Ctrl-C or SIGTERM:
 
-``sh
+```sh
 python -m noukai_core.emulator              # http://127.0.0.1:8090/api/v1
 python -m noukai_core.emulator --port 0 --script script.json --state-file jobs.jsonl
-``
+```
 
 It prints one line, `Noukai emulator: http://127.0.0.1:PORT/api/v1`, when it is ready. It accepts any key that
 begins with `nk_`. In a test:
 
-``python
+```python
 from noukai_core.emulator import Emulator
 
 with Emulator() as emulator:  # on a free port, in a thread
@@ -18,7 +18,7 @@ with Emulator() as emulator:  # on a free port, in a thread
     client = Noukai("nk_test_x", base_url=emulator.base_url)
     ...
     assert emulator.control.counts(job.id)["cancel"] == 1
-``
+```
 
 One emulator can serve many tests: `emulator.control.reset()` empties it.
 
@@ -70,9 +70,9 @@ script file is one JSON object that maps flows to specifications:
 default, false and true). A `probability` with a `seed` gives the same faults to the same submissions in every
 run, in whatever order they arrive. Submissions are the same if their flow and body are equal:
 
-``python
+```python
 control.fault("mixed", probability=0.2, seed=7, of=[{"kind": "drop_after"}, {"kind": "race"}])
-``
+```
 
 ## The control API
 
