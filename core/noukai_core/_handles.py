@@ -8,7 +8,8 @@ from typing import Generic, TypeVar
 
 from noukai_core import _validation
 from noukai_core._api import endpoints
-from noukai_core._engine.effects import Effects, may_turn_up, send_with_retries
+from noukai_core._engine.effects import Effects, FollowEffects, may_turn_up, send_with_retries
+from noukai_core._engine.follow import StepFollower
 from noukai_core._engine.rate_limit import shared_rate_limiter
 from noukai_core._engine.submission_registry import shared_registry
 from noukai_core._engine.submit import Submitted, find, submit
@@ -189,6 +190,17 @@ class JobHandle(Generic[R]):
 
     def _tracing(self) -> Effects[RunTrace]:
         return send_with_retries(endpoints.trace(self._path, self._id), time.monotonic)
+
+    def _following(self, skip: int) -> FollowEffects:
+        follower = StepFollower(
+            self._path,
+            self._id,
+            self._settings,
+            time.monotonic,
+            race_ends=self._race_ends(),
+            skip=check_count(skip, "skip") if skip else 0,
+        )
+        return follower.effects()
 
 
 def _on_monotonic_clock(moment: datetime | None) -> float | None:

@@ -36,6 +36,7 @@ class ClientArguments(TypedDict, total=False):
     max_polls_per_second: float
     max_concurrent_submissions: int
     max_response_bytes: int
+    max_followed_jobs: int
     allow_insecure_http: bool
 
 
@@ -89,6 +90,7 @@ class ClientOptions:
     max_polls_per_second: float = _checked(50.0, check_number)
     max_concurrent_submissions: int = _checked(16, check_count)
     max_response_bytes: int = _checked(64 * 1024 * 1024, check_count)
+    max_followed_jobs: int = _checked(50, check_count)
     allow_insecure_http: bool = _checked(default=False, check=_flag)
 
     def __post_init__(self) -> None:

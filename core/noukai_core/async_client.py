@@ -11,13 +11,24 @@ from uuid import UUID
 
 from noukai_core._api import endpoints
 from noukai_core._api.parsing import HttpResponse
-from noukai_core._engine.effects import Effects, Emit, Send, Sleep, T, send_with_retries
+from noukai_core._engine.effects import (
+    Effects,
+    Emit,
+    EmitStep,
+    FollowEffects,
+    Receive,
+    Send,
+    Sleep,
+    T,
+    send_with_retries,
+)
 from noukai_core._handles import FlowHandle, JobHandle
 from noukai_core._http.connection import AsyncConnection
+from noukai_core._http.event_receiver import AsyncEventReceiver
 from noukai_core._options import ClientArguments, ClientOptions, describe, refuse_unknown
 from noukai_core._validation import Version, hidden
 from noukai_core.job_request import JobRequest
-from noukai_core.models import ExecuteResult, JobAccepted, JobStatus, KeyInfo, RunTrace
+from noukai_core.models import ExecuteResult, JobAccepted, JobStatus, KeyInfo, RunTrace, TraceStep
 from noukai_core.submission import Submission
 
 if TYPE_CHECKING:
@@ -64,6 +75,28 @@ class AsyncRunner:
                 outcome = await self._perform(effect)
         finally:
             effects.close()
+
+    async def follow(self, effects: FollowEffects) -> AsyncGenerator[TraceStep, None]:
+        """Run effects that receive a stream, and pass on the steps that they emit."""
+        receiver = AsyncEventReceiver(self._connection, self._key)
+        outcome: Any = None
+        try:
+            while True:
+                try:
+                    effect = effects.send(outcome)
+                except StopIteration:
+                    return
+                outcome = None
+                match effect:
+                    case Receive():
+                        outcome = await receiver.next(effect.call)
+                    case EmitStep():
+                        yield effect.step
+                    case _:
+                        outcome = await self._perform(effect)
+        finally:
+            effects.close()
+            await receiver.aclose()
 
     async def aclose(self) -> None:
         """Close the connections; a second time does nothing."""
@@ -242,3 +275,7 @@ class AsyncJob(JobHandle[AsyncRunner]):
     async def trace(self) -> RunTrace:
         """Read how the run went; see `Job.trace`."""
         return await self._runner.run(self._tracing())
+
+    def steps(self, *, skip: int = 0) -> AsyncGenerator[TraceStep, None]:
+        """Follow the steps of the job live; see `Job.steps`."""
+        return self._runner.follow(self._following(skip))

@@ -10,13 +10,24 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 from uuid import UUID
 
 from noukai_core._api import endpoints
-from noukai_core._engine.effects import Effects, Emit, Send, Sleep, T, send_with_retries
+from noukai_core._engine.effects import (
+    Effects,
+    Emit,
+    EmitStep,
+    FollowEffects,
+    Receive,
+    Send,
+    Sleep,
+    T,
+    send_with_retries,
+)
 from noukai_core._handles import FlowHandle, JobHandle
 from noukai_core._http.connection import Connection
+from noukai_core._http.event_receiver import EventReceiver
 from noukai_core._options import ClientArguments, ClientOptions, describe, refuse_unknown
 from noukai_core._validation import Version, hidden
 from noukai_core.job_request import JobRequest
-from noukai_core.models import ExecuteResult, JobAccepted, JobStatus, KeyInfo, RunTrace
+from noukai_core.models import ExecuteResult, JobAccepted, JobStatus, KeyInfo, RunTrace, TraceStep
 from noukai_core.submission import Submission
 
 if TYPE_CHECKING:
@@ -51,21 +62,42 @@ class Runner:
                 except StopIteration as end:
                     decided: T = end.value
                     return decided
-                outcome = None
-                match effect:
-                    case Sleep():
-                        if effect.seconds > 0:
-                            time.sleep(min(effect.seconds, threading.TIMEOUT_MAX))
-                    case Send():
-                        outcome = self._send(effect)
-                    case Emit():
-                        yield effect.status
+                if isinstance(effect, Emit):
+                    yield effect.status
+                outcome = self._perform(effect)
         finally:
             effects.close()
+
+    def follow(self, effects: FollowEffects) -> Generator[TraceStep, None, None]:
+        """Run effects that receive a stream, and pass on the steps that they emit."""
+        receiver = EventReceiver(self._connection, self._key)
+        outcome: Any = None
+        try:
+            while True:
+                try:
+                    effect = effects.send(outcome)
+                except StopIteration:
+                    return
+                outcome = None
+                match effect:
+                    case Receive():
+                        outcome = receiver.next(effect.call)
+                    case EmitStep():
+                        yield effect.step
+                    case _:
+                        outcome = self._perform(effect)
+        finally:
+            effects.close()
+            receiver.close()
 
     def close(self) -> None:
         """Close the connections; a second time does nothing."""
         self._connection.close()
+
+    def _perform(self, effect: Sleep | Send | Emit) -> Any:
+        if isinstance(effect, Sleep) and effect.seconds > 0:
+            time.sleep(min(effect.seconds, threading.TIMEOUT_MAX))
+        return self._send(effect) if isinstance(effect, Send) else None
 
     def _send(self, request: Send) -> Any:
         call = request.call
@@ -102,6 +134,8 @@ class Noukai:
             for their turn, however long. A client opens at most 32 more connections.
         max_response_bytes: The largest response that is read. The memory that its content takes is limited as
             well: to this, or to five times the response.
+        max_followed_jobs: The most jobs whose steps this process follows at the same time. Each takes a
+            connection.
         allow_insecure_http: Whether the key may be sent over plain HTTP to another machine.
         transport: An httpx transport to send requests through, for tests and unusual networks.
 
@@ -360,3 +394,19 @@ class Job(JobHandle[Runner]):
             APIError: It cannot be read: some deployments allow it to no API key.
         """
         return self._runner.run(self._tracing())
+
+    def steps(self, *, skip: int = 0) -> Generator[TraceStep, None, None]:
+        """Follow the steps of the job live, and yield each when it starts, completes or fails.
+
+        It ends when the job has ended; only a poll says how. A stream that breaks is opened again, and what
+        the server repeats is not yielded again. The steps are for people to see: some may be missing, and
+        `wait` needs none of them.
+
+        Args:
+            skip: How many steps to pass over at first, because they were yielded before.
+
+        Raises:
+            APIError: The stream is refused (some deployments allow it to no API key), it breaks for too long,
+                or this process follows `max_followed_jobs` jobs already.
+        """
+        return self._runner.follow(self._following(skip))

@@ -134,6 +134,21 @@ class TraceStep(_Model, frozen=True):
     tokens: int | None = None
     cost_usd: Decimal | None = None
 
+    @property
+    def text(self) -> str:
+        """The step in words, such as `draft completed after 1.2 s (model gpt-5, 12 tokens, $0.0001)`."""
+        known = [
+            f"attempt {self.attempt}" if self.attempt is not None and self.attempt > 1 else None,
+            f"model {self.model}" if self.model else None,
+            f"{self.tokens} tokens" if self.tokens is not None else None,
+            f"${self.cost_usd}" if self.cost_usd is not None else None,
+        ]
+        state = "started" if self.status == "running" else self.status or "of unknown state"
+        after = "" if self.duration_ms is None else f" after {self.duration_ms / 1000:.1f} s"
+        details = ", ".join(part for part in known if part)
+        reason = f": {one_line(self.error)}" if self.error else ""
+        return f"{self.id or 'without an id'} {state}{after}{f' ({details})' if details else ''}{reason}"
+
 
 class RunTrace(_Model, frozen=True):
     """How a run went, step by step."""

@@ -25,7 +25,7 @@ class ScriptedServer:
         self.on("submit", accepted("job-1"))
 
     def on(self, kind: str, *responses: HttpResponse | Exception) -> ScriptedServer:
-        """Sets the responses to submit, poll, cancel, session, verify or trace."""
+        """Sets the responses to submit, poll, cancel, session, verify, trace or stream."""
         self._responses[kind] = list(responses)
         return self
 
@@ -58,6 +58,7 @@ def kind_of(request: httpx.Request) -> str:
     if request.method == "POST":
         return "submit" if path.endswith("/jobs") else "cancel"
     for kind, part in {
+        "stream": "/trace/stream",
         "session": "/sessions/",
         "verify": "/keys/verify",
         "trace": "/trace",

@@ -85,5 +85,5 @@ def test_the_oldest_libraries_of_the_client_are_tried(pyproject: dict[str, Any])
     }
     pinned = {pin.name: Version(str(pin.specifier).removeprefix("==")) for pin in pins("prefect-floor.txt")}
 
-    assert oldest.keys() == {"aiohttp", "httpx", "pydantic", "yarl"}
+    assert oldest.keys() == {"aiohttp", "httpx", "httpx-sse", "pydantic", "yarl"}
     assert {name: pinned[name] for name in oldest} == oldest

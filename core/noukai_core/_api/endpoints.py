@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 from urllib.parse import quote
 
 from noukai_core import _validation
@@ -217,10 +217,32 @@ def trace(flow: FlowPath, job_id: str) -> Call[RunTrace]:
         return RunTrace(
             status=_state(run),
             duration_ms=_number(_any(run, "durationMs", "duration_ms")),
-            steps=tuple(_step(mapping_of(step)) for step in list_of(value.get("steps"))),
+            steps=tuple(trace_step(mapping_of(step)) for step in list_of(value.get("steps"))),
         )
 
     return Call("GET", f"{_flow(flow)}/runs/{_segment(job_id)}/trace", operation, read, job_id=job_id)
+
+
+def stream(flow: FlowPath, job_id: str, last_event_id: str | None) -> Call[NoReturn]:
+    """Receive the events of a run. What is read here is a response that is not a stream of events.
+
+    Args:
+        flow: Its flow.
+        job_id: The job.
+        last_event_id: The last event that was received, for servers that can resume after it.
+    """
+    operation = f"Following job {job_id} of {flow}"
+
+    def read(response: HttpResponse) -> NoReturn:
+        if not response.ok:
+            raise error_of(response, operation, job_id, missing=JobNotFoundError)
+        raise malformed(response, operation, "is not a stream of events", job_id)
+
+    headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity", "Cache-Control": "no-store"}
+    if last_event_id is not None:
+        headers["Last-Event-ID"] = last_event_id
+    path = f"{_flow(flow)}/runs/{_segment(job_id)}/trace/stream"
+    return Call("GET", path, operation, read, headers=headers, job_id=job_id, cut_at=TEXT_LENGTH)
 
 
 def _flow(flow: FlowPath) -> str:
@@ -282,7 +304,8 @@ def _executions(listed: Sequence[Any]) -> Iterator[Execution]:
         )
 
 
-def _step(value: Mapping[str, Any]) -> TraceStep:
+def trace_step(value: Mapping[str, Any]) -> TraceStep:
+    """Read one step of a run, from its trace or from an event."""
     tokens = value.get("tokens")
     total = mapping_of(tokens).get("total", tokens)
     attempt, status = value.get("attempt"), _text(value, "status")

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias, TypeVar
 from noukai_core._api.endpoints import Call
 from noukai_core._engine import schedule
 from noukai_core.errors import APIError, FlowNotFoundError, JobNotFoundError
-from noukai_core.models import JobStatus
+from noukai_core.models import JobStatus, TraceStep
 
 T = TypeVar("T")
 
@@ -44,6 +44,26 @@ class Emit:
 
     status: JobStatus
 
+
+@dataclass(frozen=True)
+class Receive:
+    """Receive the next event of a stream; the first time, its call is sent.
+
+    The event is sent back, `None` at the end of the stream, or the `APIError` that ended it. Another call
+    closes the stream of the one before.
+    """
+
+    call: Call[Any]
+
+
+@dataclass(frozen=True)
+class EmitStep:
+    """Show the caller a step. Nothing is sent back."""
+
+    step: TraceStep
+
+
+FollowEffects: TypeAlias = Generator[Sleep | Send | Receive | EmitStep, Any, None]
 
 Effects: TypeAlias = Generator[Sleep | Send | Emit, Any, T]
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import math
 import ssl
+from collections.abc import AsyncIterator
 
 import aiohttp
 import httpx
@@ -44,10 +45,18 @@ class AiohttpTransport:
         except _FAULTS as fault:
             raise _as_httpx(fault) from fault
 
-    async def _exchange(self, request: HttpRequest, most_bytes: int) -> HttpResponse:
+    async def open(self, request: HttpRequest) -> httpx.Response:
+        """Send a request, and return its response, whose body is still to be read. Errors are httpx's."""
+        try:
+            response = await self._send(request)
+        except _FAULTS as fault:
+            raise _as_httpx(fault) from fault
+        return httpx.Response(response.status, headers=response.raw_headers, stream=_Body(response))
+
+    async def _send(self, request: HttpRequest) -> aiohttp.ClientResponse:
         if self._session is None:
             self._session = self._new_session()
-        response = await self._session.request(
+        return await self._session.request(
             request.method,
             URL(request.url, encoded=True),
             headers=request.headers,
@@ -58,6 +67,9 @@ class AiohttpTransport:
             # read itself.
             timeout=aiohttp.ClientTimeout(connect=request.timeout, ceil_threshold=math.inf),
         )
+
+    async def _exchange(self, request: HttpRequest, most_bytes: int) -> HttpResponse:
+        response = await self._send(request)
         try:
             reader = ResponseReader(response.status, response.raw_headers, most_bytes, cut_at=request.cut_at)
             async for chunk in response.content.iter_any():
@@ -83,6 +95,23 @@ class AiohttpTransport:
             max_line_size=_LONGEST_HEADER,
             max_field_size=_LONGEST_HEADER,
         )
+
+
+class _Body(httpx.AsyncByteStream):
+    """The body of a response in the form of httpx, with its errors."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in self._response.content.iter_any():
+                yield chunk
+        except _FAULTS as fault:
+            raise _as_httpx(fault) from fault
+
+    async def aclose(self) -> None:
+        self._response.close()
 
 
 _FAULTS = (aiohttp.ClientError, TimeoutError, OSError)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import ssl
+import time
 import zlib
 from functools import cache
 from typing import Any
@@ -12,8 +13,18 @@ from typing import Any
 import httpx
 
 from noukai_core._api.endpoints import Call
+from noukai_core._api.events import ServerEvent
 from noukai_core._api.parsing import HttpResponse
 from noukai_core._http.connection_limiter import ConnectionLimiter
+from noukai_core._http.event_stream import (
+    MAX_EVENT_BYTES,
+    SILENCE_SECONDS,
+    AsyncEventStream,
+    EventBound,
+    EventStream,
+    is_event_stream,
+)
+from noukai_core._http.httpx_transport import aread_response, read_response
 from noukai_core._http.messages import HttpRequest, TooLarge
 from noukai_core._http.transports import MAX_CONCURRENT_CALLS, async_transport, blocking_transport
 from noukai_core._options import ClientOptions
@@ -86,6 +97,9 @@ class BaseConnection:
             call.method, f"{self._base_url}/{call.path}", headers, call.body, timeout, call.cut_at
         )
 
+    def _event_bound(self) -> EventBound:
+        return EventBound(MAX_EVENT_BYTES, self._settings.max_response_bytes)
+
     def _too_large(self, call: Call[Any], head: HttpResponse) -> ResponseTooLargeError:
         return ResponseTooLargeError(
             f"{call.operation}: the response is larger than {self._settings.max_response_bytes} bytes. "
@@ -146,6 +160,29 @@ class Connection(BaseConnection):
         except _FAULTS as fault:
             return self._no_response(call, fault, allowed)
 
+    def open(self, call: Call[Any]) -> EventStream | HttpResponse | APIError:
+        """Open the stream of a call, or return the response that is none."""
+        if self._closed:
+            return self._client_closed(call)
+        request = self._request(call, SILENCE_SECONDS)
+        try:
+            response = self._transport.open(request)
+            if is_event_stream(response):
+                return EventStream(response, self._event_bound())
+            ends = time.monotonic() + self._settings.timeout
+            return read_response(response, self._settings.max_response_bytes, request.cut_at, ends)
+        except _FAULTS as fault:
+            return self._no_response(call, fault, SILENCE_SECONDS)
+
+    def receive(self, call: Call[Any], stream: EventStream) -> ServerEvent | APIError | None:
+        """Return the next event of a stream, `None` at its end, or the error that ended it."""
+        try:
+            return stream.next()
+        except TooLarge as large:
+            return self._too_large(call, large.head)
+        except _FAULTS as fault:
+            return self._no_response(call, fault, SILENCE_SECONDS)
+
     def close(self) -> None:
         """Close the connections. Closing twice does nothing."""
         if not self._closed:
@@ -188,6 +225,35 @@ class AsyncConnection(BaseConnection):
             return self._no_response(call, httpx.ReadTimeout(""), allowed)
         except _FAULTS as fault:
             return self._no_response(call, fault, allowed)
+
+    async def open(self, call: Call[Any]) -> AsyncEventStream | HttpResponse | APIError:
+        """Open the stream of a call, or return the response that is none."""
+        self._check_loop()
+        if self._closed:
+            return self._client_closed(call)
+        request = self._request(call, self._settings.timeout)
+        try:
+            async with asyncio.timeout(self._settings.timeout):
+                response = await self._transport.open(request)
+                if is_event_stream(response):
+                    return AsyncEventStream(response, self._event_bound())
+                return await aread_response(response, self._settings.max_response_bytes, request.cut_at)
+        except TimeoutError:
+            return self._no_response(call, httpx.ReadTimeout(""), self._settings.timeout)
+        except _FAULTS as fault:
+            return self._no_response(call, fault, self._settings.timeout)
+
+    async def receive(self, call: Call[Any], stream: AsyncEventStream) -> ServerEvent | APIError | None:
+        """Return the next event of a stream, `None` at its end, or the error that ended it."""
+        try:
+            async with asyncio.timeout(SILENCE_SECONDS):
+                return await stream.next()
+        except TooLarge as large:
+            return self._too_large(call, large.head)
+        except TimeoutError:
+            return self._no_response(call, httpx.ReadTimeout(""), SILENCE_SECONDS)
+        except _FAULTS as fault:
+            return self._no_response(call, fault, SILENCE_SECONDS)
 
     def _not_sent(self, call: Call[Any], waited: float) -> TransientError:
         return TransientError(

@@ -24,17 +24,11 @@ class HttpxTransport:
     def exchange(self, request: HttpRequest, most_bytes: int) -> HttpResponse:
         """Send a request, and return its response. Errors are httpx's."""
         ends = time.monotonic() + request.timeout
-        response = self._transport.handle_request(_request(request))
-        try:
-            reader = _reader(response, most_bytes, request.cut_at)
-            for chunk in response.iter_bytes() if reader.unpacked else response.iter_raw():
-                if not reader.take(chunk):
-                    break
-                if time.monotonic() > ends:
-                    raise httpx.ReadTimeout("the response did not end in time")
-            return reader.response()
-        finally:
-            response.close()
+        return read_response(self.open(request), most_bytes, request.cut_at, ends)
+
+    def open(self, request: HttpRequest) -> httpx.Response:
+        """Send a request, and return its response, whose body is still to be read. Errors are httpx's."""
+        return self._transport.handle_request(_request(request))
 
     def close(self) -> None:
         """Close the connections."""
@@ -49,19 +43,41 @@ class AsyncHttpxTransport:
 
     async def exchange(self, request: HttpRequest, most_bytes: int) -> HttpResponse:
         """Send a request, and return its response. Errors are httpx's. The caller limits the time."""
-        response = await self._transport.handle_async_request(_request(request))
-        try:
-            reader = _reader(response, most_bytes, request.cut_at)
-            async for chunk in response.aiter_bytes() if reader.unpacked else response.aiter_raw():
-                if not reader.take(chunk):
-                    break
-            return reader.response()
-        finally:
-            await response.aclose()
+        return await aread_response(await self.open(request), most_bytes, request.cut_at)
+
+    async def open(self, request: HttpRequest) -> httpx.Response:
+        """Send a request, and return its response, whose body is still to be read. Errors are httpx's."""
+        return await self._transport.handle_async_request(_request(request))
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self._transport.aclose()
+
+
+def read_response(response: httpx.Response, most_bytes: int, cut_at: int | None, ends: float) -> HttpResponse:
+    """Read a response to its end, until a moment on the monotonic clock, and close it."""
+    try:
+        reader = _reader(response, most_bytes, cut_at)
+        for chunk in response.iter_bytes() if reader.unpacked else response.iter_raw():
+            if not reader.take(chunk):
+                break
+            if time.monotonic() > ends:
+                raise httpx.ReadTimeout("the response did not end in time")
+        return reader.response()
+    finally:
+        response.close()
+
+
+async def aread_response(response: httpx.Response, most_bytes: int, cut_at: int | None) -> HttpResponse:
+    """Read a response to its end, and close it. The caller limits the time."""
+    try:
+        reader = _reader(response, most_bytes, cut_at)
+        async for chunk in response.aiter_bytes() if reader.unpacked else response.aiter_raw():
+            if not reader.take(chunk):
+                break
+        return reader.response()
+    finally:
+        await response.aclose()
 
 
 def _request(request: HttpRequest) -> httpx.Request:

@@ -44,6 +44,10 @@ class AsyncTransport(Protocol):
         """Send a request, and return its response."""
         ...
 
+    async def open(self, request: HttpRequest) -> httpx.Response:
+        """Send a request, and return its response, whose body is still to be read."""
+        ...
+
     async def aclose(self) -> None:
         """Close the connections."""
         ...
@@ -81,7 +85,7 @@ def async_transport(settings: ClientOptions, given: httpx.AsyncBaseTransport | N
 
 
 def _most_connections(settings: ClientOptions) -> int:
-    return MAX_CONCURRENT_CALLS + settings.max_concurrent_submissions
+    return MAX_CONCURRENT_CALLS + settings.max_concurrent_submissions + settings.max_followed_jobs
 
 
 def _limits(settings: ClientOptions) -> httpx.Limits:

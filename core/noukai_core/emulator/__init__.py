@@ -63,6 +63,8 @@ script file is one JSON object that maps flows to specifications:
 - `no_cancel`: There is no cancel route: 405, or `status` (501; 404 as for an unknown path proves nothing).
 - `expired_key`: 401.
 - `redirect`: A redirect to `location`, with `status` (307).
+- `stream`: A live trace that, after `after` events (1), does what `then` says: `end`, `stall`, or `huge` (an
+  event of `bytes`, 10 MiB); or that sends each event twice (`repeat`).
 - `race`: The server does not know the submitted job for the next `seconds` (5).
 - `mixed`: One of several, drawn again for each request: `of=[{"kind": ..., ...}, ...]`.
 

@@ -7,6 +7,7 @@ import math
 import socket
 import struct
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from email.utils import formatdate
 from typing import Any
 
@@ -20,6 +21,7 @@ from noukai_core.emulator._responses import Rejection, no_such, unauthorised
 TRANSPORT = "noukai.transport"
 
 _NOT_FOUND = {"submit": "flow", "session": "session", "trace": "run", "stream": "run"}
+_HUGE_BYTES = 10 * 1024 * 1024
 _HTML = "<html><head><title>{0}</title></head><body><h1>{0}</h1></body></html>"
 
 
@@ -89,6 +91,32 @@ def faulty_response(fault: Fault, kind: str, response: Response | None) -> Respo
             return Response(status_code=options.get("status", 307), headers={"Location": location})
         case _:
             return response
+
+
+async def faulty_events(
+    events: AsyncIterator[str], fault: Fault | None, stall: Callable[[], Awaitable[object]]
+) -> AsyncIterator[str]:
+    """Yield the events of a live trace as a fault of the kind `stream` lets them through.
+
+    Args:
+        events: The events.
+        fault: The fault that affects the request.
+        stall: Waits until the emulator stops.
+    """
+    options = fault.options if fault is not None and fault.kind == "stream" else {}
+    then, after, sent = options.get("then"), options.get("after", 1), 0
+    async for event in events:
+        yield event
+        sent += 1
+        if then == "repeat":
+            yield event
+        elif then is not None and sent == after:
+            if then == "huge":
+                yield f"event: step_output\ndata: {'x' * options.get('bytes', _HUGE_BYTES)}\n\n"
+                continue
+            if then == "stall":
+                await stall()
+            return
 
 
 def _status(options: dict[str, Any]) -> Response:

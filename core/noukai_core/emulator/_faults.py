@@ -43,6 +43,7 @@ _RETRY_AFTER = Check(
     lambda value: is_seconds(value) or is_header(value), 'a number of seconds, "http-date", or another text'
 )
 _BODY = Check(lambda value: value in ("json", "html"), "json or html")
+_THEN = Check(lambda value: value in ("end", "stall", "repeat", "huge"), "end, stall, repeat or huge")
 _DROP = {"reset": FLAG}
 
 FAULTS = {
@@ -70,6 +71,7 @@ FAULTS = {
     "no_cancel": Kind("cancel", False, {"status": _STATUS}),
     "expired_key": Kind(ANY, False, {}),
     "redirect": Kind(ANY, False, {"location": HEADER, "status": _STATUS}),
+    "stream": Kind("stream", True, {"then": _THEN, "after": WHOLE, "bytes": WHOLE}),
     "race": Kind("submit", True, {"seconds": SECONDS}),
     "mixed": Kind(ANY, False, {"of": OBJECTS}),
 }

@@ -11,6 +11,7 @@ from starlette.routing import Route
 
 from noukai_core.emulator import _responses, _submissions, _traces
 from noukai_core.emulator._exchange import API_PATH, Exchange, route
+from noukai_core.emulator._fault_responses import faulty_events
 from noukai_core.emulator._job_store import AlreadyFinished
 from noukai_core.emulator._jobs import Job
 from noukai_core.emulator._responses import InvalidBody, Rejection, no_such
@@ -21,6 +22,7 @@ RACE_SECONDS = 5.0
 
 # The interval, in seconds, at which a live trace is updated while only time passes.
 _STREAM_INTERVAL = 0.2
+_STALL_SECONDS = 24 * 3600.0
 _FLOW = API_PATH + "/seq/{org}/{project}/{slug}"
 _RUN_STATES = ("running", "completed", "failed", "cancelled")
 
@@ -118,7 +120,10 @@ class _Api:
 
     async def stream(self, exchange: Exchange) -> Response:
         events = self._events(self._job(exchange.request, "run"))
-        return StreamingResponse(events, media_type="text/event-stream")
+        return StreamingResponse(
+            faulty_events(events, exchange.fault, lambda: self._service.changes.pause(_STALL_SECONDS)),
+            media_type="text/event-stream",
+        )
 
     async def _events(self, job: Job) -> AsyncIterator[str]:
         changes, sent = self._service.changes, 0

@@ -69,14 +69,14 @@ def events(job: Job, now: float) -> Iterator[str]:
         "run_started", {"executionId": job.id, "flowId": job.flow_id, "stepCount": len(_scripted(job))}
     )
     for index, step in enumerate(steps(job, now)):
-        name = {"executionId": job.id, "stepId": step["stepId"]}
+        name = {"executionId": job.id, "stepId": step["stepId"], "attempt": step["attempt"]}
         yield _event("step_started", {**name, "stepIndex": index})
         if step["status"] == "completed":
             yield _event("step_output", {**name, "outputData": step.get("outputContext")})
-            cost = {key: step[key] for key in ("durationMs", "tokens", "costUsd")}
+            cost = {key: step[key] for key in ("durationMs", "modelUsed", "tokens", "costUsd")}
             yield _event("step_completed", {**name, **cost})
         elif step["status"] == "failed":
-            yield _event("step_error", {**name, "error": {"message": str(job.error())}})
+            yield _event("step_error", {**name, "error": step.get("error") or {"message": str(job.error())}})
     if job.end is not None and job.end.state == "completed":
         yield _event("flow_completed", {"executionId": job.id, "result": job.result()})
 
