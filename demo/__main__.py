@@ -40,11 +40,12 @@ SCRIPT = {
 
 TRY_NEXT = """
 Try next:
-  example_dags/ and example_flows/      one idea a file
-  make test                             what all of this promises, proved
+  example_dags/, example_flows/         one idea a file
+  make docs-serve                       the documentation, with quickstarts for both
+  make test                             the tests of what it promises
   .venv/airflow/bin/python -m noukai_core.emulator
-                                        a local Noukai for your own DAGs and flows: set
-                                        NOUKAI_BASE_URL=http://127.0.0.1:8090/api/v1
+                                        a local Noukai for your own DAGs and flows: its address is the host
+                                        of a connection, or the base_url of a block
 """
 
 

@@ -22,7 +22,7 @@ class NoukaiJobRunFacet(RunFacet):
     """
 
     flow: str
-    jobId: str | None = None
+    jobId: str | None = None  # noqa: N815
 
 
 def job_lineage(flow: str, job_id: str | None) -> Lineage:

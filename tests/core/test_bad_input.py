@@ -69,7 +69,8 @@ def test_a_slug_of_the_wrong_shape(
             scripted(**defaults).flow(path[place]).job(**MESSAGE)
 
     message = rejected(server, act, place.split()[0])
-    assert "\x00" not in message and "\n" not in message
+    assert "\x00" not in message
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize(
@@ -132,7 +133,7 @@ NOT_JSON: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("value, shown", NOT_JSON)
+@pytest.mark.parametrize(("value", "shown"), NOT_JSON)
 def test_parameters_that_json_cannot_carry(
     scripted: MakeClient, server: ScriptedServer, value: Any, shown: str
 ) -> None:
@@ -141,7 +142,7 @@ def test_parameters_that_json_cannot_carry(
     rejected(server, lambda: flow.job(parameters={"fine": 1, "words": value}), "parameters", shown)
 
 
-@pytest.mark.parametrize("value, shown", NOT_JSON)
+@pytest.mark.parametrize(("value", "shown"), NOT_JSON)
 def test_overrides_that_json_cannot_carry(
     scripted: MakeClient, server: ScriptedServer, value: Any, shown: str
 ) -> None:
@@ -214,7 +215,7 @@ DURATIONS = [0, -1, math.nan, math.inf, "30", True, b"1", 10**400]
 
 @pytest.mark.parametrize("value", [*DURATIONS[:3], *DURATIONS[4:]], ids=lambda value: repr(value)[:12])
 @pytest.mark.parametrize(
-    "verb, argument",
+    ("verb", "argument"),
     [("wait", "timeout_ms"), ("wait", "poll_interval"), ("watch", "timeout"), ("watch", "poll_interval")],
 )
 def test_a_duration_of_a_wait(

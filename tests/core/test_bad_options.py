@@ -39,7 +39,9 @@ def test_a_key_of_the_wrong_shape_is_refused_unseen(
     assert "marked" not in message
 
 
-@pytest.mark.parametrize("half, missing", [({"org": "acme"}, "project"), ({"project": "spelling"}, "org")])
+@pytest.mark.parametrize(
+    ("half", "missing"), [({"org": "acme"}, "project"), ({"project": "spelling"}, "org")]
+)
 def test_half_of_org_and_project(
     scripted: MakeClient, server: ScriptedServer, half: dict[str, str], missing: str
 ) -> None:

@@ -86,7 +86,8 @@ def test_a_poll_that_makes_no_sense(scripted: MakeClient, server: ScriptedServer
         "req-13",
         200,
     )
-    assert "job-1" in str(caught.value) and "req-13" in str(caught.value)
+    assert "job-1" in str(caught.value)
+    assert "req-13" in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", NONSENSE)

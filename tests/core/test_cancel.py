@@ -82,7 +82,7 @@ def test_a_job_that_no_worker_has_taken_yet_is_cancelled_all_the_same(
 
 
 @pytest.mark.parametrize(
-    "status, kind",
+    ("status", "kind"),
     [(401, AuthenticationError), (402, InsufficientCreditsError), (403, PermissionDeniedError)],
     ids=str,
 )

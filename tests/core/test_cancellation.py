@@ -40,7 +40,8 @@ def test_a_cancelled_job(
     caplog.set_level("INFO", log.name)
     server.on("cancel", respond(202, json={})).on("poll", state(after))
     outcome = cancel(job_of(scripted()))
-    assert outcome.cancelled and outcome.not_needed is None
+    assert outcome.cancelled
+    assert outcome.not_needed is None
     assert outcome.log("a test", log) is True
     assert lines(caplog) == [("INFO", f"Noukai job job-1 of {FLOW}: cancelled (a test)")]
 
@@ -73,7 +74,8 @@ def test_a_cancel_that_fails(
     """A failed cancel raises nothing, and is a warning that names the job and the error."""
     server.on("cancel", respond(403, json={"error": "not yours"}))
     outcome = cancel(job_of(scripted()))
-    assert not outcome.cancelled and outcome.not_needed is None
+    assert not outcome.cancelled
+    assert outcome.not_needed is None
     assert outcome.log("a test", log) is False
     ((level, line),) = lines(caplog)
     assert level == "WARNING"

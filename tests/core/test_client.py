@@ -42,7 +42,7 @@ def test_an_argument_wins_over_the_environment(
 
 
 @pytest.mark.parametrize(
-    "environment, address",
+    ("environment", "address"),
     [(None, "https://api.noukai.dev/api/v1/"), ("dev", "http://localhost:8080/api/v1/")],
 )
 def test_the_address_without_any_setting(

@@ -149,7 +149,7 @@ def test_a_server_that_needs_no_proxy_is_reached_directly(
 
 @pytest.mark.usefixtures("no_proxies")
 @pytest.mark.parametrize(
-    "base_url, host",
+    ("base_url", "host"),
     [("https://straße.test/api", "xn--strae-oqa.test"), ("https://bücher.test", "xn--bcher-kva.test")],
 )
 async def test_a_name_beyond_ascii_is_resolved_as_httpx_does(

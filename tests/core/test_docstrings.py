@@ -48,5 +48,6 @@ def test_every_public_name_is_documented(name: str) -> None:
         and (callable(value) or isinstance(value, property))
         and not value.__doc__
     ]
-    assert kind.__doc__ and kind.__module__.startswith("noukai_core")
+    assert kind.__doc__
+    assert kind.__module__.startswith("noukai_core")
     assert undocumented == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from noukai_core._http.event_stream import EventBound
-from noukai_core._http.messages import TooLarge
+from noukai_core._http.messages import TooLargeError
 
 STREAM = b"data: 12\r\n\r\ndata: 1234567890\ndata: 2\n\ndata: 3\r\rdata: 4\n\n"
 
@@ -28,6 +28,6 @@ def test_a_split_end_of_a_line_is_no_empty_line() -> None:
 def test_a_stream_has_a_limit() -> None:
     """A stream that never ends is not read for ever."""
     bound = EventBound(10, 100)
-    with pytest.raises(TooLarge):
+    with pytest.raises(TooLargeError):
         for _ in range(11):
             bound.take(b": nothing\n")

@@ -95,7 +95,8 @@ async def test_one_line_says_that_too_many_jobs_are_followed(
     assert ended == 10 * ["completed"]
     lines = [record.getMessage() for record in caplog.records if record.name == log.name]
     refused = [line for line in lines if "steps not followed" in line]
-    assert len(refused) == 6 and all("follows 4 jobs already" in line for line in refused)
+    assert len(refused) == 6
+    assert all("follows 4 jobs already" in line for line in refused)
     assert emulator.control.counts()["stream"] == 4
 
 

@@ -84,7 +84,7 @@ def test_a_server_without_a_cancel_route_is_recognised(client: Any, service: Raw
 
 
 @pytest.mark.parametrize(
-    "word, error", [("succeeded", None), ("error", JobFailedError), ("canceled", JobCancelledError)]
+    ("word", "error"), [("succeeded", None), ("error", JobFailedError), ("canceled", JobCancelledError)]
 )
 def test_other_words_for_an_end_end_a_wait(
     client: Any, service: RawService, word: str, error: type[Exception] | None

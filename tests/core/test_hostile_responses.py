@@ -170,7 +170,9 @@ def test_the_key_in_an_error(driver: str, status: str, encoding: str) -> None:
             with pytest.raises(NoukaiError) as caught:
                 job.status()
             shown = str(caught.value).replace("\\\\", "\\")
-            assert SECRET not in shown and r"\u006" not in shown and "k\0e" not in shown
+            assert SECRET not in shown
+            assert r"\u006" not in shown
+            assert "k\0e" not in shown
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "latin-1"])
@@ -201,7 +203,8 @@ def test_an_error_message_of_the_server(driver: str) -> None:
     with job_of(response, driver) as job:
         with pytest.raises(NoukaiError) as caught:
             job.status()
-        assert str(caught.value).isprintable() and len(str(caught.value)) < 2000
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 2000
 
 
 @pytest.mark.parametrize("shape", ["text", "object", "list", "names"])
@@ -275,7 +278,9 @@ def test_the_beginning_of_a_dense_response() -> None:
     """For a state alone, only the beginning of a response of very many values is parsed."""
     body = b'{"status":"running","progress":[' + b"{}," * 300_000 + b"{}]}"
     value, more = bounded_json.parse_beginning(body, 64 * MEGABYTE, partial=False)
-    assert value["status"] == "running" and more and len(value["progress"]) < 30_000
+    assert value["status"] == "running"
+    assert more
+    assert len(value["progress"]) < 30_000
 
 
 async def test_a_large_result_is_read_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:

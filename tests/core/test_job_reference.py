@@ -139,7 +139,9 @@ def test_the_five_states_are_words() -> None:
     assert JobState.COMPLETED == "completed"
 
 
-@pytest.mark.parametrize("flow, options", [(FLOW, {}), ("grade-3", {"org": "acme", "project": "spelling"})])
+@pytest.mark.parametrize(
+    ("flow", "options"), [(FLOW, {}), ("grade-3", {"org": "acme", "project": "spelling"})]
+)
 def test_a_flow_is_named_whole_or_inside_the_clients_project(
     local: MakeClient, flow: str, options: dict[str, str]
 ) -> None:
@@ -189,7 +191,7 @@ def test_a_trace_has_the_steps_of_a_run(local: MakeClient, emulator: Emulator) -
 PAIRS: list[tuple[type, type]] = [(Noukai, AsyncNoukai), (Flow, AsyncFlow), (Job, AsyncJob)]
 
 
-@pytest.mark.parametrize("blocking, asynchronous", PAIRS, ids=["client", "flow", "job"])
+@pytest.mark.parametrize(("blocking", "asynchronous"), PAIRS, ids=["client", "flow", "job"])
 def test_both_drivers_have_the_same_names_and_parameters(blocking: type, asynchronous: type) -> None:
     """A public name or parameter of one client exists in the other; only `close` is called `aclose` there."""
     assert public(blocking) == public(asynchronous)

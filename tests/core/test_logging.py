@@ -107,7 +107,8 @@ def test_trouble_is_reported_once_and_so_is_its_end(
     scripted().flow(FLOW).attach("job-1").wait(timeout_ms=20_000)
     warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warned) == 1
-    assert "OVERLOADED" in warned[0] and "job-1" in warned[0]
+    assert "OVERLOADED" in warned[0]
+    assert "job-1" in warned[0]
     assert len(caplog.records) == 4
 
 
@@ -127,7 +128,8 @@ def test_a_submission_that_was_looked_up_is_reported(
     server.on("submit", rejection(502)).on("session", session("job-7"))
     scripted().flow(FLOW).job(message="the text of a child")
     reported = " ".join(record.getMessage() for record in caplog.records)
-    assert "job-7" in reported and FLOW in reported
+    assert "job-7" in reported
+    assert FLOW in reported
     assert "the text of a child" not in reported
     assert any(record.levelno == logging.WARNING for record in caplog.records)
 

@@ -7,7 +7,7 @@ import zlib
 
 import pytest
 
-from noukai_core._http.messages import HttpRequest, ResponseReader, TooLarge
+from noukai_core._http.messages import HttpRequest, ResponseReader, TooLargeError
 
 
 def incoming(*headers: tuple[bytes, bytes]) -> ResponseReader:
@@ -49,7 +49,7 @@ def test_no_memory_for_what_follows_a_gzip_member() -> None:
     """What follows the end of the packed body counts as received, and none of it is kept."""
     reader = packed(1_000_000)
     reader.take(gzip.compress(b"{}"))
-    with pytest.raises((TooLarge, zlib.error)):
+    with pytest.raises((TooLargeError, zlib.error)):
         for _ in range(100):
             reader.take(b"\0" * 65536)
     reader = packed(1_000_000)
@@ -76,5 +76,5 @@ def test_a_gzip_body_that_ends_early() -> None:
 def test_a_gzip_body_is_unpacked_to_its_limit() -> None:
     """A body that decompresses to more than is allowed is rejected at that point."""
     reader = packed(1000)
-    with pytest.raises(TooLarge):
+    with pytest.raises(TooLargeError):
         reader.take(gzip.compress(bytes(10_000_000)))

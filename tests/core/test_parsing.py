@@ -34,7 +34,7 @@ def test_a_submission_needs_the_id_alone(
 
 
 @pytest.mark.parametrize(
-    "word, expected",
+    ("word", "expected"),
     [
         ("started", JobState.PENDING),
         ("queued", JobState.PENDING),
@@ -84,7 +84,7 @@ def test_the_result_is_the_bare_output_of_the_flow(
 
 
 @pytest.mark.parametrize(
-    "error, reported",
+    ("error", "reported"),
     [
         ("out of words", "out of words"),
         ({"code": "MODEL_DOWN", "message": "out of words"}, "out of words"),
@@ -111,7 +111,7 @@ def test_a_failed_job_without_a_reason_is_failed_all_the_same(
 
 
 @pytest.mark.parametrize(
-    "content, reported",
+    ("content", "reported"),
     [
         ({"json": {"detail": {"code": "MISSING_MESSAGE", "message": "say something"}}}, "say something"),
         ({"json": {"detail": "say something"}}, "say something"),
@@ -157,7 +157,8 @@ def test_an_error_body_of_any_form_is_read(
         scripted().flow(FLOW).job(message="hello")
     assert reported in str(caught.value)
     assert (caught.value.status_code, caught.value.request_id) == (400, "req-7")
-    assert "400" in str(caught.value) and "req-7" in str(caught.value)
+    assert "400" in str(caught.value)
+    assert "req-7" in str(caught.value)
     assert len(server.requests) == 1
 
 

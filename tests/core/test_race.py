@@ -72,7 +72,7 @@ def test_an_attached_handle_knows_no_race(scripted: MakeClient, server: Scripted
 
 
 @pytest.mark.parametrize(
-    "ago, found",
+    ("ago", "found"),
     [(timedelta(seconds=1), True), (timedelta(seconds=61), False), (timedelta(seconds=-30), True)],
 )
 def test_an_attached_handle_can_be_reported_the_time(

@@ -147,7 +147,7 @@ def test_a_complaint_now_and_then_leaves_a_quarter_of_the_rate_limit() -> None:
     assert polls / 600 > 50 / 4
 
 
-@pytest.mark.parametrize("whole, floor", [(50.0, 1.0), (1.0, 1.0), (0.2, 0.2)])
+@pytest.mark.parametrize(("whole", "floor"), [(50.0, 1.0), (1.0, 1.0), (0.2, 0.2)])
 def test_the_rate_limit_never_dries_up(whole: float, floor: float) -> None:
     """However often the server complains, one poll per second is left, or the configured rate if lower."""
     limiter = PollRateLimiter(whole)

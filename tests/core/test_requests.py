@@ -18,7 +18,7 @@ ROOT = "/api/v1/seq/acme/spelling/grade-3"
 
 
 @pytest.mark.parametrize(
-    "version, path",
+    ("version", "path"),
     [("production", "/jobs"), ("draft", "/v0/jobs"), (1, "/v1/jobs"), (27, "/v27/jobs")],
 )
 def test_the_version_is_in_the_path_and_never_in_the_body(

@@ -110,7 +110,7 @@ def down(now: float) -> APIError:
 
 
 @pytest.mark.parametrize(
-    "now, pause, moved",
+    ("now", "pause", "moved"),
     [(0.0, 1.0, 1.0), (5.02, 1.0, 0.98), (5.08, 1.0, 1.02), (5.0, 0.96, 1.0), (5.0, 10.0, 10.0)],
 )
 def test_a_pause_ends_with_those_of_other_jobs(now: float, pause: float, moved: float) -> None:
@@ -135,7 +135,8 @@ def test_a_pause_that_the_policy_never_chooses_is_kept(pause: float) -> None:
 
 @pytest.mark.parametrize("jitter", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize(
-    "age, pause", [(0, 1), (5, 1), (10, 1), (11, 1.1), (60, 6), (300, 30), (600, 60), (601, 60), (86_400, 60)]
+    ("age", "pause"),
+    [(0, 1), (5, 1), (10, 1), (11, 1.1), (60, 6), (300, 30), (600, 60), (601, 60), (86_400, 60)],
 )
 def test_the_pause_is_a_tenth_of_the_age(age: float, pause: float, jitter: float) -> None:
     """10 % of the age, never under 1 s or over 60 s, moved by the jitter of ±10 % and by nothing else."""
@@ -145,7 +146,8 @@ def test_the_pause_is_a_tenth_of_the_age(age: float, pause: float, jitter: float
 def test_the_jitter_spreads_over_its_whole_range() -> None:
     """Jobs that began together do not stay together."""
     pauses = [schedule.pause_before_poll(100) for _ in range(2_000)]
-    assert 9.0 <= min(pauses) < 9.2 and 10.8 < max(pauses) <= 11.0
+    assert 9.0 <= min(pauses) < 9.2
+    assert 10.8 < max(pauses) <= 11.0
 
 
 def test_a_fixed_interval_is_fixed() -> None:
@@ -292,7 +294,7 @@ NOW = datetime(2026, 7, 1, 12, 0, 0, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
-    "header, seconds",
+    ("header", "seconds"),
     [
         ("0", 0.0),
         ("7", 7.0),

@@ -168,7 +168,7 @@ ECHOES: list[tuple[str, Callable[[str], HttpResponse]]] = [
 
 
 @pytest.mark.parametrize(
-    "call, echo", ECHOES, ids=[f"{call} {number}" for number, (call, _) in enumerate(ECHOES)]
+    ("call", "echo"), ECHOES, ids=[f"{call} {number}" for number, (call, _) in enumerate(ECHOES)]
 )
 def test_a_server_that_repeats_the_key_is_not_repeated(
     scripted: MakeClient,
@@ -327,7 +327,8 @@ def test_a_failed_call_leaves_no_request_behind_in_its_error(
     with pytest.raises(NoukaiError) as caught:
         scripted(api_key=marked, retry_timeout=0.05).flow(FLOW).job(message="hello")
     error = caught.value.with_traceback(None)
-    assert error.__cause__ is None and error.__context__ is None
+    assert error.__cause__ is None
+    assert error.__context__ is None
     referents = [type(value).__name__ for value in gc.get_referents(error, error.__dict__)]
     assert not {"Request", "Response", "ConnectError"} & set(referents)
 

@@ -132,7 +132,7 @@ PERMANENT_ERRORS: list[Any] = [
 
 
 @pytest.mark.parametrize(
-    "status, code, kind", PERMANENT_ERRORS, ids=lambda value: getattr(value, "__name__", str(value))
+    ("status", "code", "kind"), PERMANENT_ERRORS, ids=lambda value: getattr(value, "__name__", str(value))
 )
 def test_a_permanent_error_ends_at_once(
     scripted: MakeClient, server: ScriptedServer, status: int, code: str, kind: type[APIError]

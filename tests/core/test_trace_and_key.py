@@ -68,7 +68,7 @@ def test_the_failed_step(scripted: MakeClient, server: ScriptedServer) -> None:
 
 
 @pytest.mark.parametrize(
-    "status, kind", [(404, JobNotFoundError), (403, PermissionDeniedError), (405, PermanentError)]
+    ("status", "kind"), [(404, JobNotFoundError), (403, PermissionDeniedError), (405, PermanentError)]
 )
 def test_a_trace_that_cannot_be_read(
     scripted: MakeClient, server: ScriptedServer, status: int, kind: type[APIError]
@@ -82,7 +82,7 @@ def test_a_trace_that_cannot_be_read(
 
 
 @pytest.mark.parametrize(
-    "response, expected",
+    ("response", "expected"),
     [
         ({"org": "acme", "project": "spelling", "environment": "test"}, ("acme", "spelling", "test")),
         ({"organization": {"slug": "acme"}, "project": {"slug": "spelling"}}, ("acme", "spelling", None)),

@@ -66,7 +66,8 @@ def test_a_fault_that_does_not_pass_is_an_error_after_the_retry_window(
     assert caught.value.status_code == (int(kind) if kind.isdigit() else None)
     assert isinstance(caught.value, RateLimitError) == (kind == "429")
     assert caught.value.request_id == (None if kind in {"502", "520"} or not kind.isdigit() else "req-42")
-    assert "job-1" in str(caught.value) and FLOW in str(caught.value)
+    assert "job-1" in str(caught.value)
+    assert FLOW in str(caught.value)
 
 
 def test_any_number_of_faults_is_waited_out_inside_the_retry_window(
@@ -78,7 +79,7 @@ def test_any_number_of_faults_is_waited_out_inside_the_retry_window(
 
 
 @pytest.mark.parametrize(
-    "status, code, kind",
+    ("status", "code", "kind"),
     [
         (400, "EXECUTION_ID_INVALID", BadRequestError),
         (401, "", AuthenticationError),

@@ -39,7 +39,7 @@ def test_a_watch_shows_what_is_new(scripted: MakeClient, server: ScriptedServer)
     assert seen[-1].result_or_raise().output == "x"
 
 
-@pytest.mark.parametrize("end, kind", [("failed", JobFailedError), ("cancelled", JobCancelledError)])
+@pytest.mark.parametrize(("end", "kind"), [("failed", JobFailedError), ("cancelled", JobCancelledError)])
 def test_a_watch_yields_a_bad_end(
     scripted: MakeClient, server: ScriptedServer, end: str, kind: type[NoukaiError]
 ) -> None:

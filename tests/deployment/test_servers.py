@@ -35,7 +35,8 @@ def test_a_run_is_killed(tmp_path: Path) -> None:
     ) as run:
         assert run.stdout is not None
         *pids, home = run.stdout.readline().split()
-        assert all(psutil.pid_exists(int(pid)) for pid in pids) and Path(home).exists()
+        assert all(psutil.pid_exists(int(pid)) for pid in pids)
+        assert Path(home).exists()
         run.kill()
         wait_until(
             lambda: not any(psutil.pid_exists(int(pid)) for pid in pids) and not Path(home).exists(),

@@ -49,7 +49,7 @@ def peak_memory(pid: int) -> int:
 
 
 @pytest.mark.parametrize(
-    "name, outcome", [("transient", "success"), *((name, "failed") for name in TOO_LARGE[:2])]
+    ("name", "outcome"), [("transient", "success"), *((name, "failed") for name in TOO_LARGE[:2])]
 )
 def test_responses_without_end(airflow: LocalAirflow, name: str, outcome: str) -> None:
     """The triggerer keeps running with little memory; the task succeeds once the server does, or fails."""

@@ -21,7 +21,7 @@ async def test_a_submission_is_accepted(noukai: Driver) -> None:
 
 
 @pytest.mark.parametrize(
-    "segment, version",
+    ("segment", "version"),
     [("", "production"), ("/v0", "draft"), ("/v7", 7)],
     ids=["production", "draft", "number"],
 )
@@ -221,7 +221,7 @@ async def test_a_trace_has_the_run_and_its_steps(noukai: Driver, path: str) -> N
 
 
 @pytest.mark.parametrize(
-    "seconds, outcome, statuses",
+    ("seconds", "outcome", "statuses"),
     [
         (0.0, "completed", []),
         (0.2, "completed", ["running"]),
@@ -248,7 +248,9 @@ async def test_a_trace_of_an_unknown_run(noukai: Driver, path: str) -> None:
     assert code(await noukai.get(path)) == (404, "RUN_NOT_FOUND")
 
 
-@pytest.mark.parametrize("method, path, status", [("GET", "nowhere", 404), ("DELETE", FLOW + "/jobs", 405)])
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", "nowhere", 404), ("DELETE", FLOW + "/jobs", 405)]
+)
 async def test_what_is_no_call(noukai: Driver, method: str, path: str, status: int) -> None:
     """An unknown path and a wrong method get a JSON response."""
     response = await noukai.client.request(method, path)
@@ -292,7 +294,7 @@ async def test_what_was_submitted_is_kept(noukai: Driver) -> None:
 
 
 @pytest.mark.parametrize(
-    "outcome, events, sent",
+    ("outcome", "events", "sent"),
     [("failed", None, ["flow.failed"]), ("failed", ["flow.completed"], []), ("cancelled", None, [])],
 )
 async def test_which_webhooks_are_due(

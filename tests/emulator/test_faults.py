@@ -12,19 +12,19 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from noukai_core.emulator._fault_responses import ConnectionDropped
+from noukai_core.emulator._fault_responses import ConnectionDroppedError
 from noukai_core.emulator._faults import FAULTS, Call, Faults
 from tests.emulator.driver import FLOW, Driver, code
 
 HELLO = {"message": "hello"}
-BROKEN = (httpx.RemoteProtocolError, httpx.ReadError, ConnectionDropped)
+BROKEN = (httpx.RemoteProtocolError, httpx.ReadError, ConnectionDroppedError)
 
 
 async def jobs(noukai: Driver) -> int:
     return len(await noukai.control("GET", "jobs"))
 
 
-@pytest.mark.parametrize("kind, made", [("drop_before", 0), ("drop_after", 1)])
+@pytest.mark.parametrize(("kind", "made"), [("drop_before", 0), ("drop_after", 1)])
 @pytest.mark.parametrize("reset", [False, True])
 async def test_a_dropped_connection(noukai: Driver, kind: str, made: int, reset: bool) -> None:
     """There is no response, and the job was created or not; the server handles the next request normally."""
@@ -131,7 +131,7 @@ async def test_a_job_that_is_not_found(noukai: Driver) -> None:
 
 
 @pytest.mark.parametrize(
-    "status, detail", [(404, "Not Found"), (405, "Method Not Allowed"), (501, "Not Found")]
+    ("status", "detail"), [(404, "Not Found"), (405, "Method Not Allowed"), (501, "Not Found")]
 )
 async def test_a_server_without_cancel(noukai: Driver, status: int, detail: str) -> None:
     """A cancel gets the response of an unknown path, and the job is left running."""
@@ -301,7 +301,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize("wanted, words", BAD, ids=lambda value: json.dumps(value)[:40])
+@pytest.mark.parametrize(("wanted", "words"), BAD, ids=lambda value: json.dumps(value)[:40])
 async def test_a_fault_that_makes_no_sense(noukai: Driver, wanted: dict[str, Any], words: str) -> None:
     """400, with what is wrong and what is allowed; nothing is switched on."""
     response = await noukai.command("POST", "faults", wanted)

@@ -192,7 +192,7 @@ def certificate(folder: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize(
-    "arguments, words",
+    ("arguments", "words"),
     [
         (["--script", "/nowhere/script.json"], "/nowhere/script.json"),
         (["--script", "{script}"], "outcome='lost'"),

@@ -12,7 +12,7 @@ HELLO = {"message": "hello"}
 
 
 @pytest.mark.parametrize(
-    "body, expected",
+    ("body", "expected"),
     [
         ({}, "MISSING_MESSAGE"),
         ({"message": None, "parameters": {}}, "MISSING_MESSAGE"),
@@ -35,7 +35,7 @@ async def test_a_submission_against_the_rules(noukai: Driver, body: dict[str, An
 
 
 @pytest.mark.parametrize(
-    "content, where",
+    ("content", "where"),
     [
         (b"", ["body"]),
         (b"{", ["body"]),

@@ -190,7 +190,7 @@ BAD: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize("spec, words", BAD, ids=lambda value: repr(value)[:30])
+@pytest.mark.parametrize(("spec", "words"), BAD, ids=lambda value: repr(value)[:30])
 def test_a_script_that_makes_no_sense(spec: Any, words: str) -> None:
     """The message names the flow, the value and what is allowed."""
     with pytest.raises(ValueError, match=words) as caught:

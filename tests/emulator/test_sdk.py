@@ -46,7 +46,7 @@ async def test_it_submits_polls_and_waits_asynchronously(emulator: Emulator) -> 
     assert (status.status, status.error) == ("failed", "no words left")
 
 
-@pytest.mark.parametrize("version, shown", [("production", "production"), ("draft", "draft"), (7, 7)])
+@pytest.mark.parametrize(("version", "shown"), [("production", "production"), ("draft", "draft"), (7, 7)])
 def test_it_chooses_a_version(emulator: Emulator, version: Any, shown: Any) -> None:
     """The version that the SDK puts into the path is the one that the emulator reads there."""
     with noukai_sdk.Noukai(KEY) as client:

@@ -79,7 +79,8 @@ def test_time_passes_while_the_emulator_is_down(file: Path, clock: Clock) -> Non
     clock.advance(1000)
     again = JobStore(file, clock)
     found = again.find("slow")
-    assert found is not None and found.end is not None
+    assert found is not None
+    assert found.end is not None
     assert (found.end.state, found.end.at) == ("completed", due)
     again.close()
 

@@ -48,7 +48,7 @@ async def test_a_finished_run_is_replayed(noukai: Driver) -> None:
     assert events[-1]["result"] == "done"
 
 
-@pytest.mark.parametrize("outcome, last", [("failed", "step_error"), ("cancelled", "step_started")])
+@pytest.mark.parametrize(("outcome", "last"), [("failed", "step_error"), ("cancelled", "step_started")])
 async def test_there_is_no_event_of_another_end(noukai: Driver, outcome: str, last: str) -> None:
     """The stream of a run that fails or is cancelled just ends."""
     await noukai.script(steps=STEPS, outcome=outcome)

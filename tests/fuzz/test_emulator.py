@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from noukai_core.emulator import Emulator
-from noukai_core.emulator._fault_responses import ConnectionDropped
+from noukai_core.emulator._fault_responses import ConnectionDroppedError
 from tests.fuzz.nonsense import KEY, fuzzed, values
 
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
@@ -119,7 +119,7 @@ async def send_all(requests: list[Request]) -> list[int]:
             try:
                 response = await client.request(method, url, headers=list(headers.items()), content=body)
                 statuses.append(response.status_code)
-            except ConnectionDropped:
+            except ConnectionDroppedError:
                 statuses.append(0)
     return statuses
 

@@ -15,7 +15,8 @@ def test_white_space_around_a_key(key: str) -> None:
     """A key that was pasted with white space is refused, and the error names the field, not the key."""
     with pytest.raises(ValidationError, match="white space") as caught:
         NoukaiCredentials(api_key=key)
-    assert "api_key" in str(caught.value) and "secret" not in str(caught.value)
+    assert "api_key" in str(caught.value)
+    assert "secret" not in str(caught.value)
 
 
 def test_what_a_block_does_not_name_is_production(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,8 @@ def control(emulator: Emulator) -> EmulatorControl:
 def run_id() -> UUID:
     """Return the id of the flow run that calls this."""
     context = FlowRunContext.get()
-    assert context is not None and context.flow_run is not None
+    assert context is not None
+    assert context.flow_run is not None
     return context.flow_run.id
 
 

@@ -226,8 +226,10 @@ def test_twins_agree(name: str) -> None:
     """Both forms of a task have the same arguments and defaults, and neither is ever cached."""
     sync, twin = TWINS[name]
     assert inspect.signature(sync.fn) == inspect.signature(twin.fn)
-    assert inspect.iscoroutinefunction(twin.fn) and not inspect.iscoroutinefunction(sync.fn)
-    assert sync.persist_result is False and twin.persist_result is False
+    assert inspect.iscoroutinefunction(twin.fn)
+    assert not inspect.iscoroutinefunction(sync.fn)
+    assert sync.persist_result is False
+    assert twin.persist_result is False
     for form in (sync, twin):
         assert form.cache_policy.compute_key(_Anything(), {"flow": FLOW}, {}) is None
 

@@ -32,7 +32,7 @@ class Stranger:
                 self.end_headers()
                 self.wfile.write(body)
 
-            do_GET = do_POST = response
+            do_GET = do_POST = response  # noqa: N815
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass

@@ -51,7 +51,7 @@ def test_another_key_is_not_found() -> None:
 def test_a_mark_that_could_be_missed_is_rejected() -> None:
     """A mark that is short, or written differently in JSON or a URL, is none."""
     for text in ("short", "a b/c&d" * 10):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="escaped"):
             Mark(text)
 
 

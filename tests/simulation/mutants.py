@@ -332,7 +332,8 @@ class _Finder(importlib.abc.MetaPathFinder):
         if fullname != self._mutant.module:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path)
-        assert spec is not None and spec.origin is not None
+        assert spec is not None
+        assert spec.origin is not None
         return importlib.util.spec_from_file_location(
             fullname, spec.origin, loader=_Loader(fullname, spec.origin, self._mutant)
         )

@@ -28,7 +28,7 @@ _LONE_SURROGATE = re.compile(
 )
 
 
-class TooMuchMemory(Exception):
+class TooMuchMemoryError(Exception):
     """The parsed value would take more memory than allowed."""
 
 
@@ -41,11 +41,11 @@ def parse(body: bytes, memory: int, *, partial: bool = False) -> Any:
         partial: Whether the body is the beginning of one: then what is complete in it is returned.
 
     Raises:
-        TooMuchMemory: The body has too many values.
+        TooMuchMemoryError: The body has too many values.
         ValueError: It is not JSON.
     """
     if _cost(body) > max(memory, _MEMORY_SHARE * len(body)):
-        raise TooMuchMemory
+        raise TooMuchMemoryError
     body = body.removeprefix(b"\xef\xbb\xbf")
     try:
         return from_json(body, allow_partial=partial)

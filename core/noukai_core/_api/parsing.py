@@ -151,7 +151,7 @@ def object_of(
         raise error_of(response, operation, job_id, missing=missing)
     try:
         value = response.masked(bounded_json.parse(response.body, response.memory))
-    except bounded_json.TooMuchMemory:
+    except bounded_json.TooMuchMemoryError:
         raise too_large(response, operation, "has too many values", job_id) from None
     except ValueError as error:
         raise malformed(response, operation, f"is not JSON ({one_line(str(error), 100)})", job_id) from None
@@ -172,7 +172,7 @@ def beginning_of(
         raise error_of(response, operation, job_id, missing=missing)
     try:
         value, more = bounded_json.parse_beginning(response.body, response.memory, partial=response.truncated)
-    except bounded_json.TooMuchMemory:
+    except bounded_json.TooMuchMemoryError:
         raise too_large(response, operation, "has too many values", job_id) from None
     except ValueError as error:
         raise malformed(response, operation, f"is not JSON ({one_line(str(error), 100)})", job_id) from None
@@ -304,7 +304,7 @@ def _json(response: HttpResponse) -> object:
     """Parse the body of an error, of which only the beginning was read if it is long."""
     try:
         value = bounded_json.parse(response.body, response.memory, partial=response.truncated)
-    except (ValueError, bounded_json.TooMuchMemory):
+    except (ValueError, bounded_json.TooMuchMemoryError):
         return None
     return response.masked(value)
 

@@ -23,7 +23,7 @@ To wake up for a single poll costs a process more than the poll itself (`benchma
 """
 
 # The processes of one machine share a clock, and are to poll at different moments.
-_FIRST_TICK = random.random() * TICK
+_FIRST_TICK = random.random() * TICK  # noqa: S311
 
 # Sums of floats lie a little after a moment as often as on it.
 _ROUNDING = 1e-6
@@ -80,7 +80,7 @@ def backoff(failures: int, jitter: float | None = None) -> float:
 
 def jittered(pause: float, jitter: float | None = None) -> float:
     """Spread a pause over ±10 %, so that many jobs that began together do not stay together."""
-    share = random.random() if jitter is None else jitter
+    share = random.random() if jitter is None else jitter  # noqa: S311
     return pause * (1 - JITTER + 2 * JITTER * share)
 
 

@@ -25,7 +25,7 @@ from noukai_core._http.event_stream import (
     is_event_stream,
 )
 from noukai_core._http.httpx_transport import aread_response, read_response
-from noukai_core._http.messages import HttpRequest, TooLarge
+from noukai_core._http.messages import HttpRequest, TooLargeError
 from noukai_core._http.transports import MAX_CONCURRENT_CALLS, async_transport, blocking_transport
 from noukai_core._options import ClientOptions
 from noukai_core._text import one_line
@@ -155,7 +155,7 @@ class Connection(BaseConnection):
         request = self._request(call, allowed)
         try:
             return self._transport.exchange(request, self._settings.max_response_bytes)
-        except TooLarge as large:
+        except TooLargeError as large:
             return self._too_large(call, large.head)
         except _FAULTS as fault:
             return self._no_response(call, fault, allowed)
@@ -178,7 +178,7 @@ class Connection(BaseConnection):
         """Return the next event of a stream, `None` at its end, or the error that ended it."""
         try:
             return stream.next()
-        except TooLarge as large:
+        except TooLargeError as large:
             return self._too_large(call, large.head)
         except _FAULTS as fault:
             return self._no_response(call, fault, SILENCE_SECONDS)
@@ -219,7 +219,7 @@ class AsyncConnection(BaseConnection):
         try:
             async with asyncio.timeout(allowed + (_OWN_TIMEOUTS_FIRST if call.submits else 0.0)):
                 return await self._transport.exchange(request, self._settings.max_response_bytes)
-        except TooLarge as large:
+        except TooLargeError as large:
             return self._too_large(call, large.head)
         except TimeoutError:
             return self._no_response(call, httpx.ReadTimeout(""), allowed)
@@ -248,7 +248,7 @@ class AsyncConnection(BaseConnection):
         try:
             async with asyncio.timeout(SILENCE_SECONDS):
                 return await stream.next()
-        except TooLarge as large:
+        except TooLargeError as large:
             return self._too_large(call, large.head)
         except TimeoutError:
             return self._no_response(call, httpx.ReadTimeout(""), SILENCE_SECONDS)

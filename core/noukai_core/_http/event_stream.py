@@ -12,7 +12,7 @@ from httpx_sse import EventSource, ServerSentEvent
 
 from noukai_core._api.events import ServerEvent
 from noukai_core._api.parsing import HttpResponse
-from noukai_core._http.messages import TooLarge
+from noukai_core._http.messages import TooLargeError
 
 MAX_EVENT_BYTES = 256 * 1024
 """The largest event that is read. The events of steps are small, but the output of a step is one, too."""
@@ -48,11 +48,11 @@ class EventBound:
         """Return what is passed on of the next chunk.
 
         Raises:
-            TooLarge: The stream is longer than allowed.
+            TooLargeError: The stream is longer than allowed.
         """
         self._left -= len(chunk)
         if self._left < 0:
-            raise TooLarge(HttpResponse(200, {}, b""))
+            raise TooLargeError(HttpResponse(200, {}, b""))
         return b"".join(map(self._take_line, chunk.splitlines(keepends=True)))
 
     def _take_line(self, line: bytes) -> bytes:

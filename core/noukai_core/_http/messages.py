@@ -27,7 +27,7 @@ class HttpRequest:
     cut_at: int | None = None
 
 
-class TooLarge(Exception):
+class TooLargeError(Exception):
     """The body of a response is larger than allowed; `head` is the response without it."""
 
     def __init__(self, head: HttpResponse) -> None:
@@ -77,7 +77,7 @@ class ResponseReader:
             Whether more of the body is wanted.
 
         Raises:
-            TooLarge: The body has become larger than allowed.
+            TooLargeError: The body has become larger than allowed.
             zlib.error: The body is not valid gzip.
         """
         self._received += len(chunk)
@@ -88,7 +88,7 @@ class ResponseReader:
         if len(self._body) <= self._most and self._received <= self._most + _GZIP_OVERHEAD:
             return True
         if not self._cuts:
-            raise TooLarge(HttpResponse(self._status_code, self._headers, b""))
+            raise TooLargeError(HttpResponse(self._status_code, self._headers, b""))
         return False
 
     def response(self) -> HttpResponse:

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from noukai_core.emulator import _responses
-from noukai_core.emulator._job_store import AlreadyFinished
+from noukai_core.emulator._job_store import AlreadyFinishedError
 from noukai_core.emulator._jobs import Job
 from noukai_core.emulator._request_log import KINDS
 from noukai_core.emulator._script import OUTCOMES, checked
@@ -87,7 +87,7 @@ class _Control:
                 raise ValueError(f"finish has {name!r}, but may have only outcome, {', '.join(_FINISH_WITH)}")
         try:
             self._service.jobs.finish(job, outcome, checked(spec, "finish"))
-        except AlreadyFinished as finished:
+        except AlreadyFinishedError as finished:
             raise _ControlError(409, str(finished)) from None
         self._service.changes.notify()
         return self._entry(job)

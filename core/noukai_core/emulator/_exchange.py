@@ -15,7 +15,7 @@ from starlette.routing import Route
 from noukai_core.emulator._fault_responses import Dropped, faulty_response, rejected
 from noukai_core.emulator._faults import Call, Fault
 from noukai_core.emulator._request_log import Entry
-from noukai_core.emulator._responses import Rejection, unauthorised
+from noukai_core.emulator._responses import RejectionError, unauthorised
 from noukai_core.emulator._service import Service
 
 API_PATH = "/api/v1"
@@ -98,7 +98,7 @@ async def _respond(handler: Handler, exchange: Exchange) -> Response | None:
     try:
         _check_key(exchange.request)
         return await handler(exchange)
-    except Rejection as rejection:
+    except RejectionError as rejection:
         return rejected(rejection)
 
 

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from noukai_core.emulator._faults import Fault
-from noukai_core.emulator._responses import Rejection, no_such, unauthorised
+from noukai_core.emulator._responses import RejectionError, no_such, unauthorised
 
 # The scope's key for the transport, so that a response can break its connection.
 TRANSPORT = "noukai.transport"
@@ -25,7 +25,7 @@ _HUGE_BYTES = 10 * 1024 * 1024
 _HTML = "<html><head><title>{0}</title></head><body><h1>{0}</h1></body></html>"
 
 
-class ConnectionDropped(Exception):
+class ConnectionDroppedError(Exception):
     """Replaces a dropped connection where the application runs in its caller's process."""
 
 
@@ -59,7 +59,7 @@ class Truncated(Response):
             pass
 
 
-def rejected(rejection: Rejection) -> Response:
+def rejected(rejection: RejectionError) -> Response:
     """Return the response for a rejection."""
     return JSONResponse(rejection.body, rejection.status, rejection.headers)
 
@@ -140,7 +140,7 @@ def _status(options: dict[str, Any]) -> Response:
 def _break(scope: Scope, *, reset: bool) -> None:
     transport: asyncio.Transport | None = scope.get(TRANSPORT)
     if transport is None:
-        raise ConnectionDropped("the emulator dropped the connection")
+        raise ConnectionDroppedError("the emulator dropped the connection")
     if reset:
         connection = transport.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

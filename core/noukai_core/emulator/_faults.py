@@ -176,7 +176,7 @@ class Fault:
     def _draw(self, call: Call) -> Random:
         self._calls[call.kind, call.subject] += 1
         nth = self._calls[call.kind, call.subject]
-        return Random(f"{self.seed}/{self.id}/{call.kind}/{call.subject}/{nth}")
+        return Random(f"{self.seed}/{self.id}/{call.kind}/{call.subject}/{nth}")  # noqa: S311
 
     def _count(self) -> None:
         self.met += 1

@@ -23,7 +23,7 @@ from noukai_core.emulator._script import Spec
 _FIRST_BYTES = b'{"submitted":{"id":'
 
 
-class AlreadyFinished(Exception):
+class AlreadyFinishedError(Exception):
     """The job has already ended, and stays as it is."""
 
 
@@ -75,7 +75,7 @@ class JobStore:
         """End a job now."""
         job.update(self._clock())
         if job.end is not None:
-            raise AlreadyFinished(f"job {job.id} is already {job.end.state}")
+            raise AlreadyFinishedError(f"job {job.id} is already {job.end.state}")
         job.end = End(state, self._clock(), spec)
         self._write({"ended": job.id, "state": state, "at": job.end.at, "spec": spec})
 

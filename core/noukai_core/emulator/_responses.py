@@ -10,7 +10,7 @@ from noukai_core.emulator._jobs import Job, timestamp
 CALLBACK_EVENTS = {"completed": "flow.completed", "failed": "flow.failed"}
 
 
-class Rejection(Exception):
+class RejectionError(Exception):
     """The service rejects a request."""
 
     def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
@@ -20,7 +20,7 @@ class Rejection(Exception):
         self.body: dict[str, Any] = {"detail": {"code": code, "message": message}}
 
 
-class InvalidBody(Rejection):
+class InvalidBodyError(RejectionError):
     """The body does not match the service's schema: a list of errors, as FastAPI returns it."""
 
     def __init__(self, where: tuple[str, ...], message: str) -> None:
@@ -28,15 +28,15 @@ class InvalidBody(Rejection):
         self.body = {"detail": [{"type": "value_error", "loc": list(where), "msg": message}]}
 
 
-def unauthorised(reason: str) -> Rejection:
+def unauthorised(reason: str) -> RejectionError:
     """Return the rejection of a key."""
     challenge = f'Bearer error="invalid_token", error_description="{reason}"'
-    return Rejection(401, "INVALID_API_KEY", reason, {"WWW-Authenticate": challenge})
+    return RejectionError(401, "INVALID_API_KEY", reason, {"WWW-Authenticate": challenge})
 
 
-def no_such(kind: str) -> Rejection:
+def no_such(kind: str) -> RejectionError:
     """Return the rejection of an unknown flow, job, run or session."""
-    return Rejection(404, f"{kind.upper()}_NOT_FOUND", f"No such {kind}.")
+    return RejectionError(404, f"{kind.upper()}_NOT_FOUND", f"No such {kind}.")
 
 
 def accepted(job: Job) -> dict[str, Any]:

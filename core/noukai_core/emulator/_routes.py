@@ -12,9 +12,9 @@ from starlette.routing import Route
 from noukai_core.emulator import _responses, _submissions, _traces
 from noukai_core.emulator._exchange import API_PATH, Exchange, route
 from noukai_core.emulator._fault_responses import faulty_events
-from noukai_core.emulator._job_store import AlreadyFinished
+from noukai_core.emulator._job_store import AlreadyFinishedError
 from noukai_core.emulator._jobs import Job
-from noukai_core.emulator._responses import InvalidBody, Rejection, no_such
+from noukai_core.emulator._responses import InvalidBodyError, RejectionError, no_such
 from noukai_core.emulator._script import Spec
 from noukai_core.emulator._service import Service
 
@@ -82,8 +82,8 @@ class _Api:
         job = self._job(exchange.request)
         try:
             self._jobs.finish(job, "cancelled", {})
-        except AlreadyFinished as finished:
-            raise Rejection(409, "JOB_ALREADY_FINISHED", str(finished)) from None
+        except AlreadyFinishedError as finished:
+            raise RejectionError(409, "JOB_ALREADY_FINISHED", str(finished)) from None
         self._service.changes.notify()
         await self._service.changes.pause(job.spec.cancel_seconds)
         return JSONResponse(_responses.status(job, self._service.now()), 202)
@@ -105,7 +105,7 @@ class _Api:
         query = exchange.request.query_params
         flow_id, state = query.get("flow_id"), query.get("status")
         if state is not None and state not in _RUN_STATES:
-            raise InvalidBody(("query", "status"), f"Input should be one of {', '.join(_RUN_STATES)}")
+            raise InvalidBodyError(("query", "status"), f"Input should be one of {', '.join(_RUN_STATES)}")
         now = self._service.now()
 
         def matches(job: Job) -> bool:
@@ -150,5 +150,5 @@ class _Api:
 
 def _limit(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= 100):
-        raise InvalidBody(("query", "limit"), "Input should be a number from 1 to 100")
+        raise InvalidBodyError(("query", "limit"), "Input should be a number from 1 to 100")
     return int(text)

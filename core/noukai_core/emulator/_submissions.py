@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 from noukai_core.emulator._jobs import JOB_SPEC_PARAMETER
-from noukai_core.emulator._responses import CALLBACK_EVENTS, InvalidBody, Rejection, no_such
+from noukai_core.emulator._responses import CALLBACK_EVENTS, InvalidBodyError, RejectionError, no_such
 from noukai_core.emulator._script import checked
 from noukai_core.emulator._validation import is_object, parse_json
 
@@ -31,7 +31,7 @@ def version_number(segment: str | None) -> int | None:
         return None
     found = _VERSION.fullmatch(segment)
     if found is None:
-        raise Rejection(400, "INVALID_VERSION", "A version is v followed by a number; v0 is the draft.")
+        raise RejectionError(400, "INVALID_VERSION", "A version is v followed by a number; v0 is the draft.")
     return int(found[1])
 
 
@@ -40,7 +40,7 @@ def session_id(text: str | None) -> str | None:
     try:
         return None if text is None else str(UUID(text))
     except ValueError:
-        raise Rejection(400, "SESSION_ID_INVALID", "X-Session-Id must be a UUID.") from None
+        raise RejectionError(400, "SESSION_ID_INVALID", "X-Session-Id must be a UUID.") from None
 
 
 def parse_body(raw: bytes) -> dict[str, Any]:
@@ -48,9 +48,9 @@ def parse_body(raw: bytes) -> dict[str, Any]:
     try:
         body = parse_json(raw)
     except ValueError:
-        raise InvalidBody(("body",), "JSON decode error") from None
+        raise InvalidBodyError(("body",), "JSON decode error") from None
     if not is_object(body):
-        raise InvalidBody(("body",), "Input should be an object")
+        raise InvalidBodyError(("body",), "Input should be an object")
     given = {name: value for name, value in body.items() if value is not None}
     _check_form(given)
     _check_rules(given)
@@ -64,33 +64,35 @@ def job_spec(body: dict[str, Any]) -> dict[str, Any]:
             body.get("parameters", {}).get(JOB_SPEC_PARAMETER, {}), f"parameters[{JOB_SPEC_PARAMETER!r}]"
         )
     except ValueError as error:
-        raise Rejection(400, "EMULATOR_SPEC_INVALID", str(error)) from None
+        raise RejectionError(400, "EMULATOR_SPEC_INVALID", str(error)) from None
 
 
 def _check_form(body: dict[str, Any]) -> None:
     forms = {"message": str, "parameters": dict, "blockOverrides": dict, "trace": bool, "callbackUrl": str}
     for name, form in forms.items():
         if name in body and not isinstance(body[name], form):
-            raise InvalidBody(("body", name), f"Input should be of type {form.__name__}")
+            raise InvalidBodyError(("body", name), f"Input should be of type {form.__name__}")
     for step, values in body.get("blockOverrides", {}).items():
         if not isinstance(values, dict):
-            raise InvalidBody(("body", "blockOverrides", step), "Input should be an object")
+            raise InvalidBodyError(("body", "blockOverrides", step), "Input should be an object")
     if not isinstance(body.get("callbackEvents", []), list):
-        raise InvalidBody(("body", "callbackEvents"), "Input should be a list")
+        raise InvalidBodyError(("body", "callbackEvents"), "Input should be a list")
 
 
 def _check_rules(body: dict[str, Any]) -> None:
     if body.get("tools"):
-        raise Rejection(400, "TOOLS_REQUIRE_SYNC_EXECUTE", "Tools can be called by /execute only.")
+        raise RejectionError(400, "TOOLS_REQUIRE_SYNC_EXECUTE", "Tools can be called by /execute only.")
     if _RESERVED in body.get("parameters", {}):
-        raise Rejection(400, "PARAMETER_NAME_RESERVED", f"The parameter name {_RESERVED!r} is reserved.")
+        raise RejectionError(400, "PARAMETER_NAME_RESERVED", f"The parameter name {_RESERVED!r} is reserved.")
     if not body.get("message") and not body.get("parameters"):
-        raise Rejection(400, "MISSING_MESSAGE", "A job needs a message or parameters.")
+        raise RejectionError(400, "MISSING_MESSAGE", "A job needs a message or parameters.")
     if "callbackUrl" in body and not _is_https(body["callbackUrl"]):
-        raise Rejection(400, "INVALID_CALLBACK_URL", "callbackUrl must be a public https address.")
+        raise RejectionError(400, "INVALID_CALLBACK_URL", "callbackUrl must be a public https address.")
     for event in body.get("callbackEvents", []):
         if event not in _EVENTS:
-            raise Rejection(400, "INVALID_CALLBACK_EVENT", f"callbackEvents may hold {', '.join(_EVENTS)}.")
+            raise RejectionError(
+                400, "INVALID_CALLBACK_EVENT", f"callbackEvents may hold {', '.join(_EVENTS)}."
+            )
 
 
 def _is_https(url: str) -> bool:

@@ -169,7 +169,9 @@ class CrowdedAirflow(LocalAirflow):
         """Write the tasks of one run into the database, and return its id."""
         run_id = self.trigger(DAG)
         process = self._deferring
-        assert process is not None and process.stdin is not None and process.stdout is not None
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         process.stdin.write(json.dumps({"run_id": run_id, **request}) + "\n")
         process.stdin.flush()
         if process.stdout.readline() != "done\n":

@@ -33,7 +33,8 @@ def defer(run_id: str, queue: str | None, triggers: Iterator[BaseTrigger]) -> No
     with create_session() as session:
         version = DagVersion.get_latest_version(DAG, session=session)
         dag = SerializedDagModel.get_dag(DAG, session=session)
-        assert version is not None and dag is not None
+        assert version is not None
+        assert dag is not None
         for place, trigger in enumerate(triggers):
             row = Trigger.from_object(trigger)
             row.queue = queue
