@@ -28,7 +28,6 @@ import httpx
 from devtools.processes import LONGEST_WAIT, Component, ServerError, descendants, free_port, title, wait_until
 
 _START_SECONDS = 300.0
-_BUSY_SECONDS = 30.0
 
 # How long a process waits for SQLite's only lock. Airflow's API server waits for itself now and then: its
 # event loop writes an audit record while a request that holds the lock waits for the loop. The sooner it
@@ -66,7 +65,7 @@ class LocalAirflow:
         self._airflow = str(Path(binaries) / "airflow")
         self._given_database = database_url
         self._environment = self._settings(Path(binaries), dags, parallelism) | dict(environment or {})
-        self._client = httpx.Client(base_url=self.url, timeout=30.0, trust_env=False)
+        self._client = httpx.Client(base_url=self.url, timeout=LONGEST_WAIT, trust_env=False)
         self._stopped = False
         self.components: dict[str, Component] = {}
         self.scheduler = self._component("scheduler")
@@ -393,7 +392,7 @@ class LocalAirflow:
         return self._parsed(self._request(method, path, body))
 
     def _request(self, method: str, path: str, body: Any = None, *, root: str = "/api/v2") -> httpx.Response:
-        deadline = time.monotonic() + _BUSY_SECONDS
+        deadline = time.monotonic() + LONGEST_WAIT
         while True:
             response = self._client.request(method, f"{root}{path}", json=body)
             if response.status_code == 401:

@@ -63,7 +63,7 @@ class Suite:
 
 
 def _suites(environment: str, *paths: str, **variables: str) -> list[Suite]:
-    shared = ("core", "emulator", "fuzz", "simulation", "faults/core")
+    shared = ("core", "emulator", "fuzz", "simulation", "simulation/test_airflow.py", "faults/core")
     return [Suite(environment, path, 4 if path in shared else 1, variables) for path in paths]
 
 
@@ -74,8 +74,7 @@ LANES: dict[str, list[Suite]] = {
         "devtools",
         "packaging",
         "typing",
-        "fuzz",
-        "simulation",
+        "simulation/test_airflow.py",
         "airflow",
         "e2e_airflow",
         "secrets/test_marks.py",
@@ -88,7 +87,8 @@ LANES: dict[str, list[Suite]] = {
         "core",
         "emulator",
         "faults/core",
-        "simulation/test_prefect.py",
+        "fuzz",
+        "simulation",
         "prefect",
         "e2e_prefect",
         "secrets/prefect",

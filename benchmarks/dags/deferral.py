@@ -12,7 +12,6 @@ from deferral_peer import SleepUntilTrigger
 from noukai_airflow.operators.noukai import NoukaiRunJobOperator
 
 SECONDS = (1, 2, 4, 6, 8, 10, 12, 15, 20, 30, 40, 60)
-CROWD = int(os.environ.get("BENCHMARK_CROWD", "1"))
 DEFERRED_AT_ONCE = {"inline_wait": 0} if "BENCHMARK_DEFERRED_AT_ONCE" in os.environ else {}
 
 
@@ -45,7 +44,7 @@ for seconds in SECONDS:
 with DAG("sleeps", schedule=None) as sleeps:
     SleepOperator(task_id="sleep", seconds=20)
 
-with DAG("crowd", schedule=None, max_active_runs=CROWD) as crowd:
+with DAG("crowd", schedule=None) as crowd:
     NoukaiRunJobOperator(
         task_id="job",
         flow="acme/benchmark/{{ dag_run.conf['flow'] }}",

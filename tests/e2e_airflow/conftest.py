@@ -67,6 +67,7 @@ def airflow(emulator_server: Emulator, tmp_path_factory: pytest.TempPathFactory)
     lineage = {"type": "file", "log_file_path": str(home / LINEAGE), "append": True}
     environment = {
         "AIRFLOW_CONN_NOUKAI_DEFAULT": json.dumps(connection),
+        "AIRFLOW_CONN_NOUKAI_PATIENT": json.dumps(connection | {"extra": {}}),
         "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps(lineage),
         "AIRFLOW__OPENLINEAGE__EMISSION_POLICY": json.dumps(OPENLINEAGE_POLICY),
         **PROMPT,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from devtools.processes import wait_until
+from devtools.processes import LONGEST_WAIT, wait_until
 
 if TYPE_CHECKING:
     from tests.e2e_airflow.conftest import Run, Runs
@@ -22,7 +22,7 @@ LONG = {"outcome": "never"}
 def started(runs: Runs) -> dict[str, Run]:
     """A run for each test."""
     submitting = runs.prepare("deferred_retry", **LONG)
-    submitting.control.fault("slow", on="submit", times=1, flow=submitting.flow, seconds=30)
+    submitting.control.fault("slow", on="submit", times=1, flow=submitting.flow, seconds=LONGEST_WAIT)
     with_job, without_job = (runs.prepare("deferred", **LONG) for _ in range(2))
     with_job.control.fault("drop_after", on="submit", times=1, flow=with_job.flow)
     without_job.control.fault("drop_before", on="submit", times=1, flow=without_job.flow)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from devtools.processes import LONGEST_WAIT
 from tests.documents import examples
 from tests.e2e_airflow.conftest import KEY
 
@@ -39,7 +40,7 @@ def environment(emulator_server: Emulator, tmp_path_factory: pytest.TempPathFact
 def airflow(environment: dict[str, str], *arguments: str) -> str:
     """Run an `airflow` command, and return its output."""
     command = [str(Path(sys.executable).parent / "airflow"), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LONGEST_WAIT)
     return done.stdout + done.stderr
 
 

@@ -134,10 +134,8 @@ def test_clear_while_the_triggerer_is_down(runs: Runs, triggerers: LocalAirflow)
 
 def test_airflows_own_limit_while_the_triggerer_is_down(runs: Runs, triggerers: LocalAirflow) -> None:
     """If Airflow itself ends a deferral, no trigger can cancel the job, so the task does."""
-    run = runs.start("deferred_short_backstop", **LONG)
-    run.wait_for("deferred")
-    job_id = run.job()["id"]
-    run.wait_for_polls(job_id)
     triggerers.triggerer.kill()
+    run = runs.start("deferred_short_backstop", **LONG)
     assert run.wait_for("failed") == "failed"
-    assert (run.submissions(), run.cancels(job_id), run.job()["state"]) == (1, 1, "cancelled")
+    job = run.job()
+    assert (run.submissions(), run.cancels(job["id"]), job["state"]) == (1, 1, "cancelled")

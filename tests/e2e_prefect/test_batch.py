@@ -82,7 +82,9 @@ def test_raise_on_first(started: dict[str, Run], prefect: LocalPrefect) -> None:
     """With `raise_on="first"` the task fails with the first error, and the other jobs are left running."""
     run = started["first"]
     assert run.wait_for() == "Failed"
-    assert "was cancelled on the Noukai side" in prefect.flow_run(run.id)["state"]["message"]
+    message = prefect.flow_run(run.id)["state"]["message"]
+    # On a busy machine, one poll may find both.
+    assert "was cancelled on the Noukai side" in message or "no luck" in message
     assert sum(run.cancels(job["id"]) for job in run.jobs()) == 0
 
 

@@ -30,7 +30,7 @@ def started(runs: Runs, prefect: LocalPrefect) -> dict[str, Run]:
     """One flow run for each test."""
     block = {"$ref": {"block_document_id": prefect.block("noukai-credentials", "default")["id"]}}
     return {
-        "progress": runs.start("observed", script={"after_seconds": 8, "progress": HALVES}),
+        "progress": runs.start("observed", script={"outcome": "never"}),
         "failed": runs.start(
             "observed",
             script={"outcome": "failed", "error": "no luck", "after_seconds": 4, "progress": HALVES},
@@ -53,15 +53,17 @@ def test_link_and_progress(started: dict[str, Run], prefect: LocalPrefect) -> No
     """An artifact links to the job's page, and a bar follows the job's progress to its end."""
     run = started["progress"]
     (job_id,) = run.wait_for_jobs(1)
+    run.control.progress(job_id, HALVES[2])
     wait_until(
         lambda: [
-            bar["data"]
+            bar
             for bar in prefect.artifacts(run.id, f"noukai-progress-acme-tests-{run.flow}")
-            if 0 < bar["data"] < 100
+            if bar["data"] == 50
         ],
         "a bar on its way",
         WAIT_SECONDS,
     )
+    run.control.finish(job_id)
     assert run.wait_for() == "Completed"
     text = run.artifact("noukai-job")["data"]
     page = JOB_PAGE.format(org="acme", project="tests", flow=run.flow, job_id=job_id)
