@@ -26,6 +26,7 @@ PURPOSES = {  # of a layer, by one of its modules
     "_http": "connections and bytes",
     "_api": "each request, and what each response means",
     "_options": "what a client is set up with",
+    "following": "a job's steps, live",
     "submission": "what the integrations share",
     "models": "what the server says, typed",
     "_progress": "progress in words",
@@ -104,7 +105,7 @@ def _box(module: str) -> str:
 
 
 def _purpose(layer: str) -> str:
-    return next(purpose for module, purpose in PURPOSES.items() if module in layer.split(", "))
+    return next((purpose for module, purpose in PURPOSES.items() if module in layer.split(", ")), "")
 
 
 def _reachable(start: str, edges: set[Edge]) -> set[str]:

@@ -23,7 +23,7 @@ METHODS = LOG_METHODS - {"debug"}
 LOGGERS = re.compile(r"(?:^|[._])log(?:ger)?(?:\(\))?$")
 
 # Values that are the beginning of a line.
-SUBJECTS = re.compile(r"self\._name|self\._subject")
+SUBJECTS = re.compile(r"self\._name|self\._?subject")
 
 
 class LogCall(NamedTuple):
