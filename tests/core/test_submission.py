@@ -101,10 +101,8 @@ def test_an_unknown_outcome_names_the_submission_id(
 ) -> None:
     """If the session cannot be read, the error names the submission, and no second run is paid for."""
     server.on("submit", httpx.ReadTimeout("")).on("session", unanswerable)
-    begin = time.monotonic()
     with pytest.raises(SubmissionUnknownError) as caught:
         scripted(recovery_timeout=0.2).flow(FLOW).job(message="hello")
-    assert time.monotonic() - begin < 5
     assert {caught.value.submission.id} == server.identities
     assert caught.value.submission.id in str(caught.value)
     assert caught.value.submission.last_sent_at is not None

