@@ -31,7 +31,7 @@ def status_summary(status: JobStatus, trace: RunTrace | None = None) -> dict[str
     summary: dict[str, Any] = {
         "state": str(status.state),
         "progress": status.progress_text,
-        "error": _one_line(status.error),
+        "error": _shown(status.error),
         "created_at": status.created_at,
         "started_at": status.started_at,
         "completed_at": status.completed_at,
@@ -43,7 +43,7 @@ def status_summary(status: JobStatus, trace: RunTrace | None = None) -> dict[str
             summary["failed_step"] = step.id
             summary["failed_step_model"] = step.model
             summary["failed_step_attempt"] = step.attempt
-            summary["failed_step_error"] = _one_line(step.error)
+            summary["failed_step_error"] = _shown(step.error)
     return {name: value for name, value in summary.items() if value is not None}
 
 
@@ -136,9 +136,9 @@ class JobOutcome:
         return f" in step {step.id or 'without an id'}" + (f" ({known})" if known else "")
 
     def _reason(self) -> str:
-        reason = _one_line(self.status.error)
+        reason = _shown(self.status.error)
         step = None if self.trace is None else self.trace.failed_step
-        detail = None if step is None else _one_line(step.error)
+        detail = None if step is None else _shown(step.error)
         if detail and reason and detail not in reason:
             return f"{reason} ({detail})"
         return reason or detail or "the server gave no reason"
@@ -160,10 +160,10 @@ def _cost(trace: RunTrace) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _one_line(text: str | None) -> str | None:
-    if text is None:
-        return None
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:_MAX_REASON] or None
+def _shown(text: str | None) -> str | None:
+    from noukai_core import one_line
+
+    return one_line(text, _MAX_REASON) or None if text else None
 
 
 def _parse_time(text: str | None) -> datetime | None:

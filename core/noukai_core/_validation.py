@@ -93,6 +93,13 @@ def secrets_of(key: str) -> tuple[str, ...]:
     return (key, last) if len(last) >= _SECRET_LENGTH else (key,)
 
 
+def without_secrets(text: str, secrets: Sequence[str]) -> str:
+    """Mask secrets in a text."""
+    for secret in secrets:
+        text = text.replace(secret, "…")
+    return text
+
+
 def refused(message: str) -> InvalidInputError:
     """Return the error for a wrong argument, with every key masked."""
     return InvalidInputError(without_keys(message))

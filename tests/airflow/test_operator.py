@@ -190,6 +190,22 @@ def test_an_event_about_another_job(connected: ConnectionSettings, context: Any,
     assert deferred.value.trigger.job_id == job.id
 
 
+@pytest.mark.parametrize("ended", [True, False])
+def test_responses_that_are_too_large_for_a_triggerer(
+    ended: bool, connected: ConnectionSettings, context: Any, emulator: Emulator
+) -> None:
+    """The task fetches the result, or waits for it on the worker, and does not defer again."""
+    if ended:
+        emulator.control.script("flow", result_bytes=2_000_000, after_seconds=0)
+    else:
+        emulator.control.script("flow", result_bytes=2_000_000, after_polls=3)
+    job = _client_cache.shared_client(connected).flow(FLOW).job("Hello")
+    event = JobEvent(job.id, Reason.RESPONSE_TOO_LARGE).payload()
+    resumed = operator(deferrable=True, inline_wait=0)
+    result = resumed.execute_complete(context, event, job_id=job.id, flow=FLOW)
+    assert len(str(result)) >= 2_000_000
+
+
 def test_a_transient_error_when_the_task_is_resumed(
     connected: ConnectionSettings, context: Any, emulator: Emulator
 ) -> None:

@@ -86,6 +86,20 @@ def test_the_summary_is_flat() -> None:
     }
 
 
+def test_what_people_see_has_no_control_characters() -> None:
+    """An error of a flow is one line in the XCom and in the exception, without what a reader cannot see."""
+    error = "no\x1b[31m red\x1b]8;;http://evil.test\x07\r\nforged\u2028\u202e\u200b\u3164\u2800" + "x" * 9000
+    trace = RunTrace(steps=(TraceStep(status="failed", error=error),))
+    summary = status_summary(JobStatus(id="job-1", state="failed", error=error), trace)
+    for shown in (
+        summary["error"],
+        summary["failed_step_error"],
+        str(outcome(trace, error=error).exception()),
+    ):
+        assert "no red forged xxx" in shown
+        assert len(shown) < 3000
+
+
 def test_updates_while_a_job_runs() -> None:
     """Each state is written once, progress every few seconds, and the end not at all."""
     updates = StatusUpdates("pending")

@@ -21,6 +21,7 @@ from noukai_airflow._trigger_event import JobEvent, Reason
 from noukai_airflow.hooks.noukai import NoukaiHook
 from noukai_airflow.triggers import noukai as triggers
 from noukai_airflow.triggers.noukai import NoukaiJobTrigger, wake_up_delay
+from tests.fuzz.raw_server import RawServer
 
 if TYPE_CHECKING:
     from noukai_airflow._connection import ConnectionSettings
@@ -243,6 +244,22 @@ async def test_a_permanent_error(connected: ConnectionSettings, emulator: Emulat
     job_id = submit(connected)
     emulator.control.fault("status", on="poll", times=None, status=403)
     assert (await event_of(trigger(job_id))).reason is Reason.PERMANENT_ERROR
+
+
+async def test_a_response_that_is_too_large(
+    settings: ConnectionSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the part of a response that a triggerer reads does not tell the state, the event says so."""
+
+    async def read_connection(hook: NoukaiHook) -> ConnectionSettings:
+        return replace(settings, base_url=server.base_url)
+
+    monkeypatch.setattr(NoukaiHook, "_read_connection", read_connection)
+    body = json.dumps({"result": "x" * (settings.max_poll_bytes + 1), "status": "completed"})
+    response = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+    with RawServer(lambda _: [response]) as server:
+        event = await event_of(trigger("job-1"))
+    assert (event.reason, event.state) == (Reason.RESPONSE_TOO_LARGE, None)
 
 
 async def test_transient_errors_within_the_retry_window(

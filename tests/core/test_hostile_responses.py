@@ -26,7 +26,7 @@ from noukai_core import (
 from noukai_core._api import bounded_json
 from noukai_core._engine import schedule
 from tests.fuzz.drivers import client_of
-from tests.fuzz.raw_server import RawServer
+from tests.fuzz.raw_server import ENDLESS, RawServer
 
 FLOW = "acme/spelling/grade-3"
 SECRET = "abcdefghijklmnopqrstuvwxyz012345"
@@ -173,6 +173,39 @@ def test_the_key_in_an_error(driver: str, status: str, encoding: str) -> None:
             assert SECRET not in shown
             assert r"\u006" not in shown
             assert "k\0e" not in shown
+
+
+NOT_HTTP = [
+    b"NONSENSE %s\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nX\0%s: 1\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nX: %s\0\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: %s\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%s\r\n",
+]
+
+
+@pytest.mark.parametrize("repeated", [KEY, SECRET])
+@pytest.mark.parametrize("response", NOT_HTTP)
+def test_the_key_in_what_is_not_http(driver: str, response: bytes, repeated: str) -> None:
+    """The error for a response that is not HTTP quotes it without the key, and without its secret part."""
+    with job_of(response % repeated.encode(), driver, timeout=5) as job:
+        with pytest.raises(NoukaiError) as caught:
+            job.status()
+        assert SECRET not in str(caught.value)
+
+
+def test_what_a_cancel_returns_is_not_kept(driver: str) -> None:
+    """Of the response to a cancel, only the status is needed: its body is not collected."""
+    with (
+        RawServer(ENDLESS["body"]) as server,
+        client_of(driver, api_key=KEY, base_url=server.base_url) as client,
+    ):
+        tracemalloc.start()
+        try:
+            client.flow(FLOW).attach("job-1").cancel()
+            assert tracemalloc.get_traced_memory()[1] < MEGABYTE
+        finally:
+            tracemalloc.stop()
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "latin-1"])

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from noukai_core import APIError, AuthenticationError, JobNotFoundError, PermanentError, PermissionDeniedError
+from noukai_core import (
+    APIError,
+    AuthenticationError,
+    JobNotFoundError,
+    PermanentError,
+    PermissionDeniedError,
+    ResponseTooLargeError,
+)
 from tests.core.scripted_server import FLOW, ScriptedServer, rejection, respond
 
 if TYPE_CHECKING:
@@ -36,7 +43,16 @@ def test_a_trace_adds_up(scripted: MakeClient, server: ScriptedServer) -> None:
 
 @pytest.mark.parametrize(
     "steps",
-    [[], None, {}, [{"durationMs": 10**400}], [{"costUsd": "NaN"}], [{"costUsd": "9e999999"}] * 2],
+    [
+        [],
+        None,
+        {},
+        [{"durationMs": 10**400}],
+        [{"tokens": 2**64, "attempt": 2**64}],
+        [{"tokens": -1}],
+        [{"costUsd": "NaN"}],
+        [{"costUsd": "9e999999"}] * 2,
+    ],
     ids=lambda value: repr(value)[:20],
 )
 def test_an_empty_trace_has_no_totals(scripted: MakeClient, server: ScriptedServer, steps: Any) -> None:
@@ -44,6 +60,14 @@ def test_an_empty_trace_has_no_totals(scripted: MakeClient, server: ScriptedServ
     server.on("trace", respond(json={"flowRun": {"status": "running"}, "steps": steps}))
     trace = scripted().flow(FLOW).attach("job-1").trace()
     assert (trace.total_tokens, trace.cost_usd) == (None, None)
+    assert [step.attempt for step in trace.steps] == [None] * len(trace.steps)
+
+
+def test_a_trace_without_end(scripted: MakeClient, server: ScriptedServer) -> None:
+    """A trace of more steps than a run can have is refused: each would take more memory than its JSON."""
+    server.on("trace", respond(json={"steps": [{}] * 20_000}))
+    with pytest.raises(ResponseTooLargeError, match="too many steps"):
+        scripted().flow(FLOW).attach("job-1").trace()
 
 
 def test_the_failed_step(scripted: MakeClient, server: ScriptedServer) -> None:

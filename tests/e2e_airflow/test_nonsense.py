@@ -68,3 +68,16 @@ def test_responses_without_end(airflow: LocalAirflow, name: str, outcome: str) -
     assert KEY not in airflow.logs("nonsense", run_id, "job")
     if outcome == "success":
         assert airflow.xcom("nonsense", run_id, "job") == "recovered"
+
+
+def test_a_state_beyond_what_a_triggerer_reads(airflow: LocalAirflow) -> None:
+    """If the state follows a large result, the trigger resumes the task, which fetches the result."""
+    result = "x" * 3_000_000
+    running = [lambda _: http("200 OK", status="running")] * 3
+    with job_server(running, lambda _: http("200 OK", result=result, status="completed")) as server:
+        extra = json.dumps({"max_poll_bytes": 1_000_000})
+        airflow.add_connection("large", conn_type="noukai", password=KEY, host=server.base_url, extra=extra)
+        run_id = airflow.trigger("nonsense", {"connection": "large"})
+        assert airflow.wait_for("nonsense", run_id, "job") == "success"
+    assert airflow.xcom("nonsense", run_id, "job") == result
+    assert "does not begin with the state" in airflow.logs("nonsense", run_id, "job")

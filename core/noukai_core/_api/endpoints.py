@@ -42,6 +42,11 @@ T = TypeVar("T")
 # Numbers that are larger make no sense, and their sum may be more than Decimal can hold.
 _MOST_DIGITS = 100
 _TIME_LENGTH = 64
+_MOST_STEPS = 10_000
+_MOST_COUNTED = 2**53
+
+# Of a response whose status alone is read; a longer one costs its connection.
+_UNREAD_BYTES = 64 * 1024
 
 _OTHER_WORDS = {
     "started": JobState.PENDING,
@@ -168,7 +173,8 @@ def cancel(flow: FlowPath, job_id: str) -> Call[None]:
             )
         raise error
 
-    return Call("POST", f"{_job(flow, job_id)}/cancel", operation, read, job_id=job_id)
+    path = f"{_job(flow, job_id)}/cancel"
+    return Call("POST", path, operation, read, job_id=job_id, cut_at=_UNREAD_BYTES)
 
 
 def _no_cancel_route(error: APIError) -> bool:
@@ -213,11 +219,14 @@ def trace(flow: FlowPath, job_id: str) -> Call[RunTrace]:
 
     def read(response: HttpResponse) -> RunTrace:
         value = object_of(response, operation, job_id, missing=JobNotFoundError)
+        steps = list_of(value.get("steps"))
+        if len(steps) > _MOST_STEPS:
+            raise too_large(response, operation, "has too many steps", job_id)
         run = mapping_of(value.get("flowRun") or value.get("flow_run"))
         return RunTrace(
             status=_state(run),
             duration_ms=_number(_any(run, "durationMs", "duration_ms")),
-            steps=tuple(trace_step(mapping_of(step)) for step in list_of(value.get("steps"))),
+            steps=tuple(trace_step(mapping_of(step)) for step in steps),
         )
 
     return Call("GET", f"{_flow(flow)}/runs/{_segment(job_id)}/trace", operation, read, job_id=job_id)
@@ -308,15 +317,15 @@ def trace_step(value: Mapping[str, Any]) -> TraceStep:
     """Read one step of a run, from its trace or from an event."""
     tokens = value.get("tokens")
     total = mapping_of(tokens).get("total", tokens)
-    attempt, status = value.get("attempt"), _text(value, "status")
+    status = _text(value, "status")
     return TraceStep(
         id=_text(value, "stepId", "step_id"),
         status=status.lower() if status else None,
         error=job_error(_any(value, "error", "errorMessage", "error_message")),
-        attempt=attempt if isinstance(attempt, int) else None,
+        attempt=_count(value.get("attempt")),
         duration_ms=_number(_any(value, "durationMs", "duration_ms")),
         model=_text(value, "modelUsed", "model_used"),
-        tokens=total if isinstance(total, int) and not isinstance(total, bool) else None,
+        tokens=_count(total),
         cost_usd=_decimal(_any(value, "costUsd", "cost_usd")),
     )
 
@@ -349,6 +358,13 @@ def _number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if 0 <= value <= sys.float_info.max else None
+
+
+def _count(value: object) -> int | None:
+    """Read a count. A larger number makes no sense, and what reports it may carry 64 bits only."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        return None
+    return value if 0 <= value <= _MOST_COUNTED else None
 
 
 def _decimal(value: object) -> Decimal | None:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from noukai_core._api import bounded_json
 from noukai_core._text import LINE_LENGTH, one_line, shortened
-from noukai_core._validation import is_list, is_mapping, secrets_of, without_keys
+from noukai_core._validation import is_list, is_mapping, secrets_of, without_keys, without_secrets
 from noukai_core.errors import (
     APIError,
     AuthenticationError,
@@ -41,7 +41,6 @@ TEXT_LENGTH = 64 * 1024
 """How many characters of a job's error, and of its progress, are kept."""
 
 _ESCAPED_ASCII = re.compile(rb"\\u00([0-7][0-9a-fA-F])")
-_HIDDEN = "…"
 
 _ADVICE: dict[type[APIError], str] = {
     BadRequestError: "Correct the request; the same one will be rejected again.",
@@ -85,7 +84,7 @@ class HttpResponse:
     def hiding(self, key: str) -> HttpResponse:
         """Return the response so that what is read of it shows nothing of the key, should it repeat it."""
         secrets = secrets_of(key)
-        headers = {name: _masked_text(value, secrets) for name, value in self.headers.items()}
+        headers = {name: without_secrets(value, secrets) for name, value in self.headers.items()}
         return replace(self, headers=headers, secrets=secrets)
 
     def masked(self, value: Any) -> Any:
@@ -104,19 +103,13 @@ class HttpResponse:
         """Return the beginning of the body as text, for a message."""
         begin = self.body[: 16 * LINE_LENGTH].replace(b"\0", b"").replace(b"\\/", b"/")
         begin = _ESCAPED_ASCII.sub(lambda found: bytes.fromhex(found[1].decode()), begin)
-        return _masked_text(begin.decode("utf-8", "replace"), self.secrets)
-
-
-def _masked_text(text: str, secrets: tuple[str, ...]) -> str:
-    for secret in secrets:
-        text = text.replace(secret, _HIDDEN)
-    return text
+        return without_secrets(begin.decode("utf-8", "replace"), self.secrets)
 
 
 def _masked(value: Any, secrets: tuple[str, ...]) -> Any:
     """Mask secrets in a value of JSON, in place as far as possible: a copy would double its memory."""
     if isinstance(value, str):
-        return _masked_text(value, secrets)
+        return without_secrets(value, secrets)
     if isinstance(value, list):
         items: list[Any] = value  # pyright: ignore[reportUnknownVariableType]
         for index, item in enumerate(items):
@@ -128,7 +121,7 @@ def _masked(value: Any, secrets: tuple[str, ...]) -> Any:
             if isinstance(item, str | list | dict):
                 fields[name] = _masked(item, secrets)
         if any(secret in name for name in fields for secret in secrets):
-            return {_masked_text(name, secrets): item for name, item in fields.items()}
+            return {without_secrets(name, secrets): item for name, item in fields.items()}
     return value  # pyright: ignore[reportUnknownVariableType]
 
 

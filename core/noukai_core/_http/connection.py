@@ -29,7 +29,7 @@ from noukai_core._http.messages import HttpRequest, TooLargeError
 from noukai_core._http.transports import MAX_CONCURRENT_CALLS, async_transport, blocking_transport
 from noukai_core._options import ClientOptions
 from noukai_core._text import one_line
-from noukai_core._validation import ApiKey
+from noukai_core._validation import ApiKey, secrets_of, without_secrets
 from noukai_core.errors import (
     APIError,
     CertificateError,
@@ -110,7 +110,8 @@ class BaseConnection:
         )
 
     def _no_response(self, call: Call[Any], fault: Exception, timeout: float) -> APIError:
-        message = one_line(str(fault))  # h11 quotes whatever it cannot parse
+        # What is not HTTP is quoted in it, and may repeat the key.
+        message = one_line(without_secrets(str(fault), secrets_of(self._settings.api_key)))
         if isinstance(fault, httpx.DecodingError | zlib.error):
             return InvalidResponseError(
                 f"{call.operation}: the response's encoding is broken: {message}", job_id=call.job_id
