@@ -10,10 +10,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from noukai_core._async_batch import AsyncJobBatch
+    from noukai_core._blocking_batch import JobBatch
     from noukai_core._options import ClientArguments
     from noukai_core._text import one_line
     from noukai_core._validation import ApiKey
     from noukai_core.async_client import AsyncFlow, AsyncJob, AsyncNoukai
+    from noukai_core.batch import (
+        BatchLedger,
+        JobInput,
+        JobOutcome,
+        LedgerEntry,
+        MemoryLedger,
+        OutcomeState,
+    )
     from noukai_core.cancellation import CancelOutcome, acancel_job, cancel_job
     from noukai_core.client import Flow, Job, Noukai
     from noukai_core.errors import (
@@ -33,6 +43,7 @@ if TYPE_CHECKING:
         JobNotFoundError,
         JobTimeoutError,
         ModelKeyRejectedError,
+        NotSubmittedError,
         NoukaiError,
         PermanentError,
         PermissionDeniedError,
@@ -56,6 +67,9 @@ if TYPE_CHECKING:
     from noukai_core.submission import Submission, SubmissionRecord
 
 _MODULES = {
+    "_async_batch": ("AsyncJobBatch",),
+    "_blocking_batch": ("JobBatch",),
+    "batch": ("BatchLedger", "JobInput", "JobOutcome", "LedgerEntry", "MemoryLedger", "OutcomeState"),
     "async_client": ("AsyncFlow", "AsyncJob", "AsyncNoukai"),
     "cancellation": ("CancelOutcome", "acancel_job", "cancel_job"),
     "client": ("Flow", "Job", "Noukai"),
@@ -78,6 +92,7 @@ _MODULES = {
         "JobTimeoutError",
         "InvalidResponseError",
         "ModelKeyRejectedError",
+        "NotSubmittedError",
         "NoukaiError",
         "RateLimitError",
         "RedirectError",
@@ -100,9 +115,11 @@ __all__ = [
     "ApiKey",
     "AsyncFlow",
     "AsyncJob",
+    "AsyncJobBatch",
     "AsyncNoukai",
     "AuthenticationError",
     "BadRequestError",
+    "BatchLedger",
     "CancelOutcome",
     "CancelUnsupportedError",
     "CertificateError",
@@ -116,18 +133,25 @@ __all__ = [
     "InvalidResponseError",
     "Job",
     "JobAccepted",
+    "JobBatch",
     "JobCancelledError",
     "JobError",
     "JobFailedError",
+    "JobInput",
     "JobNotFoundError",
+    "JobOutcome",
     "JobRequest",
     "JobState",
     "JobStatus",
     "JobTimeoutError",
     "KeyInfo",
+    "LedgerEntry",
+    "MemoryLedger",
     "ModelKeyRejectedError",
+    "NotSubmittedError",
     "Noukai",
     "NoukaiError",
+    "OutcomeState",
     "PermanentError",
     "PermissionDeniedError",
     "RateLimitError",

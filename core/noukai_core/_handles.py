@@ -8,16 +8,17 @@ from typing import Generic, TypeVar
 
 from noukai_core import _validation
 from noukai_core._api import endpoints
+from noukai_core._batch_handle import check_inputs
+from noukai_core._engine.batch import Batch, BatchOptions
 from noukai_core._engine.effects import Effects, FollowEffects, may_turn_up, send_with_retries
 from noukai_core._engine.follow import StepFollower
 from noukai_core._engine.rate_limit import shared_rate_limiter
-from noukai_core._engine.submission_registry import shared_registry
-from noukai_core._engine.submit import Submitted, find, submit
+from noukai_core._engine.submit import Submitted, find, submit_request
 from noukai_core._engine.wait import Poller
 from noukai_core._options import ClientOptions
 from noukai_core._validation import FlowPath
 from noukai_core.checks import check_count, check_number, check_seconds
-from noukai_core.errors import APIError, InvalidInputError
+from noukai_core.errors import APIError
 from noukai_core.job_request import JobRequest
 from noukai_core.models import JobAccepted, JobState, JobStatus, RunTrace
 from noukai_core.submission import Submission
@@ -45,31 +46,11 @@ class FlowHandle(Generic[R]):
 
     def _submitting(self, request: JobRequest, submission: Submission) -> Effects[Submitted]:
         """Check everything, and return the effects that submit a job once."""
-        submission = _checked(submission)
-        path = self._settings.flow_path(request.flow)
-        if path != self._path:
-            raise InvalidInputError(f"the request is for the flow {path}, but this is the flow {self._path}")
-        body = _validation.job_body(
-            message=request.message,
-            parameters=request.parameters,
-            block_overrides=request.block_overrides,
-            trace=request.trace,
-            callback_url=request.callback_url,
-            callback_events=request.callback_events,
-        )
-        session = None if request.session_id is None else _validation.session_id(request.session_id)
-        version = _validation.version_number(request.version)
-        call = endpoints.submit(self._path, version, body, submission.headers(session))
-        return submit(
-            call,
-            submission,
-            self._path,
-            time.monotonic,
-            shared_registry(self._settings.base_url, self._settings.api_key),
-            # A session of the user's own may group many jobs, so it cannot tell which one this was.
-            recovery_timeout=self._settings.recovery_timeout if session is None else 0.0,
-            retry_timeout=self._settings.retry_timeout,
-        )
+        return submit_request(request, _checked(submission), self._path, self._settings, time.monotonic)
+
+    def _batch(self, inputs: object, options: BatchOptions) -> Batch:
+        check_inputs(inputs)
+        return Batch(self._path, self._settings, options, time.monotonic)
 
     def _finding(self, submission: Submission) -> Effects[JobAccepted | None]:
         return find(_checked(submission), self._path, time.monotonic)

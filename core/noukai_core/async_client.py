@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping, Sequence
 from datetime import datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Self, Unpack
 from uuid import UUID
 
 from noukai_core._api import endpoints
 from noukai_core._api.parsing import HttpResponse
+from noukai_core._async_batch import AsyncJobBatch, perform_all, sleep
+from noukai_core._engine.batch import Batch, BatchOptions
 from noukai_core._engine.effects import (
+    Effect,
     Effects,
     Emit,
     EmitStep,
@@ -27,6 +31,7 @@ from noukai_core._http.connection import AsyncConnection
 from noukai_core._http.event_receiver import AsyncEventReceiver
 from noukai_core._options import ClientArguments, ClientOptions, describe, refuse_unknown
 from noukai_core._validation import Version, hidden
+from noukai_core.batch import BatchLedger, JobInput, MemoryLedger
 from noukai_core.job_request import JobRequest
 from noukai_core.models import ExecuteResult, JobAccepted, JobStatus, KeyInfo, RunTrace, TraceStep
 from noukai_core.submission import Submission
@@ -49,17 +54,18 @@ class AsyncRunner:
 
     async def run(self, effects: Effects[T]) -> T:
         """Run effects to their end, and return what was decided."""
-        outcome: Any = None
-        try:
-            while True:
-                try:
-                    effect = effects.send(outcome)
-                except StopIteration as end:
-                    decided: T = end.value
-                    return decided
-                outcome = await self._perform(effect)
-        finally:
-            effects.close()
+        return await perform_all(effects, self._perform)
+
+    def jobs(
+        self,
+        batch: Batch,
+        inputs: Iterable[JobInput] | AsyncIterable[JobInput],
+        ledger: BatchLedger,
+        *,
+        cancel_on_close: bool,
+    ) -> AsyncJobBatch:
+        """Return the outcomes of a batch."""
+        return AsyncJobBatch(self._perform, batch, inputs, ledger, cancel_on_close=cancel_on_close)
 
     async def show(self, effects: Effects[Any]) -> AsyncGenerator[JobStatus, None]:
         """Run effects, and pass on what they emit."""
@@ -102,10 +108,15 @@ class AsyncRunner:
         """Close the connections; a second time does nothing."""
         await self._connection.aclose()
 
-    async def _perform(self, effect: Sleep | Send | Emit) -> Any:
-        if isinstance(effect, Sleep) and effect.seconds > 0:
-            await asyncio.sleep(effect.seconds)
-        return await self._send(effect) if isinstance(effect, Send) else None
+    async def _perform(self, effect: Effect) -> Any:
+        match effect:
+            case Sleep():
+                await sleep(effect)
+            case Send():
+                return await self._send(effect)
+            case _:
+                pass
+        return None
 
     async def _send(self, request: Send) -> Any:
         call = request.call
@@ -210,6 +221,46 @@ class AsyncFlow(FlowHandle[AsyncRunner]):
         effects = self._submitting(request, Submission.new() if submission is None else submission)
         submitted = await self._runner.run(effects)
         return self._job(submitted.job.id, submitted.at, submitted.job)
+
+    def jobs(
+        self,
+        inputs: Iterable[JobInput] | AsyncIterable[JobInput],
+        *,
+        version: Version = "production",
+        trace: bool = False,
+        in_order: bool = False,
+        max_concurrency: int = 1000,
+        timeout: float | None = None,
+        poll_interval: float | None = None,
+        cancel_on_timeout: bool = False,
+        max_cost_usd: Decimal | float | str | None = None,
+        stop_after_failures: int | float | None = None,
+        ledger: BatchLedger | None = None,
+        batch_id: str | UUID | None = None,
+        detach: bool = False,
+        cancel_on_close: bool = False,
+    ) -> AsyncJobBatch:
+        """Run many jobs, and return their outcomes as an async iterator; see `Flow.jobs`.
+
+        `inputs` may be an async iterable, and the methods of `ledger` may be coroutines.
+        """
+        options = BatchOptions(
+            version=version,
+            trace=trace,
+            in_order=in_order,
+            max_concurrency=max_concurrency,
+            timeout=timeout,
+            poll_interval=poll_interval,
+            cancel_on_timeout=cancel_on_timeout,
+            max_cost_usd=max_cost_usd,
+            stop_after_failures=stop_after_failures,
+            batch_id=batch_id,
+            detach=detach,
+        )
+        batch = self._batch(inputs, options)
+        return self._runner.jobs(
+            batch, inputs, MemoryLedger() if ledger is None else ledger, cancel_on_close=cancel_on_close
+        )
 
     def attach(
         self,

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from datetime import datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Self, Unpack
 from uuid import UUID
 
 from noukai_core._api import endpoints
+from noukai_core._blocking_batch import JobBatch
+from noukai_core._engine.batch import Batch, BatchOptions
 from noukai_core._engine.effects import (
+    Effect,
     Effects,
     Emit,
     EmitStep,
@@ -26,6 +30,7 @@ from noukai_core._http.connection import Connection
 from noukai_core._http.event_receiver import EventReceiver
 from noukai_core._options import ClientArguments, ClientOptions, describe, refuse_unknown
 from noukai_core._validation import Version, hidden
+from noukai_core.batch import BatchLedger, JobInput, MemoryLedger
 from noukai_core.job_request import JobRequest
 from noukai_core.models import ExecuteResult, JobAccepted, JobStatus, KeyInfo, RunTrace, TraceStep
 from noukai_core.submission import Submission
@@ -90,11 +95,17 @@ class Runner:
             effects.close()
             receiver.close()
 
+    def jobs(
+        self, batch: Batch, inputs: Iterable[JobInput], ledger: BatchLedger, *, cancel_on_close: bool
+    ) -> JobBatch:
+        """Return the outcomes of a batch."""
+        return JobBatch(self._send, batch, inputs, ledger, cancel_on_close=cancel_on_close)
+
     def close(self) -> None:
         """Close the connections; a second time does nothing."""
         self._connection.close()
 
-    def _perform(self, effect: Sleep | Send | Emit) -> Any:
+    def _perform(self, effect: Effect) -> Any:
         if isinstance(effect, Sleep) and effect.seconds > 0:
             time.sleep(min(effect.seconds, threading.TIMEOUT_MAX))
         return self._send(effect) if isinstance(effect, Send) else None
@@ -263,6 +274,84 @@ class Flow(FlowHandle[Runner]):
         effects = self._submitting(request, Submission.new() if submission is None else submission)
         submitted = self._runner.run(effects)
         return self._job(submitted.job.id, submitted.at, submitted.job)
+
+    def jobs(
+        self,
+        inputs: Iterable[JobInput],
+        *,
+        version: Version = "production",
+        trace: bool = False,
+        in_order: bool = False,
+        max_concurrency: int = 1000,
+        timeout: float | None = None,
+        poll_interval: float | None = None,
+        cancel_on_timeout: bool = False,
+        max_cost_usd: Decimal | float | str | None = None,
+        stop_after_failures: int | float | None = None,
+        ledger: BatchLedger | None = None,
+        batch_id: str | UUID | None = None,
+        detach: bool = False,
+        cancel_on_close: bool = False,
+    ) -> JobBatch:
+        """Run many jobs, and return their outcomes as they end.
+
+        Inputs are read as jobs go out, and no more of them are kept than jobs run. Jobs go out in sessions of
+        up to a hundred, so that one request tells the states of all of them; a request with a `session_id` of
+        its own is polled by itself.
+
+        Args:
+            inputs: One for each job: a message, a mapping with `message`, `parameters`, `block_overrides` and
+                `key`, or a `JobRequest`. An invalid input is its own outcome; an error of the iterable ends
+                the batch.
+            version: The version of the flow, for inputs that are no `JobRequest`.
+            trace: Whether runs are traced, likewise. The outcomes then have tokens and cost.
+            in_order: Whether the outcomes come in the order of the inputs.
+            max_concurrency: The most jobs that run at the same time.
+            timeout: The longest wait for one job in seconds.
+            poll_interval: Seconds between two polls. By default the pause grows with the job's age.
+            cancel_on_timeout: Whether a job that times out is cancelled, or else left running.
+            max_cost_usd: Once the jobs that have ended cost so much, nothing more is submitted, and the rest
+                are `not_submitted`. Needs `trace`. Those that run by then may cost more.
+            stop_after_failures: Likewise, once so many jobs did not complete; or so large a share of those
+                that have ended, as a number below 1.
+            ledger: What a rerun needs is kept there. It takes what has completed, attaches to what runs, and
+                submits what is missing or did not complete. By default nothing outlives the process.
+            batch_id: A UUID, the same for each run of the batch. The ids of submissions follow from it.
+            detach: Whether to end as soon as nothing more can be submitted, and to leave the jobs running. A
+                later call with the same ledger goes on with them.
+            cancel_on_close: Whether jobs are cancelled when the iterator is closed before its end, or is
+                interrupted, as by Ctrl-C. By default they are left running.
+
+        Raises:
+            InvalidInputError: An argument is wrong; nothing was sent.
+
+        Example:
+            >>> from noukai_core import Noukai
+            >>> from noukai_core.emulator import Emulator
+            >>> with Emulator() as emulator, Noukai("nk_test_key", base_url=emulator.base_url) as client:
+            ...     flow = client.flow("acme/spelling/grade-3")
+            ...     for outcome in flow.jobs(["Helo", "wrold"], in_order=True):
+            ...         print(outcome.state, outcome.output["message"])
+            completed Helo
+            completed wrold
+        """
+        options = BatchOptions(
+            version=version,
+            trace=trace,
+            in_order=in_order,
+            max_concurrency=max_concurrency,
+            timeout=timeout,
+            poll_interval=poll_interval,
+            cancel_on_timeout=cancel_on_timeout,
+            max_cost_usd=max_cost_usd,
+            stop_after_failures=stop_after_failures,
+            batch_id=batch_id,
+            detach=detach,
+        )
+        batch = self._batch(inputs, options)
+        return self._runner.jobs(
+            batch, inputs, MemoryLedger() if ledger is None else ledger, cancel_on_close=cancel_on_close
+        )
 
     def attach(
         self,

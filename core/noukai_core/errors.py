@@ -19,6 +19,7 @@
     │   │   ├── RedirectError              a redirect, which is never followed
     │   │   └── ResponseTooLargeError      a response over the limit
     │   └── ClientClosedError              the client was closed before the request was sent
+    ├── NotSubmittedError                  a batch was stopped before this input was submitted
     ├── SubmissionUnknownError             whether a submission made a job could not be determined
     └── JobError                           about a job that exists
         ├── JobFailedError
@@ -172,6 +173,10 @@ class SubmissionUnknownError(NoukaiError):
     def __init__(self, message: str, *, submission: Submission) -> None:
         super().__init__(message)
         self.submission = submission
+
+
+class NotSubmittedError(NoukaiError):
+    """A batch was stopped before this input was submitted, so there is no job."""
 
 
 class JobError(NoukaiError):

@@ -26,6 +26,7 @@ class JobRequest:
             ambiguous outcome.
         callback_url: A public https address that Noukai calls when the job has ended.
         callback_events: The events to call it for: `flow.completed`, `flow.failed` or both.
+        key: Your own name of this input among many. The outcome carries it; it is not sent.
     """
 
     flow: str
@@ -37,7 +38,8 @@ class JobRequest:
     session_id: str | UUID | None = None
     callback_url: str | None = None
     callback_events: Sequence[str] | None = None
+    key: str | None = None
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of `Flow.job` for this job."""
-        return {name: getattr(self, name) for name in self.__slots__ if name != "flow"}
+        return {name: getattr(self, name) for name in self.__slots__ if name not in ("flow", "key")}

@@ -230,7 +230,7 @@ MUTANTS = (
     Mutant(
         "a slot after the deadline is waited for",
         _WAIT,
-        "if slot - now > self._left():",
+        "if slot - now > left:",
         "if False:",
     ),
     Mutant(
@@ -260,8 +260,8 @@ MUTANTS = (
     Mutant(
         "a pause does not end at the deadline",
         _WAIT,
-        "yield Sleep(min(pause, self._left()))",
-        "yield Sleep(pause)",
+        "yield Sleep(min(pause, self._left()), wake)",
+        "yield Sleep(pause, wake)",
     ),
     Mutant(
         "the pause grows three times as fast",

@@ -95,6 +95,7 @@ class Execution(NamedTuple):
     slug: str | None
     trigger: str | None
     started_at: str | None
+    state: str | None = None
 
 
 def submit(flow: FlowPath, version: int | None, body: bytes, headers: Mapping[str, str]) -> Call[JobAccepted]:
@@ -310,6 +311,7 @@ def _executions(listed: Sequence[Any]) -> Iterator[Execution]:
             _text(value, "slug"),
             _text(value, "triggerType", "trigger_type"),
             _text(value, "startedAt", "started_at"),
+            _state(value),
         )
 
 

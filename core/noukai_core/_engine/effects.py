@@ -15,6 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from noukai_core._api.endpoints import Call
 from noukai_core._engine import schedule
+from noukai_core.batch import LedgerEntry
 from noukai_core.errors import APIError, FlowNotFoundError, JobNotFoundError
 from noukai_core.models import JobStatus, TraceStep
 
@@ -23,11 +24,44 @@ T = TypeVar("T")
 Clock: TypeAlias = Callable[[], float]
 
 
+class Wake:
+    """Ends sleeps early.
+
+    It remembers nothing: who is not asleep is not woken, and checks its condition before it sleeps.
+    """
+
+    __slots__ = ("_sleepers",)
+
+    def __init__(self) -> None:
+        self._sleepers: dict[object, Callable[[], None]] = {}
+
+    def add(self, wake_up: Callable[[], None]) -> object:
+        """Let a driver register a sleep, and return what `remove` needs."""
+        sleeper = object()
+        self._sleepers[sleeper] = wake_up
+        return sleeper
+
+    def remove(self, sleeper: object) -> None:
+        """Let a driver remove a sleep that has ended."""
+        self._sleepers.pop(sleeper, None)
+
+    def ring(self) -> None:
+        """Wake all who sleep."""
+        while self._sleepers:
+            self.ring_one()
+
+    def ring_one(self) -> None:
+        """Wake the one who has slept the longest."""
+        if self._sleepers:
+            self._sleepers.pop(next(iter(self._sleepers)))()
+
+
 @dataclass(frozen=True)
 class Sleep:
-    """Sleep for some seconds. Nothing is sent back."""
+    """Sleep for some seconds, or until somebody rings. Nothing is sent back."""
 
     seconds: float
+    wake: Wake | None = None
 
 
 @dataclass(frozen=True)
@@ -63,9 +97,39 @@ class EmitStep:
     step: TraceStep
 
 
-FollowEffects: TypeAlias = Generator[Sleep | Send | Receive | EmitStep, Any, None]
+@dataclass(frozen=True)
+class Spawn:
+    """Run other effects beside these. Nothing is sent back."""
 
-Effects: TypeAlias = Generator[Sleep | Send | Emit, Any, T]
+    effects: Generator[Any, Any, None]
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """An input of a batch, and its position."""
+
+    index: int
+    value: Any
+
+
+@dataclass(frozen=True)
+class Take:
+    """Take the next input of a batch: `Given` is sent back, `None` after the last, or else the error."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """Write into the ledger of a batch. `None` is sent back once it is durable, or else the error."""
+
+    entry: LedgerEntry
+
+
+Effect: TypeAlias = Sleep | Send | Emit | Spawn | Take | Record
+"""Only the driver of a batch performs `Spawn`, `Take` and `Record`."""
+
+Effects: TypeAlias = Generator[Effect, Any, T]
+
+FollowEffects: TypeAlias = Generator[Effect | Receive | EmitStep, Any, None]
 
 
 def may_turn_up(error: APIError, now: float, race_ends: float) -> bool:

@@ -9,16 +9,31 @@ after the recovery window, that there is none.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from noukai_core import _validation
 from noukai_core._api import endpoints
 from noukai_core._api.endpoints import Call, Execution
 from noukai_core._engine import schedule
 from noukai_core._engine.effects import Clock, Effects, Send, Sleep, send_with_retries
-from noukai_core._engine.submission_registry import SubmissionRegistry, SubmissionState
+from noukai_core._engine.submission_registry import (
+    SubmissionRegistry,
+    SubmissionState,
+    shared_registry,
+)
+from noukai_core._options import ClientOptions
 from noukai_core._validation import FlowPath
-from noukai_core.errors import APIError, InvalidResponseError, RedirectError, SubmissionUnknownError
+from noukai_core.errors import (
+    APIError,
+    InvalidInputError,
+    InvalidResponseError,
+    RedirectError,
+    SubmissionUnknownError,
+)
+from noukai_core.job_request import JobRequest
 from noukai_core.models import JobAccepted
 from noukai_core.submission import Submission
 
@@ -47,6 +62,71 @@ class Submitted(NamedTuple):
     at: datetime
 
 
+@dataclass(slots=True)
+class SharedSession:
+    """A session that the jobs of several submissions are in, submitted one after the other.
+
+    Attributes:
+        id: The session.
+        others: The jobs in it that belong to other submissions. Any other entry is the job of this one.
+        on_unknown: Is called when the outcome of a submission in it is unknown.
+    """
+
+    id: str
+    others: Collection[str] = ()
+    on_unknown: Callable[[], None] = field(default=lambda: None)
+
+
+def submit_request(
+    request: JobRequest,
+    submission: Submission,
+    flow: FlowPath,
+    settings: ClientOptions,
+    clock: Clock,
+    shared: SharedSession | None = None,
+) -> Effects[Submitted]:
+    """Check a request, and return the effects that submit its job once.
+
+    Args:
+        request: The inputs of the job.
+        submission: Its identity.
+        flow: The flow.
+        settings: How the client submits.
+        clock: Seconds, from any beginning.
+        shared: The session that it shares with other submissions; by default it has its own. A session of
+            the user's wins.
+
+    Raises:
+        InvalidInputError: The request is invalid. Nothing was sent.
+    """
+    path = settings.flow_path(request.flow)
+    if path != flow:
+        raise InvalidInputError(f"the request is for the flow {path}, but this is the flow {flow}")
+    body = _validation.job_body(
+        message=request.message,
+        parameters=request.parameters,
+        block_overrides=request.block_overrides,
+        trace=request.trace,
+        callback_url=request.callback_url,
+        callback_events=request.callback_events,
+    )
+    users = None if request.session_id is None else _validation.session_id(request.session_id)
+    session = users or (None if shared is None else shared.id)
+    version = _validation.version_number(request.version)
+    call = endpoints.submit(flow, version, body, submission.headers(session))
+    return submit(
+        call,
+        submission,
+        flow,
+        clock,
+        shared_registry(settings.base_url, settings.api_key),
+        # A session of the user's own may group many jobs, so it cannot tell which one this was.
+        recovery_timeout=settings.recovery_timeout if users is None else 0.0,
+        retry_timeout=settings.retry_timeout,
+        shared=None if users else shared,
+    )
+
+
 def submit(
     call: Call[JobAccepted],
     submission: Submission,
@@ -56,6 +136,7 @@ def submit(
     *,
     recovery_timeout: float,
     retry_timeout: float,
+    shared: SharedSession | None = None,
 ) -> Effects[Submitted]:
     """Submit a job, so that it exists once, however often this process passes the same submission.
 
@@ -76,6 +157,7 @@ def submit(
             state,
             recovery_timeout=recovery_timeout,
             retry_timeout=retry_timeout,
+            shared=shared,
         )
         state.job_id, state.submitted_at = submitted.job.id, submitted.at
         return submitted
@@ -92,6 +174,7 @@ def submit_once(
     *,
     recovery_timeout: float,
     retry_timeout: float,
+    shared: SharedSession | None = None,
 ) -> Effects[Submitted]:
     """Submit a job, so that it exists once.
 
@@ -103,12 +186,14 @@ def submit_once(
         state: What this process knows of the submission. It is kept up to date.
         recovery_timeout: Seconds within which a job shows up in the server's list; 0 disables the lookup.
         retry_timeout: Seconds for which a request that was surely not processed is sent again.
+        shared: The session that it is submitted in, if it shares one with others.
 
     Raises:
         SubmissionUnknownError: Whether a job exists could not be determined.
         APIError: The server rejected the job, so there is none.
     """
     started = clock()
+    session = SharedSession(submission.id) if shared is None else shared
     state.possibly_sent_at = state.possibly_sent_at or submission.last_sent_at
     # How long ago an earlier try sent it proves nothing: its request may have waited for its turn or may be
     # on its way still, and its machine may have another clock. So the window begins with this try.
@@ -117,9 +202,12 @@ def submit_once(
     sends = rejections = 0
     while True:
         if unknown_since is not None:
+            session.on_unknown()
             if recovery_timeout == 0:
                 raise _unknown(submission, state, flow, cause, asked=False)
-            found = yield from _look_up(submission, state, flow, clock, unknown_since, recovery_timeout)
+            found = yield from _look_up(
+                submission, session, state, flow, clock, unknown_since, recovery_timeout
+            )
             if found is not None:
                 log.info("Noukai job %s of %s: found by its submission %s", found.id, flow, submission.id)
                 return Submitted(found, state.possibly_sent_at or datetime.now(UTC))
@@ -160,15 +248,24 @@ def submit_once(
         yield Sleep(pause)
 
 
-def find(submission: Submission, flow: FlowPath, clock: Clock) -> Effects[JobAccepted | None]:
+def find(
+    submission: Submission, flow: FlowPath, clock: Clock, shared: SharedSession | None = None
+) -> Effects[JobAccepted | None]:
     """Ask for the job of a submission once, and send nothing.
+
+    Args:
+        submission: The submission.
+        flow: The flow.
+        clock: Seconds, from any beginning.
+        shared: The session that it was submitted in, if it shared one with others.
 
     Raises:
         SubmissionUnknownError: The session holds something that may be the job and cannot be read.
         APIError: The server rejected the request, or was not reached.
     """
-    executions = yield from send_with_retries(endpoints.session(submission.id), clock)
-    found = _job_of(executions, submission, flow)
+    session = SharedSession(submission.id) if shared is None else shared
+    executions = yield from send_with_retries(endpoints.session(session.id), clock)
+    found = _job_of(executions, session, submission, flow)
     if isinstance(found, APIError):
         state = SubmissionState(possibly_sent_at=submission.last_sent_at)
         raise _unknown(submission, state, flow, found)
@@ -185,6 +282,7 @@ def _unknown_outcome(error: APIError) -> bool:
 
 def _look_up(
     submission: Submission,
+    session: SharedSession,
     state: SubmissionState,
     flow: FlowPath,
     clock: Clock,
@@ -192,7 +290,7 @@ def _look_up(
     recovery_timeout: float,
 ) -> Effects[JobAccepted | None]:
     """Ask for the job of a submission until it shows up, or until the service has said that there is none."""
-    call = endpoints.session(submission.id)
+    call = endpoints.session(session.id)
     proves_from = unknown_since + recovery_timeout
     ends = max(proves_from, clock()) + recovery_timeout * GRACE_SHARE
     requests = 0
@@ -200,7 +298,7 @@ def _look_up(
         now = clock()
         outcome: tuple[Execution, ...] | APIError = yield Send(call)
         requests += 1
-        found = outcome if isinstance(outcome, APIError) else _job_of(outcome, submission, flow)
+        found = outcome if isinstance(outcome, APIError) else _job_of(outcome, session, submission, flow)
         pause = min(schedule.backoff(requests) / 2, LONGEST_PAUSE)
         if isinstance(found, APIError):
             if requests == 1:
@@ -216,20 +314,30 @@ def _look_up(
 
 
 def _job_of(
-    executions: tuple[Execution, ...], submission: Submission, flow: FlowPath
+    executions: tuple[Execution, ...], session: SharedSession, submission: Submission, flow: FlowPath
 ) -> JobAccepted | InvalidResponseError | None:
-    """Return the job in the session of a submission; the earliest, should the server have made several.
+    """Return the job of a submission in its session.
 
-    The session belongs to the submission alone. Only an execution of a known other kind is surely not its
-    job; one that cannot be read, or that seems to belong to another flow, may be, so it is an error.
+    If the session belongs to the submission alone, that is the earliest job, should the server have made
+    several. In a shared one it is the only job that belongs to no other submission.
+
+    Only an execution of a known other kind is surely not its job; one that cannot be read, or that seems to
+    belong to another flow, may be, so it is an error.
     """
-    candidates = [one for one in executions if _kind(one) not in _OTHER_KINDS]
+    unclaimed = [one for one in executions if one.id not in session.others]
+    candidates = [one for one in unclaimed if _kind(one) not in _OTHER_KINDS]
     if not candidates:
         return None
     readable = [one for one in candidates if one.id is not None and _belongs_to(one, flow)]
     jobs = [one for one in readable if _kind(one) in _JOB_KINDS]
     if not jobs and len(candidates) == 1:
         jobs = readable
+    if session.others and (len(candidates) > 1 or len(unclaimed) == len(executions)):
+        # Either a job exists that nobody knows of, or the list names jobs in another way.
+        return InvalidResponseError(
+            f"The session {session.id} of the submission {submission.id} to {flow} holds {len(candidates)} "
+            "executions that belong to no other submission, so its job cannot be told from them.",
+        )
     if not jobs:
         return InvalidResponseError(
             f"The session of the submission {submission.id} to {flow} holds an execution that may be its job "

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Generator
+from typing import Protocol
 
 from noukai_core._api import endpoints
 from noukai_core._engine import schedule
-from noukai_core._engine.effects import Clock, Effects, Emit, Send, Sleep, may_turn_up
+from noukai_core._engine.effects import Clock, Effects, Emit, Send, Sleep, Wake, may_turn_up
 from noukai_core._engine.rate_limit import PollRateLimiter
 from noukai_core._options import ClientOptions
 from noukai_core._validation import FlowPath
@@ -16,6 +16,47 @@ from noukai_core.errors import APIError, JobTimeoutError, RateLimitError
 from noukai_core.models import JobState, JobStatus
 
 log = logging.getLogger("noukai_core")
+
+
+class Watcher(Protocol):
+    """Something else that watches a job, so that it has to be polled only now and then."""
+
+    @property
+    def wake(self) -> Wake:
+        """Rings when the job should be polled."""
+        ...
+
+    def pause(self, usual: float, status: JobStatus | None) -> float:
+        """Return the pause before the next poll.
+
+        Args:
+            usual: What it would be if nothing else watched the job; 0 before the first poll.
+            status: What the last poll showed.
+        """
+        ...
+
+
+def reach_slot(limiter: PollRateLimiter, clock: Clock, deadline: float = math.inf) -> Effects[bool]:
+    """Sleep until a slot of the rate limit, and tell whether it came before the deadline.
+
+    Args:
+        limiter: The rate limit.
+        clock: Seconds, from any beginning.
+        deadline: The deadline, on that clock.
+    """
+    now = clock()
+    slot = limiter.reserve(now)
+    left = max(0.0, deadline - now)
+    if slot - now > left:
+        limiter.release(slot, now)
+        yield Sleep(left)
+        return False
+    try:
+        yield Sleep(slot - now)
+    except BaseException:
+        limiter.release(slot, clock())
+        raise
+    return True
 
 
 class Poller:
@@ -32,6 +73,7 @@ class Poller:
         interval: A fixed pause between polls, in seconds.
         last_status: What is known of the job already; a change is logged, but not that it is still so.
         state_bytes: If the state is all that is wanted: how many bytes of each response are read for it.
+        watcher: What else watches the job.
     """
 
     def __init__(
@@ -47,7 +89,9 @@ class Poller:
         interval: float | None = None,
         last_status: JobStatus | None = None,
         state_bytes: int | None = None,
+        watcher: Watcher | None = None,
     ) -> None:
+        self._watcher = watcher
         self._call = endpoints.status(flow, job_id, state_bytes)
         self._name = f"Noukai job {job_id} of {flow}"
         self._job_id = job_id
@@ -78,9 +122,13 @@ class Poller:
             JobTimeoutError: The deadline passed.
             APIError: The server rejected the request, does not know the job, or did not respond for too long.
         """
-        while (yield from self._reach_slot()):
+        watcher = self._watcher
+        if watcher is not None:
+            yield Sleep(min(watcher.pause(0.0, None), self._left()), watcher.wake)
+        while (yield from reach_slot(self._limiter, self._clock, self._deadline)):
             timeout = schedule.poll_timeout(self._settings.timeout, self._left(), self._timeout or math.inf)
             outcome: JobStatus | APIError = yield Send(self._call, timeout)
+            wake: Wake | None = None
             if isinstance(outcome, APIError):
                 pause = self._after_error(outcome)
             else:
@@ -91,25 +139,12 @@ class Poller:
                 pause = schedule.align_to_tick(
                     self._clock(), schedule.pause_before_poll(self._age(), self._interval)
                 )
+                if watcher is not None:
+                    pause, wake = watcher.pause(pause, outcome), watcher.wake
             if self._left() == 0:
                 break
-            yield Sleep(min(pause, self._left()))
+            yield Sleep(min(pause, self._left()), wake)
         raise self._timed_out()
-
-    def _reach_slot(self) -> Generator[Sleep, None, bool]:
-        """Sleep until a slot of the rate limit, and tell whether it came before the deadline."""
-        now = self._clock()
-        slot = self._limiter.reserve(now)
-        if slot - now > self._left():
-            self._limiter.release(slot, now)
-            yield Sleep(self._left())
-            return False
-        try:
-            yield Sleep(slot - now)
-        except BaseException:
-            self._limiter.release(slot, self._clock())
-            raise
-        return True
 
     def _left(self) -> float:
         return max(0.0, self._deadline - self._clock())

@@ -1,0 +1,204 @@
+"""The async driver of a batch: each strand is a task, on the event loop of its client."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any, Self
+
+from noukai_core._batch_handle import CANCEL_CONCURRENCY, BatchHandle
+from noukai_core._engine.batch import Batch
+from noukai_core._engine.effects import Effect, Effects, Given, Record, Sleep, Spawn, T, Take
+from noukai_core.batch import BatchLedger, JobOutcome
+from noukai_core.cancellation import CancelOutcome
+
+
+async def perform_all(effects: Effects[T], perform: Callable[[Effect], Awaitable[Any]]) -> T:
+    """Run effects to their end, and return what was decided."""
+    outcome: Any = None
+    try:
+        while True:
+            try:
+                effect = effects.send(outcome)
+            except StopIteration as end:
+                decided: T = end.value
+                return decided
+            outcome = await perform(effect)
+    finally:
+        effects.close()
+
+
+async def sleep(effect: Sleep) -> None:
+    """Sleep for some seconds, or until somebody rings."""
+    if effect.wake is None:
+        if effect.seconds > 0:
+            await asyncio.sleep(effect.seconds)
+        return
+    if effect.seconds <= 0:
+        return
+    loop = asyncio.get_running_loop()
+    woken: asyncio.Future[None] = loop.create_future()
+
+    def wake_up() -> None:
+        if not woken.done():
+            woken.set_result(None)
+
+    sleeper = effect.wake.add(wake_up)
+    timer = loop.call_later(effect.seconds, wake_up) if math.isfinite(effect.seconds) else None
+    try:
+        await woken
+    finally:
+        effect.wake.remove(sleeper)
+        if timer is not None:
+            timer.cancel()
+
+
+class AsyncJobBatch(BatchHandle, AsyncIterator[JobOutcome]):
+    """The outcomes of many jobs, as they end. Made by `AsyncFlow.jobs`.
+
+    It begins with the first outcome that is asked for. Close it with `aclose`, or use it as an async context
+    manager, unless it is iterated to its end: until then, jobs are submitted and polled.
+    """
+
+    def __init__(
+        self,
+        perform: Callable[[Effect], Awaitable[Any]],
+        batch: Batch,
+        inputs: Iterable[Any] | AsyncIterable[Any],
+        ledger: BatchLedger,
+        *,
+        cancel_on_close: bool,
+    ) -> None:
+        super().__init__(batch)
+        self._perform_other = perform
+        self._inputs = _iterate(inputs)
+        self._ledger = ledger
+        self._cancel_on_close = cancel_on_close
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._turn = asyncio.Lock()
+        self._taken = 0
+        self._begun = self._closed = False
+
+    async def __anext__(self) -> JobOutcome:
+        if self._closed:
+            raise StopAsyncIteration
+        batch = self._batch
+        try:
+            if not self._begun:
+                self._begun = True
+                stored = self._ledger.read()
+                batch.resume(await stored if inspect.isawaitable(stored) else stored)
+                self._start(batch.effects())
+            while not batch.outcomes:
+                if batch.over:
+                    break
+                await sleep(Sleep(math.inf, batch.changed))
+        except BaseException:
+            await self.aclose()
+            raise
+        if batch.outcomes and batch.error is None:
+            return batch.take_outcome()
+        if batch.error is not None:
+            await self.aclose()
+            raise batch.error
+        await self._end_strands()
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """Submit and poll nothing more. What runs is left running, or cancelled with `cancel_on_close`."""
+        if self._closed:
+            return
+        await self._end_strands()
+        if self._cancel_on_close:
+            await self.cancel("the batch was closed")
+        else:
+            self._log_left_running()
+
+    async def cancel(self, reason: str) -> list[CancelOutcome]:
+        """Close the batch, and cancel what is left running, even of a submission that was interrupted.
+
+        Args:
+            reason: Why, for the log.
+
+        Returns:
+            What came of each attempt. No error of the job client is raised.
+        """
+        await self._end_strands()
+        semaphore = asyncio.Semaphore(CANCEL_CONCURRENCY)
+
+        async def cancel(index: int) -> CancelOutcome | None:
+            async with semaphore:
+                return await perform_all(self._batch.cancelling(index), self._perform)
+
+        outcomes = await asyncio.gather(*(cancel(index) for index in self._batch.unfinished))
+        return self._log_cancelled(outcomes, reason)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def _start(self, effects: Effects[None]) -> None:
+        task = asyncio.ensure_future(perform_all(effects, self._perform))
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._batch.fail(error)
+        self._batch.changed.ring()
+
+    async def _end_strands(self) -> None:
+        self._closed = True
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        close = getattr(self._inputs, "aclose", None)
+        if close is not None:
+            await close()
+
+    async def _perform(self, effect: Effect) -> Any:
+        match effect:
+            case Spawn():
+                self._start(effect.effects)
+                return None
+            case Take():
+                return await self._take()
+            case Record():
+                return await self._record(effect)
+            case _:
+                return await self._perform_other(effect)
+
+    async def _take(self) -> Given | Exception | None:
+        async with self._turn:
+            try:
+                value = await anext(self._inputs)
+            except StopAsyncIteration:
+                return None
+            except Exception as error:
+                return error
+            self._taken += 1
+            return Given(self._taken - 1, value)
+
+    async def _record(self, effect: Record) -> Exception | None:
+        try:
+            written = self._ledger.write(effect.entry)
+            if inspect.isawaitable(written):
+                await written
+        except Exception as error:
+            return error
+        return None
+
+
+async def _iterate(inputs: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
+    if isinstance(inputs, AsyncIterable):
+        async for value in inputs:
+            yield value
+    else:
+        for value in inputs:
+            yield value

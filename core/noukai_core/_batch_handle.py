@@ -1,0 +1,97 @@
+"""What the handles of both drivers show of a batch."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import AsyncIterable, Iterable, Mapping
+from decimal import Decimal
+from typing import Any
+
+from noukai_core._engine.batch import Batch
+from noukai_core._validation import refused
+from noukai_core.batch import LedgerEntry
+from noukai_core.cancellation import CancelOutcome
+
+log = logging.getLogger("noukai_core")
+
+CANCEL_CONCURRENCY = 32
+"""How many jobs of a batch are cancelled at the same time."""
+
+
+def check_inputs(inputs: object) -> None:
+    """Refuse what is one input and not many."""
+    name = type(inputs).__name__
+    many = isinstance(inputs, Iterable | AsyncIterable)
+    if isinstance(inputs, str | bytes | Mapping) or not many:
+        raise refused(
+            f"inputs is a {name}, but must be a list, or anything else to iterate over, "
+            "with one input per job"
+        )
+
+
+class BatchHandle:
+    """The state of a batch."""
+
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
+
+    @property
+    def flow(self) -> str:
+        """The flow as `org/project/slug`."""
+        return str(self._batch.flow)
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many inputs ended in each `OutcomeState`, and how many are `running` or being submitted."""
+        counts = Counter({state.value: count for state, count in self._batch.counts.items()})
+        if running := len(self._batch.states()):
+            counts["running"] = running
+        return counts
+
+    @property
+    def tokens(self) -> int:
+        """The tokens of all jobs that have ended, as far as their traces tell."""
+        return self._batch.tokens
+
+    @property
+    def cost_usd(self) -> Decimal:
+        """What all jobs that have ended cost, as far as their traces tell."""
+        return self._batch.cost_usd
+
+    @property
+    def stopped(self) -> str | None:
+        """Why nothing more is submitted, if so."""
+        return self._batch.stopped
+
+    @property
+    def unfinished(self) -> dict[int, LedgerEntry]:
+        """The entries of what was submitted, or may have been, and was not seen to end."""
+        return self._batch.unfinished
+
+    @property
+    def sessions(self) -> dict[str, int]:
+        """The sessions of unfinished jobs, and how many each has."""
+        return self._batch.sessions
+
+    @property
+    def states(self) -> dict[int, str]:
+        """The last known state of each unfinished job, by the position of its input."""
+        return self._batch.states()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.flow!r}, {dict(self.counts)})"
+
+    def _log_left_running(self) -> None:
+        if jobs := len(self._batch.unfinished):
+            log.warning(
+                "Noukai batch of %s: left running (%d jobs; a rerun with the same ledger attaches to them)",
+                self.flow,
+                jobs,
+            )
+
+    def _log_cancelled(self, outcomes: Iterable[Any], reason: str) -> list[CancelOutcome]:
+        known = [outcome for outcome in outcomes if isinstance(outcome, CancelOutcome)]
+        for outcome in known:
+            outcome.log(reason, log)
+        return known

@@ -1,0 +1,272 @@
+"""The blocking driver of a batch: strands take turns on the caller's thread, and requests run in a pool."""
+
+from __future__ import annotations
+
+import heapq
+import inspect
+import math
+import queue
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Self
+
+from noukai_core._batch_handle import CANCEL_CONCURRENCY, BatchHandle
+from noukai_core._engine.batch import Batch
+from noukai_core._engine.effects import Effects, Emit, Given, Record, Send, Sleep, Spawn, Take, Wake
+from noukai_core.batch import BatchLedger, JobOutcome
+from noukai_core.cancellation import CancelOutcome
+from noukai_core.errors import InvalidInputError
+
+_REQUESTS = 32
+"""How many requests of a batch are open at the same time."""
+
+_LONGEST_WAIT = 3600.0
+
+
+class _Strand:
+    """Effects that run beside others.
+
+    Attributes:
+        effects: The effects.
+        turn: How many effects were performed; what is late for one is dropped.
+    """
+
+    __slots__ = ("effects", "on_end", "sleeper", "turn")
+
+    def __init__(self, effects: Effects[Any], on_end: Callable[[Any], None] | None = None) -> None:
+        self.effects = effects
+        self.turn = 0
+        self.on_end = on_end
+        self.sleeper: tuple[Wake, object] | None = None
+
+
+class JobBatch(BatchHandle, Iterator[JobOutcome]):
+    """The outcomes of many jobs, as they end. Made by `Flow.jobs`.
+
+    Jobs are submitted and polled while an outcome is asked for, and not while the body of a loop runs. Close
+    it with `close`, or use it as a context manager, unless it is iterated to its end.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[Send], Any],
+        batch: Batch,
+        inputs: Iterable[Any],
+        ledger: BatchLedger,
+        *,
+        cancel_on_close: bool,
+    ) -> None:
+        super().__init__(batch)
+        self._send = send
+        self._inputs = iter(inputs)
+        self._ledger = ledger
+        self._cancel_on_close = cancel_on_close
+        self._pool: ThreadPoolExecutor | None = None
+        self._ready: deque[tuple[_Strand, int, Any]] = deque()
+        self._timers: list[tuple[float, int, _Strand, int]] = []
+        self._results: queue.SimpleQueue[tuple[_Strand, int, Any]] = queue.SimpleQueue()
+        self._strands: set[_Strand] = set()
+        self._timer_count = 0
+        self._taken = 0
+        self._begun = self._closed = False
+
+    def __next__(self) -> JobOutcome:
+        if self._closed:
+            raise StopIteration
+        batch = self._batch
+        try:
+            if not self._begun:
+                self._begun = True
+                stored = self._ledger.read()
+                if inspect.isawaitable(stored):
+                    raise InvalidInputError("the ledger is async, but the client is not: use AsyncNoukai")
+                batch.resume(stored)
+                self._start(_Strand(batch.effects()))
+            self._run_until(lambda: bool(batch.outcomes) or batch.over)
+        except BaseException:
+            self.close()
+            raise
+        if batch.outcomes and batch.error is None:
+            return batch.take_outcome()
+        if batch.error is not None:
+            self.close()
+            raise batch.error
+        self._end_strands()
+        raise StopIteration
+
+    def close(self) -> None:
+        """Submit and poll nothing more. What runs is left running, or cancelled with `cancel_on_close`."""
+        if self._closed:
+            return
+        self._end_strands()
+        if self._cancel_on_close:
+            self.cancel("the batch was closed")
+        else:
+            self._log_left_running()
+
+    def cancel(self, reason: str) -> list[CancelOutcome]:
+        """Close the batch, and cancel what is left running, even of a submission that was interrupted.
+
+        Args:
+            reason: Why, for the log.
+
+        Returns:
+            What came of each attempt. No error of the job client is raised.
+        """
+        self._end_strands()
+        waiting = deque(self._batch.unfinished)
+        outcomes: list[Any] = []
+        running = 0
+
+        def ended(outcome: Any) -> None:
+            nonlocal running
+            running -= 1
+            outcomes.append(outcome)
+            begin()
+
+        def begin() -> None:
+            nonlocal running
+            while waiting and running < CANCEL_CONCURRENCY:
+                running += 1
+                self._start(_Strand(self._batch.cancelling(waiting.popleft()), ended))
+
+        begin()
+        try:
+            self._run_until(lambda: not running and not waiting)
+        finally:
+            self._end_strands()
+        return self._log_cancelled(outcomes, reason)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run_until(self, done: Callable[[], bool]) -> None:
+        while not done():
+            if self._ready:
+                strand, turn, value = self._ready.popleft()
+            else:
+                arrived = self._next_result()
+                if arrived is None:
+                    continue
+                strand, turn, value = arrived
+            if turn == strand.turn and strand in self._strands:
+                self._step(strand, value)
+
+    def _next_result(self) -> tuple[_Strand, int, Any] | None:
+        """Wait for a response, or until the next sleep ends."""
+        now = time.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            _, _, strand, turn = heapq.heappop(self._timers)
+            self._ready.append((strand, turn, None))
+        wait = 0.0 if self._ready else _LONGEST_WAIT
+        if not self._ready and self._timers:
+            wait = min(self._timers[0][0] - now, _LONGEST_WAIT)
+        try:
+            return self._results.get(timeout=wait) if wait else self._results.get_nowait()
+        except queue.Empty:
+            return None
+
+    def _start(self, strand: _Strand) -> None:
+        self._strands.add(strand)
+        self._ready.append((strand, 0, None))
+
+    def _step(self, strand: _Strand, value: Any) -> None:
+        """Run a strand until it waits for something."""
+        if strand.sleeper is not None:
+            wake, sleeper = strand.sleeper
+            wake.remove(sleeper)
+            strand.sleeper = None
+        while True:
+            strand.turn += 1
+            try:
+                if isinstance(value, _Raised):
+                    raise value.error
+                effect = strand.effects.send(value)
+            except StopIteration as end:
+                self._strands.discard(strand)
+                if strand.on_end is not None:
+                    strand.on_end(end.value)
+                return
+            value = None
+            match effect:
+                case Sleep():
+                    if effect.seconds > 0:
+                        self._sleep(strand, effect)
+                        return
+                case Send():
+                    self._request(strand, effect)
+                    return
+                case Spawn():
+                    self._start(_Strand(effect.effects))
+                case Take():
+                    value = self._take()
+                case Record():
+                    value = self._record(effect)
+                case Emit():
+                    pass
+
+    def _sleep(self, strand: _Strand, effect: Sleep) -> None:
+        turn, wake = strand.turn, effect.wake
+        if math.isfinite(effect.seconds):
+            self._timer_count += 1
+            ends = time.monotonic() + effect.seconds
+            heapq.heappush(self._timers, (ends, self._timer_count, strand, turn))
+        if wake is not None:
+            strand.sleeper = (wake, wake.add(lambda: self._ready.append((strand, turn, None))))
+
+    def _request(self, strand: _Strand, effect: Send) -> None:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(_REQUESTS, thread_name_prefix="noukai-batch")
+        turn, results = strand.turn, self._results
+
+        def send() -> None:
+            try:
+                outcome = self._send(effect)
+            except BaseException as error:
+                outcome = _Raised(error)
+            results.put((strand, turn, outcome))
+
+        self._pool.submit(send)
+
+    def _take(self) -> Given | Exception | None:
+        try:
+            value = next(self._inputs)
+        except StopIteration:
+            return None
+        except Exception as error:
+            return error
+        self._taken += 1
+        return Given(self._taken - 1, value)
+
+    def _record(self, effect: Record) -> Exception | None:
+        try:
+            written = self._ledger.write(effect.entry)
+        except Exception as error:
+            return error
+        if inspect.isawaitable(written):
+            return InvalidInputError("the ledger is async, but the client is not: use AsyncNoukai")
+        return None
+
+    def _end_strands(self) -> None:
+        self._closed = True
+        for strand in tuple(self._strands):
+            strand.turn += 1
+            strand.effects.close()
+        self._strands.clear()
+        self._ready.clear()
+        self._timers.clear()
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+
+
+class _Raised:
+    """An exception of a request that is no `APIError`."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error

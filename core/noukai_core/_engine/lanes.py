@@ -1,0 +1,271 @@
+"""Watch the jobs of one session together: one request tells the states of all of them.
+
+The list of a session is a hint for when to poll a job, and the job's own route the truth. So each job is
+still polled itself, though rarely, and as often as without a list where the list says nothing of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from noukai_core._api import endpoints
+from noukai_core._api.endpoints import Execution
+from noukai_core._engine import schedule
+from noukai_core._engine.effects import Clock, Effects, Send, Sleep, Wake
+from noukai_core._engine.rate_limit import PollRateLimiter
+from noukai_core._engine.submit import SharedSession
+from noukai_core._engine.wait import reach_slot
+from noukai_core._options import ClientOptions
+from noukai_core.errors import APIError, RateLimitError
+from noukai_core.models import JobState, JobStatus
+
+log = logging.getLogger("noukai_core")
+
+MAX_JOBS = 100
+"""The most jobs that are submitted in one session."""
+
+FEW_JOBS = 2
+"""So many unfinished jobs of a session are polled themselves, which costs no more than the list."""
+
+OWN_PAUSE = 60.0
+"""Seconds between two polls of a job whose state the list tells."""
+
+OWN_SHARE = 0.2
+"""The most of the rate limit that such polls take, all together; with many jobs they come less often."""
+
+STALE_AFTER = 15.0
+"""Seconds after which a list that does not show the end of a job is not believed any more; or a tenth of
+the job's age, if that is more."""
+
+MAX_FAILURES = 3
+"""How often in a row the list may fail before each job is polled instead."""
+
+_ENDED = tuple(state for state in JobState if state.finished)
+
+
+class Trust:
+    """What a batch has learnt about the lists of sessions.
+
+    Attributes:
+        proven: Whether a list has told the state of a job.
+        unfinished: How many jobs of the batch have not ended.
+    """
+
+    def __init__(self, flow: str, settings: ClientOptions) -> None:
+        self.proven = False
+        self.unfinished = 0
+        self._flow = flow
+        self._spared_polls = settings.max_polls_per_second * OWN_SHARE
+        self._logged = False
+
+    def own_pause(self) -> float:
+        """Return the pause between two polls of a job whose state the list tells."""
+        return schedule.jittered(max(OWN_PAUSE, self.unfinished / self._spared_polls))
+
+    def complain(self, reason: object) -> None:
+        """Say once that jobs are polled one by one."""
+        if not self._logged:
+            self._logged = True
+            log.warning("Noukai batch of %s: polling each job (%s)", self._flow, reason)
+
+
+@dataclass(slots=True, eq=False)
+class WatchedJob:
+    """A job of a session, for its `Poller`.
+
+    Attributes:
+        lane: Its session.
+        job_id: The job.
+        submitted_at: When it was submitted, on the clock.
+        listed: Whether the last list told its state.
+        ended: Whether a list says that it has ended.
+        running: Whether its own route has said that it runs.
+        wake: Rings when it should be polled.
+    """
+
+    lane: Lane
+    job_id: str
+    submitted_at: float
+    listed: bool = False
+    ended: bool = False
+    running: bool = False
+    wake: Wake = field(default_factory=Wake)
+
+    def pause(self, usual: float, status: JobStatus | None) -> float:
+        """Return the pause before the next poll: a long one while the list tells enough."""
+        self.running = status is not None and status.state != JobState.PENDING
+        return self.lane.trust.own_pause() if self.lane.tells_of(self) else usual
+
+
+class Lane:
+    """One session of a batch.
+
+    Args:
+        session_id: The session.
+        trust: What the batch has learnt about lists.
+        settings: How the client polls.
+        limiter: The rate limit that all jobs share.
+        clock: Seconds, from any beginning.
+        on_unknown: Is called when a submission in it has an unknown outcome.
+        takes_jobs: Whether jobs are still submitted in it.
+
+    Attributes:
+        session: The session, as a submission needs it.
+        known: All jobs in it that are known to be of this batch.
+        trust: What the batch has learnt about lists.
+        takes_jobs: Whether jobs are still submitted in it.
+        had_unknown: Whether a submission in it had an unknown outcome. It is then the last one.
+        watching: Whether somebody runs `watch`.
+    """
+
+    def __init__(
+        self,
+        session_id: str,
+        trust: Trust,
+        settings: ClientOptions,
+        limiter: PollRateLimiter,
+        clock: Clock,
+        *,
+        on_unknown: Callable[[], None] | None = None,
+        takes_jobs: bool = True,
+    ) -> None:
+        self.known: set[str] = set()
+        self.session = SharedSession(session_id, self.known, self._note_unknown)
+        self.trust = trust
+        self.takes_jobs = takes_jobs
+        self.had_unknown = False
+        self.watching = False
+        self._on_unknown = on_unknown
+        self._settings = settings
+        self._limiter = limiter
+        self._clock = clock
+        self._jobs: dict[str, WatchedJob] = {}
+        self._ended_at: dict[str, tuple[float, float]] = {}
+        self._readable = True
+        self._asked = False
+        self._changed = Wake()
+        self._failures = 0
+
+    @property
+    def unfinished(self) -> int:
+        """How many jobs in it have not ended."""
+        return len(self._jobs)
+
+    @property
+    def full(self) -> bool:
+        """Whether nothing more is submitted in it."""
+        return self.had_unknown or len(self.known) >= MAX_JOBS
+
+    def add(self, job_id: str, submitted_at: float) -> WatchedJob:
+        """Watch a job that was submitted in it."""
+        self.known.add(job_id)
+        job = self._jobs[job_id] = WatchedJob(self, job_id, submitted_at)
+        self._changed.ring()
+        return job
+
+    def remove(self, job: WatchedJob, *, ended: bool) -> None:
+        """Watch a job no longer.
+
+        Args:
+            job: The job.
+            ended: Whether its own route has said that it has ended.
+        """
+        if self._jobs.pop(job.job_id, None) is None:
+            return
+        if ended:
+            now = self._clock()
+            self._ended_at[job.job_id] = (now, now - job.submitted_at)
+        if len(self._jobs) == FEW_JOBS:
+            self._poll_each()
+        self._changed.ring()
+
+    def close(self) -> None:
+        """Submit nothing more in it."""
+        self.takes_jobs = False
+        self._changed.ring()
+
+    def tells_of(self, job: WatchedJob) -> bool:
+        """Whether the list tells so much of a job that it need not be polled itself."""
+        if not self.watching or not self._readable or job.ended or len(self._jobs) <= FEW_JOBS:
+            return False
+        # A job that is not listed has not begun to run, if the lists of this server tell at all.
+        return job.listed or (not job.running and self.trust.proven) or not self._asked
+
+    def watch(self) -> Effects[None]:
+        """Ask for the list again and again, until no job is left and no more come."""
+        while self._jobs or self.takes_jobs:
+            if len(self._jobs) <= FEW_JOBS:
+                yield Sleep(math.inf, self._changed)
+                continue
+            yield Sleep(self._pause())
+            if len(self._jobs) <= FEW_JOBS:
+                continue
+            yield from reach_slot(self._limiter, self._clock)
+            sent_at = self._clock()
+            outcome: tuple[Execution, ...] | APIError = yield Send(endpoints.session(self.session.id))
+            if isinstance(outcome, APIError):
+                yield from self._after_error(outcome)
+            else:
+                self._failures = 0
+                self._note(outcome, sent_at)
+
+    def _pause(self) -> float:
+        if not self._readable:
+            return schedule.LONGEST_PAUSE
+        if not self._asked and not self.takes_jobs:
+            return 0.0
+        now = self._clock()
+        age = now - max(job.submitted_at for job in self._jobs.values())
+        return schedule.align_to_tick(now, schedule.pause_before_poll(age, self._settings.poll_interval))
+
+    def _after_error(self, error: APIError) -> Effects[None]:
+        self._failures += 1
+        if isinstance(error, RateLimitError):
+            self._limiter.slow_down(self._clock())
+        if not error.retryable or self._failures > MAX_FAILURES:
+            self._doubt(error)
+        yield Sleep(max(schedule.backoff(self._failures), error.retry_after or 0.0))
+
+    def _note(self, executions: tuple[Execution, ...], sent_at: float) -> None:
+        """Take note of a list."""
+        covered = [job for job in self._jobs.values() if self.tells_of(job)]
+        self._asked = self._readable = True
+        states = {one.id: one.state for one in executions if one.id is not None and one.state is not None}
+        for job in self._jobs.values():
+            state = states.get(job.job_id)
+            job.listed, job.ended = state is not None, state in _ENDED
+            self.trust.proven = self.trust.proven or job.listed
+            if job.running and not job.listed:
+                self.trust.complain(
+                    f"the list of the session {self.session.id} does not tell the state of {job.job_id}"
+                )
+        for job_id, (ended_at, age) in list(self._ended_at.items()):
+            if states.get(job_id) in _ENDED:
+                del self._ended_at[job_id]
+            elif job_id in states and sent_at - ended_at > max(STALE_AFTER, age * schedule.AGE_SHARE):
+                self._doubt(
+                    f"the list of the session {self.session.id} does not show that {job_id} has ended"
+                )
+        for job in covered:
+            if not self.tells_of(job):
+                job.wake.ring()
+
+    def _doubt(self, reason: object) -> None:
+        """Poll each job as often as without a list."""
+        self.trust.complain(reason)
+        self._readable = False
+        self._poll_each()
+
+    def _poll_each(self) -> None:
+        for job in list(self._jobs.values()):
+            job.wake.ring()
+
+    def _note_unknown(self) -> None:
+        if not self.had_unknown:
+            self.had_unknown = True
+            self.close()
+            if self._on_unknown is not None:
+                self._on_unknown()

@@ -1,0 +1,309 @@
+"""Many jobs with one call: one outcome for each input, with both clients."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import pytest
+
+from noukai_core import (
+    AsyncNoukai,
+    InvalidInputError,
+    JobOutcome,
+    JobRequest,
+    LedgerEntry,
+    MemoryLedger,
+    NotSubmittedError,
+    Noukai,
+)
+
+if TYPE_CHECKING:
+    from noukai_core.emulator import Emulator
+
+FLOW = "acme/spelling/grade-3"
+BATCH = "3b241101-e2bb-4255-8caf-4136c566a962"
+STEP = {"tokens": {"total": 10}, "costUsd": "0.25"}
+
+
+def run(driver: str, emulator: Emulator, inputs: Any, **options: Any) -> list[JobOutcome]:
+    """Run a batch with one of the clients, and return its outcomes."""
+    settings: Any = {
+        "base_url": emulator.base_url,
+        "recovery_timeout": options.pop("recovery_timeout", 60.0),
+    }
+    key = f"nk_test_{uuid4().hex}"  # clients with the same key share a rate limit
+    if driver == "sync":
+        with Noukai(key, **settings) as client:
+            return list(client.flow(FLOW).jobs(inputs, **options))
+
+    async def outcomes() -> list[JobOutcome]:
+        async with AsyncNoukai(key, **settings) as client:
+            return [outcome async for outcome in client.flow(FLOW).jobs(inputs, **options)]
+
+    return asyncio.run(outcomes())
+
+
+def scripted(message: str, **script: Any) -> dict[str, Any]:
+    """Return an input with a script for its job."""
+    return {"message": message, "key": message, "parameters": {"_emulator": script}}
+
+
+def test_one_outcome_for_each_input(driver: str, emulator: Emulator) -> None:
+    """Each input has one outcome, with its key, state, output or error, whatever came of the others."""
+    inputs = [
+        scripted("good"),
+        scripted("bad", outcome="failed", error="no luck"),
+        scripted("gone", outcome="cancelled"),
+        {"massage": "typo"},
+        7,
+        JobRequest(FLOW, "mine", key="k"),
+    ]
+    outcomes = sorted(run(driver, emulator, inputs), key=lambda outcome: outcome.index)
+    assert [(outcome.index, outcome.key, outcome.state) for outcome in outcomes] == [
+        (0, "good", "completed"),
+        (1, "bad", "failed"),
+        (2, "gone", "cancelled"),
+        (3, None, "rejected"),
+        (4, None, "rejected"),
+        (5, "k", "completed"),
+    ]
+    assert outcomes[0].output["message"] == "good"
+    assert "no luck" in str(outcomes[1].error)
+    assert "inputs[3] has massage" in str(outcomes[3].error)
+    assert "inputs[4] is a int" in str(outcomes[4].error)
+    assert len(emulator.control.jobs()) == 4
+
+
+def test_in_order(driver: str, emulator: Emulator) -> None:
+    """With `in_order` the outcomes come in the order of the inputs, even where a later one ends first."""
+    inputs = [scripted("slow", after_seconds=1.5), *(f"m{number}" for number in range(30))]
+    assert [outcome.index for outcome in run(driver, emulator, inputs, in_order=True)] == list(range(31))
+
+
+def test_inputs_are_read_as_jobs_end(driver: str, emulator: Emulator) -> None:
+    """No more inputs are read than jobs run and outcomes wait to be taken."""
+    emulator.control.script("grade-3", after_seconds=0.2)
+    read = 0
+
+    def inputs() -> Iterator[str]:
+        nonlocal read
+        while True:
+            read += 1
+            yield f"m{read}"
+
+    if driver == "sync":
+        with Noukai("nk_test_key", base_url=emulator.base_url) as client:
+            batch = client.flow(FLOW).jobs(inputs(), max_concurrency=5)
+            for _ in range(7):
+                next(batch)
+            batch.close()
+    else:
+
+        async def take_some() -> None:
+            async with (
+                AsyncNoukai("nk_test_key", base_url=emulator.base_url) as client,
+                client.flow(FLOW).jobs(inputs(), max_concurrency=5) as batch,
+            ):
+                for _ in range(7):
+                    await anext(batch)
+
+        asyncio.run(take_some())
+    assert 7 <= read <= 7 + 2 * 5
+
+
+def test_async_inputs(emulator: Emulator) -> None:
+    """The async client reads an async iterable."""
+
+    async def inputs() -> AsyncIterator[str]:
+        for number in range(3):
+            yield f"m{number}"
+
+    assert len(run("async", emulator, inputs())) == 3
+
+
+def test_an_error_of_the_inputs_ends_the_batch(driver: str, emulator: Emulator) -> None:
+    """An error of the iterable is raised, and nothing is submitted after it."""
+
+    def inputs() -> Iterator[str]:
+        yield "good"
+        raise ValueError("line 2 is not JSON")
+
+    with pytest.raises(ValueError, match="line 2"):
+        run(driver, emulator, inputs())
+    assert len(emulator.control.jobs()) <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"inputs": "one message"}, "inputs is a str"),
+        ({"inputs": {"message": "x"}}, "inputs is a dict"),
+        ({"inputs": 3}, "inputs is a int"),
+        ({"max_concurrency": 0}, "max_concurrency is 0"),
+        ({"stop_after_failures": 2.0}, "stop_after_failures is 2.0"),
+        ({"stop_after_failures": 0}, "stop_after_failures is 0"),
+        ({"max_cost_usd": "much", "trace": True}, "max_cost_usd is 'much'"),
+        ({"max_cost_usd": -1, "trace": True}, "max_cost_usd is -1"),
+        ({"max_cost_usd": 1}, "max_cost_usd needs trace=True"),
+        ({"timeout": 0}, "timeout is 0"),
+        ({"version": "latest"}, "version is 'latest'"),
+        ({"batch_id": "mine"}, "batch_id is 'mine'"),
+        ({"in_order": "yes"}, "in_order is 'yes'"),
+    ],
+)
+def test_bad_arguments(driver: str, emulator: Emulator, arguments: dict[str, Any], message: str) -> None:
+    """A wrong argument is refused by name, and nothing is sent."""
+    with pytest.raises(InvalidInputError, match=message):
+        run(driver, emulator, **{"inputs": ["m"], **arguments})
+    assert emulator.control.requests() == []
+
+
+def test_cost(driver: str, emulator: Emulator) -> None:
+    """Once what has ended costs as much as `max_cost_usd`, the rest is not submitted, and says why."""
+    inputs = [scripted(f"m{number}", steps=[STEP], outcome="failed") for number in range(20)]
+    outcomes = run(driver, emulator, inputs, trace=True, max_cost_usd="1", max_concurrency=2)
+    ran = [outcome for outcome in outcomes if outcome.job_id]
+    assert 4 <= len(ran) <= 6
+    assert {outcome.cost_usd for outcome in ran} == {Decimal("0.25")}
+    rest = [outcome for outcome in outcomes if not outcome.job_id]
+    assert len(rest) == 20 - len(ran)
+    assert {outcome.state.value for outcome in rest} == {"not_submitted"}
+    assert all(isinstance(outcome.error, NotSubmittedError) for outcome in rest)
+    assert "max_cost_usd $1" in str(rest[0].error)
+
+
+def test_cost_without_readable_traces(driver: str, emulator: Emulator) -> None:
+    """With a budget, one job at most is submitted where traces cannot be read."""
+    emulator.control.fault("status", on="trace", status=403, times=None)
+    outcomes = run(driver, emulator, ["a", "b", "c"], trace=True, max_cost_usd=1)
+    assert sorted(outcome.state.value for outcome in outcomes) == [
+        "completed",
+        "not_submitted",
+        "not_submitted",
+    ]
+    assert "traces cannot be read" in str(next(outcome for outcome in outcomes if outcome.error).error)
+    assert len(emulator.control.jobs()) == 1
+
+
+@pytest.mark.parametrize("limit", [3, 0.1])
+def test_stop_after_failures(driver: str, emulator: Emulator, limit: float) -> None:
+    """Once too many jobs have failed, the rest is not submitted."""
+    emulator.control.script("grade-3", outcome="failed")
+    outcomes = run(driver, emulator, ["m"] * 60, stop_after_failures=limit, max_concurrency=3)
+    failed = sum(outcome.state == "failed" for outcome in outcomes)
+    at_least = 3 if limit == 3 else 20
+    assert at_least <= failed <= at_least + 5
+    assert sum(outcome.state == "not_submitted" for outcome in outcomes) == 60 - failed
+
+
+def test_a_rejection_that_concerns_every_job(driver: str, emulator: Emulator) -> None:
+    """A batch whose key is not accepted does not send each of its inputs."""
+    emulator.control.fault("status", on="submit", status=402, times=None)
+    outcomes = run(driver, emulator, ["m"] * 50)
+    assert len(outcomes) == 50
+    assert {outcome.state.value for outcome in outcomes} == {"rejected", "not_submitted"}
+    assert len(emulator.control.requests()) < 20
+
+
+def test_timeout(driver: str, emulator: Emulator) -> None:
+    """A job that does not end in time is left running, or cancelled with `cancel_on_timeout`."""
+    emulator.control.script("grade-3", outcome="never")
+    (left,) = run(driver, emulator, ["m"], timeout=0.5)
+    (cancelled,) = run(driver, emulator, ["m"], timeout=0.5, cancel_on_timeout=True)
+    assert (left.state, cancelled.state) == ("timed_out", "cancelled")
+    assert [job["state"] for job in emulator.control.jobs()] in (
+        ["cancelled", "running"],
+        ["running", "cancelled"],
+    )
+
+
+def test_rerun(driver: str, emulator: Emulator) -> None:
+    """A rerun takes what completed, attaches to what runs, and submits what failed or is missing."""
+    ledger = MemoryLedger()
+    emulator.control.script("grade-3", outcome="failed")
+    run(driver, emulator, ["a"], ledger=ledger, batch_id=BATCH)
+    emulator.control.script("grade-3", outcome="completed")
+    inputs = ["a", "b", "c", "d"]
+    run(driver, emulator, inputs[:2], ledger=ledger, batch_id=BATCH)
+    done = ledger.entries[1].job_id
+    emulator.control.script("grade-3", outcome="completed", after_seconds=1)
+    run(driver, emulator, inputs[:3], ledger=ledger, batch_id=BATCH, detach=True)
+    running = ledger.entries[2]
+    assert running.state == "submitted"
+    ledger.write(LedgerEntry(**{**_fields(ledger.entries[0]), "kept": True}))
+    outcomes = run(driver, emulator, inputs, ledger=ledger, batch_id=BATCH)
+    assert {outcome.index: outcome.job_id for outcome in outcomes if outcome.index < 3} == {
+        1: done,
+        2: running.job_id,
+    }
+    assert {outcome.state.value for outcome in outcomes} == {"completed"}
+    assert len(outcomes) == 3
+    assert len(emulator.control.jobs()) == 5
+
+
+def _fields(entry: LedgerEntry) -> dict[str, Any]:
+    return {name: getattr(entry, name) for name in entry.__slots__}
+
+
+def test_an_entry_survives_json() -> None:
+    """A ledger's entry can be stored as a list, and what is no entry is refused."""
+    ledger = MemoryLedger()
+    entry = LedgerEntry(index=3, submission_id=BATCH, session_id=BATCH, job_id="job_1", state="submitted")
+    ledger.write(entry)
+    assert LedgerEntry.from_list(entry.to_list()) == entry == ledger.read()[3]
+    with pytest.raises(ValueError, match="no entry"):
+        LedgerEntry.from_list([1, 2])
+
+
+@pytest.mark.parametrize("cancel_on_close", [False, True])
+def test_close(driver: str, emulator: Emulator, cancel_on_close: bool) -> None:
+    """What runs when a batch is closed is left running, or cancelled if that was asked for."""
+    inputs = [scripted("quick"), *(scripted("endless", outcome="never") for _ in range(5))]
+    options: Any = {"cancel_on_close": cancel_on_close, "in_order": True}
+    if driver == "sync":
+        with Noukai("nk_test_key", base_url=emulator.base_url) as client:
+            batch = client.flow(FLOW).jobs(inputs, **options)
+            assert next(batch).index == 0
+            batch.close()
+            assert list(batch) == []
+    else:
+
+        async def begin_and_close() -> None:
+            async with AsyncNoukai("nk_test_key", base_url=emulator.base_url) as client:
+                async with client.flow(FLOW).jobs(inputs, **options) as batch:
+                    assert (await anext(batch)).index == 0
+                assert [outcome async for outcome in batch] == []
+
+        asyncio.run(begin_and_close())
+    states = {job["state"] for job in emulator.control.jobs() if job["message"] == "endless"}
+    assert states == {"cancelled"} if cancel_on_close else "cancelled" not in states
+
+
+def test_a_session_tells_the_states_of_many_jobs(driver: str, emulator: Emulator) -> None:
+    """Jobs that run are polled by their sessions: each itself about once, to fetch its result."""
+    emulator.control.script("grade-3", after_seconds=6)
+    outcomes = run(driver, emulator, (f"m{number}" for number in range(150)))
+    assert {outcome.state.value for outcome in outcomes} == {"completed"}
+    polls = sum(job["polls"] for job in emulator.control.jobs())
+    assert polls <= 2 * 150
+    assert len({job["session_id"] for job in emulator.control.jobs()}) < 20
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_an_unknown_outcome_makes_no_second_job(driver: str, emulator: Emulator, works: bool) -> None:
+    """A submission without a response is looked up in its session, and each input has one job."""
+    emulator.control.script("grade-3", after_seconds=1)
+    fault = "drop_after" if works else "drop_before"
+    emulator.control.fault(fault, on="submit", times=2)
+    outcomes = run(driver, emulator, (f"m{number}" for number in range(40)), recovery_timeout=1.0)
+    assert {outcome.state.value for outcome in outcomes} == {"completed"}
+    jobs = emulator.control.jobs()
+    assert len(jobs) == 40
+    by_id = {job["id"]: job["message"] for job in jobs}
+    assert all(
+        by_id[str(outcome.job_id)] == outcome.output["message"] == f"m{outcome.index}" for outcome in outcomes
+    )
