@@ -27,8 +27,12 @@ CLEAR_DISCARDS_STATE = _AIRFLOW >= (3, 4)
 RESUMES_SAFELY = _AIRFLOW >= (3, 4)
 """Whether the scheduler distinguishes the end of a deferring process from that of the resumed task."""
 
+HAS_REGIONS = _AIRFLOW >= (3, 4)
+"""Whether a task instance is identified by its region as well: the iterations of a loop."""
+
 __all__ = [
     "CLEAR_DISCARDS_STATE",
+    "HAS_REGIONS",
     "NOTIFIES_TRIGGERS",
     "ON_KILL_MEANS_USER",
     "RESUMES_SAFELY",

@@ -17,11 +17,22 @@ from noukai_core import SubmissionRecord
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+    from airflow.sdk.types import RuntimeTaskInstanceProtocol
 
     from noukai_core import Job
 
-_KEY = "noukai_job"
-_OWN_FIELDS = ("max_tries", "abandoned", "wait_again", "delivered", "try_number", "resubmission")
+RECORD_KEY = "noukai_job"
+"""The key of the record in the task's state store, or of the XCom that stands in for it."""
+
+_OWN_FIELDS = (
+    "max_tries",
+    "abandoned",
+    "wait_again",
+    "delivered",
+    "try_number",
+    "resubmission",
+    "cancel_with",
+)
 _NAMESPACE = uuid.UUID("6f0d9c2e-2f0e-5c57-9d55-0a2f8f1a4c1b")
 
 
@@ -37,6 +48,8 @@ class JobRecord(SubmissionRecord):
         delivered: Whether the task has returned the job's result.
         try_number: The try that made the submission.
         resubmission: The number of submissions that this try made before.
+        cancel_with: The Airflow connection with which the job may be cancelled when a user ends the task;
+            `None` if it may not.
     """
 
     max_tries: int
@@ -45,6 +58,7 @@ class JobRecord(SubmissionRecord):
     delivered: bool = False
     try_number: int = 0
     resubmission: int = 0
+    cancel_with: str | None = None
 
     @classmethod
     def new(cls, max_tries: int, submission_id: str, flow: str, **fields: Any) -> JobRecord:
@@ -69,41 +83,77 @@ class Store(Protocol):
     def delete(self, key: str) -> None: ...
 
 
-class JobStore:
-    """Keeps the record of a task. Without a store nothing is kept."""
+class _XComs:
+    """Stands in for the state store of a task. Airflow deletes what it keeps when the next try starts."""
 
-    def __init__(self, store: Store | None) -> None:
+    def __init__(self, task_instance: RuntimeTaskInstanceProtocol) -> None:
+        self._task = task_instance
+
+    def get(self, key: str) -> Any:
+        return self._task.xcom_pull(task_ids=self._task.task_id, key=key, map_indexes=self._task.map_index)
+
+    def set(self, key: str, value: Any, *, retention: Any = None) -> None:
+        self._task.xcom_push(key, value)
+
+    def delete(self, key: str) -> None:
+        self._task.xcom_push(key, None)
+
+
+class JobStore:
+    """Keeps the record of a task. Without a store nothing is kept.
+
+    The API server reads the record too, when a user ends the task.
+
+    Args:
+        store: Where the record is kept.
+        durable: Whether the next try can read what is written.
+        cancel_with: The connection with which the job may be cancelled when a user ends the task, if it may.
+    """
+
+    def __init__(self, store: Store | None, *, durable: bool = True, cancel_with: str | None = None) -> None:
         self._store = store
+        self._durable = durable
+        self._cancel_with = cancel_with
 
     @classmethod
-    def of(cls, context: Context, *, durable: bool) -> JobStore:
-        """Return the job store of the running task."""
-        store = cast("dict[str, Any]", context).get("task_state_store") if durable else None
-        return cls(store)
+    def of(
+        cls, context: Context, *, durable: bool, push_xcoms: bool = False, cancel_with: str | None = None
+    ) -> JobStore:
+        """Return the job store of the running task.
+
+        Args:
+            context: The task's context.
+            durable: Whether the next try is to read what is written.
+            push_xcoms: Whether an XCom may stand in for the state store. It is for the API server alone.
+            cancel_with: See the class.
+        """
+        values = cast("dict[str, Any]", context)
+        store = values.get("task_state_store") if durable else None
+        if store is not None:
+            return cls(store, cancel_with=cancel_with)
+        if push_xcoms and cancel_with is not None:
+            return cls(_XComs(values["ti"]), durable=False, cancel_with=cancel_with)
+        return cls(None)
 
     @property
     def is_durable(self) -> bool:
         """Whether the next try can read what is written."""
-        return self._store is not None
+        return self._store is not None and self._durable
 
     def read(self) -> JobRecord | None:
         """Return the record, or `None` if there is none or it is malformed."""
-        stored = self._store.get(_KEY) if self._store is not None else None
-        if not isinstance(stored, dict):
-            return None
-        fields = cast("dict[str, Any]", stored)
-        own = {name: fields[name] for name in _OWN_FIELDS if name in fields}
-        try:
-            record = JobRecord.from_strings(fields, **own)
-        except (TypeError, ValueError):
-            return None
-        return record if record.last_sent_at else None
+        return read_record(self._store.get(RECORD_KEY)) if self._store is not None else None
 
     def write(self, record: JobRecord) -> None:
         """Store a record in place of the previous one."""
         if self._store is not None:
+            record = self.with_options(record)
             own = {name: getattr(record, name) for name in _OWN_FIELDS}
-            self._store.set(_KEY, record.to_strings() | own, retention=never_expire())
+            self._store.set(RECORD_KEY, record.to_strings() | own, retention=never_expire())
+
+    def with_options(self, record: JobRecord) -> JobRecord:
+        """Return the record of an earlier try with what this try allows."""
+        return replace(record, cancel_with=self._cancel_with)
 
     def change(self, **changes: Any) -> None:
         """Change fields of the stored record, if there is one."""
@@ -121,7 +171,20 @@ class JobStore:
     def forget(self) -> None:
         """Delete the record, since it is certain that there is no job."""
         if self._store is not None:
-            self._store.delete(_KEY)
+            self._store.delete(RECORD_KEY)
+
+
+def read_record(stored: object) -> JobRecord | None:
+    """Return the record in its stored form, or `None` if there is none or it is malformed."""
+    if not isinstance(stored, dict):
+        return None
+    fields = cast("dict[str, Any]", stored)
+    own = {name: fields[name] for name in _OWN_FIELDS if name in fields}
+    try:
+        record = JobRecord.from_strings(fields, **own)
+    except (TypeError, ValueError):
+        return None
+    return record if record.last_sent_at else None
 
 
 def _now() -> datetime:

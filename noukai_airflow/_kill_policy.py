@@ -84,6 +84,11 @@ def decide_after_user_action(state: str | None, job_of_task: str | None, job_id:
     return KillDecision.KEEP if state == "deferred" else KillDecision.UNDECIDED
 
 
+def has_ended(state: str | None) -> bool:
+    """Return whether a task with this state runs no more, unless a user clears it."""
+    return state in _ENDED
+
+
 def left_running(reason: str | None = None, *, durable: bool, retry_left: bool = True) -> str:
     """Return the phrase for a job that is not cancelled, with what a retry of its task will do."""
     retry = "a retry attaches to it" if durable else "a retry submits a new job"

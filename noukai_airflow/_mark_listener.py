@@ -1,10 +1,13 @@
-"""Cancels the job of a deferred task that a user marks, where no trigger does.
+"""Cancels the job of a task that a user marks, where neither its worker nor its trigger does.
 
 Airflow calls these hooks in the API server when a user marks a task or a DAG run, and elsewhere when one ends
 by itself. Only a user's act counts.
 
-Before Airflow 3.3 no trigger learns that its task was marked. Since then it cancels the job itself, unless it
-has not started yet or its triggerer is dead.
+A task on a worker gets a signal, and has a few seconds to cancel its job. Since Airflow 3.3, a trigger learns
+that its task was marked, and cancels the job. Both may fail: the process is killed too soon or has no
+response in time, the trigger has not started yet, its triggerer is dead. And a task that waits for a retry or
+for a free worker has no process at all. So, some time after each mark, it is checked whether the job is still
+running.
 """
 
 from __future__ import annotations
@@ -14,16 +17,17 @@ import logging
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import hookimpl
+from airflow.providers.common.compat.sdk import conf, hookimpl
 
 from noukai_airflow._compat import NOTIFIES_TRIGGERS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from noukai_airflow._job_store import JobRecord
+    from noukai_core import AsyncJob, AsyncNoukai, Submission
 
 log = logging.getLogger(__name__)
 
@@ -33,21 +37,43 @@ _TASK_INSTANCE = ("airflow.models.taskinstance", "TaskInstance")
 # How the error begins that Airflow passes on when a user, and not the task, has ended it.
 _BY_A_USER = "TaskInstance's state was manually set"
 
-# Airflow stores the mark only after it has called the hooks. A trigger that is alive has cancelled the job a
-# few seconds later.
-_DELAY_SECONDS = 15.0 if NOTIFIES_TRIGGERS else 1.0
+# What is in the message that Airflow passes on when a user ends a run. Before 3.3 the message is empty then.
+_RUN_BY_A_USER = "manually set"
+
+# A trigger that is alive has cancelled the job a few seconds after the mark.
+_TRIGGER_SECONDS = 15.0 if NOTIFIES_TRIGGERS else 1.0
+
+# A worker learns of the mark with its next heartbeat, and then has five seconds. A busy one needs more.
+_WORKER_SECONDS = 25.0
+
+# Airflow stores the mark only after it has called the hooks, and later if it is busy.
+_CHECKS = 60
+_CHECK_SECONDS = 1.0
+
+_REASON = "a user ended its task"
+
+# A mark stores when the task has ended, unless that is stored already, and the row with it.
+_SAME_MOMENT = timedelta(seconds=5)
+
+
+@dataclass(frozen=True)
+class _JobToCancel:
+    """The job that a marked task waited for; without an id, the one that its submission may have led to."""
+
+    job_id: str | None
+    flow: str
+    noukai_conn_id: str
+    submitted_at: datetime | None
+    submission: Submission | None = None
 
 
 @dataclass(frozen=True)
 class _Marked:
-    """A task that a user has marked, and the job that it waited for."""
+    """A task that a user has marked, and its job if that is known already."""
 
     task_instance_id: Any
-    state: str
-    job_id: str
-    flow: str
-    noukai_conn_id: str
-    submitted_at: datetime | None
+    name: str
+    job: _JobToCancel | None
 
 
 @hookimpl
@@ -61,6 +87,13 @@ def on_task_instance_success(task_instance: Any) -> None:
 def on_task_instance_failed(task_instance: Any, error: Any) -> None:
     """Act on a task that a user has marked as failed."""
     if _is_stored(task_instance) and isinstance(error, str) and error.startswith(_BY_A_USER):
+        _cancel_later(task_instance)
+
+
+@hookimpl
+def on_task_instance_skipped(task_instance: Any) -> None:
+    """Act on a task that a user has marked as skipped."""
+    if _is_stored(task_instance):
         _cancel_later(task_instance)
 
 
@@ -83,49 +116,51 @@ def _is_stored(task_instance: Any) -> bool:
 
 
 def _act_on_run(dag_run: Any, msg: str) -> None:
-    """Act on each task of a run, where Airflow calls no hook for them.
+    """Act on the tasks of a run for which Airflow calls no hook.
 
-    The scheduler passes a message, the API server does not.
+    Those that were not running are skipped. Before Airflow 3.3, no hook is called for the others either.
     """
-    if NOTIFIES_TRIGGERS or msg:
-        return
-    for task_instance in _deferred_tasks(dag_run):
-        _cancel_later(task_instance)
-
-
-def _deferred_tasks(dag_run: Any) -> Sequence[Any]:
-    from airflow.models.taskinstance import TaskInstance
-    from sqlalchemy import select
     from sqlalchemy.orm import object_session
 
-    session: Any = object_session(dag_run)
-    query = select(TaskInstance).where(
-        TaskInstance.dag_id == dag_run.dag_id,
-        TaskInstance.run_id == dag_run.run_id,
-        TaskInstance.trigger_id.is_not(None),
-    )
-    return session.scalars(query).all() if session is not None else ()
+    from noukai_airflow._stored_records import tasks_with_jobs
+
+    session = object_session(dag_run)
+    if session is None or (msg and _RUN_BY_A_USER not in msg):
+        return
+    for task_instance in tasks_with_jobs(session, dag_run):
+        skipped = str(task_instance.state) == "skipped"
+        if skipped or (not NOTIFIES_TRIGGERS and _had_not_ended(task_instance)):
+            _cancel_later(task_instance)
 
 
 def _cancel_later(task_instance: Any) -> None:
     """Have the job of a task cancelled soon, without holding up the user's request."""
-    marked = _read(task_instance)
-    if marked is not None:
-        asyncio.run_coroutine_threadsafe(_cancel(marked), _event_loop())
-
-
-def _read(task_instance: Any) -> _Marked | None:
-    """Return the job that a deferred task waited for, by its trigger, which is still stored."""
+    job: _JobToCancel | None = None
     trigger = task_instance.trigger
-    if trigger is None or trigger.classpath != _TRIGGER:
-        return None
+    if trigger is not None:
+        # The row of the trigger is deleted soon.
+        job = _job_of(trigger)
+        if job is None:
+            return
+    elif not _had_not_ended(task_instance) and task_instance.try_number > task_instance.max_tries:
+        return  # it had ended, and no retry waited for its job
+    marked = _Marked(task_instance.id, str(task_instance.key), job)
+    asyncio.run_coroutine_threadsafe(_cancel(marked), _event_loop())
+
+
+def _had_not_ended(task_instance: Any) -> bool:
+    """Return whether the mark has ended the latest try of a task."""
+    ended_at, stored_at = task_instance.end_date, task_instance.updated_at
+    return ended_at is None or stored_at is None or stored_at - ended_at < _SAME_MOMENT
+
+
+def _job_of(trigger: Any) -> _JobToCancel | None:
+    """Return the job that a deferred task waited for, if it may be cancelled."""
     arguments: dict[str, Any] = trigger.kwargs
-    if not arguments.get("cancel_on_kill"):
+    if trigger.classpath != _TRIGGER or not arguments.get("cancel_on_kill"):
         return None
     submitted_at = arguments.get("submitted_at")
-    return _Marked(
-        task_instance.id,
-        str(task_instance.state),
+    return _JobToCancel(
         arguments["job_id"],
         arguments["flow"],
         arguments["noukai_conn_id"],
@@ -144,28 +179,85 @@ def _event_loop() -> asyncio.AbstractEventLoop:
 async def _cancel(marked: _Marked) -> None:
     from noukai_airflow._client_cache import shared_async_client
     from noukai_airflow.hooks.noukai import NoukaiHook
-    from noukai_core import CancelOutcome, NoukaiError, acancel_job
+    from noukai_core import CancelOutcome
 
-    await asyncio.sleep(_DELAY_SECONDS)
+    await asyncio.sleep(_delay(marked))
+    job = marked.job
     try:
-        if not await asyncio.to_thread(_is_still_marked, marked):
-            return  # cleared in the meantime: the new try stops the job, or attaches to it
-        settings = await asyncio.to_thread(getattr, NoukaiHook(marked.noukai_conn_id), "settings")
+        job = await _job_to_cancel(marked)
+        if job is None:
+            return
+        settings = await asyncio.to_thread(getattr, NoukaiHook(job.noukai_conn_id), "settings")
         async with shared_async_client(settings) as client:
-            job = client.flow(marked.flow).attach(marked.job_id, submitted_at=marked.submitted_at)
-            with suppress(NoukaiError):
-                if NOTIFIES_TRIGGERS and (await job.status()).finished:
-                    return
-            outcome = await acancel_job(job)
+            await _cancel_if_running(client, job)
     except Exception as error:
-        outcome = CancelOutcome(marked.job_id, marked.flow, error=str(error))
-    outcome.log("a user ended its task", log)
+        if job is None:
+            log.warning(
+                "Airflow task %s: record not read (its Noukai job may be left running): %s",
+                marked.name,
+                error,
+            )
+        elif job.job_id is None:
+            _log_unknown(job)
+        else:
+            CancelOutcome(job.job_id, job.flow, error=str(error)).log(_REASON, log)
 
 
-def _is_still_marked(marked: _Marked) -> bool:
-    from airflow.models.taskinstance import TaskInstance
-    from airflow.utils.session import create_session
+def _delay(marked: _Marked) -> float:
+    if marked.job is not None:
+        return _TRIGGER_SECONDS
+    return _WORKER_SECONDS + float(conf.get("workers", "min_heartbeat_interval", fallback=5.0))
 
-    with create_session() as session:
-        task_instance: Any = session.get(TaskInstance, marked.task_instance_id)
-        return task_instance is not None and str(task_instance.state) == marked.state
+
+async def _job_to_cancel(marked: _Marked) -> _JobToCancel | None:
+    """Return the job of a task that a user has ended.
+
+    If it was cleared in the meantime, its new try stops the job, or attaches to it.
+    """
+    from noukai_airflow._kill_policy import has_ended
+    from noukai_airflow._stored_records import stored_task
+
+    for left in reversed(range(_CHECKS)):
+        try:
+            task = await asyncio.to_thread(
+                stored_task, marked.task_instance_id, with_record=marked.job is None
+            )
+        except Exception:  # the database may be busy
+            if not left:
+                raise
+        else:
+            if task is None:
+                return None
+            if has_ended(task.state):
+                return marked.job or _recorded_job(task.record)
+        await asyncio.sleep(_CHECK_SECONDS)
+    return None
+
+
+def _recorded_job(record: JobRecord | None) -> _JobToCancel | None:
+    if record is None or record.cancel_with is None or record.delivered:
+        return None
+    return _JobToCancel(
+        record.job_id, record.flow, record.cancel_with, record.last_sent_at, record.submission
+    )
+
+
+async def _cancel_if_running(client: AsyncNoukai, found: _JobToCancel) -> None:
+    from noukai_core import NoukaiError, acancel_job
+
+    job: AsyncJob | None = None
+    if found.job_id is not None:
+        job = client.flow(found.flow).attach(found.job_id, submitted_at=found.submitted_at)
+    elif found.submission is not None:
+        job = await client.flow(found.flow).find(found.submission)
+    if job is None:
+        return _log_unknown(found)
+    with suppress(NoukaiError):
+        if (await job.status()).finished:
+            return
+    (await acancel_job(job)).log(_REASON, log)
+
+
+def _log_unknown(job: _JobToCancel) -> None:
+    submission_id = job.submission.id if job.submission else None
+    log.warning("Noukai submission %s to %s: may be left running (%s)", submission_id, job.flow, _REASON)

@@ -61,20 +61,20 @@ class TaskJob:
 
     def obtain(self) -> Job:
         """Return the job that this try waits for."""
-        record = self._store.read()
-        if record is None:
+        stored = self._store.read()
+        if stored is None:
             return self._submit_without_record()
-        cleared = record.max_tries != self._task.max_tries
-        kept = self._clear_discards_state and not record.delivered
-        if record.abandoned or (cleared and not kept):
-            return self._replace(record)
-        record = replace(record, max_tries=self._task.max_tries)
+        cleared = stored.max_tries != self._task.max_tries
+        kept = self._clear_discards_state and not stored.delivered
+        if stored.abandoned or (cleared and not kept):
+            return self._replace(stored)
+        record = self._store.with_options(replace(stored, max_tries=self._task.max_tries))
         if record.job_id is None:
             return self._submit_again(record)
         job = self._attach(record, record.job_id, cleared=cleared)
         if job is None:
             return self._submit(record)
-        if cleared:
+        if record != stored:
             self._store.write(record)
         return job
 
@@ -158,7 +158,9 @@ class TaskJob:
             # time to list the job.
             submission_id = self._key.submission_id(number)
             record = JobRecord.new(self._task.max_tries, submission_id, self._flow().path)
+            self._store.write(record)
             job = self._send(record.submission)
+            self._store.write(record.with_job(job))
             try:
                 state = job.status().state
             except core.TransientError:

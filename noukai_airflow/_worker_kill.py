@@ -129,7 +129,7 @@ def _act(
             -1 if task_instance.map_index is None else task_instance.map_index,
         )
         cleared = outcome.state == "restarting"
-        outcome.kept = CLEAR_DISCARDS_STATE and cleared and store.read() is not None
+        outcome.kept = CLEAR_DISCARDS_STATE and cleared and store.is_durable and store.read() is not None
         outcome.state_known = True
         outcome.decision = _kill_policy.decide_on_worker(outcome.state, known=True, kept=outcome.kept)
         if not outcome.kept and options.cancels(outcome.decision):

@@ -281,7 +281,7 @@ class NoukaiRunJobOperator(BaseOperator):
         wait.publish_job()
         if self.wait_for_completion:
             return wait.wait(wait.deadline(started))
-        self._store(context).mark_delivered()
+        self._store(context).change(delivered=True)
         return job.id
 
     def _request(self, context: Context) -> JobRequest:
@@ -392,7 +392,12 @@ class NoukaiRunJobOperator(BaseOperator):
     def _store(self, context: Context) -> JobStore:
         from noukai_airflow._job_store import JobStore
 
-        return JobStore.of(context, durable=self.durable)
+        return JobStore.of(
+            context,
+            durable=self.durable,
+            push_xcoms=self.do_xcom_push,
+            cancel_with=self.noukai_conn_id if self.cancel_on_kill else None,
+        )
 
     def _recorded_job_id(self, context: Context) -> str | None:
         record = self._store(context).read()

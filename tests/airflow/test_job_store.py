@@ -8,8 +8,9 @@ from uuid import UUID
 
 import pytest
 
-from noukai_airflow._job_store import JobRecord, JobStore, TaskKey
+from noukai_airflow._job_store import RECORD_KEY, JobRecord, JobStore, TaskKey, read_record
 from noukai_core import Submission
+from tests.airflow.conftest import FakeTask
 
 if TYPE_CHECKING:
     from tests.airflow.conftest import MemoryStore
@@ -77,6 +78,24 @@ def test_a_task_that_is_not_durable_has_no_store(store: MemoryStore) -> None:
     context: Any = {"task_state_store": store}
     assert not JobStore.of(context, durable=False).is_durable
     assert JobStore.of(context, durable=True).is_durable
+
+
+def test_an_xcom_stands_in_for_the_store() -> None:
+    """Without a state store, an XCom has the record for the API server, if that may cancel the job."""
+    for options, expected in (
+        ({"push_xcoms": True, "cancel_with": "noukai_default"}, "noukai_default"),
+        ({"push_xcoms": True}, None),
+        ({"cancel_with": "noukai_default"}, None),
+    ):
+        task = FakeTask()
+        context: Any = {"ti": task}
+        job_store = JobStore.of(context, durable=True, **options)  # type: ignore[arg-type]
+        job_store.write(JobRecord.new(0, ID, "acme/demo/flow"))
+        record = read_record(task.xcoms.get(RECORD_KEY))
+        assert (record and record.cancel_with) == expected
+        assert not job_store.is_durable
+        job_store.forget()
+        assert read_record(task.xcoms.get(RECORD_KEY)) is None
 
 
 def test_a_record_leads_to_a_submission_that_may_have_been_sent() -> None:

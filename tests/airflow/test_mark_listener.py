@@ -1,16 +1,21 @@
-"""What the API server does when a user marks a task: it cancels the job, unless somebody else has."""
+"""What the API server does when a user marks a task: it cancels the job, unless a worker or a trigger has."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from noukai_airflow import _client_cache, _mark_listener
+from noukai_airflow import _client_cache, _mark_listener, _stored_records
+from noukai_airflow._job_store import JobRecord
+from noukai_airflow._stored_records import StoredTask
 from noukai_airflow.hooks.noukai import NoukaiHook
+from noukai_core import JobRequest, Submission
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -32,8 +37,9 @@ TaskInstance.__module__ = "airflow.models.taskinstance"
 @pytest.fixture
 def connected(settings: ConnectionSettings, monkeypatch: pytest.MonkeyPatch) -> ConnectionSettings:
     monkeypatch.setattr(NoukaiHook, "settings", settings)
-    monkeypatch.setattr(_mark_listener, "_DELAY_SECONDS", 0)
-    monkeypatch.setattr(_mark_listener, "_is_still_marked", lambda marked: True)
+    monkeypatch.setattr(_mark_listener, "_delay", lambda marked: 0)
+    monkeypatch.setattr(_mark_listener, "_CHECK_SECONDS", 0)
+    store(monkeypatch, "failed", None)
     return settings
 
 
@@ -46,15 +52,45 @@ def acts(monkeypatch: pytest.MonkeyPatch) -> list[Coroutine[Any, Any, None]]:
     return found
 
 
+def store(monkeypatch: pytest.MonkeyPatch, state: str | None, record: JobRecord | None) -> None:
+    """Let the database contain a task in a state, or none."""
+    task = None if state is None else StoredTask(state, record)
+    monkeypatch.setattr(_stored_records, "stored_task", lambda task_instance_id, with_record: task)
+
+
 def marked(settings: ConnectionSettings, *, classpath: str = _mark_listener._TRIGGER, **kwargs: Any) -> Any:
     """A deferred task that waits for a new job, and that a user has just marked."""
     job = _client_cache.shared_client(settings).flow(FLOW).job("Hello")
     arguments = {"job_id": job.id, "flow": FLOW, "noukai_conn_id": "noukai_default", "cancel_on_kill": True}
     trigger = SimpleNamespace(classpath=classpath, kwargs=arguments | kwargs)
-    return TaskInstance(id="ti", state="failed", trigger=trigger, job_id=job.id)
+    return TaskInstance(id="ti", key="key", state="failed", trigger=trigger, job_id=job.id)
 
 
-@pytest.mark.parametrize("hook", ["failed", "success"])
+def on_a_worker(**fields: Any) -> Any:
+    """A task that was running on a worker, and that a user has just marked."""
+    now = datetime.now(UTC)
+    known: dict[str, Any] = {
+        "id": "ti",
+        "key": "key",
+        "state": "failed",
+        "trigger": None,
+        "end_date": now,
+        "updated_at": now + timedelta(milliseconds=3),
+        "try_number": 1,
+        "max_tries": 0,
+    }
+    return TaskInstance(**known | fields)
+
+
+def submitted(settings: ConnectionSettings, **fields: Any) -> JobRecord:
+    """The record of a task with a new job."""
+    record = JobRecord.new(0, Submission.new().id, FLOW, cancel_with="noukai_default")
+    flow = _client_cache.shared_client(settings).flow(FLOW)
+    job = flow.submit(JobRequest(FLOW, "Hello"), submission=Submission(record.submission_id))
+    return replace(record.with_job(job), **fields)
+
+
+@pytest.mark.parametrize("hook", ["failed", "success", "skipped"])
 def test_a_marked_task(
     hook: str, connected: ConnectionSettings, emulator: Emulator, acts: list[Coroutine[Any, Any, None]]
 ) -> None:
@@ -63,8 +99,10 @@ def test_a_marked_task(
     task_instance = marked(connected)
     if hook == "failed":
         _mark_listener.on_task_instance_failed(task_instance, MANUALLY)
-    else:
+    elif hook == "success":
         _mark_listener.on_task_instance_success(task_instance)
+    else:
+        _mark_listener.on_task_instance_skipped(task_instance)
     (act,) = acts
     asyncio.run(act)
     assert emulator.control.jobs()[0]["state"] == "cancelled"
@@ -88,11 +126,10 @@ def test_a_task_that_ends_on_a_worker(acts: list[Coroutine[Any, Any, None]]) -> 
 def test_tasks_without_a_job_of_ours(
     connected: ConnectionSettings, acts: list[Coroutine[Any, Any, None]]
 ) -> None:
-    """Other triggers, sensors, `cancel_on_kill=False` and tasks that are not deferred are left alone."""
+    """Other triggers, sensors and `cancel_on_kill=False` are left alone."""
     for task_instance in (
         marked(connected, classpath="airflow.triggers.temporal.TimeDeltaTrigger"),
         marked(connected, cancel_on_kill=False),
-        TaskInstance(id="ti", state="failed", trigger=None),
     ):
         _mark_listener.on_task_instance_failed(task_instance, MANUALLY)
     assert acts == []
@@ -106,21 +143,129 @@ def test_a_task_that_was_cleared_meanwhile(
 ) -> None:
     """A task that no longer is as the user marked it has a new try, whose business the job is."""
     emulator.control.script("flow", outcome="never")
-    monkeypatch.setattr(_mark_listener, "_is_still_marked", lambda marked: False)
+    store(monkeypatch, "running", None)
     _mark_listener.on_task_instance_failed(marked(connected), MANUALLY)
     asyncio.run(acts[0])
     assert emulator.control.counts().get("cancel", 0) == 0
+
+
+@pytest.mark.parametrize("with_id", [True, False])
+def test_a_marked_task_on_a_worker(
+    with_id: bool,
+    connected: ConnectionSettings,
+    emulator: Emulator,
+    acts: list[Coroutine[Any, Any, None]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The job of a task on a worker is cancelled, even if only its submission is recorded."""
+    emulator.control.script("flow", outcome="never")
+    record = submitted(connected)
+    store(monkeypatch, "failed", record if with_id else replace(record, job_id=None))
+    _mark_listener.on_task_instance_failed(on_a_worker(), MANUALLY)
+    asyncio.run(acts[0])
+    assert emulator.control.jobs()[0]["state"] == "cancelled"
+
+
+@pytest.mark.parametrize("why", ["cancel_on_kill is off", "delivered", "no record", "cleared"])
+def test_a_job_that_must_not_be_cancelled(
+    why: str,
+    connected: ConnectionSettings,
+    emulator: Emulator,
+    acts: list[Coroutine[Any, Any, None]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A job is left alone if `cancel_on_kill` is off, if it outlives its task, or if a new try runs."""
+    emulator.control.script("flow", outcome="never")
+    record: JobRecord | None = submitted(connected)
+    assert record is not None
+    if why == "cancel_on_kill is off":
+        record = replace(record, cancel_with=None)
+    elif why == "delivered":
+        record = replace(record, delivered=True)
+    elif why == "no record":
+        record = None
+    store(monkeypatch, None if why == "cleared" else "failed", record)
+    _mark_listener.on_task_instance_failed(on_a_worker(), MANUALLY)
+    asyncio.run(acts[0])
+    assert emulator.control.counts().get("cancel", 0) == 0
+
+
+@pytest.mark.parametrize(("max_tries", "watched"), [(0, 0), (1, 1)])
+def test_a_task_that_had_ended(max_tries: int, watched: int, acts: list[Coroutine[Any, Any, None]]) -> None:
+    """A mark of a task that had ended before concerns its job only if a retry may wait for it."""
+    ended_at = datetime.now(UTC) - timedelta(minutes=1)
+    _mark_listener.on_task_instance_success(on_a_worker(end_date=ended_at, max_tries=max_tries))
+    assert len(acts) == watched
+    for act in acts:
+        act.close()
+
+
+def test_a_mark_that_is_stored_late(
+    connected: ConnectionSettings,
+    emulator: Emulator,
+    acts: list[Coroutine[Any, Any, None]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The job is cancelled even if a busy Airflow stores the mark late, or a user marks the task again."""
+    emulator.control.script("flow", outcome="never")
+    found = iter([RuntimeError("busy"), StoredTask("deferred", None), StoredTask("success", None)])
+
+    def stored_task(task_instance_id: object, with_record: bool) -> StoredTask:
+        task = next(found)
+        if isinstance(task, Exception):
+            raise task
+        return task
+
+    monkeypatch.setattr(_stored_records, "stored_task", stored_task)
+    _mark_listener.on_task_instance_failed(marked(connected), MANUALLY)
+    asyncio.run(acts[0])
+    assert emulator.control.jobs()[0]["state"] == "cancelled"
+
+
+def test_a_submission_without_a_job(
+    connected: ConnectionSettings,
+    acts: list[Coroutine[Any, Any, None]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A warning names the submission if its job is not found."""
+    record = JobRecord.new(0, Submission.new().id, FLOW, cancel_with="noukai_default")
+    store(monkeypatch, "failed", record)
+    _mark_listener.on_task_instance_failed(on_a_worker(), MANUALLY)
+    asyncio.run(acts[0])
+    assert f"Noukai submission {record.submission_id} to {FLOW}: may be left running" in caplog.text
+
+
+def test_a_record_that_cannot_be_read(
+    connected: ConnectionSettings,
+    acts: list[Coroutine[Any, Any, None]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A warning names the task if the database does not respond."""
+
+    def fail(task_instance_id: object, with_record: bool) -> None:
+        raise RuntimeError("no database")
+
+    monkeypatch.setattr(_stored_records, "stored_task", fail)
+    _mark_listener.on_task_instance_failed(on_a_worker(), MANUALLY)
+    asyncio.run(acts[0])
+    assert "record not read (its Noukai job may be left running): no database" in caplog.text
+
+
+def test_the_worker_comes_first() -> None:
+    """The API server waits longer than a worker needs: a heartbeat, and five seconds."""
+    marked_task = _mark_listener._Marked("ti", "key", None)
+    assert _mark_listener._delay(marked_task) == 30
 
 
 def test_a_job_that_the_trigger_has_cancelled(
     connected: ConnectionSettings,
     emulator: Emulator,
     acts: list[Coroutine[Any, Any, None]],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Where triggers learn of it, a job that has ended is not cancelled once more."""
+    """A job that has ended is not cancelled once more."""
     emulator.control.script("flow", outcome="never")
-    monkeypatch.setattr(_mark_listener, "NOTIFIES_TRIGGERS", True)
     task_instance = marked(connected)
     emulator.control.finish(task_instance.job_id, outcome="cancelled")
     _mark_listener.on_task_instance_failed(task_instance, MANUALLY)

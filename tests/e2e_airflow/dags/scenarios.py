@@ -77,6 +77,12 @@ TASKS: dict[str, dict[str, Any]] = {
     "deferred_silent": {"deferrable": True, "do_xcom_push": False, **PROMPT},
     "waiting": {"deferrable": False, "poll_interval": 0.5},
     "waiting_retry": {"deferrable": False, "poll_interval": 0.5, **RETRY},
+    "waiting_late_retry": {
+        "deferrable": False,
+        "poll_interval": 0.5,
+        "retries": 1,
+        "retry_delay": timedelta(hours=1),
+    },
     "waiting_deadline": {"deferrable": False, "timeout": 3, "poll_interval": 0.5},
     "waiting_execution_timeout": {
         "deferrable": False,
