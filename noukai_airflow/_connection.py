@@ -57,9 +57,19 @@ class ConnectionSettings:
 
     @classmethod
     def of(
-        cls, conn_id: str, *, password: str | None, host: str | None, extra: Mapping[str, Any]
+        cls,
+        conn_id: str,
+        *,
+        password: str | None,
+        host: str | None,
+        extra: Mapping[str, Any],
+        login: str | None = None,
+        schema: str | None = None,
     ) -> ConnectionSettings:
         """Read the fields of a connection.
+
+        The organisation is its login, and the project its schema. Both may be in the extra instead, but
+        Airflow treats what is there as a secret: it masks it in logs, and warns about short texts.
 
         Raises:
             NoukaiPermanentException: A field is missing, malformed or unknown.
@@ -84,8 +94,8 @@ class ConnectionSettings:
             conn_id=conn_id,
             api_key=password,
             base_url=(host or "").strip() or PRODUCTION_URL,
-            org=_text(extra, "org", conn_id),
-            project=_text(extra, "project", conn_id),
+            org=login or _text(extra, "org", conn_id),
+            project=schema or _text(extra, "project", conn_id),
             run_url_template=_url_template(extra, conn_id),
             allow_insecure_http=_flag(extra, "allow_insecure_http", conn_id),
             max_poll_bytes=_bytes(extra, "max_poll_bytes", conn_id) or DEFAULT_MAX_POLL_BYTES,

@@ -42,7 +42,12 @@ def get_provider_info() -> dict[str, Any]:
         "hooks": _modules("hooks"),
         "operators": _modules("operators"),
         "sensors": _modules("sensors"),
-        "triggers": _modules("triggers"),
+        "triggers": [
+            {
+                "integration-name": "Noukai",
+                "python-modules": ["noukai_airflow.triggers.noukai", "noukai_airflow.triggers.runs"],
+            }
+        ],
         "extra-links": ["noukai_airflow.links.noukai.NoukaiJobLink"],
         "task-decorators": [{"name": "noukai", "class-name": "noukai_airflow.decorators.noukai.noukai_task"}],
         "connection-types": [connection_type()],
@@ -56,15 +61,21 @@ def connection_type() -> dict[str, Any]:
         "hook-class-name": "noukai_airflow.hooks.noukai.NoukaiHook",
         "hook-name": "Noukai",
         "ui-field-behaviour": {
-            "hidden-fields": ["schema", "login", "port", "extra"],
-            "relabeling": {"password": "API key", "host": "Base URL (optional)"},
-            "placeholders": {"password": "nk_live_…", "host": "https://api.noukai.dev/api/v1"},
+            "hidden-fields": ["port", "extra"],
+            "relabeling": {
+                "password": "API key",
+                "host": "Base URL (optional)",
+                "login": "Organisation (optional)",
+                "schema": "Project (optional)",
+            },
+            "placeholders": {
+                "password": "nk_live_…",
+                "host": "https://api.noukai.dev/api/v1",
+                "login": "Tasks can then name a flow by its slug alone",
+                "schema": "The project within the organisation",
+            },
         },
         "conn-fields": {
-            "org": _field(
-                "Organisation", "Optional. With a project, tasks can name a flow by its slug alone."
-            ),
-            "project": _field("Project", "Optional. The project within the organisation."),
             "run_url_template": _field(
                 "Run page URL template",
                 "Optional. The address of a job's page; {org}, {project}, {flow} and {job_id} are filled in. "

@@ -64,6 +64,7 @@ if TYPE_CHECKING:
         TraceStep,
     )
     from noukai_core.run_url import RunUrlTemplate
+    from noukai_core.runs import EndedRuns, FlowRun, RunsCursor
     from noukai_core.submission import Submission, SubmissionRecord
 
 _MODULES = {
@@ -106,6 +107,7 @@ _MODULES = {
     "models": ("ExecuteResult", "JobAccepted", "JobState", "JobStatus", "KeyInfo", "RunTrace", "TraceStep"),
     "job_request": ("JobRequest",),
     "run_url": ("RunUrlTemplate",),
+    "runs": ("EndedRuns", "FlowRun", "RunsCursor"),
     "submission": ("Submission", "SubmissionRecord"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
@@ -125,9 +127,11 @@ __all__ = [
     "CertificateError",
     "ClientArguments",
     "ClientClosedError",
+    "EndedRuns",
     "ExecuteResult",
     "Flow",
     "FlowNotFoundError",
+    "FlowRun",
     "InsufficientCreditsError",
     "InvalidInputError",
     "InvalidResponseError",
@@ -159,6 +163,7 @@ __all__ = [
     "ResponseTooLargeError",
     "RunTrace",
     "RunUrlTemplate",
+    "RunsCursor",
     "Submission",
     "SubmissionRecord",
     "SubmissionUnknownError",

@@ -13,19 +13,35 @@ from noukai_core._engine.batch import Batch, BatchOptions
 from noukai_core._engine.effects import Effects, FollowEffects, may_turn_up, send_with_retries
 from noukai_core._engine.follow import StepFollower
 from noukai_core._engine.rate_limit import shared_rate_limiter
+from noukai_core._engine.runs import read_ended_runs
 from noukai_core._engine.submit import Submitted, find, submit_request
 from noukai_core._engine.wait import Poller
 from noukai_core._options import ClientOptions
 from noukai_core._validation import FlowPath
-from noukai_core.checks import check_count, check_number, check_seconds
-from noukai_core.errors import APIError
+from noukai_core.checks import check_choice, check_count, check_number, check_seconds
+from noukai_core.errors import APIError, InvalidInputError
 from noukai_core.job_request import JobRequest
 from noukai_core.models import JobAccepted, JobState, JobStatus, RunTrace
+from noukai_core.runs import EndedRuns, FlowRun, RunsCursor
 from noukai_core.submission import Submission
 
 _MILLISECONDS = 1000.0
+_LISTED_STATES = ("running", "completed", "failed", "cancelled")
 
 R = TypeVar("R")
+
+
+def listing_runs(flow_id: str, state: str | None, limit: int) -> Effects[tuple[FlowRun, ...]]:
+    """Check everything, and return the effects that list the newest runs of a flow."""
+    known = None if state is None else JobState(check_choice(state, _LISTED_STATES, "state"))
+    if check_count(limit, "limit") > endpoints.PAGE_SIZE:
+        raise InvalidInputError(f"limit is {limit}, but must be {endpoints.PAGE_SIZE} or less")
+    return send_with_retries(endpoints.runs(_validation.flow_id(flow_id), known, limit), time.monotonic)
+
+
+def reading_ended_runs(flow_id: str, cursor: RunsCursor | None) -> Effects[EndedRuns]:
+    """Check everything, and return the effects that read which runs of a flow have ended."""
+    return read_ended_runs(_validation.flow_id(flow_id), cursor, time.monotonic)
 
 
 class FlowHandle(Generic[R]):

@@ -213,6 +213,16 @@ def job_id(value: object) -> str:
     return value
 
 
+def flow_id(value: object) -> str:
+    """Check the id of a flow, which is not its path."""
+    if not isinstance(value, str) or not _JOB_ID.fullmatch(value):
+        raise refused(
+            f"flow_id is {shown(value)}, but must be the id that the server gave the flow (flowId in its "
+            "responses), not its path"
+        )
+    return value
+
+
 def session_id(value: object, argument: str = "session_id") -> str:
     """Check a session's id, which is a UUID."""
     try:

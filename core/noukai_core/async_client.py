@@ -26,7 +26,7 @@ from noukai_core._engine.effects import (
     T,
     send_with_retries,
 )
-from noukai_core._handles import FlowHandle, JobHandle
+from noukai_core._handles import FlowHandle, JobHandle, listing_runs, reading_ended_runs
 from noukai_core._http.connection import AsyncConnection
 from noukai_core._http.event_receiver import AsyncEventReceiver
 from noukai_core._options import ClientArguments, ClientOptions, describe, refuse_unknown
@@ -34,6 +34,7 @@ from noukai_core._validation import Version, hidden
 from noukai_core.batch import BatchLedger, JobInput, MemoryLedger
 from noukai_core.job_request import JobRequest
 from noukai_core.models import ExecuteResult, JobAccepted, JobStatus, KeyInfo, RunTrace, TraceStep
+from noukai_core.runs import EndedRuns, FlowRun, RunsCursor
 from noukai_core.submission import Submission
 
 if TYPE_CHECKING:
@@ -171,6 +172,14 @@ class AsyncNoukai:
     async def verify_key(self) -> KeyInfo:
         """Check the key; see `Noukai.verify_key`."""
         return await self._runner.run(send_with_retries(endpoints.verify_key(), time.monotonic))
+
+    async def runs(self, flow_id: str, *, state: str | None = None, limit: int = 100) -> tuple[FlowRun, ...]:
+        """List the newest runs of a flow, the newest first; see `Noukai.runs`."""
+        return await self._runner.run(listing_runs(flow_id, state, limit))
+
+    async def ended_runs(self, flow_id: str, cursor: RunsCursor | None = None) -> EndedRuns:
+        """Read which runs of a flow have ended since the previous read; see `Noukai.ended_runs`."""
+        return await self._runner.run(reading_ended_runs(flow_id, cursor))
 
     async def aclose(self) -> None:
         """Close the connections. Closing twice is fine."""

@@ -25,7 +25,7 @@ from noukai_core._engine.effects import (
     T,
     send_with_retries,
 )
-from noukai_core._handles import FlowHandle, JobHandle
+from noukai_core._handles import FlowHandle, JobHandle, listing_runs, reading_ended_runs
 from noukai_core._http.connection import Connection
 from noukai_core._http.event_receiver import EventReceiver
 from noukai_core._options import ClientArguments, ClientOptions, describe, refuse_unknown
@@ -33,6 +33,7 @@ from noukai_core._validation import Version, hidden
 from noukai_core.batch import BatchLedger, JobInput, MemoryLedger
 from noukai_core.job_request import JobRequest
 from noukai_core.models import ExecuteResult, JobAccepted, JobStatus, KeyInfo, RunTrace, TraceStep
+from noukai_core.runs import EndedRuns, FlowRun, RunsCursor
 from noukai_core.submission import Submission
 
 if TYPE_CHECKING:
@@ -194,6 +195,36 @@ class Noukai:
             APIError: The server rejected the request otherwise, or was not reached.
         """
         return self._runner.run(send_with_retries(endpoints.verify_key(), time.monotonic))
+
+    def runs(self, flow_id: str, *, state: str | None = None, limit: int = 100) -> tuple[FlowRun, ...]:
+        """List the newest runs of a flow, the newest first.
+
+        Args:
+            flow_id: The flow, by the id that the server gave it, such as `job.accepted.flow_id`.
+            state: Only the runs in this state: `running`, `completed`, `failed` or `cancelled`.
+            limit: How many runs, up to 100. The server lists no older ones.
+
+        Raises:
+            FlowNotFoundError: There is no such flow.
+            APIError: The server rejected the request otherwise, or was not reached.
+        """
+        return self._runner.run(listing_runs(flow_id, state, limit))
+
+    def ended_runs(self, flow_id: str, cursor: RunsCursor | None = None) -> EndedRuns:
+        """Read which runs of a flow have ended since the previous read.
+
+        Store the cursor of each read, and pass it to the next one: then no run is missed and none comes
+        twice, as long as at most a hundred runs of each state begin between two reads.
+
+        Args:
+            flow_id: The flow, by the id that the server gave it, such as `job.accepted.flow_id`.
+            cursor: Where the previous read ended. The first read, without one, returns no run.
+
+        Raises:
+            FlowNotFoundError: There is no such flow.
+            APIError: The server rejected the request otherwise, or was not reached.
+        """
+        return self._runner.run(reading_ended_runs(flow_id, cursor))
 
     def close(self) -> None:
         """Close the connections. Closing twice is fine."""

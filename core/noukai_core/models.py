@@ -44,10 +44,17 @@ class _Model(BaseModel, frozen=True):
 
 
 class JobAccepted(_Model, frozen=True):
-    """The response to a submission."""
+    """The response to a submission.
+
+    Attributes:
+        id: The job.
+        state: A `JobState`, or the server's own word.
+        flow_id: The id that the server gave the flow, by which its runs are listed.
+    """
 
     id: str
     state: Annotated[str, AfterValidator(_known_state)] = JobState.PENDING
+    flow_id: str | None = None
 
 
 class ExecuteResult(_Model, frozen=True):

@@ -157,10 +157,16 @@ class NoukaiHook(BaseHook):
     def _settings_of(self, connection: Any) -> ConnectionSettings:
         # Airflow's `extra_dejson` would hide that an extra is malformed, and mask each of its values again,
         # after `get_connection`. None of them is secret: the key is the password.
-        password, host, extra = ApiKey(connection.password or ""), connection.host, connection.extra
+        password, extra = ApiKey(connection.password or ""), connection.extra
+        host, login, schema = connection.host, connection.login, connection.schema
         del connection  # a traceback with local variables would show its password
         return ConnectionSettings.of(
-            self.noukai_conn_id, password=password, host=host, extra=parse_extra(self.noukai_conn_id, extra)
+            self.noukai_conn_id,
+            password=password,
+            host=host,
+            login=login,
+            schema=schema,
+            extra=parse_extra(self.noukai_conn_id, extra),
         )
 
     def test_connection(self) -> tuple[bool, str]:

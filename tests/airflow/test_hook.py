@@ -19,6 +19,12 @@ from tests.airflow.conftest import KEY
 HOST = "https://noukai.test/api/v1"
 EXTRA = {"org": "acme", "project": "demo", "retry_timeout": 60}
 
+
+def stored(**fields: str) -> SimpleNamespace:
+    """A connection as Airflow returns it."""
+    return SimpleNamespace(password=KEY, host=HOST, **{"login": None, "schema": None, "extra": None} | fields)
+
+
 AS_JSON = json.dumps({"conn_type": "noukai", "password": KEY, "host": HOST, "extra": EXTRA})
 AS_URI = f"noukai://:{KEY}@{quote(HOST, safe='')}/?org=acme&project=demo&retry_timeout=60"
 
@@ -41,6 +47,15 @@ async def test_a_connection_in_an_environment_variable() -> None:
     )
     assert dict(settings.options) == {"retry_timeout": 60.0}
     assert await NoukaiHook("of_a_test").aget_settings() == settings
+
+
+def test_the_organisation_and_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are the login and the schema of the connection, whether it is JSON or a URI."""
+    fields = {"conn_type": "noukai", "password": KEY, "login": "acme", "schema": "demo"}
+    for text in (json.dumps(fields), f"noukai://acme:{KEY}@/demo"):
+        monkeypatch.setenv("AIRFLOW_CONN_OF_A_TEST", text)
+        settings = NoukaiHook("of_a_test").settings
+        assert (settings.org, settings.project) == ("acme", "demo")
 
 
 async def test_a_connection_that_is_missing() -> None:
@@ -93,9 +108,7 @@ async def test_a_connection_that_is_malformed(monkeypatch: pytest.MonkeyPatch) -
 def test_a_malformed_extra(extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error of an extra that is not a JSON object names the connection."""
     hook = NoukaiHook("of_a_test")
-    monkeypatch.setattr(
-        hook, "get_connection", lambda _: SimpleNamespace(password=KEY, host=HOST, extra=extra)
-    )
+    monkeypatch.setattr(hook, "get_connection", lambda _: stored(extra=extra))
     with pytest.raises(NoukaiPermanentException, match="'of_a_test' has a malformed extra"):
         _ = hook.settings
 
@@ -103,7 +116,7 @@ def test_a_malformed_extra(extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_value_of_the_extra_is_masked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """The extra is read without `extra_dejson`, which would mask its values once more."""
     hook = NoukaiHook("of_a_test")
-    connection = SimpleNamespace(password=KEY, host=HOST, extra=json.dumps(EXTRA))
+    connection = stored(extra=json.dumps(EXTRA))
     monkeypatch.setattr(hook, "get_connection", lambda _: connection)
     assert (hook.settings.org, dict(hook.settings.options)) == ("acme", {"retry_timeout": 60.0})
 

@@ -25,7 +25,7 @@ class ScriptedServer:
         self.on("submit", accepted("job-1"))
 
     def on(self, kind: str, *responses: HttpResponse | Exception) -> ScriptedServer:
-        """Sets the responses to submit, poll, cancel, session, verify, trace or stream."""
+        """Sets the responses to submit, poll, cancel, session, verify, trace, stream or runs."""
         self._responses[kind] = list(responses)
         return self
 
@@ -62,6 +62,7 @@ def kind_of(request: httpx.Request) -> str:
         "session": "/sessions/",
         "verify": "/keys/verify",
         "trace": "/trace",
+        "runs": "/flow-runs",
         "poll": "/jobs/",
     }.items():
         if part in path:

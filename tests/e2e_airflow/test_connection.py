@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -35,11 +34,9 @@ def test_the_form(airflow: LocalAirflow) -> None:
     standard = form["standard_fields"]
     assert standard["password"]["title"] == "API key"
     assert standard["host"]["title"] == "Base URL (optional)"
-    assert {name for name, field in standard.items() if field and field.get("hidden")} == {
-        "url_schema",
-        "login",
-        "port",
-    }
+    assert standard["login"]["title"] == "Organisation (optional)"
+    assert standard["url_schema"]["title"] == "Project (optional)"
+    assert {name for name, field in standard.items() if field and field.get("hidden")} == {"port"}
     labels = {name: field["schema"]["title"] for name, field in form["extra_fields"].items()}
     assert labels == {name: field["label"] for name, field in connection_type()["conn-fields"].items()}
     # The form saves the value of each field, and a null says nothing. Airflow 3.1 makes every value a null.
@@ -75,13 +72,13 @@ def test_a_connection_that_does_not(airflow: LocalAirflow, fields: dict[str, Any
 def test_a_connection_of_the_web_page(airflow: LocalAirflow, runs: Runs, emulator_server: Emulator) -> None:
     """A task uses a stored connection, and while it is deferred, the key that replaces a rejected one."""
     run = runs.prepare("of_the_form", outcome="never")
-    extra = {"org": "acme", "project": "tests"}
     airflow.add_connection(
         run.dag_id,
         conn_type="noukai",
         password=KEY,
         host=emulator_server.base_url,
-        extra=json.dumps(extra),
+        login="acme",
+        schema="tests",
     )
     run.start().wait_until_watched()
     job = run.job()
@@ -93,3 +90,4 @@ def test_a_connection_of_the_web_page(airflow: LocalAirflow, runs: Runs, emulato
     run.control.finish(job["id"], result={"whole": True})
     assert run.wait_for() == "success"
     assert (run.xcom(), run.submissions(), run.cancels(job["id"])) == ({"whole": True}, 1, 0)
+    assert not run.said("Skipping masking for a secret")

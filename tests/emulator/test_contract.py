@@ -140,7 +140,7 @@ async def test_the_404_race(noukai: Driver) -> None:
     paths = [f"{FLOW}/jobs/{job_id}", f"seq/sessions/{session_id}", f"{FLOW}/runs/{job_id}/trace"]
     assert [(await noukai.get(path)).status_code for path in paths] == [404, 404, 404]
     assert code(await noukai.post(f"{FLOW}/jobs/{job_id}/cancel")) == (404, "JOB_NOT_FOUND")
-    assert (await noukai.get("flow-runs")).json() == {"runs": []}
+    assert (await noukai.get("flow-runs", params={"flow_id": "any"})).json() == {"runs": []}
     noukai.clock.advance(3)
     assert [(await noukai.get(path)).status_code for path in paths] == [200, 200, 200]
     assert (await noukai.poll(job_id))["status"] == "completed"
@@ -177,15 +177,23 @@ async def test_runs_are_listed_newest_first(noukai: Driver) -> None:
     other = await noukai.submit("seq/acme/spelling/grade-4")
     noukai.clock.advance(1)
 
-    async def listed(**params: Any) -> list[str]:
-        return [run["id"] for run in (await noukai.get("flow-runs", params=params)).json()["runs"]]
+    async def listed(job_id: str, **params: Any) -> list[str]:
+        flow_id = (await noukai.get(f"flow-runs/{job_id}/trace")).json()["flowRun"]["flowId"]
+        listed = await noukai.get("flow-runs", params={"flow_id": flow_id, **params})
+        return [run["id"] for run in listed.json()["runs"]]
 
-    flow_id = (await noukai.get(f"flow-runs/{other}/trace")).json()["flowRun"]["flowId"]
-    assert await listed() == [other, *reversed(jobs)]
-    assert await listed(limit=2) == [other, jobs[2]]
-    assert await listed(status="completed", limit=1) == [jobs[2]]
-    assert await listed(flow_id=flow_id) == [other]
-    assert await listed(flow_id=flow_id, status="failed") == []
+    assert await listed(jobs[0]) == [*reversed(jobs)]
+    assert await listed(jobs[0], limit=2) == [jobs[2], jobs[1]]
+    assert await listed(jobs[0], status="completed", limit=1) == [jobs[2]]
+    assert await listed(other) == [other]
+    assert await listed(other, status="failed") == []
+
+
+async def test_the_list_of_runs_is_that_of_a_flow(noukai: Driver) -> None:
+    """As the documentation says, the id of the flow is required."""
+    response = await noukai.get("flow-runs")
+    assert response.status_code == 422
+    assert response.json()["detail"][0]["loc"] == ["query", "flow_id"]
 
 
 @pytest.mark.parametrize(
@@ -193,7 +201,7 @@ async def test_runs_are_listed_newest_first(noukai: Driver) -> None:
 )
 async def test_a_list_of_runs_that_cannot_be(noukai: Driver, params: dict[str, Any]) -> None:
     """422, with the parameter that is wrong."""
-    response = await noukai.get("flow-runs", params=params)
+    response = await noukai.get("flow-runs", params={"flow_id": "any", **params})
     assert response.status_code == 422
     assert response.json()["detail"][0]["loc"] == ["query", *params]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from noukai_core import _validation
 from noukai_core._api.parsing import (
@@ -36,6 +36,7 @@ from noukai_core.errors import (
     JobNotFoundError,
 )
 from noukai_core.models import ExecuteResult, JobAccepted, JobState, JobStatus, KeyInfo, RunTrace, TraceStep
+from noukai_core.runs import FlowRun
 
 T = TypeVar("T")
 
@@ -48,6 +49,9 @@ _MOST_COUNTED = 2**53
 # Of a response whose status alone is read; a longer one costs its connection.
 _UNREAD_BYTES = 64 * 1024
 
+PAGE_SIZE = 100
+"""The most runs that the server lists at a time. It documents a `cursor` for more, and ignores it."""
+
 _OTHER_WORDS = {
     "started": JobState.PENDING,
     "queued": JobState.PENDING,
@@ -56,6 +60,8 @@ _OTHER_WORDS = {
     "canceled": JobState.CANCELLED,
 }
 """Words for a state beside the five."""
+
+_STATES = {state.value: state for state in JobState}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +113,8 @@ def submit(flow: FlowPath, version: int | None, body: bytes, headers: Mapping[st
         job_id = _id(value)
         if job_id is None:
             raise malformed(response, operation, "has no job id")
-        return JobAccepted(id=job_id, state=_state(value) or JobState.PENDING)
+        flow_id = _text(value, "flowId", "flow_id")
+        return JobAccepted(id=job_id, state=_state(value) or JobState.PENDING, flow_id=flow_id)
 
     segment = "" if version is None else f"/v{version}"
     path = f"{_flow(flow)}{segment}/jobs"
@@ -253,6 +260,52 @@ def stream(flow: FlowPath, job_id: str, last_event_id: str | None) -> Call[NoRet
         headers["Last-Event-ID"] = last_event_id
     path = f"{_flow(flow)}/runs/{_segment(job_id)}/trace/stream"
     return Call("GET", path, operation, read, headers=headers, job_id=job_id, cut_at=TEXT_LENGTH)
+
+
+def runs(flow_id: str, state: JobState | None = None, limit: int = PAGE_SIZE) -> Call[tuple[FlowRun, ...]]:
+    """List the newest runs of a flow, the newest first, of one state or of all."""
+    operation = f"Listing the runs of flow {flow_id}"
+
+    def read(response: HttpResponse) -> tuple[FlowRun, ...]:
+        listed: object = object_of(response, operation, missing=FlowNotFoundError).get("runs")
+        if not is_list(listed):
+            raise malformed(response, operation, "has no list of runs")
+        found = (_run(mapping_of(entry), flow_id) for entry in listed)
+        return tuple(run for run in found if run is not None)
+
+    query = {"flow_id": flow_id, "limit": limit} | ({} if state is None else {"status": state.value})
+    return Call("GET", f"flow-runs?{urlencode(query)}", operation, read)
+
+
+def run(run_id: str) -> Call[FlowRun]:
+    """Read the state of one run, from its trace. Some deployments refuse this to API keys."""
+    operation = f"Reading run {run_id}"
+
+    def read(response: HttpResponse) -> FlowRun:
+        value = object_of(response, operation, run_id, missing=JobNotFoundError)
+        described = mapping_of(value.get("flowRun") or value.get("flow_run"))
+        found = _run({"id": run_id, **described}, "")
+        if found is None:
+            raise malformed(response, operation, "has no state", run_id)
+        return found
+
+    return Call("GET", f"flow-runs/{_segment(run_id)}/trace", operation, read, job_id=run_id)
+
+
+def _run(value: Mapping[str, Any], flow_id: str) -> FlowRun | None:
+    """Read one run; `None` if it cannot be read."""
+    run_id, state = _id(value), _state(value)
+    if run_id is None or state is None:
+        return None
+    return FlowRun(
+        id=run_id,
+        flow_id=_text(value, "flowId", "flow_id") or flow_id,
+        state=_STATES.get(state, state),
+        trigger=_text(value, "triggerType", "trigger_type"),
+        created_at=_time(value, "createdAt", "created_at"),
+        started_at=_time(value, "startedAt", "started_at"),
+        completed_at=_time(value, "completedAt", "completed_at"),
+    )
 
 
 def _flow(flow: FlowPath) -> str:

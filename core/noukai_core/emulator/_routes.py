@@ -104,13 +104,14 @@ class _Api:
     async def runs(self, exchange: Exchange) -> Response:
         query = exchange.request.query_params
         flow_id, state = query.get("flow_id"), query.get("status")
+        if flow_id is None:
+            raise InvalidBodyError(("query", "flow_id"), "Field required")
         if state is not None and state not in _RUN_STATES:
             raise InvalidBodyError(("query", "status"), f"Input should be one of {', '.join(_RUN_STATES)}")
         now = self._service.now()
 
         def matches(job: Job) -> bool:
-            same_flow, same_state = flow_id in (None, job.flow_id), state in (None, job.state(now))
-            return job.visible(now) and same_flow and same_state
+            return job.visible(now) and flow_id == job.flow_id and state in (None, job.state(now))
 
         jobs = self._jobs.newest(matches, _limit(query.get("limit", "20")))
         return JSONResponse({"runs": [_responses.run(job, now) for job in jobs]})
