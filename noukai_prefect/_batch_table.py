@@ -30,7 +30,7 @@ from noukai_prefect._artifacts import BATCH_RECORDS, artifact_key, own_artifacts
 from noukai_prefect._job_store import JobRecord, now
 from noukai_prefect._run_context import RunContext
 from noukai_prefect._signing import RecordSigner
-from noukai_prefect._text import dollars, markdown, markdown_link
+from noukai_prefect._text import dollars, markdown
 from noukai_prefect.credentials import NoukaiCredentials
 
 WRITE_SECONDS = 5.0
@@ -106,10 +106,12 @@ class BatchRow:
             "input": markdown(self.input, _MAX_SHOWN_INPUT),
             "state": markdown(self.state),
             "reason": markdown(self.reason) if self.reason else None,
-            "job": markdown_link(self.job_id, page) if self.job_id else None,
+            # Prefect's newer web page shows the cells of a table as text, not as Markdown.
+            "job": markdown(self.job_id) if self.job_id else None,
             "seconds": self.seconds,
             "tokens": self.tokens,
             "cost": dollars(self.cost_usd) if self.cost_usd is not None else None,
+            "page": page,
         }
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, SupportsIndex, overload
+from typing import Any, Literal, SupportsIndex, TypeAlias, overload
 
 from prefect.blocks.abstract import CredentialsBlock
 from prefect.blocks.core import BlockNotSavedError
 from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from noukai_core import AsyncNoukai, Noukai, RunUrlTemplate
 from noukai_core.addresses import PRODUCTION_URL
 
 DOCUMENTATION_URL = HttpUrl("https://docs.noukai.xyz")
+
+# Prefect's forms show a switch between a type and null for a type that allows both in the schema.
+OptionalText: TypeAlias = str | SkipJsonSchema[None]
+OptionalNumber: TypeAlias = float | SkipJsonSchema[None]
+OptionalObject: TypeAlias = dict[str, Any] | SkipJsonSchema[None]
 
 
 class NoukaiCredentials(CredentialsBlock):
@@ -37,18 +43,18 @@ class NoukaiCredentials(CredentialsBlock):
     api_key: SecretStr = Field(
         title="API Key", description="The key of the Noukai project. It begins with nk_."
     )
-    base_url: str | None = Field(
+    base_url: OptionalText = Field(
         default=None, title="Base URL", description="The address of the API. Empty for Noukai's own."
     )
-    org: str | None = Field(
+    org: OptionalText = Field(
         default=None,
         title="Organisation",
         description="With a project, flows can be named by their slug alone.",
     )
-    project: str | None = Field(
+    project: OptionalText = Field(
         default=None, title="Project", description="The project inside the organisation."
     )
-    run_url_template: str | None = Field(
+    run_url_template: OptionalText = Field(
         default=None,
         title="Run Page URL Template",
         description="The address of a job's page; {org}, {project}, {flow} and {job_id} are filled in. "

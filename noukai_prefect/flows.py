@@ -13,38 +13,39 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from prefect import flow
+from pydantic.json_schema import SkipJsonSchema
 
 from noukai_prefect.batch_tasks import arun_noukai_jobs
-from noukai_prefect.credentials import NoukaiCredentials
+from noukai_prefect.credentials import NoukaiCredentials, OptionalNumber, OptionalObject, OptionalText
 from noukai_prefect.hooks import cancel_noukai_jobs
 from noukai_prefect.tasks import arun_noukai_job
 
 
 @flow(name="noukai-job", on_cancellation=[cancel_noukai_jobs])
 async def noukai_job(
-    credentials: NoukaiCredentials,
     noukai_flow: str,
-    message: str | None = None,
-    parameters: dict[str, Any] | None = None,
+    message: OptionalText = None,
+    parameters: OptionalObject = None,
+    credentials: NoukaiCredentials | SkipJsonSchema[None] = None,
     version: str = "production",
     trace: bool = False,
-    timeout: float | None = None,
+    timeout: OptionalNumber = None,
     on_cancelled: Literal["fail", "cancel"] = "fail",
 ) -> Any:
     """Run one Noukai job, and return its output.
 
     Args:
-        credentials: The project's credentials.
         noukai_flow: The Noukai flow, as `org/project/slug`; a slug alone if the credentials have the rest.
         message: The flow's input. Either it or `parameters` is required.
         parameters: Named inputs of the flow.
+        credentials: The project's credentials. By default, the block `default`.
         version: `production`, `draft` or the number of a published version.
         trace: Whether the run is traced, so that its tokens and cost are shown.
         timeout: Seconds until an unfinished job is cancelled; no limit by default.
         on_cancelled: How this run ends if the job is cancelled on the Noukai side: `fail` or `cancel`.
     """
     return await arun_noukai_job(
-        credentials,
+        credentials or await _default_credentials(),
         noukai_flow,
         message,
         parameters=parameters,
@@ -57,27 +58,27 @@ async def noukai_job(
 
 @flow(name="noukai-jobs", on_cancellation=[cancel_noukai_jobs])
 async def noukai_jobs(
-    credentials: NoukaiCredentials,
     noukai_flow: str,
     messages: list[str],
+    credentials: NoukaiCredentials | SkipJsonSchema[None] = None,
     version: str = "production",
     trace: bool = False,
-    timeout: float | None = None,
+    timeout: OptionalNumber = None,
     max_concurrency: int = 1000,
 ) -> list[Any]:
     """Run one Noukai job per message, and return the outputs in the same order.
 
     Args:
-        credentials: The project's credentials.
         noukai_flow: The Noukai flow, as `org/project/slug`; a slug alone if the credentials have the rest.
         messages: The inputs, one per job.
+        credentials: The project's credentials. By default, the block `default`.
         version: `production`, `draft` or the number of a published version.
         trace: Whether the run is traced, so that its tokens and cost are shown.
         timeout: Seconds until an unfinished job is cancelled; no limit by default.
         max_concurrency: The number of jobs that run at the same time.
     """
     outcomes = await arun_noukai_jobs(
-        credentials,
+        credentials or await _default_credentials(),
         noukai_flow,
         messages,
         version=version,
@@ -86,3 +87,7 @@ async def noukai_jobs(
         max_concurrency=max_concurrency,
     )
     return [outcome.output for outcome in outcomes]
+
+
+async def _default_credentials() -> NoukaiCredentials:
+    return await NoukaiCredentials.aload("default")

@@ -7,13 +7,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from prefect.blocks.abstract import JobBlock, JobRun
 from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
 
 from noukai_core import JobRequest, JobStatus
 from noukai_prefect import _cancellation
 from noukai_prefect._run import WaitOptions, submit, wait
 from noukai_prefect._run_context import RunContext
 from noukai_prefect._sync import run_blocking
-from noukai_prefect.credentials import DOCUMENTATION_URL, NoukaiCredentials
+from noukai_prefect.credentials import (
+    DOCUMENTATION_URL,
+    NoukaiCredentials,
+    OptionalNumber,
+    OptionalObject,
+    OptionalText,
+)
 
 if TYPE_CHECKING:
     _JobBlock = JobBlock[Any]
@@ -135,21 +142,21 @@ class NoukaiJob(_JobBlock):
     flow: str = Field(
         description="The Noukai flow, as org/project/slug. A slug is enough if the credentials have the rest."
     )
-    message: str | None = Field(
+    message: OptionalText = Field(
         default=None, description="The flow's input. Either it or Parameters is required."
     )
-    parameters: dict[str, Any] | None = Field(default=None, description="Named inputs of the flow.")
-    block_overrides: dict[str, dict[str, Any]] | None = Field(
+    parameters: OptionalObject = Field(default=None, description="Named inputs of the flow.")
+    block_overrides: dict[str, dict[str, Any]] | SkipJsonSchema[None] = Field(
         default=None, title="Block Overrides", description="Settings of single steps, by step id."
     )
     version: str = Field(
         default="production", description="production, draft or the number of a published version."
     )
     trace: bool = Field(default=False, description="Whether the run is traced.")
-    timeout: float | None = Field(
+    timeout: OptionalNumber = Field(
         default=None, description="Seconds until an unfinished job is cancelled; no limit by default."
     )
-    poll_interval: float | None = Field(
+    poll_interval: OptionalNumber = Field(
         default=None,
         title="Poll Interval",
         description="Seconds between two polls. By default the pause grows with the age of the job.",

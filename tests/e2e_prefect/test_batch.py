@@ -53,9 +53,9 @@ def test_outcomes(started: dict[str, Run], prefect: LocalPrefect) -> None:
         (3, "completed", "quick"),
     ]
     assert [row["reason"] for row in rows] == ["no luck", "was cancelled on the Noukai side", None, None]
-    assert set(rows[0]) == {"#", "input", "state", "reason", "job", "seconds"}
+    assert set(rows[0]) == {"#", "input", "state", "reason", "job", "seconds", "page"}
     page = JOB_PAGE.format(org="acme", project="tests", flow=run.flow, job_id=outcomes[0]["job_id"])
-    assert rows[2]["job"] == f"[{markdown(outcomes[0]['job_id'])}]({page})"
+    assert (rows[2]["job"], rows[2]["page"]) == (markdown(outcomes[0]["job_id"]), page)
     bar = run.artifact("noukai-progress")
     assert bar["data"] == 100
     assert bar["description"].endswith(": 2 completed, 1 failed, 1 cancelled")

@@ -164,20 +164,17 @@ def test_suspend(examples: dict[str, Example]) -> None:
 
 
 def test_deployments(prefect: LocalPrefect, emulator_server: Emulator) -> None:
-    """The flows of the package can be deployed without changes: a typed form, run with a stored block."""
+    """The flows of the package can be deployed as they are: a typed form, and the default credentials."""
     deployment = prefect.deployment("noukai-job/form")
     schema = deployment["parameter_openapi_schema"]
     assert schema["definitions"]["NoukaiCredentials"]["block_type_slug"] == "noukai-credentials"
-    assert schema["required"] == ["credentials", "noukai_flow"]
+    assert schema["required"] == ["noukai_flow"]
 
     block = {"$ref": {"block_document_id": prefect.block("noukai-credentials", "default")["id"]}}
     one = prefect.run(
         "noukai-job/form", {"credentials": block, "noukai_flow": "acme/spelling/grade-3", "message": "Helo"}
     )
-    many = prefect.run(
-        "noukai-jobs/form",
-        {"credentials": block, "noukai_flow": "acme/spelling/grade-3", "messages": ["a", "b"]},
-    )
+    many = prefect.run("noukai-jobs/form", {"noukai_flow": "acme/spelling/grade-3", "messages": ["a", "b"]})
     assert prefect.wait_for(one, timeout=WAIT_SECONDS) == "Completed"
     assert prefect.result(one) == {"message": "Helo"}
     assert prefect.wait_for(many, timeout=WAIT_SECONDS) == "Completed"
