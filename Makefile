@@ -8,7 +8,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-airflow test-prefect test-floor test-airflow-floor test-prefect-floor test-airflow-next \
+.PHONY: help demo screenshots test test-airflow test-prefect test-floor test-airflow-floor test-prefect-floor test-airflow-next \
 	.test-airflow-next test-deployment test-faults \
 	simulate check check-style check-types check-imports check-words check-api docs docs-serve environments format requirements clean
 
@@ -48,6 +48,9 @@ help: ## list the targets
 
 demo: .venv/airflow/ready .venv/prefect/ready ## watch Noukai jobs run in Airflow and in Prefect, on a local Noukai
 	@PYTHONPATH=. AIRFLOW_BIN="$(CURDIR)/.venv/airflow/bin" PREFECT_BIN="$(CURDIR)/.venv/prefect/bin" .venv/prefect/bin/python -m demo
+
+screenshots: .venv/airflow/ready .venv/prefect/ready .venv/screenshots/ready ## take the pictures of the documentation; needs Chromium and chromedriver
+	@PYTHONPATH=. AIRFLOW_BIN="$(CURDIR)/.venv/airflow/bin" PREFECT_BIN="$(CURDIR)/.venv/prefect/bin" .venv/screenshots/bin/python -m demo.screenshots
 
 test: .venv/airflow/ready .venv/prefect/ready ## run every test, with the newest Airflow and the newest Prefect
 	$(call suites,airflow prefect)
@@ -132,6 +135,7 @@ requirements: $(TOOLS) ## compile the pinned requirements again; UPGRADE=1 takes
 	$(compile) $(if $(UPGRADE),--upgrade) --extra prefect requirements/prefect-floor.in -o requirements/prefect-floor.txt
 	$(compile) $(if $(UPGRADE),--upgrade) --extra prefect requirements/prefect-peers.in -o requirements/prefect-peers.txt
 	$(subst --extra emulator --group test pyproject.toml,,$(compile)) $(if $(UPGRADE),--upgrade) requirements/docs.in -o requirements/docs.txt
+	$(compile) $(if $(UPGRADE),--upgrade) requirements/screenshots.in -o requirements/screenshots.txt
 
 clean: ## remove every environment, cache and build
 	rm -rf .venv .build dist

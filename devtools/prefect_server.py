@@ -74,9 +74,17 @@ class LocalPrefect:
         binaries: The folder with the `prefect` command, such as `.venv/prefect/bin`.
         home: An empty folder for the database, the results and the logs of the processes.
         environment: More variables for every process.
+        web_page: Whether the server has its web page.
     """
 
-    def __init__(self, binaries: Path, home: Path, *, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        binaries: Path,
+        home: Path,
+        *,
+        environment: Mapping[str, str] | None = None,
+        web_page: bool = False,
+    ) -> None:
         self.home = home
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -88,7 +96,10 @@ class LocalPrefect:
         self.components: dict[str, Component] = {}
         self.server = self._component(
             "server",
-            [self._prefect, "server", "start", "--host", "127.0.0.1", "--port", str(self.port), "--no-ui"],
+            [
+                *(self._prefect, "server", "start", "--host", "127.0.0.1", "--port", str(self.port)),
+                "--ui" if web_page else "--no-ui",
+            ],
         )
 
     def __enter__(self) -> Self:
