@@ -22,6 +22,7 @@ _OPTIONS = {
     "not_found_grace": "not_found_grace",
     "recovery_timeout": "recovery_timeout",
     "max_polls_per_second": "max_polls_per_second",
+    "max_followed_jobs": "max_followed_jobs",
     "max_response_bytes": "max_response_bytes",
 }
 EXTRA_FIELDS = ("org", "project", "run_url_template", "max_poll_bytes", "allow_insecure_http", *_OPTIONS)

@@ -37,12 +37,14 @@ class JobEvent:
         reason: Why the trigger ended.
         state: The last known state of the job, or `None` if no poll succeeded.
         seen_at: When the trigger ended its wait, in seconds since the epoch.
+        logged_steps: How many steps of the job were logged, if they are followed.
     """
 
     job_id: str
     reason: Reason
     state: str | None = None
     seen_at: float | None = None
+    logged_steps: int = 0
 
     def payload(self) -> dict[str, Any]:
         """Return the event as plain text values: Airflow would store an enum member with its class."""
@@ -64,12 +66,13 @@ class JobEvent:
             return None
         from noukai_core import one_line
 
-        seen_at = fields.get("seen_at")
+        seen_at, logged_steps = fields.get("seen_at"), fields.get("logged_steps")
         return cls(
             job_id,
             Reason(reason),
             one_line(state, 100) if isinstance(state, str) else None,
             seen_at if isinstance(seen_at, float) and math.isfinite(seen_at) else None,
+            logged_steps if isinstance(logged_steps, int) and logged_steps > 0 else 0,
         )
 
     @classmethod

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias
 
@@ -24,6 +25,7 @@ from noukai_airflow.exceptions import (
 )
 from noukai_airflow.links.noukai import NoukaiJobLink
 from noukai_airflow.triggers.noukai import LAST_POLL_SECONDS, NoukaiJobTrigger, backstop
+from noukai_core.following import StepCount
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from noukai_airflow._connection import ConnectionSettings
     from noukai_airflow._job_store import JobStore
     from noukai_core import Job, JobStatus
+    from noukai_core.following import Follow
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +68,7 @@ class WaitOptions:
     cancel_on_kill: bool
     cancel_on_timeout: bool
     push_xcoms: bool
+    follow: Follow
 
 
 class JobWait:
@@ -95,6 +99,7 @@ class JobWait:
         self._store = store
         self._job = job
         self._updates = StatusUpdates()
+        self._steps = StepCount()
 
     def publish_job(self) -> None:
         """Publish the id and the page of the job as soon as they are known."""
@@ -153,14 +158,28 @@ class JobWait:
     def _watch(self, deadline: float | None, timeout: float | None, *, can_defer: bool) -> Any:
         last: JobStatus | None = None
         try:
-            for status in self._job.watch(timeout=timeout, poll_interval=self._options.poll_interval):
-                last = status
-                self._publish_status(status)
+            with self._following():
+                for status in self._statuses(timeout):
+                    last = status
+                    self._publish_status(status)
         except core.JobTimeoutError:
             if can_defer and (deadline is None or time.time() < deadline):
                 return self.defer(deadline)
             return self.time_out()
         return None if last is None else self._finish(last)
+
+    def _statuses(self, timeout: float | None) -> Iterator[JobStatus]:
+        options = self._options
+        return self._job.watch(
+            timeout=timeout, poll_interval=options.poll_interval, log_changes=options.follow is not None
+        )
+
+    def _following(self) -> AbstractContextManager[None]:
+        if self._options.follow != "steps":
+            return nullcontext()
+        from noukai_airflow._steps import steps_beside
+
+        return steps_beside(self._settings, self._job, self._steps)
 
     def _inline_wait(self) -> float:
         if self._options.inline_wait is not None:
@@ -182,6 +201,8 @@ class JobWait:
                 poll_interval=options.poll_interval,
                 cancel_on_kill=options.cancel_on_kill,
                 push_status=options.push_xcoms,
+                follow=options.follow,
+                logged_steps=self._steps.logged,
             ),
             method_name="execute_complete",
             kwargs={"job_id": job.id, "flow": job.flow, "submitted_at": submitted_at, "deadline": deadline},
@@ -190,6 +211,8 @@ class JobWait:
 
     def resolve(self, event: JobEvent | None, deadline: float | None) -> Any:
         """End or defer the task after the trigger's event, by what the server says about the job now."""
+        if event is not None:
+            self._steps.logged = event.logged_steps
         try:
             status = self._poll(event, deadline)
         except core.JobTimeoutError:
@@ -216,7 +239,7 @@ class JobWait:
         # A job that has ended keeps its result, no matter how late the task fetches it.
         ended = event is not None and event.reason is Reason.FINISHED
         timeout = None if deadline is None or ended else max(deadline - time.time(), LAST_POLL_SECONDS)
-        return next(self._job.watch(timeout=timeout, poll_interval=self._options.poll_interval))
+        return next(self._statuses(timeout))
 
     def time_out(self) -> NoReturn:
         """Fail the task because its job did not end in time."""

@@ -98,6 +98,10 @@ def connection_type() -> dict[str, Any]:
             "max_polls_per_second": _field(
                 "Polls per second", "Optional. The rate limit of all jobs in one process. Default: 50."
             ),
+            "max_followed_jobs": _field(
+                "Followed jobs",
+                "Optional. The most jobs whose steps one process follows. Default: 50.",
+            ),
             "max_response_bytes": _field(
                 "Response size limit", "Optional. The largest response, in bytes. Default: 67108864."
             ),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Coroutine
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
@@ -23,6 +24,7 @@ from noukai_core import (
     Submission,
 )
 from noukai_core.checks import check_choice, check_seconds
+from noukai_core.following import FOLLOW, Follow, StepCount, log_steps
 from noukai_prefect import _job_store
 from noukai_prefect._artifacts import ProgressArtifact
 from noukai_prefect._cancellation import (
@@ -53,12 +55,14 @@ class WaitOptions:
         poll_interval: A fixed pause between polls in seconds. By default it grows with the age of the job.
         on_cancelled: How the task ends when the job was cancelled on the Noukai side.
         cancel_on_timeout: Whether the job is cancelled when the wait times out.
+        follow: What of the job is logged while it runs: `"state"`, `"steps"` or, with `None`, nothing.
     """
 
     timeout: float | None = None
     poll_interval: float | None = None
     on_cancelled: OnCancelled = "fail"
     cancel_on_timeout: bool = True
+    follow: Follow = "state"
 
     def __post_init__(self) -> None:
         if self.timeout is not None:
@@ -66,6 +70,7 @@ class WaitOptions:
         if self.poll_interval is not None:
             check_seconds(self.poll_interval, "poll_interval")
         check_choice(self.on_cancelled, get_args(OnCancelled), "on_cancelled")
+        check_choice(self.follow, FOLLOW, "follow")
 
 
 async def submit(
@@ -321,25 +326,43 @@ class _Wait:
             raise
 
     async def _watch(self) -> JobStatus:
-        job, logger = self._job, self._run.logger()
+        job = self._job
         progress = ProgressArtifact(self._run, job.flow, f"Noukai job {job.id} of {job.flow}")
         before = job.last_status
         status: JobStatus | None = None
-        async for status in job.watch(
-            timeout=self._options.timeout, poll_interval=self._options.poll_interval
-        ):
-            if before is None:
-                logger.info("Noukai job %s of %s: %s", job.id, job.flow, status.state)
-            elif status.state != before.state:
-                logger.info("Noukai job %s of %s: %s → %s", job.id, job.flow, before.state, status.state)
-            elif status.progress is not None and status.progress != before.progress:
-                logger.info("Noukai job %s of %s: progress %s", job.id, job.flow, status.progress_text)
-            before = status
-            await progress.update_from(status)
-            if not status.finished:
-                await self._artifact.update(status)
+        async with self._following():
+            async for status in self._statuses():
+                self._log(before, status)
+                before = status
+                await progress.update_from(status)
+                if not status.finished:
+                    await self._artifact.update(status)
         assert status is not None, "a watch ends with a status or an error"
         return status
+
+    def _statuses(self) -> AsyncGenerator[JobStatus, None]:
+        options = self._options
+        return self._job.watch(
+            timeout=options.timeout,
+            poll_interval=options.poll_interval,
+            log_changes=options.follow is not None,
+        )
+
+    def _following(self) -> AbstractAsyncContextManager[None]:
+        if self._options.follow != "steps":
+            return nullcontext()
+        return log_steps(self._job, self._run.logger(), StepCount())
+
+    def _log(self, before: JobStatus | None, status: JobStatus) -> None:
+        job, logger = self._job, self._run.logger()
+        if self._options.follow is None and not status.finished:
+            return
+        if before is None:
+            logger.info("Noukai job %s of %s: %s", job.id, job.flow, status.state)
+        elif status.state != before.state:
+            logger.info("Noukai job %s of %s: %s → %s", job.id, job.flow, before.state, status.state)
+        elif status.progress is not None and status.progress != before.progress:
+            logger.info("Noukai job %s of %s: progress %s", job.id, job.flow, status.progress_text)
 
     async def _show_outcome(self, status: JobStatus) -> None:
         """Show how the job ended: in the log, an event, the artifact, and the record for a rerun."""

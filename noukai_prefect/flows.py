@@ -31,6 +31,7 @@ async def noukai_job(
     trace: bool = False,
     timeout: OptionalNumber = None,
     on_cancelled: Literal["fail", "cancel"] = "fail",
+    follow: Literal["state", "steps"] = "state",
 ) -> Any:
     """Run one Noukai job, and return its output.
 
@@ -43,6 +44,7 @@ async def noukai_job(
         trace: Whether the run is traced, so that its tokens and cost are shown.
         timeout: Seconds until an unfinished job is cancelled; no limit by default.
         on_cancelled: How this run ends if the job is cancelled on the Noukai side: `fail` or `cancel`.
+        follow: What of the job is logged while it runs: its `state`, or its `steps` as well, live.
     """
     return await arun_noukai_job(
         credentials or await _default_credentials(),
@@ -53,6 +55,7 @@ async def noukai_job(
         trace=trace,
         timeout=timeout,
         on_cancelled=on_cancelled,
+        follow=follow,
     )
 
 

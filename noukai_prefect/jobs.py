@@ -167,13 +167,17 @@ class NoukaiJob(_JobBlock):
         description="If the job is cancelled on the Noukai side: fail raises an error, cancel returns a "
         "Cancelled state.",
     )
+    follow: Literal["state", "steps"] | SkipJsonSchema[None] = Field(
+        default="state",
+        description="What of the job is logged while it runs: its state, or its steps as well, live.",
+    )
 
     async def atrigger(self) -> NoukaiJobRun:
         """Submit the job; see `trigger`."""
         request = JobRequest(
             self.flow, self.message, self.parameters, self.block_overrides, self.version, self.trace
         )
-        wait_options = WaitOptions(self.timeout, self.poll_interval, self.on_cancelled)
+        wait_options = WaitOptions(self.timeout, self.poll_interval, self.on_cancelled, follow=self.follow)
         async with self.credentials.get_client("async") as client:
             job = await submit(self.credentials, client, request, RunContext.current())
         return NoukaiJobRun(

@@ -9,6 +9,7 @@ from typing import Any
 from prefect.client.schemas.objects import State
 
 from noukai_core import JobRequest
+from noukai_core.following import Follow
 from noukai_prefect._cancellation import as_cancelled_state
 from noukai_prefect._run import OnCancelled, WaitOptions, submit, submit_and_wait, wait
 from noukai_prefect._run_context import RunContext
@@ -123,9 +124,10 @@ async def await_for_noukai_job(
     poll_interval: float | None = None,
     on_cancelled: OnCancelled = "fail",
     cancel_on_timeout: bool = True,
+    follow: Follow = "state",
 ) -> Any:
     """Wait for a job, for async flows; see `wait_for_noukai_job`."""
-    wait_options = WaitOptions(timeout, poll_interval, on_cancelled, cancel_on_timeout)
+    wait_options = WaitOptions(timeout, poll_interval, on_cancelled, cancel_on_timeout, follow)
     return await _wait(credentials, flow, job_id, submitted_at, wait_options)
 
 
@@ -140,6 +142,7 @@ def wait_for_noukai_job(
     poll_interval: float | None = None,
     on_cancelled: OnCancelled = "fail",
     cancel_on_timeout: bool = True,
+    follow: Follow = "state",
 ) -> Any:
     """Wait for an existing job, regardless of what submitted it, and return its output.
 
@@ -157,6 +160,8 @@ def wait_for_noukai_job(
             `JobCancelledError`, `"cancel"` ends the task run as `Cancelled`. The call then returns that
             state. Return it from the flow, or the flow run continues.
         cancel_on_timeout: Whether the job is cancelled when the wait times out.
+        follow: What of the job is logged while it runs: `"state"`, with its progress; `"steps"`, the steps as
+            well, live; or `None`, only the submission and the end.
 
     Returns:
         The output of the completed job.
@@ -168,7 +173,7 @@ def wait_for_noukai_job(
         JobNotFoundError: Noukai does not know the job.
         TransientError: There was no successful response for five minutes.
     """
-    wait_options = WaitOptions(timeout, poll_interval, on_cancelled, cancel_on_timeout)
+    wait_options = WaitOptions(timeout, poll_interval, on_cancelled, cancel_on_timeout, follow)
     return run_blocking(_wait(credentials, flow, job_id, submitted_at, wait_options))
 
 
@@ -187,10 +192,11 @@ async def arun_noukai_job(
     poll_interval: float | None = None,
     on_cancelled: OnCancelled = "fail",
     cancel_on_timeout: bool = True,
+    follow: Follow = "state",
 ) -> Any:
     """Run a job, for async flows; see `run_noukai_job`."""
     request = JobRequest(flow, message, parameters, block_overrides, version, trace, session_id)
-    wait_options = WaitOptions(timeout, poll_interval, on_cancelled, cancel_on_timeout)
+    wait_options = WaitOptions(timeout, poll_interval, on_cancelled, cancel_on_timeout, follow)
     return await _run(credentials, request, wait_options)
 
 
@@ -209,6 +215,7 @@ def run_noukai_job(
     poll_interval: float | None = None,
     on_cancelled: OnCancelled = "fail",
     cancel_on_timeout: bool = True,
+    follow: Follow = "state",
 ) -> Any:
     """Submit a job, wait for it, and return its output.
 
@@ -228,6 +235,7 @@ def run_noukai_job(
         poll_interval: Seconds between two polls. By default the pause grows with the age of the job.
         on_cancelled: `"fail"` or `"cancel"`; see `wait_for_noukai_job`.
         cancel_on_timeout: Whether the job is cancelled when the wait times out.
+        follow: `"state"`, `"steps"` or `None`; see `wait_for_noukai_job`.
 
     Returns:
         The output of the completed job.
@@ -246,5 +254,5 @@ def run_noukai_job(
         ```
     """
     request = JobRequest(flow, message, parameters, block_overrides, version, trace, session_id)
-    wait_options = WaitOptions(timeout, poll_interval, on_cancelled, cancel_on_timeout)
+    wait_options = WaitOptions(timeout, poll_interval, on_cancelled, cancel_on_timeout, follow)
     return run_blocking(_run(credentials, request, wait_options))

@@ -153,7 +153,11 @@ class JobHandle(Generic[R]):
         return status
 
     def _watching(
-        self, timeout: float | None, poll_interval: float | None, max_poll_bytes: int | None = None
+        self,
+        timeout: float | None,
+        poll_interval: float | None,
+        max_poll_bytes: int | None = None,
+        log_changes: bool = True,
     ) -> Effects[JobStatus]:
         poller = Poller(
             self._path,
@@ -167,6 +171,7 @@ class JobHandle(Generic[R]):
             timeout=None if timeout is None else check_seconds(timeout, "timeout"),
             interval=None if poll_interval is None else check_seconds(poll_interval, "poll_interval"),
             last_status=self._last_status,
+            log_changes=log_changes,
             state_bytes=None if max_poll_bytes is None else check_count(max_poll_bytes, "max_poll_bytes"),
         )
         return self._recorded(poller)

@@ -324,9 +324,10 @@ class AsyncJob(JobHandle[AsyncRunner]):
         timeout: float | None = None,
         poll_interval: float | None = None,
         max_poll_bytes: int | None = None,
+        log_changes: bool = True,
     ) -> AsyncGenerator[JobStatus, None]:
         """Wait for the end of the job, and yield what is new; see `Job.watch`."""
-        return self._runner.show(self._watching(timeout, poll_interval, max_poll_bytes))
+        return self._runner.show(self._watching(timeout, poll_interval, max_poll_bytes, log_changes))
 
     async def cancel(self) -> None:
         """Cancel the job; see `Job.cancel`."""

@@ -480,6 +480,7 @@ class Job(JobHandle[Runner]):
         timeout: float | None = None,
         poll_interval: float | None = None,
         max_poll_bytes: int | None = None,
+        log_changes: bool = True,
     ) -> Generator[JobStatus, None, JobStatus]:
         """Wait for the end of the job, and yield what is new: its state or its progress.
 
@@ -491,8 +492,9 @@ class Job(JobHandle[Runner]):
             max_poll_bytes: For a wait that needs the state alone: how many bytes of each response are read.
                 The statuses then have no result. A longer response is read up to there; if its state comes
                 later, the wait ends in a `ResponseTooLargeError`.
+            log_changes: Whether each change is logged, and not only the end of the job.
         """
-        return self._runner.show(self._watching(timeout, poll_interval, max_poll_bytes))
+        return self._runner.show(self._watching(timeout, poll_interval, max_poll_bytes, log_changes))
 
     def cancel(self) -> None:
         """Cancel the job. This has no effect on one that has ended.

@@ -8,11 +8,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from noukai_core.cancellation import Logger
 from noukai_core.errors import NoukaiError
 
 if TYPE_CHECKING:
     from noukai_core.async_client import AsyncJob
+    from noukai_core.cancellation import Logger
 
 Follow: TypeAlias = Literal["state", "steps"] | None
 """What of a job is logged while it runs: its state and progress, its steps as well, or nothing."""
@@ -23,7 +23,7 @@ LAST_STEPS_SECONDS = 0.5
 """Seconds that the last steps of a job have to arrive after a poll has shown its end."""
 
 
-@dataclass
+@dataclass(slots=True)
 class StepCount:
     """How many steps of a job were logged, so that none is logged again over another client."""
 

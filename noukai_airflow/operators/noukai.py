@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from noukai_airflow.hooks.noukai import NoukaiHook
     from noukai_core import Job, JobRequest
     from noukai_core.checks import Duration
+    from noukai_core.following import Follow
 
 
 class NoukaiRunJobOperator(BaseOperator):
@@ -71,6 +72,8 @@ class NoukaiRunJobOperator(BaseOperator):
         cancel_on_timeout: Whether to cancel the job when it does not end in time.
         on_final_failure: What happens to a job that may be running when the task fails and no retry attaches
             to it: `"keep"` (with a warning) or `"cancel"`.
+        follow: What of the job is logged while it runs: `"state"`, with its progress; `"steps"`, the steps as
+            well, live; or `None`, only the submission and the end.
         durable: Whether a retry attaches to the job of an earlier try.
     """
 
@@ -107,10 +110,12 @@ class NoukaiRunJobOperator(BaseOperator):
         cancel_on_kill: bool = True,
         cancel_on_timeout: bool = True,
         on_final_failure: OnFinalFailure = "keep",
+        follow: Follow = "state",
         durable: bool = True,
         **kwargs: Any,
     ) -> None:
         from noukai_core.checks import check_choice, check_duration
+        from noukai_core.following import FOLLOW
 
         super().__init__(**kwargs)  # pyright: ignore[reportUnknownMemberType]
         self.flow = flow
@@ -134,6 +139,7 @@ class NoukaiRunJobOperator(BaseOperator):
         self.on_final_failure: OnFinalFailure = check_choice(
             on_final_failure, ("keep", "cancel"), "on_final_failure"
         )
+        self.follow: Follow = check_choice(follow, FOLLOW, "follow")
         self.durable = durable
         self._job: Job | None = None
         self._context: Context | None = None
@@ -338,6 +344,7 @@ class NoukaiRunJobOperator(BaseOperator):
             cancel_on_kill=self.cancel_on_kill,
             cancel_on_timeout=self.cancel_on_timeout,
             push_xcoms=self.do_xcom_push,
+            follow=self.follow,
         )
         self._job = job
         self._wait = JobWait(options, self.defer, context, self._settings, self._store(context), job)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from noukai_airflow.exceptions import (
     airflow_errors,
     without_frames,
 )
+from noukai_core.following import StepCount
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from noukai_airflow.hooks.noukai import NoukaiHook
     from noukai_core import Job, JobStatus
     from noukai_core.checks import Duration
+    from noukai_core.following import Follow
 
 _STATES = frozenset({"completed", "failed", "cancelled"})
 _DEFAULT_POKE_SECONDS = 60.0
@@ -54,6 +56,8 @@ class NoukaiJobSensor(BaseSensorOperator):
             default_deferrable`.
         poke_interval: The pause between polls. Defaults to 60 seconds; in the triggerer, to a tenth of the
             time waited, between 1 and 60 seconds.
+        follow: What of the job is logged while it runs: `"state"`; `"steps"`, its steps as well, live, which
+            needs a sensor that waits without being rescheduled; or `None`, only its end.
         **kwargs: Arguments of every sensor, such as `timeout`, `soft_fail` and `mode`.
     """
 
@@ -73,6 +77,7 @@ class NoukaiJobSensor(BaseSensorOperator):
         allowed_states: Collection[str] = ("completed",),
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         poke_interval: Duration | None = None,
+        follow: Follow = "state",
         **kwargs: Any,
     ) -> None:
         super().__init__(  # pyright: ignore[reportUnknownMemberType]
@@ -82,6 +87,12 @@ class NoukaiJobSensor(BaseSensorOperator):
             raise ValueError(
                 f"allowed_states is {allowed_states!r}, but must be some of {', '.join(sorted(_STATES))}"
             )
+        from noukai_core.checks import check_choice
+        from noukai_core.following import FOLLOW
+
+        self.follow: Follow = check_choice(follow, FOLLOW, "follow")
+        if follow == "steps" and self.reschedule and not deferrable:
+            raise ValueError("follow is 'steps', but a rescheduled sensor does not run between its polls")
         self.job_id = job_id
         self.flow = flow
         self.noukai_conn_id = noukai_conn_id
@@ -91,6 +102,7 @@ class NoukaiJobSensor(BaseSensorOperator):
         self._started: datetime | None = None
         self._deadline = math.inf
         self._state: str | None = None
+        self._steps = StepCount()
 
     @without_frames
     def execute(self, context: Context) -> Any:
@@ -98,7 +110,8 @@ class NoukaiJobSensor(BaseSensorOperator):
         self._started = self._first_start(context)
         self._deadline = self._started.timestamp() + self.timeout
         if not self.deferrable:
-            return super().execute(context)
+            with self._following():
+                return super().execute(context)
         done = self.poke(context)
         if done:
             return done.xcom_value
@@ -125,7 +138,8 @@ class NoukaiJobSensor(BaseSensorOperator):
             return None
         if status.state != self._state:
             change = status.state if self._state is None else f"{self._state} → {status.state}"
-            self.log.info("Noukai job %s of %s: %s", self.job_id, self.flow, change)
+            if self.follow is not None or status.finished:
+                self.log.info("Noukai job %s of %s: %s", self.job_id, self.flow, change)
             self._state = status.state
         if not status.finished:
             return PokeReturnValue(is_done=False)
@@ -138,6 +152,7 @@ class NoukaiJobSensor(BaseSensorOperator):
         The event is verified: the sensor polls the job before it ends.
         """
         job_event = JobEvent.for_job(self.job_id, JobEvent.read(event))
+        self._steps.logged = job_event.logged_steps if job_event else 0
         self._deadline = time.time() + self.timeout if deadline is None else deadline
         with self._failing_softly():
             polled = self._poll(context)
@@ -151,7 +166,8 @@ class NoukaiJobSensor(BaseSensorOperator):
                 return self._defer(self._deadline)
             if job_event is not None and job_event.reason is Reason.RESPONSE_TOO_LARGE:
                 self.timeout = max(self._deadline - time.time(), 0.0)
-                return super().execute(context)
+                with self._following():
+                    return super().execute(context)
             reason = job_event.reason if job_event else "unknown event"
             raise NoukaiException(
                 f"Noukai job {self.job_id} of {self.flow}: trigger failed: {reason}, but the job "
@@ -180,6 +196,13 @@ class NoukaiJobSensor(BaseSensorOperator):
             raise NoukaiSensorJobFailedException(str(error), job_id=error.job_id, step=error.step)
         raise error
 
+    def _following(self) -> AbstractContextManager[None]:
+        if self.follow != "steps":
+            return nullcontext()
+        from noukai_airflow._steps import steps_beside
+
+        return steps_beside(self._hook.settings, self._job(), self._steps)
+
     def _defer(self, deadline: float) -> None:
         from noukai_airflow.triggers.noukai import NoukaiJobTrigger, backstop
 
@@ -189,6 +212,8 @@ class NoukaiJobSensor(BaseSensorOperator):
                 noukai_conn_id=self.noukai_conn_id,
                 deadline=deadline,
                 poll_interval=self._interval,
+                follow=self.follow,
+                logged_steps=self._steps.logged,
             ),
             method_name="execute_complete",
             kwargs={"deadline": deadline},

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,9 +18,13 @@ from noukai_airflow._compat import RESUMES_SAFELY
 from noukai_airflow._outcome import StatusUpdates, status_summary
 from noukai_airflow._trigger_event import JobEvent, Reason
 from noukai_airflow._xcoms import JOB_ID
+from noukai_core.following import StepCount, log_steps
 
 if TYPE_CHECKING:
     from noukai_core import AsyncJob, AsyncNoukai, Job, JobStatus
+    from noukai_core.following import Follow
+
+log = logging.getLogger(__name__)
 
 # How long the scheduler may take to notice that a worker's process has ended, once its supervisor has: it
 # checks once per loop. A loop takes a second when there is nothing to do, and took 4.8 s on a busy machine.
@@ -84,6 +90,8 @@ class NoukaiJobTrigger(CancellingTrigger):
         deferred_at: When the task was deferred, in seconds since the epoch.
         logged_state: The state of the job that the task has logged already.
         push_status: Whether the XCom `job_status` of the task is kept current.
+        follow: What of the job is logged; see `NoukaiRunJobOperator`.
+        logged_steps: How many steps of the job the task has logged already.
     """
 
     xcom_key = JOB_ID
@@ -100,6 +108,8 @@ class NoukaiJobTrigger(CancellingTrigger):
         deferred_at: float | None = None,
         logged_state: str | None = None,
         push_status: bool = False,
+        follow: Follow = "state",
+        logged_steps: int = 0,
     ) -> None:
         super().__init__(cancel_on_kill=cancel_on_kill)
         self.job_id = job_id
@@ -111,6 +121,8 @@ class NoukaiJobTrigger(CancellingTrigger):
         self.deferred_at = deferred_at
         self.logged_state = logged_state
         self.push_status = push_status
+        self.follow: Follow = follow
+        self._steps = StepCount(logged_steps)
         self._updates = StatusUpdates(logged_state)
 
     @classmethod
@@ -123,6 +135,8 @@ class NoukaiJobTrigger(CancellingTrigger):
         poll_interval: float | None,
         cancel_on_kill: bool = False,
         push_status: bool = False,
+        follow: Follow = "state",
+        logged_steps: int = 0,
     ) -> Self:
         """Make the trigger for a task that is about to defer. For the arguments see the class."""
         return cls(
@@ -136,6 +150,8 @@ class NoukaiJobTrigger(CancellingTrigger):
             deferred_at=time.time(),
             logged_state=str(job.last_status.state) if job.last_status else None,
             push_status=push_status,
+            follow=follow,
+            logged_steps=logged_steps,
         )
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -153,6 +169,8 @@ class NoukaiJobTrigger(CancellingTrigger):
                 "deferred_at": self.deferred_at,
                 "logged_state": self.logged_state,
                 "push_status": self.push_status,
+                "follow": self.follow,
+                "logged_steps": self._steps.logged,
             },
         )
 
@@ -193,7 +211,7 @@ class NoukaiJobTrigger(CancellingTrigger):
         except Exception as error:
             self.log.exception("Noukai job %s of %s: trigger failed: %r", self.job_id, self.flow, error)
             reason = Reason.UNEXPECTED_ERROR
-        return JobEvent(self.job_id, reason, state, time.time())
+        return JobEvent(self.job_id, reason, state, time.time(), self._steps.logged)
 
     async def _statuses(self) -> AsyncIterator[JobStatus]:
         """Yield each change of the job. If the connection is changed, polling continues with its new content.
@@ -210,11 +228,16 @@ class NoukaiJobTrigger(CancellingTrigger):
         while True:
             change: asyncio.Timeout | None = None
             try:
-                async with shared_async_client(settings) as client, until_changed(hook, settings) as change:
+                async with (
+                    shared_async_client(settings) as client,
+                    until_changed(hook, settings) as change,
+                    self._following(client),
+                ):
                     changes = self._job(client).watch(
                         timeout=self._remaining(),
                         poll_interval=self.poll_interval,
                         max_poll_bytes=settings.max_poll_bytes,
+                        log_changes=self.follow is not None,
                     )
                     async for status in changes:
                         yield status
@@ -231,6 +254,11 @@ class NoukaiJobTrigger(CancellingTrigger):
                 "Noukai job %s of %s: connection changed (polling continues)", self.job_id, self.flow
             )
             settings = renewed
+
+    def _following(self, client: AsyncNoukai) -> AbstractAsyncContextManager[None]:
+        if self.follow != "steps":
+            return nullcontext()
+        return log_steps(self._job(client), log, self._steps)
 
     def _remaining(self) -> float | None:
         """Return the time until the deadline, at least a millisecond: even a past deadline gets one poll."""

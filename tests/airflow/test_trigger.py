@@ -87,6 +87,8 @@ def test_stored_arguments() -> None:
         "deferred_at",
         "logged_state",
         "push_status",
+        "follow",
+        "logged_steps",
     }
 
 

@@ -13,7 +13,7 @@ from noukai_core import JobState
 @pytest.mark.parametrize("reason", list(Reason))
 def test_an_event_survives_its_passage_through_airflow(reason: Reason) -> None:
     """A task reads what a trigger yields."""
-    event = JobEvent("job-1", reason, "running", 1764115200.5)
+    event = JobEvent("job-1", reason, "running", 1764115200.5, 3)
     assert JobEvent.read(json.loads(json.dumps(event.payload()))) == event
 
 
@@ -41,6 +41,7 @@ def test_an_event_holds_only_ids_and_states() -> None:
         "reason",
         "state",
         "seen_at",
+        "logged_steps",
     }
 
 

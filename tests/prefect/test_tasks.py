@@ -270,3 +270,23 @@ async def test_is_retryable(error: Exception, worth: bool) -> None:
     run: Any = None
     task: Task[..., Any] = run_noukai_job
     assert is_retryable(task, run, state) is worth
+
+
+@pytest.mark.parametrize("follow, streams", [("steps", 1), ("state", 0), (None, 0)])
+async def test_follow(
+    call: Call, credentials: NoukaiCredentials, emulator: Emulator, follow: Any, streams: int
+) -> None:
+    """The stream of a job is opened only if its steps are followed."""
+    emulator.control.script(FLOW, after_seconds=0.3)
+    assert await call("run", credentials, FLOW, "hello", follow=follow, poll_interval=0.05)
+    assert emulator.control.counts().get("stream", 0) == streams
+
+
+@pytest.mark.parametrize("name", ["run", "wait"])
+async def test_a_wrong_follow_sends_nothing(
+    call: Call, credentials: NoukaiCredentials, emulator: Emulator, name: str
+) -> None:
+    """Another value of `follow` is refused before anything is sent."""
+    with pytest.raises(InvalidInputError, match="follow is 'none'"):
+        await call(name, credentials, FLOW, "job-1", follow="none")
+    assert emulator.control.requests() == []

@@ -72,6 +72,7 @@ class Poller:
         timeout: Seconds until the deadline; `None` for none.
         interval: A fixed pause between polls, in seconds.
         last_status: What is known of the job already; a change is logged, but not that it is still so.
+        log_changes: Whether each change is logged, and not only the end.
         state_bytes: If the state is all that is wanted: how many bytes of each response are read for it.
         watcher: What else watches the job.
     """
@@ -88,6 +89,7 @@ class Poller:
         timeout: float | None = None,
         interval: float | None = None,
         last_status: JobStatus | None = None,
+        log_changes: bool = True,
         state_bytes: int | None = None,
         watcher: Watcher | None = None,
     ) -> None:
@@ -109,6 +111,7 @@ class Poller:
         self._last_error: APIError | None = None
         self._status: JobStatus | None = None
         self._logged = last_status
+        self._log_changes = log_changes
 
     @property
     def last_status(self) -> JobStatus | None:
@@ -160,11 +163,15 @@ class Poller:
         self._limiter.last_success_at = self._clock()
         before, self._status = self._status, status
         logged, self._logged = self._logged, status
-        if logged is None or logged.state != status.state:
-            self._log_state(logged, status)
-        elif not status.finished and status.progress is not None and logged.progress != status.progress:
-            log.info("%s: progress %s", self._name, status.progress_text)
+        if self._log_changes or status.finished:
+            self._log(logged, status)
         return before is None or (before.state, before.progress) != (status.state, status.progress)
+
+    def _log(self, before: JobStatus | None, status: JobStatus) -> None:
+        if before is None or before.state != status.state:
+            self._log_state(before, status)
+        elif not status.finished and status.progress is not None and before.progress != status.progress:
+            log.info("%s: progress %s", self._name, status.progress_text)
 
     def _log_state(self, before: JobStatus | None, status: JobStatus) -> None:
         change = status.state if before is None else f"{before.state} → {status.state}"

@@ -92,6 +92,9 @@ TASKS: dict[str, dict[str, Any]] = {
     "waiting_keep": {"deferrable": False, "cancel_on_kill": False, "poll_interval": 0.5},
     "waiting_not_durable": {"deferrable": False, "durable": False, "poll_interval": 0.5, **RETRY},
     "waiting_skip": {"deferrable": False, "on_cancelled": "skip", "poll_interval": 0.5},
+    "followed": {"deferrable": True, "inline_wait": 3, "poll_interval": 0.5, "follow": "steps"},
+    "followed_waiting": {"deferrable": False, "poll_interval": 0.5, "follow": "steps"},
+    "followed_not": {"deferrable": True, "follow": None, **PROMPT},
     "with_openlineage": {"deferrable": True, **PROMPT},
     "traced": {"deferrable": False, "trace": True},
 }
