@@ -143,7 +143,8 @@ def test_nothing_is_logged_while_a_job_runs(said: Any, emulator: Emulator) -> No
     emulator.control.script("flow", after_seconds=0.5, progress=[{"percent": 10}, {"percent": 50}], result=7)
     assert run_on_worker(emulator, follow=None) == 7
     submitted, end = said()
-    assert submitted == "submitted" and end.endswith("completed")
+    assert submitted == "submitted"
+    assert end.endswith("completed")
 
 
 @pytest.mark.parametrize("follow", ["none", "trace", True])

@@ -68,7 +68,9 @@ def test_each_step_is_logged_once(started: dict[str, Run], prefect: LocalPrefect
 def test_a_silent_run(started: dict[str, Run], prefect: LocalPrefect) -> None:
     """With `None`, the log has the submission and the end, and no state in between."""
     lines = [line for line in lines_of(started["silent"], prefect) if not line.startswith("page ")]
-    assert lines[0] == "submitted" and lines[1].endswith("completed") and len(lines) == 2
+    assert lines[0] == "submitted"
+    assert lines[1].endswith("completed")
+    assert len(lines) == 2
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -272,7 +272,7 @@ async def test_is_retryable(error: Exception, worth: bool) -> None:
     assert is_retryable(task, run, state) is worth
 
 
-@pytest.mark.parametrize("follow, streams", [("steps", 1), ("state", 0), (None, 0)])
+@pytest.mark.parametrize(("follow", "streams"), [("steps", 1), ("state", 0), (None, 0)])
 async def test_follow(
     call: Call, credentials: NoukaiCredentials, emulator: Emulator, follow: Any, streams: int
 ) -> None:
