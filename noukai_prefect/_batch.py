@@ -15,7 +15,6 @@ from noukai_core import (
     AsyncJob,
     InvalidInputError,
     JobCancelledError,
-    JobError,
     JobFailedError,
     JobNotFoundError,
     JobRequest,
@@ -38,6 +37,7 @@ from noukai_prefect._text import bare_reason
 RaiseOn: TypeAlias = Literal["first", "any", "none"]
 
 _LOG_SECONDS = 10.0
+_MAX_NAMED = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,8 @@ class Batch:
             return outcome
 
     def _unsuccessful(self, row: BatchRow, error: NoukaiError, started: float) -> JobOutcome:
-        if not isinstance(error, JobError):
+        cancelled = isinstance(error, JobTimeoutError) and row.state == JobState.CANCELLED
+        if not (cancelled or isinstance(error, JobFailedError | JobCancelledError)):
             row.state = type(error).__name__
         outcome = self._make_outcome(row, started, error=error)
         if isinstance(error, JobFailedError | JobCancelledError):
@@ -214,11 +215,14 @@ class Batch:
         return await self._flow.find(self._table.submission(row))
 
     async def _submit(self, row: BatchRow) -> AsyncJob:
-        row.state, row.sent = "submitting", True
+        row.state, sent_before, row.sent = "submitting", row.sent, True
         request = self._requests[row.index]
         try:
             job = await self._flow.submit(request, submission=self._table.submission(row))
-        except (InvalidInputError, PermanentError):
+        except InvalidInputError:
+            row.sent = sent_before  # nothing was sent now
+            raise
+        except PermanentError:
             row.sent = False
             raise
         self._jobs[row.index] = job
@@ -284,30 +288,36 @@ class Batch:
     ) -> None:
         """Cancel the unfinished jobs, if the interruption calls for that."""
         logger, size, path = self._run.logger(), len(self._requests), self._flow.path
-        unfinished = sum(row.unfinished for row in self._table.rows)
         with anyio.move_on_after(_cancellation.CLEANUP_SECONDS, shield=True):
             await _cancellation.cancel_tasks(tasks)  # or each job that ends admits one more
             reason = await _cancellation.cancel_reason(self._run, interruption)
             if reason is None:
                 logger.warning(
-                    "Noukai batch of %d jobs of %s: left running (%d jobs; a rerun of this flow run attaches "
-                    "to them)",
+                    "Noukai batch of %d jobs of %s: left running (%s; a rerun of this flow run attaches to "
+                    "them)",
                     size,
                     path,
-                    unfinished,
+                    self._unfinished(),
                 )
                 return
             semaphore = asyncio.Semaphore(_cancellation.CANCEL_CONCURRENCY)
             await asyncio.gather(*(self._cancel(row, reason, semaphore) for row in self._table.rows))
             return
         logger.warning(
-            "Noukai batch of %d jobs of %s: cancel failed (no confirmation within %g s; some of %d jobs may "
-            "still be running)",
+            "Noukai batch of %d jobs of %s: cancel failed (no confirmation within %g s; may still be "
+            "running: %s)",
             size,
             path,
             _cancellation.CLEANUP_SECONDS,
-            unfinished,
+            self._unfinished(),
         )
+
+    def _unfinished(self) -> str:
+        """Return how many jobs may be running, and which: the first ones, by their ids."""
+        rows = [row for row in self._table.rows if row.unfinished or row.may_have_job]
+        names = [row.job_id or f"submission {self._table.submission(row).id}" for row in rows[:_MAX_NAMED]]
+        more = ["…"] if len(rows) > _MAX_NAMED else []
+        return f"{len(rows)} jobs{': ' if names else ''}{', '.join([*names, *more])}"
 
     async def _cancel(self, row: BatchRow, reason: str, semaphore: asyncio.Semaphore) -> None:
         """Cancel the job of a row, even one that an interrupted submission may have created."""

@@ -57,7 +57,7 @@ class BatchRow:
         tokens: The tokens of the job's trace.
         cost_usd: The cost of the job's trace in US dollars.
         reason: Why the job did not complete.
-        sent: Whether its submission was sent and not rejected.
+        sent: Whether its submission may have been sent, now or by an earlier attempt, and was not rejected.
         never_sent: Whether no earlier attempt can have sent its submission.
         possibly_sent_at: When an earlier attempt may last have sent it, if that differs from the batch's.
     """
@@ -161,6 +161,8 @@ class BatchTable:
         if self._record is None and stored:
             # The record was changed, or another key signed it. The server knows which jobs exist.
             self._possibly_sent_at = now()
+            for row in self.rows:
+                row.sent = True
             self._run.logger().warning(
                 "Noukai batch of %d jobs of %s: record not verified; checking whether jobs exist",
                 len(self.rows),
@@ -262,9 +264,10 @@ class BatchTable:
         for row in self.rows:
             stored = verified.get(row.index)
             if stored is None:
-                row.possibly_sent_at = now()
+                row.possibly_sent_at, row.sent = now(), True
                 continue
             row.resubmission, row.job_id, row.state = stored.resubmission, stored.job_id, stored.state
+            row.sent = batch.possibly_sent_at is not None
             if row.state in _UNSUCCESSFUL:
                 row.replace_job()
                 row.never_sent = True  # or the earlier attempt would have written the record once more

@@ -153,6 +153,8 @@ async def cancel_or_keep(
             if job is not None:
                 logger.warning("Noukai job %s of %s: left running (%s)", job.id, job.flow, LEFT_RUNNING)
                 await submission_state.write("left running", LEFT_RUNNING)
+            elif submission_state.submission is not None:
+                _log_possibly_running(*submission_state.submission, run, LEFT_RUNNING)
             return False
         if job is not None:
             cancelled = await cancel(job, run, reason)
@@ -166,9 +168,14 @@ async def cancel_or_keep(
     if job is not None:
         CancelOutcome(job.id, job.flow, error=late).log("interrupted", logger)
     elif submission_state.submission is not None:
-        flow, submission = submission_state.submission
-        logger.warning("Noukai submission %s to %s: may be left running (%s)", submission.id, flow.path, late)
+        _log_possibly_running(*submission_state.submission, run, late)
     return False
+
+
+def _log_possibly_running(flow: AsyncFlow, submission: Submission, run: RunContext, reason: str) -> None:
+    run.logger().warning(
+        "Noukai submission %s to %s: may be left running (%s)", submission.id, flow.path, reason
+    )
 
 
 async def cancel_by_submission(
@@ -187,11 +194,7 @@ async def cancel_by_submission(
             continue
         if job is not None:
             return job if await cancel(job, run, reason, submission) else None
-    run.logger().warning(
-        "Noukai submission %s to %s: may be left running (interrupted before the response)",
-        submission.id,
-        flow.path,
-    )
+    _log_possibly_running(flow, submission, run, "interrupted before the response")
     return None
 
 

@@ -18,14 +18,13 @@ import noukai_airflow._submit
 import noukai_airflow._task_states
 import noukai_airflow._wait
 import noukai_airflow._worker_kill
-import noukai_core.async_client
-import noukai_core.client
 from noukai_airflow import _client_cache
 from noukai_airflow._compat import AirflowTaskTerminated
 from noukai_airflow._connection import ConnectionSettings
 from noukai_airflow.hooks.noukai import NoukaiHook
 from noukai_airflow.operators.noukai import NoukaiRunJobOperator
 from noukai_airflow.triggers.noukai import NoukaiJobTrigger
+from noukai_core._http import connection
 from tests.simulation import core_state
 from tests.simulation.clock import LivingClock
 from tests.simulation.process import StoreError
@@ -359,7 +358,7 @@ class AirflowTask:
             how = choices.pick("how the triggerer ends", ("killed", "handed over"))
             clock.after(seconds, lambda: self._end_triggerer(how))
         self.tell("triggerer {0} waits", number)
-        self._triggerer = AsyncTransport(number, self.simulation.network, lambda: None)
+        self._triggerer = AsyncTransport(number, self.simulation.network)
         with asyncio.Runner(loop_factory=lambda: VirtualLoop(clock)) as runner:
             try:
                 return runner.run(self._triggering(trigger))
@@ -422,13 +421,12 @@ def _operator(task: AirflowTask) -> NoukaiRunJobOperator:
 @contextmanager
 def airflow_world(living: LivingClock, task: AirflowTask) -> Iterator[None]:
     """Let the provider live in the simulated world."""
-    real_client, real_async_client = noukai_core.Noukai, noukai_core.AsyncNoukai
 
-    def client(**arguments: Any) -> Any:
-        return real_client(**arguments, transport=BlockingTransport(task.worker))
+    def blocking_transport(*_: Any) -> BlockingTransport:
+        return BlockingTransport(task.worker)
 
-    def async_client(**arguments: Any) -> Any:
-        return real_async_client(**arguments, transport=task._triggerer)
+    def async_transport(*_: Any) -> AsyncTransport:
+        return task._triggerer
 
     async def read_connection(hook: NoukaiHook) -> ConnectionSettings:
         return task.settings
@@ -437,8 +435,8 @@ def airflow_world(living: LivingClock, task: AirflowTask) -> Iterator[None]:
     threads = SimpleNamespace(Thread=lambda **arguments: _InlineThread(task, **arguments))
     with ExitStack() as stack:
         for target, name, value in (
-            (noukai_core, "Noukai", client),
-            (noukai_core, "AsyncNoukai", async_client),
+            (connection, "blocking_transport", blocking_transport),
+            (connection, "async_transport", async_transport),
             (NoukaiHook, "settings", task.settings),
             (NoukaiHook, "_read_connection", read_connection),
             (noukai_airflow._worker_kill, "threading", threads),

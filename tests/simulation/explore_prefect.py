@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from noukai_core import NoukaiError
 from tests.simulation import core_state
 from tests.simulation.choices import Choices, Decision
 from tests.simulation.clock import Clock, LivingClock, living_in
@@ -20,6 +22,7 @@ from tests.simulation.invariants import (
     one_job_per_submission,
 )
 from tests.simulation.prefect_run import SLOT, PrefectFlowRun, prefect_world
+from tests.simulation.process import StoreError
 from tests.simulation.simulation import Simulation
 
 _LIVING = LivingClock()
@@ -62,6 +65,7 @@ def _violations(flow_run: PrefectFlowRun, history: History) -> list[Violation]:
         running_jobs_are_named,
         cancelled_for_a_reason_only,
         results_are_true,
+        every_error_is_typed,
         the_flow_run_ends,
     )
     return found + [Violation(check.__name__, what) for check in checks for what in check(flow_run)]
@@ -112,6 +116,13 @@ def results_are_true(flow_run: PrefectFlowRun) -> Iterator[str]:
     for index, output in flow_run.results:
         if output not in outputs:
             yield f"input {index} came to {output!r}"
+
+
+def every_error_is_typed(flow_run: PrefectFlowRun) -> Iterator[str]:
+    """Every error is one of the client's, or that of Prefect's server."""
+    for error in flow_run.errors:
+        if not isinstance(error, NoukaiError | StoreError | asyncio.CancelledError):
+            yield f"an attempt ended with {error!r}"
 
 
 def the_flow_run_ends(flow_run: PrefectFlowRun) -> Iterator[str]:

@@ -417,8 +417,7 @@ def let_go(simulation: Simulation, lines: Sequence[tuple[float, str]], job: Serv
         exchange.kind == "cancel" and exchange.job_id == job.id and exchange.sent_at <= until
         for exchange in simulation.network.exchanges
     )
-    names = (f"{job.id} ", f"{job.id}:", f"{job.id}.", job.exchange.submission)
+    names = re.compile(rf"\b({re.escape(job.id)}|{re.escape(job.exchange.submission)})\b")
     return told or any(
-        moment <= until and NAMED.search(line) and any(name in line for name in names)
-        for moment, line in lines
+        moment <= until and NAMED.search(line) and names.search(line) for moment, line in lines
     )

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from types import SimpleNamespace
+from functools import cache
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+from prefect.client.orchestration import get_client as real_get_client
+from prefect.client.schemas.filters import ArtifactFilter
 from pydantic import SecretStr
 
 import noukai_prefect._artifacts
@@ -23,9 +27,10 @@ import noukai_prefect._events
 import noukai_prefect._job_store
 import noukai_prefect._run
 from noukai_core import AsyncNoukai, NoukaiError
+from noukai_core._http import connection
 from noukai_prefect import NoukaiCredentials
 from noukai_prefect._batch import Batch, BatchOptions
-from noukai_prefect._batch_table import BatchTable
+from noukai_prefect._batch_table import WRITE_SECONDS, BatchTable
 from noukai_prefect._run import JobRequest, WaitOptions
 from noukai_prefect._run_context import RunContext
 from tests.simulation import core_state
@@ -40,6 +45,9 @@ SLOT = str(uuid.UUID(int=7))
 _MOST_ATTEMPTS = 4
 _FLOW_RUN = uuid.UUID(int=5)
 _TASK_RUN = uuid.UUID(int=6)
+_TOLD = ("submission_id", "job_id", "last_sent_at", "resubmission", "ended", "possibly_sent_at")
+_KEY = "nk_test_simulated_prefect"
+_CREDENTIALS = NoukaiCredentials(api_key=SecretStr(_KEY), base_url=BASE_URL)
 
 
 @dataclass(frozen=True)
@@ -70,10 +78,21 @@ class _Attempt:
 @dataclass
 class _Artifact:
     id: uuid.UUID
+    type: str | None
+    key: str | None
     data: Any
-    metadata_: dict[str, str]
+    metadata_: dict[str, str] | None
     updated: datetime
-    key: str
+    flow_run_id: uuid.UUID = _FLOW_RUN
+
+    def wanted(self, artifact_filter: ArtifactFilter) -> bool:
+        """Whether a filter lets it through; of all that a filter can ask for, only what is used."""
+        key, kind = artifact_filter.key, artifact_filter.type
+        if key is not None:
+            assert key.like_ is not None and key.like_.endswith("%"), key
+            return self.key is not None and self.key.startswith(key.like_.removesuffix("%"))
+        assert kind is not None and kind.any_ is not None, artifact_filter
+        return self.type in kind.any_
 
 
 @dataclass
@@ -93,6 +112,7 @@ class PrefectServer:
 
     flow_run: PrefectFlowRun
     artifacts: list[_Artifact] = field(default_factory=list)
+    _told: dict[str, str] = field(default_factory=dict)
 
     async def __aenter__(self) -> PrefectServer:
         return self
@@ -104,14 +124,15 @@ class PrefectServer:
         end = await self._access("write", written=True)
         made = _Artifact(
             uuid.UUID(int=100 + len(self.artifacts)),
-            artifact.data,
-            dict(artifact.metadata_),
-            self._now(),
+            artifact.type,
             artifact.key,
+            artifact.data,
+            artifact.metadata_,
+            self._now(),
         )
         if end != "failed":
             self.artifacts.append(made)
-            self.flow_run.simulation.story.tell("stored: {0}", made.metadata_)
+            self._tell(made)
         if end != "written":
             raise StoreError(end)
         return made
@@ -122,16 +143,24 @@ class PrefectServer:
         if end != "failed":
             fields = update.model_dump(exclude_unset=True)
             kept.data = fields.get("data", kept.data)
-            kept.metadata_ = dict(fields.get("metadata_", kept.metadata_))
+            kept.metadata_ = fields.get("metadata_", kept.metadata_)
             kept.updated = self._now()
-            self.flow_run.simulation.story.tell("stored: {0}", kept.metadata_)
+            self._tell(kept)
         if end != "written":
             raise StoreError(end)
 
-    async def read_artifacts(self, *, artifact_filter: Any, offset: int, **_: Any) -> list[Any]:
+    def _tell(self, artifact: _Artifact) -> None:
+        content = {name: value for name, value in (artifact.metadata_ or {}).items() if name in _TOLD}
+        if content != self._told:
+            self._told = content
+            self.flow_run.simulation.story.tell("stored: {0}", content)
+
+    async def read_artifacts(
+        self, *, artifact_filter: ArtifactFilter, flow_run_filter: Any, limit: int, offset: int
+    ) -> list[_Artifact]:
         await self._access("read", written=False)
-        wanted = artifact_filter.key.any_
-        return [one for one in self.artifacts if one.key in wanted][offset:]
+        wanted = [one for one in self.artifacts if one.wanted(artifact_filter)]
+        return wanted[offset : offset + limit]
 
     async def read_flow_run(self, flow_run_id: uuid.UUID) -> Any:
         await self._access("read", written=False)
@@ -162,7 +191,7 @@ class PrefectFlowRun:
         cancelling: Whether a person has cancelled the flow run.
         acted_in_time: Whether a process ran at that moment.
         results: What the attempts returned: pairs of an index and an output.
-        outcomes: What the last attempt came to.
+        errors: What the attempts ended with.
     """
 
     def __init__(self, simulation: Simulation) -> None:
@@ -178,6 +207,7 @@ class PrefectFlowRun:
         self.handled = False
         self.running_at_the_end: list[str] = []
         self.results: list[tuple[int, Any]] = []
+        self.errors: list[BaseException] = []
         self.size = choices.pick("jobs", (0, 1, 2, 4))
         self.timeout = choices.pick("timeout of the wait", (1000.0, 20.0, 100.0), 0.3)
         self.cancel_on_timeout = choices.pick("cancel_on_timeout", (True, False), 0.2)
@@ -203,7 +233,7 @@ class PrefectFlowRun:
         if self.over_at is None:
             self.simulation.story.tell("a person cancels the flow run")
             self.cancelling = True
-            self.acted_in_time = self._interrupted is not None
+            self.acted_in_time = self._interrupted is not None and not self._how
             self._interrupt("cancelled")
 
     def _interrupt(self, how: str) -> None:
@@ -234,6 +264,7 @@ class PrefectFlowRun:
         with asyncio.Runner(loop_factory=lambda: VirtualLoop(clock)) as runner:
             error = runner.run(self._attempt())
         if error is not None and not self.dead:
+            self.errors.append(error)
             self.logged(f"raised {type(error).__name__}: {error}")
         self.handled = not self.dead
         if (error is None and not self.dead) or self._attempts == _MOST_ATTEMPTS or self.cancelling:
@@ -245,11 +276,9 @@ class PrefectFlowRun:
     async def _attempt(self) -> BaseException | None:
         self._interrupted = asyncio.Event()
         attempt = _Attempt()
-        transport = AsyncTransport(self.process, self.simulation.network, lambda: None)
         client = AsyncNoukai(
-            "nk_test_simulated_prefect",
+            _KEY,
             base_url=BASE_URL,
-            transport=transport,
             timeout=self.simulation.timeout,
             retry_timeout=self.simulation.retry_timeout,
             recovery_timeout=self.simulation.recovery_timeout,
@@ -268,14 +297,13 @@ class PrefectFlowRun:
         return asyncio.CancelledError() if work.cancelled() else work.exception()
 
     async def _single(self, client: AsyncNoukai, attempt: Any) -> None:
-        credentials = NoukaiCredentials(api_key=SecretStr("nk_test_simulated_prefect"), base_url=BASE_URL)
         options = WaitOptions(timeout=self.timeout, cancel_on_timeout=self.cancel_on_timeout)
         tries = 1 + self.choices.index("retries of the task", 3, 0.3)
         for number in range(1, tries + 1):
             run = self._context(attempt, number)
             try:
                 output = await noukai_prefect._run.submit_and_wait(
-                    credentials, client, JobRequest(FLOW, "text"), options, run
+                    _CREDENTIALS, client, JobRequest(FLOW, "text"), options, run
                 )
                 self.results.append((0, output))
                 return
@@ -295,8 +323,9 @@ class PrefectFlowRun:
             max_polls_per_second=50.0,
             raise_on="none",
         )
-        table = BatchTable(run, SLOT, FLOW, self.size, None)
-        requests = [JobRequest(FLOW, f"text {number}") for number in range(self.size)]
+        inputs = [f"text {number}" for number in range(self.size)]
+        table = BatchTable(run, SLOT, FLOW, inputs, _CREDENTIALS)
+        requests = [JobRequest(FLOW, text) for text in inputs]
         outcomes = await Batch(client.flow(FLOW), requests, options, run, table).outcomes()
         self.results += [(one.index, one.output) for one in outcomes if one.state == "completed"]
         for one in outcomes:
@@ -327,6 +356,16 @@ class PrefectFlowRun:
         self.simulation.story.tell("the flow run is over; running: {0}", self.running_at_the_end)
 
 
+@cache
+def _modules_with_client() -> tuple[ModuleType, ...]:
+    """Return the modules of the integration that speak with Prefect's server."""
+    return tuple(
+        module
+        for name, module in sys.modules.items()
+        if name.startswith("noukai_prefect.") and getattr(module, "get_client", None) is real_get_client
+    )
+
+
 @contextmanager
 def prefect_world(flow_run: PrefectFlowRun, clock: Clock) -> Iterator[None]:
     """Let the integration live in the simulated world."""
@@ -337,14 +376,15 @@ def prefect_world(flow_run: PrefectFlowRun, clock: Clock) -> Iterator[None]:
     def get_client() -> PrefectServer:
         return flow_run.server
 
+    def async_transport(*_: Any) -> AsyncTransport:
+        return AsyncTransport(flow_run.process, flow_run.simulation.network)
+
     with ExitStack() as stack:
-        for module in (
-            noukai_prefect._artifacts,
-            noukai_prefect._batch_table,
-            noukai_prefect._cancellation,
-            noukai_prefect._job_store,
-        ):
+        for module in _modules_with_client():
             stack.enter_context(patch.object(module, "get_client", get_client))
+        stack.enter_context(patch.object(connection, "async_transport", async_transport))
+        # As often as the record is written; more often changes nothing that is checked, and takes time.
+        stack.enter_context(patch.object(noukai_prefect._batch, "PROGRESS_SECONDS", WRITE_SECONDS))
         # Tasks in threads are not simulated, so that nothing ever asks for a stop.
         stack.enter_context(patch.object(noukai_prefect._cancellation, "STOP_CHECK_SECONDS", 1e4))
         stack.enter_context(patch.object(noukai_prefect._events, "emit_event", lambda *_, **__: None))

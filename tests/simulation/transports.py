@@ -1,4 +1,4 @@
-"""The simulated network for the real clients: as transports of httpx, for blocking and for async code."""
+"""The simulated network for the real clients: their transports, for blocking and for async code."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 import httpx
 
+from noukai_core._api.parsing import HttpResponse
+from noukai_core._http.messages import HttpRequest, ResponseReader
 from tests.simulation.clock import Clock
 from tests.simulation.network import NO_RESPONSE, NOT_SENT, End, Exchange, Network
 from tests.simulation.pages import Response
 
 BASE_URL = "https://noukai.test/api/v1"
-
-_PREFIX = "/api/v1/"
 
 
 class Killed(BaseException):
@@ -48,7 +48,7 @@ class Blocking:
         self._begin()
         self._wait(lambda: False, self.clock.now + max(seconds, 0.0))
 
-    def exchange(self, request: httpx.Request) -> End:
+    def exchange(self, request: HttpRequest) -> End:
         """Send a request, and wait for what comes of it."""
         self._begin()
         ends: list[End] = []
@@ -86,32 +86,32 @@ class Blocking:
             self.on_signal()
 
 
-class BlockingTransport(httpx.BaseTransport):
+class BlockingTransport:
     """Carries the requests of a blocking client."""
 
     def __init__(self, process: Blocking) -> None:
         self._process = process
 
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        return as_httpx(self._process.exchange(request), request)
+    def exchange(self, request: HttpRequest, most_bytes: int) -> HttpResponse:
+        return as_received(self._process.exchange(request), request, most_bytes)
+
+    def close(self) -> None:
+        pass
 
 
-class AsyncTransport(httpx.AsyncBaseTransport):
+class AsyncTransport:
     """Carries the requests of an async client.
 
     Args:
         number: The process.
         network: The network.
-        before: Is called before each request; may raise.
     """
 
-    def __init__(self, number: int, network: Network, before: Callable[[], None]) -> None:
+    def __init__(self, number: int, network: Network) -> None:
         self._number = number
         self._network = network
-        self._before = before
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        self._before()
+    async def exchange(self, request: HttpRequest, most_bytes: int) -> HttpResponse:
         ended: asyncio.Future[End] = asyncio.get_running_loop().create_future()
 
         def done(end: End) -> None:
@@ -120,27 +120,36 @@ class AsyncTransport(httpx.AsyncBaseTransport):
 
         exchange = send(self._network, self._number, request, done)
         try:
-            return as_httpx(await ended, request)
+            return as_received(await ended, request, most_bytes)
         finally:
             self._network.abandon(exchange)
 
-
-def send(network: Network, process: int, request: httpx.Request, done: Callable[[End], None]) -> Exchange:
-    """Send a request of httpx."""
-    path = request.url.raw_path.decode().removeprefix(_PREFIX)
-    timeout = request.extensions["timeout"]["read"]
-    return network.send(process, request.method, path, dict(request.headers), timeout, done)
+    async def aclose(self) -> None:
+        pass
 
 
-def as_httpx(end: End, request: httpx.Request) -> httpx.Response:
-    """Return or raise what httpx makes of the end of a request."""
+def send(network: Network, process: int, request: HttpRequest, done: Callable[[End], None]) -> Exchange:
+    """Send a request of a client."""
+    path = request.url.removeprefix(f"{BASE_URL}/")
+    return network.send(process, request.method, path, request.headers, request.timeout, done)
+
+
+def as_received(end: End, request: HttpRequest, most_bytes: int) -> HttpResponse:
+    """Return or raise what a transport makes of the end of a request."""
     if isinstance(end, Response):
-        return httpx.Response(end.status, headers=dict(end.headers), content=end.body)
+        headers = [(name.encode(), value.encode()) for name, value in end.headers.items()]
+        reader = ResponseReader(end.status, headers, most_bytes, cut_at=request.cut_at)
+        reader.take(end.body)
+        return reader.response()
     if end == NOT_SENT:
-        raise httpx.ConnectError("connection refused", request=request)
+        raise httpx.ConnectError("connection refused")
     if end == NO_RESPONSE:
-        raise httpx.ReadError("connection reset", request=request)
-    raise httpx.ReadTimeout("", request=request)
+        raise httpx.ReadError("connection reset")
+    raise httpx.ReadTimeout("")
+
+
+class RealConnection(BaseException):
+    """The code wants a connection out of the simulated world: something of it is not simulated yet."""
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -157,6 +166,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         done = self.create_future()
         done.set_result(func(*args))
         return done
+
+    async def getaddrinfo(self, *address: Any, **_: Any) -> Any:
+        raise RealConnection(address)
+
+    async def create_connection(self, *_: Any, host: Any = None, **__: Any) -> Any:
+        raise RealConnection(host)
 
 
 class _Selector(selectors.DefaultSelector):
