@@ -43,6 +43,9 @@ endef
 # $(call suites,lanes): what a lane is, devtools/suites.py says.
 suites = @mkdir -p .build/pytest; .build/tools/bin/python -m devtools.suites $(1)
 
+# The engine runs beside either orchestrator.
+SIMULATED = $(if $(filter prefect,$(PART)),prefect,airflow)
+
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r name what; do printf '%-22s %s\n' "$$name" "$$what"; done
 
@@ -77,8 +80,9 @@ test-faults: .venv/airflow/ready .venv/prefect/ready ## run thousands of jobs wh
 test-deployment: .venv/airflow-deployment/ready ## run hundreds of jobs under faults on Celery, Redis and PostgreSQL, and kill the processes
 	$(call suites,deployment)
 
-simulate: .venv/airflow/ready ## search a million schedules for a broken promise; SCHEDULES=… and SEED=… choose others
-	@PYTHONPATH=. .venv/airflow/bin/python -m tests.simulation --schedules $(or $(SCHEDULES),1000000) $(if $(SEED),--seed $(SEED))
+simulate: .venv/$(SIMULATED)/ready ## search a million schedules for a broken promise; PART=engine, airflow or prefect; SCHEDULES=…, SEED=…, PROCESSES=…
+	@PYTHONPATH=. .venv/$(SIMULATED)/bin/python -m tests.simulation --part $(or $(PART),engine) \
+		--schedules $(or $(SCHEDULES),1000000) $(if $(SEED),--seed $(SEED)) $(if $(PROCESSES),--processes $(PROCESSES))
 
 environments: .venv/airflow/ready .venv/prefect/ready .venv/airflow-floor/ready .venv/prefect-floor/ready ## build all that the tests need
 

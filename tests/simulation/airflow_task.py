@@ -18,9 +18,12 @@ import noukai_airflow._submit
 import noukai_airflow._task_states
 import noukai_airflow._wait
 import noukai_airflow._worker_kill
+import noukai_core.async_client
+import noukai_core.client  # noqa: F401
 from noukai_airflow import _client_cache
 from noukai_airflow._compat import AirflowTaskTerminated
 from noukai_airflow._connection import ConnectionSettings
+from noukai_airflow._xcoms import JOB_STATUS
 from noukai_airflow.hooks.noukai import NoukaiHook
 from noukai_airflow.operators.noukai import NoukaiRunJobOperator
 from noukai_airflow.triggers.noukai import NoukaiJobTrigger
@@ -400,9 +403,12 @@ class AirflowTask:
             raise RuntimeError("the API server is away")
         return self.state
 
-    async def job_of_task(self, task: Any) -> str | None:
-        value = self.xcoms.get("job_id")
+    async def published_by_task(self, task: Any, key: str) -> str | None:
+        value = self.xcoms.get(key)
         return value if isinstance(value, str) else None
+
+    async def push_status(self, task: Any, summary: dict[str, Any]) -> None:
+        self.xcoms[JOB_STATUS] = summary
 
 
 def _operator(task: AirflowTask) -> NoukaiRunJobOperator:
@@ -441,9 +447,10 @@ def airflow_world(living: LivingClock, task: AirflowTask) -> Iterator[None]:
             (NoukaiHook, "_read_connection", read_connection),
             (noukai_airflow._worker_kill, "threading", threads),
             # The supervisor's kill, which the process anticipates, comes before this sleep ends.
-            (noukai_airflow._worker_kill, "_kill_own_process", lambda: task.worker.sleep(10.0)),
+            (noukai_airflow._worker_kill, "kill_own_process", lambda: task.worker.sleep(10.0)),
             (noukai_airflow._task_states, "state_of_task", task.state_of_task),
-            (noukai_airflow._task_states, "job_of_task", task.job_of_task),
+            (noukai_airflow._task_states, "published_by_task", task.published_by_task),
+            (noukai_airflow._task_states, "push_status", task.push_status),
         ):
             stack.enter_context(patch.object(target, name, value))
         structlog.configure(processors=[task.structured], cache_logger_on_first_use=False)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Set
 from typing import TypeAlias
 
 from tests.simulation.invariants import History
@@ -13,6 +14,44 @@ from tests.simulation.process import Call
 State: TypeAlias = tuple[str | int | bool, ...]
 
 _MANY = 3
+
+
+class Growth:
+    """How many states are reached by how many schedules.
+
+    Attributes:
+        schedules: The schedules.
+        reached: The states.
+    """
+
+    STEP = 100_000
+
+    def __init__(self) -> None:
+        self.schedules = 0
+        self.reached: set[State] = set()
+        self._counts = [(0, 0)]
+
+    def add(self, schedules: int, states: Set[State]) -> None:
+        """Take what some more schedules reached."""
+        self.schedules += schedules
+        self.reached |= states
+        self._counts.append((self.schedules, len(self.reached)))
+
+    def __str__(self) -> str:
+        """Say what each step has added, and what the last one says of those to come."""
+        states = len(self.reached)
+        step = self.STEP if self.schedules >= 2 * self.STEP else max(1, self.schedules // 10)
+        counts = [self._count(end) for end in range(0, self.schedules + 1, step)]
+        added = [after - before for before, after in itertools.pairwise(counts)]
+        late = added[-1] / max(states, 1) if added else 1.0
+        verdict = "a plateau" if late < 0.001 else "no plateau yet"
+        return (
+            f"{states} states by {self.schedules} schedules; new ones per {step} schedules: "
+            f"{', '.join(map(str, added))}; {late:.2%} of all in the last: {verdict}"
+        )
+
+    def _count(self, schedules: int) -> int:
+        return max(states for done, states in self._counts if done <= schedules)
 
 
 def states(history: History) -> Iterator[State]:
