@@ -7,8 +7,9 @@ Default settings throughout, on a live Airflow (scheduler, triggerer, API server
 each version that has an environment, beside a local Noukai.
 
 The lag is the time from the end of the job, by the local Noukai, to the end of the task, by Airflow. `first`
-is a task without an earlier run, `learned` the median of those that follow. The last line is a task that
-defers to a trigger that only sleeps, for 20 s: what Airflow itself needs from the event to the end.
+is a task without an earlier run, `learned` the median of those that follow. `sleep` is a task that defers at
+the same time, for as long, to a trigger that only sleeps: what Airflow itself needs from the event to the
+end. Before Airflow 3.4, that may fail such a task if it sleeps for less than ten seconds.
 
 `--busy` keeps processor cores busy while a crowd runs; `--at-once` lets its tasks defer without an inline
 wait. The margin is the time from the scheduler's notice of the end of the worker's process to the event that
@@ -106,11 +107,11 @@ class Lags:
 
     Attributes:
         jobs: Of tasks that run a job.
-        sleeps: Of tasks that only sleep.
+        sleeps: Of tasks that only sleep, and do not fail.
     """
 
     jobs: dict[int, list[float]] = field(default_factory=lambda: {seconds: [] for seconds in SECONDS})
-    sleeps: list[float] = field(default_factory=list)
+    sleeps: dict[int, list[float]] = field(default_factory=lambda: {seconds: [] for seconds in SECONDS})
 
 
 def _lags(airflow: LocalAirflow, emulator: Emulator, rounds: int) -> Lags:
@@ -118,31 +119,34 @@ def _lags(airflow: LocalAirflow, emulator: Emulator, rounds: int) -> Lags:
 
     A triggerer that has just started is late for other reasons.
     """
-    _succeeded(airflow, "crowd", _start(airflow, "crowd", {"flow": f"lasts-{WARM_UP_SECONDS}"}), "job")
+    _succeeded(airflow, "crowd", _start(airflow, "crowd", {"flow": f"lasts-{WARM_UP_SECONDS}"}))
     lags = Lags()
     for _ in range(rounds):
-        sleeps = _start(airflow, "sleeps")
         runs = {}
         for seconds in SECONDS:
-            runs[seconds] = _start(airflow, f"lasts_{seconds}")
+            runs[seconds] = (
+                _start(airflow, f"lasts_{seconds}"),
+                _start(airflow, "sleeps", {"seconds": seconds}),
+            )
             time.sleep(3)  # so that what is measured is not the start of the others
-        for seconds, run in runs.items():
+        for seconds, (run, sleep) in runs.items():
             lags.jobs[seconds].append(_lag(airflow, emulator, f"lasts_{seconds}", run))
-        task = _succeeded(airflow, "sleeps", sleeps, "sleep")
-        lags.sleeps.append(_moment(task["end_date"]) - airflow.xcom("sleeps", sleeps, "sleep"))
+            if airflow.wait_for("sleeps", sleep, "job") == "success":
+                ended = _moment(airflow.task("sleeps", sleep, "job")["end_date"])
+                lags.sleeps[seconds].append(ended - airflow.xcom("sleeps", sleep, "job"))
     return lags
 
 
 def _lag(airflow: LocalAirflow, emulator: Emulator, dag_id: str, run_id: str) -> float:
-    task = _succeeded(airflow, dag_id, run_id, "job")
+    task = _succeeded(airflow, dag_id, run_id)
     (job,) = [job for job in emulator.control.jobs() if job["message"] == run_id]
     return _moment(task["end_date"]) - _moment(job["completed_at"])
 
 
-def _succeeded(airflow: LocalAirflow, dag_id: str, run_id: str, task_id: str) -> dict[str, Any]:
-    state = airflow.wait_for(dag_id, run_id, task_id)
+def _succeeded(airflow: LocalAirflow, dag_id: str, run_id: str) -> dict[str, Any]:
+    state = airflow.wait_for(dag_id, run_id, "job")
     assert state == "success", f"{dag_id} {run_id} is {state}"
-    return airflow.task(dag_id, run_id, task_id)
+    return airflow.task(dag_id, run_id, "job")
 
 
 def _crowds(version: str, airflow: LocalAirflow, emulator: Emulator, options: argparse.Namespace) -> None:
@@ -215,19 +219,18 @@ def _version(binaries: Path) -> str:
 
 
 def _print_table(found: dict[str, Lags]) -> None:
-    print("seconds from the end of a job to the end of its task, first / learned")
+    print("seconds from the end of a job to the end of its task: first / learned / sleep")
     print("| job of | " + " | ".join(found) + " |")
     print("|---|" + "---|" * len(found))
     for seconds in reversed(SECONDS):
-        cells = [_cell(lags.jobs[seconds]) for lags in found.values()]
-        print(f"| {seconds} s | " + " | ".join(cells) + " |")
-    cells = [f"{median(lags.sleeps):.1f}" for lags in found.values()]
-    print("| only a sleep | " + " | ".join(cells) + " |", flush=True)
+        cells = [_cell(lags.jobs[seconds], lags.sleeps[seconds]) for lags in found.values()]
+        print(f"| {seconds} s | " + " | ".join(cells) + " |", flush=True)
 
 
-def _cell(lags: list[float]) -> str:
-    first, *learned = lags
-    return f"{first:.1f}" + (f" / {median(learned):.1f}" if learned else "")
+def _cell(jobs: list[float], sleeps: list[float]) -> str:
+    first, *learned = jobs
+    kinds = ([first], learned, sleeps)
+    return " / ".join(f"{median(lags):.1f}" if lags else "-" for lags in kinds)
 
 
 def _moment(text: str) -> float:

@@ -16,15 +16,12 @@ DEFERRED_AT_ONCE = {"inline_wait": 0} if "BENCHMARK_DEFERRED_AT_ONCE" in os.envi
 
 
 class SleepOperator(BaseOperator):
-    """Defers for a number of seconds, and returns the moment at which its trigger fired."""
-
-    def __init__(self, seconds: float, **kwargs: object) -> None:
-        super().__init__(**kwargs)
-        self.seconds = seconds
+    """Defers for as long as the run's configuration says, and returns the moment at which that ended."""
 
     def execute(self, context: Context) -> NoReturn:
         """Defer."""
-        self.defer(trigger=SleepUntilTrigger(time.time() + self.seconds), method_name="resume")
+        moment = time.time() + context["dag_run"].conf["seconds"]
+        self.defer(trigger=SleepUntilTrigger(moment), method_name="resume")
 
     def resume(self, context: Context, event: float) -> float:
         """End."""
@@ -42,7 +39,7 @@ for seconds in SECONDS:
     globals()[dag.dag_id] = dag
 
 with DAG("sleeps", schedule=None) as sleeps:
-    SleepOperator(task_id="sleep", seconds=20)
+    SleepOperator(task_id="job")
 
 with DAG("crowd", schedule=None) as crowd:
     NoukaiRunJobOperator(
