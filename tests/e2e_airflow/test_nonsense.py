@@ -48,20 +48,41 @@ def peak_memory(pid: int) -> int:
     return sum(int(line.split()[1]) * 1024 for line in reported.splitlines() if line.startswith("VmHWM:"))
 
 
+def run_against(airflow: LocalAirflow, server: RawServer, name: str) -> tuple[str, str | None]:
+    """Run a task whose connection leads to a server, and return the run and how the task ended."""
+    connection = f"nonsense_{name.replace(' ', '_')}"
+    airflow.add_connection(
+        connection, conn_type="noukai", password=KEY, host=server.base_url, extra=json.dumps(EXTRA)
+    )
+    run_id = airflow.trigger("nonsense", {"connection": connection})
+    return run_id, airflow.wait_for("nonsense", run_id, "job")
+
+
+def recovered(_: bytes) -> Chunks:
+    """Say that the job has completed."""
+    return http("200 OK", status="completed", result="recovered")
+
+
+@pytest.fixture(scope="module")
+def used_airflow(airflow: LocalAirflow) -> LocalAirflow:
+    """The running Airflow, whose triggerer has loaded what any job needs."""
+    with job_server([lambda _: http("200 OK", status="running")], recovered) as server:
+        _, state = run_against(airflow, server, "nothing")
+        assert state == "success"
+    return airflow
+
+
 @pytest.mark.parametrize(
     ("name", "outcome"), [("transient", "success"), *((name, "failed") for name in TOO_LARGE[:2])]
 )
-def test_responses_without_end(airflow: LocalAirflow, name: str, outcome: str) -> None:
+def test_responses_without_end(used_airflow: LocalAirflow, name: str, outcome: str) -> None:
     """The triggerer keeps running with little memory; the task succeeds once the server does, or fails."""
+    airflow = used_airflow
     polls = [ENDLESS[each] for each in TRANSIENT] if name == "transient" else [ENDLESS[name]] * 1000
     before = airflow.triggerer.pid, peak_memory(airflow.triggerer.pid)
-    with job_server(polls, lambda _: http("200 OK", status="completed", result="recovered")) as server:
-        connection = f"nonsense_{name.replace(' ', '_')}"
-        airflow.add_connection(
-            connection, conn_type="noukai", password=KEY, host=server.base_url, extra=json.dumps(EXTRA)
-        )
-        run_id = airflow.trigger("nonsense", {"connection": connection})
-        assert airflow.wait_for("nonsense", run_id, "job") == outcome
+    with job_server(polls, recovered) as server:
+        run_id, state = run_against(airflow, server, name)
+        assert state == outcome
     assert airflow.triggerer.running
     assert airflow.triggerer.pid == before[0]
     assert peak_memory(airflow.triggerer.pid) - before[1] < MEMORY

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import httpx
 
+from tests.e2e_airflow.conftest import AIRFLOW
 from tests.secrets.airflow.conftest import BAD_CONNECTIONS, DAG, KILLED, NOTIFIES_TRIGGERS, OUTCOMES
 from tests.secrets.places import Place, cells, files, pages
 
@@ -18,14 +19,19 @@ if TYPE_CHECKING:
     from noukai_core.emulator import Emulator
     from tests.secrets.airflow.conftest import Evidence
 
+# Airflow 3.4 keeps them for each try.
+OF_TASKS = (
+    ("rendered_task_instance_fields.rendered_fields", "xcom.value")
+    if AIRFLOW < (3, 4)
+    else ("rtif_v2.rendered_fields", "xcom_v2.value")
+)
 MESSAGES = {
     "dag_run.conf",
     "log.extra",
-    "rendered_task_instance_fields.rendered_fields",
     "serialized_dag.data",
     "task_instance.next_kwargs",
     "trigger.kwargs",
-    "xcom.value",
+    *OF_TASKS,
     *(("task_state_store.value",) if NOTIFIES_TRIGGERS else ()),
 }
 FAILED = {task for task, state in OUTCOMES.items() if state == "failed"}
