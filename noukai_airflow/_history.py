@@ -30,7 +30,7 @@ _LONGEST_JOB_SECONDS = 13.0
 def inline_seconds(last_duration: float | None, *, resumes_safely: bool = RESUMES_SAFELY) -> float:
     """Return for how long a job is waited for on the worker, from its submission on.
 
-    Before Airflow 3.4, a task that defers is not resumed for ten seconds or more (see `wake_up_delay`).
+    Before Airflow 3.4, a task that defers is not resumed for 15 seconds or more (see `wake_up_delay`).
     There, a job that takes longer than the last one is worth the whole wait.
 
     Args:
