@@ -126,7 +126,7 @@ format: .venv/airflow/ready ## put the code into its format
 	.venv/airflow/bin/ruff check --fix
 	.venv/airflow/bin/ruff format
 
-compile = .ci/uv pip compile -q --universal --python-version 3.11 --no-emit-index-url --no-header --no-annotate \
+compile = .ci/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
 	--extra emulator --group test pyproject.toml
 
 requirements: $(TOOLS) ## compile the pinned requirements again; UPGRADE=1 takes the newest of everything
@@ -150,7 +150,7 @@ clean: ## remove every environment, cache and build
 .venv/%/ready: requirements/%.txt pyproject.toml | $(TOOLS)
 	$(call say,building .venv/$*)
 	@.ci/uv venv -q --clear --python $(or $(ENVIRONMENT_PYTHON),.build/tools/bin/python) .venv/$*
-	@.ci/uv pip install -q --no-deps --compile-bytecode --python .venv/$*/bin/python -r $<
+	@.ci/uv pip install -q --no-deps --require-hashes --compile-bytecode --python .venv/$*/bin/python -r $<
 	@.ci/uv pip install -q --no-deps --no-build-isolation --python .venv/$*/bin/python -e .
 	@touch $@
 

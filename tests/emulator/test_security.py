@@ -19,6 +19,8 @@ KEY = {"Authorization": "Bearer nk_test_12345678_secret"}
         {"Host": "evil.test"},
         {"Host": "evil.test:8090"},
         {"Host": "10.0.0.1"},
+        {"Host": "localhost/?"},
+        {"Host": "evil.test@localhost"},
         {"Origin": "https://evil.test"},
         {"Origin": "null"},
     ],

@@ -13,40 +13,44 @@ from packaging.version import Version
 
 FOLDER = Path(__file__).parents[2] / "requirements"
 PINNED = sorted(path.name for path in FOLDER.glob("*.txt"))
+ENVIRONMENTS = [
+    "airflow-deployment.txt",
+    "airflow-floor.txt",
+    "airflow-next.txt",
+    "airflow-peers.txt",
+    "airflow.txt",
+    "prefect-floor.txt",
+    "prefect-peers.txt",
+    "prefect.txt",
+]
+TOOLS = ["docs.txt", "screenshots.txt"]
 FLOORS = {"airflow-floor": "apache-airflow==3.1.8", "prefect-floor": "prefect==3.6.29"}
 
 
+def lines(name: str) -> list[str]:
+    """Return the lines of a file, each with the hashes that follow it."""
+    return (FOLDER / name).read_text("utf-8").replace(" \\\n    ", " ").splitlines()
+
+
 def pins(name: str) -> list[Requirement]:
-    return [Requirement(line) for line in (FOLDER / name).read_text("utf-8").splitlines()]
+    return [Requirement(line.partition(" --hash=")[0]) for line in lines(name)]
 
 
 def test_there_is_a_file_for_each_environment() -> None:
-    """The newest and oldest version of each orchestrator have their pins; so have a deployment and peers."""
-    assert PINNED == [
-        "airflow-deployment.txt",
-        "airflow-floor.txt",
-        "airflow-next.txt",
-        "airflow-peers.txt",
-        "airflow.txt",
-        "prefect-floor.txt",
-        "prefect-peers.txt",
-        "prefect.txt",
-    ]
+    """The newest and oldest version of each orchestrator have their pins; so have peers and other tools."""
+    assert sorted([*ENVIRONMENTS, *TOOLS]) == PINNED
 
 
 @pytest.mark.parametrize("name", PINNED)
 def test_a_line_is_a_pin_and_nothing_else(name: str) -> None:
-    """No file names an index, a URL or a path: each line is one exact version, perhaps for some platforms."""
-    odd = [
-        line
-        for line in (FOLDER / name).read_text("utf-8").splitlines()
-        if not re.fullmatch(r"[a-z0-9-]+==[0-9a-z.+]+( ; [^/@]+)?", line)
-    ]
+    """No file names an index, a URL or a path: each line is one exact version with its hashes."""
+    pin = re.compile(r"[a-z0-9-]+==[0-9a-z.+]+( ; [^/@]+?)?( --hash=sha256:[0-9a-f]{64})+")
+    odd = [line for line in lines(name) if not pin.fullmatch(line)]
 
     assert odd == []
 
 
-@pytest.mark.parametrize("name", PINNED)
+@pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_the_pins_are_inside_the_ranges(name: str, pyproject: dict[str, Any]) -> None:
     """Every requirement of pyproject is pinned, at a version that pyproject allows."""
     project = pyproject["project"]

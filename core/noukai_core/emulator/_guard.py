@@ -40,9 +40,12 @@ class LocalOnly:
 
     def _allowed(self, netloc: str) -> bool:
         try:
-            name = urlsplit(f"//{netloc}").hostname or ""
+            parts = urlsplit(f"//{netloc}")
         except ValueError:
             return False
+        if parts.netloc != netloc or "@" in netloc:  # older Starlettes would route by a path in it
+            return False
+        name = parts.hostname or ""
         return is_loopback(name) or name == self._host or (self._listens_beyond and _is_address(name))
 
 
