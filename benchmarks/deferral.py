@@ -36,6 +36,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from devtools.airflow_server import LocalAirflow
+from devtools.processes import ServerError
 from noukai_core.emulator import Emulator
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -198,7 +199,11 @@ def _log(airflow: LocalAirflow, run_id: str) -> str:
 
 
 def _start(airflow: LocalAirflow, dag_id: str, conf: dict[str, Any] | None = None) -> str:
-    return airflow.trigger(dag_id, conf, logical_date=datetime.now(UTC))
+    while True:
+        try:
+            return airflow.trigger(dag_id, conf, logical_date=datetime.now(UTC))
+        except ServerError:  # a crowd is more than Airflow's SQLite can take
+            time.sleep(1)
 
 
 @contextmanager
