@@ -46,6 +46,11 @@ PROMPT = {
     "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
     "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "1",
     "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "6",
+    # A busy machine exceeds the limits that Airflow sets for the parsing of a file and for its own requests,
+    # which fails tasks.
+    "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": str(LONGEST_WAIT),
+    "AIRFLOW__DAG_PROCESSOR__DAG_FILE_PROCESSOR_TIMEOUT": f"{LONGEST_WAIT:.0f}",
+    "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
 }
 
 
