@@ -6,11 +6,13 @@ import logging
 import time
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from noukai_airflow.exceptions import NoukaiJobCancelledException, NoukaiJobFailedException
 
 if TYPE_CHECKING:
+    from airflow.sdk import Context
+
     from noukai_core import Job, JobStatus, RunTrace
 
 log = logging.getLogger(__name__)
@@ -100,6 +102,26 @@ class JobOutcome:
     def summary(self) -> dict[str, Any]:
         """Return the XCom `job_status`."""
         return status_summary(self.status, self.trace)
+
+    def describe_assets(self, context: Context) -> None:
+        """Add the job and its cost to the events of the task's outlets, for consumers of the assets."""
+        from airflow.sdk import Asset
+
+        summary = self.summary()
+        extra = {
+            "noukai_flow": self.job.flow,
+            "noukai_job_id": self.job.id,
+            "noukai_job_url": self.url,
+            "noukai_total_tokens": summary.get("total_tokens"),
+            "noukai_cost_usd": summary.get("cost_usd"),
+        }
+        known = {name: value for name, value in extra.items() if value is not None}
+        values = cast("dict[str, Any]", context)
+        if "outlet_events" not in values or "task" not in values:
+            return
+        for outlet in values["task"].outlets:
+            if isinstance(outlet, Asset):
+                values["outlet_events"][outlet].extra.update(known)
 
     def exception(self) -> NoukaiJobFailedException | NoukaiJobCancelledException | None:
         """Return the exception for a job that did not complete."""

@@ -81,6 +81,9 @@ class JobWait:
         settings: The connection.
         store: Where the task records its job.
         job: The job.
+
+    Attributes:
+        outcome: How the job ended, once the task has reported it.
     """
 
     def __init__(
@@ -100,6 +103,7 @@ class JobWait:
         self._job = job
         self._updates = StatusUpdates()
         self._steps = StepCount()
+        self.outcome: JobOutcome | None = None
 
     def publish_job(self) -> None:
         """Publish the id and the page of the job as soon as they are known."""
@@ -303,6 +307,8 @@ class JobWait:
         """Report the end of the job: in its XCom, and with its cost in the log."""
         outcome = JobOutcome.read(self._job, status, url=self._url(), traced=self._options.trace)
         self._push_status(outcome.summary() | ({} if took is None else {"duration": took}))
+        outcome.describe_assets(self._context)
+        self.outcome = outcome
         return outcome
 
     def _publish_status(self, status: JobStatus) -> None:

@@ -258,12 +258,13 @@ class NoukaiRunJobOperator(BaseOperator):
         return job_lineage(self.flow, None)
 
     def get_openlineage_facets_on_complete(self, task_instance: object) -> Lineage:
-        """Report the job to OpenLineage, even when the task has failed."""
+        """Report the job and how it ended to OpenLineage, even when the task has failed."""
         from noukai_airflow._lineage import job_lineage
 
         if self._job is None:
             return self.get_openlineage_facets_on_start()
-        return job_lineage(self._job.flow, self._job.id)
+        outcome = None if self._wait is None else self._wait.outcome
+        return job_lineage(self._job.flow, self._job.id, outcome)
 
     def _run(self, context: Context) -> Any:
         from noukai_airflow._job_store import TaskKey

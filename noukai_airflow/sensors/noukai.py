@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from noukai_airflow._lineage import Lineage
+    from noukai_airflow._outcome import JobOutcome
     from noukai_airflow.hooks.noukai import NoukaiHook
     from noukai_core import Job, JobStatus
     from noukai_core.checks import Duration
@@ -103,6 +104,7 @@ class NoukaiJobSensor(BaseSensorOperator):
         self._deadline = math.inf
         self._state: str | None = None
         self._steps = StepCount()
+        self._outcome: JobOutcome | None = None
 
     @without_frames
     def execute(self, context: Context) -> Any:
@@ -181,6 +183,12 @@ class NoukaiJobSensor(BaseSensorOperator):
 
         return job_lineage(self.flow, self.job_id)
 
+    def get_openlineage_facets_on_complete(self, task_instance: object) -> Lineage:
+        """Report the job and how it ended to OpenLineage, even when the sensor has failed."""
+        from noukai_airflow._lineage import job_lineage
+
+        return job_lineage(self.flow, self.job_id, self._outcome)
+
     def _result(self, context: Context, status: JobStatus) -> Any:
         from noukai_airflow._outcome import JobOutcome
 
@@ -189,6 +197,8 @@ class NoukaiJobSensor(BaseSensorOperator):
         outcome = JobOutcome.read(job, status, url=url, traced=False)
         if self.do_xcom_push:
             task_instance_of(context).xcom_push(JOB_STATUS, outcome.summary())
+        outcome.describe_assets(context)
+        self._outcome = outcome
         error = outcome.exception()
         if error is None or status.state in self.allowed_states:
             return status.result.output if status.result else None

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from airflow.sdk import Asset
+from airflow.sdk.execution_time.context import OutletEventAccessors
 
+from noukai_airflow.exceptions import NoukaiJobFailedException, NoukaiSensorJobFailedException
 from noukai_airflow.hooks.noukai import NoukaiHook
 from noukai_airflow.operators.noukai import NoukaiRunJobOperator
 from noukai_airflow.sensors.noukai import NoukaiJobSensor
+from noukai_core import RunUrlTemplate
 from tests.airflow.conftest import FakeTask, MemoryStore
 
 if TYPE_CHECKING:
@@ -65,6 +70,57 @@ def test_the_job_of_an_operator(
     job_id = context["ti"].xcoms["job_id"]
     assert (ended["noukai_job"].flow, ended["noukai_job"].jobId) == (FLOW, job_id)
     assert (ended["externalQuery"].externalQueryId, ended["externalQuery"].source) == (job_id, "noukai")
+
+
+def test_the_outcome(
+    settings: ConnectionSettings,
+    store: MemoryStore,
+    emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The facet of a failed task says why and in which step the job failed, its cost, and its page."""
+    template = RunUrlTemplate("https://noukai.test/{flow}/{job_id}")
+    monkeypatch.setattr(NoukaiHook, "settings", replace(settings, run_url_template=template))
+    emulator.control.script(
+        "flow",
+        outcome="failed",
+        error="OVERLOADED",
+        after_seconds=0,
+        steps=[{"stepId": "draft", "modelUsed": "m"}],
+    )
+    context: Any = {"ti": FakeTask(), "task_state_store": store}
+    operator = NoukaiRunJobOperator(task_id="task", flow=FLOW, message="Hello", poll_interval=0.05)
+    sensor = NoukaiJobSensor(task_id="task", flow=FLOW, job_id="", poke_interval=0.05)
+    with pytest.raises(NoukaiJobFailedException):
+        operator.execute(context)
+    sensor.job_id = context["ti"].xcoms["job_id"]
+    with pytest.raises(NoukaiSensorJobFailedException):
+        sensor.execute({"ti": FakeTask()})  # type: ignore[typeddict-item]
+    for task in (operator, sensor):
+        facet = facets(task, "failed")["noukai_job"]
+        assert (facet.state, facet.reason) == ("failed", "OVERLOADED")
+        assert (facet.failedStep, facet.failedStepModel) == ("draft", "m")
+        assert (facet.totalTokens, facet.costUsd) == (12, "0.00012")
+        assert facet.url == f"https://noukai.test/flow/{sensor.job_id}"
+
+
+def test_the_events_of_assets(
+    settings: ConnectionSettings, store: MemoryStore, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event of an asset that a task updates names the job that updated it, and what it cost."""
+    monkeypatch.setattr(NoukaiHook, "settings", settings)
+    emulator.control.script("flow", after_seconds=0)
+    asset = Asset("graded")
+    task = NoukaiRunJobOperator(task_id="task", flow=FLOW, message="Hello", trace=True, outlets=[asset])
+    events = OutletEventAccessors()
+    context: Any = {"ti": FakeTask(), "task_state_store": store, "task": task, "outlet_events": events}
+    task.execute(context)
+    assert events[asset].extra == {
+        "noukai_flow": FLOW,
+        "noukai_job_id": context["ti"].xcoms["job_id"],
+        "noukai_total_tokens": 12,
+        "noukai_cost_usd": "0.00012",
+    }
 
 
 @pytest.mark.parametrize("state", ["running", "success"])
