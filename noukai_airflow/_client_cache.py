@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from noukai_airflow._stats import report_to_airflow
+
 if TYPE_CHECKING:
     from noukai_airflow._connection import ConnectionSettings
     from noukai_core import AsyncNoukai, Noukai
@@ -34,6 +36,7 @@ def shared_client(settings: ConnectionSettings) -> Noukai:
     """Return this process's client for a connection. It stays open until the process ends."""
     from noukai_core import Noukai
 
+    report_to_airflow()
     with _lock:
         client = _clients.get(settings)
         if client is None:
@@ -63,6 +66,7 @@ async def new_async_client(settings: ConnectionSettings) -> AsyncNoukai:
     """Make a client without blocking the event loop: a process's first one reads all certificates."""
     from noukai_core import AsyncNoukai
 
+    report_to_airflow()
     with _naming_connection(settings):
         return await asyncio.to_thread(AsyncNoukai, **settings.client_arguments())
 

@@ -24,6 +24,7 @@ from noukai_core.job_request import JobRequest
 from noukai_core.models import JobAccepted, JobState, JobStatus, RunTrace
 from noukai_core.runs import EndedRuns, FlowRun, RunsCursor
 from noukai_core.submission import Submission
+from noukai_core.telemetry import in_span
 
 _MILLISECONDS = 1000.0
 _LISTED_STATES = ("running", "completed", "failed", "cancelled")
@@ -62,7 +63,8 @@ class FlowHandle(Generic[R]):
 
     def _submitting(self, request: JobRequest, submission: Submission) -> Effects[Submitted]:
         """Check everything, and return the effects that submit a job once."""
-        return submit_request(request, _checked(submission), self._path, self._settings, time.monotonic)
+        effects = submit_request(request, _checked(submission), self._path, self._settings, time.monotonic)
+        return in_span(effects, "submit", self.path)
 
     def _batch(self, inputs: object, options: BatchOptions) -> Batch:
         check_inputs(inputs)
@@ -174,7 +176,7 @@ class JobHandle(Generic[R]):
             log_changes=log_changes,
             state_bytes=None if max_poll_bytes is None else check_count(max_poll_bytes, "max_poll_bytes"),
         )
-        return self._recorded(poller)
+        return in_span(self._recorded(poller), "wait", self.flow, self._id)
 
     def _recorded(self, poller: Poller) -> Effects[JobStatus]:
         try:

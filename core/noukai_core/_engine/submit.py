@@ -36,6 +36,7 @@ from noukai_core.errors import (
 from noukai_core.job_request import JobRequest
 from noukai_core.models import JobAccepted
 from noukai_core.submission import Submission
+from noukai_core.telemetry import measure
 
 log = logging.getLogger("noukai_core")
 
@@ -238,6 +239,7 @@ def submit_once(
         rejected = not (outcome.retryable and outcome.never_processed)
         if rejected or clock() + pause > started + retry_timeout:
             raise outcome
+        measure("noukai.submission.retries")
         log.warning(
             "Noukai submission %s to %s: rejected (retryable); retrying in %.0f s: %s",
             submission.id,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import time
+from datetime import datetime
 from typing import Protocol
 
 from noukai_core._api import endpoints
@@ -14,6 +16,7 @@ from noukai_core._options import ClientOptions
 from noukai_core._validation import FlowPath
 from noukai_core.errors import APIError, JobTimeoutError, RateLimitError
 from noukai_core.models import JobState, JobStatus
+from noukai_core.telemetry import measure
 
 log = logging.getLogger("noukai_core")
 
@@ -125,12 +128,20 @@ class Poller:
             JobTimeoutError: The deadline passed.
             APIError: The server rejected the request, does not know the job, or did not respond for too long.
         """
+        measure("noukai.jobs.waiting", 1)
+        try:
+            return (yield from self._poll())
+        finally:
+            measure("noukai.jobs.waiting", -1)
+
+    def _poll(self) -> Effects[JobStatus]:
         watcher = self._watcher
         if watcher is not None:
             yield Sleep(min(watcher.pause(0.0, None), self._left()), watcher.wake)
         while (yield from reach_slot(self._limiter, self._clock, self._deadline)):
             timeout = schedule.poll_timeout(self._settings.timeout, self._left(), self._timeout or math.inf)
             outcome: JobStatus | APIError = yield Send(self._call, timeout)
+            measure("noukai.polls")
             wake: Wake | None = None
             if isinstance(outcome, APIError):
                 pause = self._after_error(outcome)
@@ -163,6 +174,8 @@ class Poller:
         self._limiter.last_success_at = self._clock()
         before, self._status = self._status, status
         logged, self._logged = self._logged, status
+        if status.finished and (logged is None or logged.state != status.state):
+            _measure_end(status)
         if self._log_changes or status.finished:
             self._log(logged, status)
         return before is None or (before.state, before.progress) != (status.state, status.progress)
@@ -182,6 +195,7 @@ class Poller:
     def _after_error(self, error: APIError) -> float:
         """Return the pause after a poll that failed, or raise when another poll cannot help."""
         now = self._clock()
+        measure("noukai.poll.errors", error_type=type(error).__name__)
         usual = schedule.pause_before_poll(self._age(), self._interval)
         if may_turn_up(error, now, self._race_ends):
             self._failures, self._last_error = 0, None
@@ -196,6 +210,7 @@ class Poller:
         if not error.retryable or now >= retry_window_ends:
             raise error
         if limited:
+            measure("noukai.rate_limit.pauses")
             self._limiter.slow_down(now)
         self._failures += 1
         self._last_error = error
@@ -218,3 +233,12 @@ class Poller:
             job_id=self._job_id,
             status=self._status,
         )
+
+
+def _measure_end(status: JobStatus) -> None:
+    measure("noukai.jobs", state=str(status.state))
+    try:
+        ended = datetime.fromisoformat(status.completed_at or "").timestamp()
+    except (ValueError, OverflowError, OSError):  # the server reports no time, or none that makes sense
+        return
+    measure("noukai.job.end_lag", max(0.0, time.time() - ended))

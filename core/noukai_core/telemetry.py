@@ -1,0 +1,160 @@
+"""Spans and metrics of OpenTelemetry, and of whatever else wants the same measurements.
+
+Nothing is imported for it. If the process has loaded OpenTelemetry's API, its global providers are used; if
+not, nothing is measured. Prompts, outputs and keys are in no span, metric or attribute.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Generator
+from dataclasses import replace
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar
+
+from noukai_core.errors import APIError, NoukaiError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+T = TypeVar("T")
+
+Attributes: TypeAlias = "Mapping[str, str]"
+Measure: TypeAlias = Callable[[str, float, Attributes], object]
+
+
+class Instrument(NamedTuple):
+    """What is measured: the kind of the instrument, the unit, and what it says."""
+
+    kind: Literal["counter", "up_down_counter", "histogram"]
+    unit: str
+    description: str
+
+
+INSTRUMENTS: dict[str, Instrument] = {
+    "noukai.jobs": Instrument("counter", "{job}", "Jobs that were seen to end, by their state."),
+    "noukai.jobs.waiting": Instrument("up_down_counter", "{job}", "Jobs that are waited for."),
+    "noukai.job.end_lag": Instrument(
+        "histogram",
+        "s",
+        "From the end of a job, by the server's clock, until it was seen.",
+    ),
+    "noukai.submission.retries": Instrument(
+        "counter",
+        "{retry}",
+        "Submissions that were sent again after a rejection.",
+    ),
+    "noukai.polls": Instrument("counter", "{poll}", "Polls of single jobs."),
+    "noukai.poll.errors": Instrument("counter", "{error}", "Polls that failed, by the type of the error."),
+    "noukai.rate_limit.pauses": Instrument("counter", "{pause}", "Polls that were rejected as too many."),
+}
+"""All instruments, by the names of their metrics."""
+
+_ATTRIBUTES = {"state": "noukai.job.state", "error_type": "error.type"}
+_SCOPE = "noukai_core"
+_receivers: list[Measure] = []
+
+
+def add_receiver(receiver: Measure) -> None:
+    """Pass every measurement to a function as well: its name, its value, and its attributes.
+
+    A counter's value is what is added to it. The function must be quick, and safe in every thread.
+    """
+    if receiver not in _receivers:
+        _receivers.append(receiver)
+
+
+def measure(name: str, value: float = 1, **attributes: str) -> None:
+    """Take a measurement of one of the `INSTRUMENTS`. Nothing that fails here is raised."""
+    for receiver in (_to_opentelemetry, *_receivers):
+        try:
+            receiver(name, value, attributes)
+        except Exception:  # noqa: S112 - what is measured is what matters
+            continue
+
+
+def _to_opentelemetry(name: str, value: float, attributes: Attributes) -> None:
+    metrics: Any = sys.modules.get("opentelemetry.metrics")
+    if metrics is None:
+        return
+    instrument = _instrument(name)
+    named = {_ATTRIBUTES[key]: text for key, text in attributes.items()}
+    (instrument.record if INSTRUMENTS[name].kind == "histogram" else instrument.add)(value, named)
+
+
+@cache
+def _instrument(name: str) -> Any:
+    kind, unit, description = INSTRUMENTS[name]
+    meter = sys.modules["opentelemetry.metrics"].get_meter(_SCOPE)
+    return getattr(meter, f"create_{kind}")(name, unit=unit, description=description)
+
+
+def in_span(
+    effects: Generator[Any, Any, T], operation: str, flow: str, job_id: str | None = None
+) -> Generator[Any, Any, T]:
+    """Run effects in a span under the current one, whose context goes out with each of their requests.
+
+    The span is not the current one: other code may run between the effects.
+
+    Args:
+        effects: What to run. Their value is a job, or its status.
+        operation: What is done: `submit` or `wait`.
+        flow: The job's flow.
+        job_id: The job, if there is one already.
+    """
+    trace: Any = sys.modules.get("opentelemetry.trace")
+    if trace is None:
+        return effects
+    return _in_span(effects, trace, operation, flow, job_id)
+
+
+def _in_span(
+    effects: Generator[Any, Any, T], trace: Any, operation: str, flow: str, job_id: str | None
+) -> Generator[Any, Any, T]:
+    attributes = {"noukai.flow": flow} | ({} if job_id is None else {"noukai.job.id": job_id})
+    span = trace.get_tracer(_SCOPE).start_span(
+        f"noukai.job.{operation}", kind=trace.SpanKind.CLIENT, attributes=attributes
+    )
+    outcome: Any = None
+    try:
+        headers = _context_headers(trace, span)
+        while True:
+            try:
+                effect = effects.send(outcome)
+            except StopIteration as end:
+                value: T = end.value
+                _describe(trace, span, value)
+                return value
+            call = getattr(effect, "call", None)
+            if headers and call is not None:
+                effect = replace(effect, call=replace(call, headers={**call.headers, **headers}))
+            outcome = yield effect
+    except NoukaiError as error:
+        span.set_attribute("error.type", type(error).__name__)
+        if isinstance(error, APIError) and error.status_code is not None:
+            span.set_attribute("http.response.status_code", error.status_code)
+        span.set_status(trace.StatusCode.ERROR, type(error).__name__)
+        raise
+    finally:
+        effects.close()
+        span.end()
+
+
+def _context_headers(trace: Any, span: Any) -> dict[str, str]:
+    propagate: Any = sys.modules.get("opentelemetry.propagate")
+    headers: dict[str, str] = {}
+    if propagate is not None and span.get_span_context().is_valid:
+        propagate.inject(headers, context=trace.set_span_in_context(span))
+    return headers
+
+
+def _describe(trace: Any, span: Any, value: Any) -> None:
+    """Say in a span which job was submitted, or how one ended."""
+    job = getattr(value, "job", value)
+    if isinstance(job_id := getattr(job, "id", None), str):
+        span.set_attribute("noukai.job.id", job_id)
+    state = getattr(value, "state", None)
+    if state is not None:
+        span.set_attribute("noukai.job.state", str(state))
+        if str(state) in ("failed", "cancelled"):
+            span.set_status(trace.StatusCode.ERROR, str(state))
