@@ -8,7 +8,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo screenshots test test-airflow test-prefect test-floor test-airflow-floor test-prefect-floor test-airflow-next \
+.PHONY: help demo screenshots test test-airflow test-prefect test-floor test-airflow-floor test-prefect-floor test-airflow-next test-pythons \
 	.test-airflow-next test-deployment test-faults \
 	simulate check check-style check-types check-imports check-words check-api docs docs-serve environments format requirements clean
 
@@ -73,6 +73,15 @@ test-airflow-next: ## run Airflow's tests with its newest pre-release, where the
 
 .test-airflow-next: .venv/airflow-next/ready
 	$(call suites,airflow-next)
+
+# The checks of one Python after the other; what this machine does not have, the workflow tests.
+test-pythons: ## run the core's, the emulator's and Prefect's tests on each newer Python of this machine
+	@for version in 3.12 3.13 3.14; do \
+		if python=$$(.ci/newer-python $$version); then echo "Python $$version: $$python"; \
+			$(MAKE) --no-print-directory .venv/prefect-$$version/ready && \
+			.build/tools/bin/python -m devtools.suites prefect-$$version || exit 1; \
+		else echo "Python $$version: not found"; fi; \
+	done
 
 test-faults: .venv/airflow/ready .venv/prefect/ready ## run thousands of jobs while a fifth of all requests meet a fault
 	$(call suites,faults)
@@ -147,12 +156,20 @@ clean: ## remove every environment, cache and build
 # Pre-releases are tested with a newer Python.
 .venv/airflow-next/ready: ENVIRONMENT_PYTHON = $(shell .ci/newer-python)
 
+define build
+$(call say,building $(@D))
+@.ci/uv venv -q --clear --python $(or $(ENVIRONMENT_PYTHON),.build/tools/bin/python) $(@D)
+@.ci/uv pip install -q --no-deps --require-hashes --compile-bytecode --python $(@D)/bin/python -r $<
+@.ci/uv pip install -q --no-deps --no-build-isolation --python $(@D)/bin/python -e .
+@touch $@
+endef
+
 .venv/%/ready: requirements/%.txt pyproject.toml | $(TOOLS)
-	$(call say,building .venv/$*)
-	@.ci/uv venv -q --clear --python $(or $(ENVIRONMENT_PYTHON),.build/tools/bin/python) .venv/$*
-	@.ci/uv pip install -q --no-deps --require-hashes --compile-bytecode --python .venv/$*/bin/python -r $<
-	@.ci/uv pip install -q --no-deps --no-build-isolation --python .venv/$*/bin/python -e .
-	@touch $@
+	$(build)
+
+.venv/prefect-3.%/ready: ENVIRONMENT_PYTHON = $(shell .ci/newer-python 3.$*)
+.venv/prefect-3.%/ready: requirements/prefect.txt pyproject.toml | $(TOOLS)
+	$(build)
 
 # Some Debian Pythons come without ensurepip; their pip can fill the environment from outside.
 $(TOOLS):

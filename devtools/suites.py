@@ -67,6 +67,9 @@ def _suites(environment: str, *paths: str, **variables: str) -> list[Suite]:
     return [Suite(environment, path, 4 if path in shared else 1, variables) for path in paths]
 
 
+PYTHONS = ("3.12", "3.13", "3.14")
+"""What `make test-pythons` tests with, besides the Python of every other lane."""
+
 LANES: dict[str, list[Suite]] = {
     "airflow": _suites(
         "airflow",
@@ -96,6 +99,10 @@ LANES: dict[str, list[Suite]] = {
     "airflow-floor": _suites("airflow-floor", "airflow", "e2e_airflow", "secrets/airflow"),
     "airflow-next": _suites("airflow-next", "airflow", "e2e_airflow", "secrets/airflow"),
     "prefect-floor": _suites("prefect-floor", "core", "prefect", "e2e_prefect", "secrets/prefect"),
+    **{
+        f"prefect-{version}": _suites(f"prefect-{version}", "core", "emulator", "prefect")
+        for version in PYTHONS
+    },
     "faults": [
         *_suites("prefect", "faults/core", "faults/prefect", FAULTS="full"),
         *_suites("airflow", "faults/airflow", FAULTS="full"),
