@@ -98,6 +98,8 @@ class LedgerEntry:
         sent_at: When the submission was possibly sent, with a time zone.
         kept: Whether the owner of the ledger has the outcome itself. A rerun neither submits such an input
             nor returns an outcome for it.
+        others: While it is `submitting`: which jobs of the session belong to other inputs, as digests.
+        in_users_session: Whether the session is one of the user's, whose list cannot tell which job this is.
     """
 
     index: int
@@ -108,6 +110,8 @@ class LedgerEntry:
     resubmission: int = 0
     sent_at: datetime | None = None
     kept: bool = False
+    in_users_session: bool = False
+    others: str = ""
 
     @property
     def unfinished(self) -> bool:
@@ -126,6 +130,8 @@ class LedgerEntry:
             self.resubmission,
             sent_at,
             self.kept,
+            self.in_users_session,
+            self.others,
         ]
 
     @classmethod
@@ -145,6 +151,8 @@ class LedgerEntry:
                 int(resubmission),
                 str() | None as sent_at,
                 bool(kept),
+                bool(in_users_session),
+                str(others),
             ]:
                 return cls(
                     index=index,
@@ -155,6 +163,8 @@ class LedgerEntry:
                     resubmission=resubmission,
                     sent_at=_moment(sent_at),
                     kept=kept,
+                    in_users_session=in_users_session,
+                    others=others,
                 )
             case _:
                 raise ValueError("this is no entry of a batch's ledger")

@@ -18,7 +18,7 @@ from tests.simulation.invariants import History, Violation, violations
 from tests.simulation.scenarios import Asking, Crowd, Submitting
 from tests.simulation.simulation import Simulation
 
-_LIVING = LivingClock()
+LIVING = LivingClock()
 
 _CHUNK = 500
 
@@ -58,7 +58,7 @@ def virtual_time() -> Iterator[None]:
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with living_in(_LIVING, "noukai_core"):
+        with living_in(LIVING, "noukai_core"):
             yield
     finally:
         logging.disable(level)
@@ -68,7 +68,7 @@ def run(seed: int, replayed: Mapping[Decision, int] | None = None, *, told: bool
     """Run one schedule, inside of `virtual_time`."""
     choices = Choices(seed, replayed)
     clock = Clock()
-    _LIVING.clock, _LIVING.jitter = clock, choices.jitter
+    LIVING.clock, LIVING.jitter = clock, choices.jitter
     core_state.forget(choices.jitter.random())  # what it keeps by key differs in each process
     simulation = Simulation(choices, clock, told=told)
     scenario = _SCENARIOS[choices.index("scenario", len(_SCENARIOS))](simulation)

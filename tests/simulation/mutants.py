@@ -65,8 +65,8 @@ MUTANTS = (
     Mutant(
         "an entry of an unknown kind is passed over",
         _SUBMIT,
-        "if _kind(one) not in _OTHER_KINDS]",
-        "if _kind(one) in _JOB_KINDS]",
+        "return _kind(execution) not in _OTHER_KINDS",
+        "return _kind(execution) in _JOB_KINDS",
     ),
     Mutant(
         "a step of the session is taken for the job",

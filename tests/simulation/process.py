@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+import math
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from noukai_core import AsyncFlow, JobStatus
+from noukai_core import AsyncFlow, JobOutcome, JobStatus
 from noukai_core._api import endpoints
 from noukai_core._api.parsing import HttpResponse
-from noukai_core._engine.effects import Effects, Emit, Send, Sleep
+from noukai_core._engine.batch import Batch
+from noukai_core._engine.effects import Effects, Emit, Given, Record, Send, Sleep, Spawn, Take
 from noukai_core._options import ClientOptions
 from noukai_core.errors import TransientError
 from tests.simulation.clock import Clock
@@ -48,8 +50,51 @@ class StoreError(Exception):
 class Runner:
     """In the place of the client's driver: hands the effects of the core to the task that runs them."""
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str, start: Callable[[str, Coroutine[Any, Any, Any]], object]) -> None:
         self.key = key
+        self._start = start
+
+    async def jobs(
+        self, batch: Batch, inputs: Iterable[Any], ledger: Any, *, cancel_on_close: bool
+    ) -> AsyncGenerator[JobOutcome, None]:
+        assert not cancel_on_close
+        given = (Given(index, value) for index, value in enumerate(inputs))
+
+        async def strand(effects: Effects[None]) -> None:
+            outcome: Any = None
+            try:
+                while True:
+                    try:
+                        effect = effects.send(outcome)
+                    except StopIteration:
+                        break
+                    match effect:
+                        case Spawn():
+                            self._start("a strand", strand(effect.effects))
+                            outcome = None
+                        case Take():
+                            outcome = next(given, None)
+                        case Record():
+                            outcome = ledger.write(effect.entry)
+                            await Effect(Sleep(0.001))  # it may die with the entry written
+                        case _:
+                            outcome = await Effect(effect)
+            except Exception as error:
+                batch.fail(error)
+            finally:
+                effects.close()
+            batch.changed.ring()
+
+        batch.resume(ledger.read())
+        self._start("the first strand", strand(batch.effects()))
+        while True:
+            while not batch.outcomes and not batch.over:
+                await Effect(Sleep(math.inf, batch.changed))
+            if batch.error is not None:
+                raise batch.error
+            if not batch.outcomes:
+                return
+            yield batch.take_outcome()
 
     async def run(self, effects: Effects[T]) -> T:
         outcome: Any = None
@@ -223,8 +268,10 @@ class Task:
     def _perform(self, effect: Any, turn: int) -> None:
         process = self.process
         match effect:
-            case Sleep():
+            case Sleep(wake=None):
                 process.clock.after(effect.seconds, lambda: self._resume(turn, None))
+            case Sleep():
+                self._sleep_until_woken(effect, turn)
             case Send():
                 queued = process.queue_wait() if effect.call.submits else 0.0
                 if queued:
@@ -235,6 +282,18 @@ class Task:
                 process.write(effect, lambda error: self._resume(turn, None, error))
             case _:
                 raise AssertionError(f"the simulator does not know the effect {effect!r}")
+
+    def _sleep_until_woken(self, effect: Sleep, turn: int) -> None:
+        wake, clock = effect.wake, self.process.clock
+        assert wake is not None
+
+        def wake_up() -> None:
+            wake.remove(sleeper)
+            self._resume(turn, None)
+
+        sleeper = wake.add(lambda: clock.after(0.0, wake_up))
+        if math.isfinite(effect.seconds):
+            clock.after(effect.seconds, wake_up)
 
     def _send(self, effect: Send, turn: int) -> None:
         process = self.process
@@ -311,7 +370,7 @@ class Process:
         self.alive = True
         self.effects = 0
         self.tasks: list[Task] = []
-        runner: Any = Runner(options.api_key)
+        runner: Any = Runner(options.api_key, self.start)
         self.flow = AsyncFlow(runner, options.flow_path(FLOW), options)
 
     def start(

@@ -342,7 +342,7 @@ class Batch:
             on_unknown=self._replace_strand if takes_jobs else None,
             takes_jobs=takes_jobs,
         )
-        lane.known.update(self._known.get(session_id, ()))
+        lane.known.ids.update(self._known.get(session_id, ()))
         self._lanes[session_id] = lane
         return lane
 
@@ -421,6 +421,9 @@ class Batch:
         item.entry = replace(
             item.entry,
             session_id=lane.session.id if users is None else str(users),
+            in_users_session=users is not None,
+            # A later process may not know all of them: other inputs may have new jobs by then.
+            others=lane.known.digests() if users is None else "",
             state=SUBMITTING,
             sent_at=datetime.now(UTC),
         )
@@ -438,6 +441,9 @@ class Batch:
         yield from self._finish_submission(item, effects)
 
     def _finish_submission(self, item: _Item, effects: Effects[Submitted]) -> Effects[None]:
+        lane = item.lane
+        if lane is not None:
+            lane.submitting = True
         try:
             submitted = yield from effects
         except SubmissionUnknownError as error:
@@ -446,11 +452,17 @@ class Batch:
         except APIError as error:
             if isinstance(error, _CONCERNS_EVERY_JOB):
                 self._stop(f"an earlier job was rejected for a reason that concerns every job: {error}")
+            if lane is not None:
+                lane.submitting = False
             yield from self._end(item, OutcomeState.REJECTED, error)
             return
         item.request = None
-        item.entry = replace(item.entry, job_id=submitted.job.id, state=SUBMITTED, sent_at=submitted.at)
+        item.entry = replace(
+            item.entry, job_id=submitted.job.id, state=SUBMITTED, sent_at=submitted.at, others=""
+        )
         self._watch(item, self._clock())
+        if lane is not None:
+            lane.submitting = False
         self._submitted += 1
         if not (yield from self._record(item)):
             return
@@ -467,13 +479,13 @@ class Batch:
         if item.request.session_id is None:
             item.lane = lane
         if item.entry.job_id is not None:
-            sent_at = item.entry.sent_at
-            age = 0.0 if sent_at is None else (datetime.now(UTC) - sent_at).total_seconds()
-            self._watch(item, self._clock() - max(age, 0.0))
+            # How old it is proves nothing: the machine that submitted it may have another clock.
+            self._watch(item, self._clock())
             if item.lane is not None and not self._options.detach:
                 yield from self._watch_lane(lane)
             yield from self._wait(item)
             return
+        lane.known.add_digests(item.entry.others)
         submission = Submission(item.entry.submission_id, item.entry.sent_at or datetime.now(UTC))
         try:
             effects = submit_request(
@@ -599,19 +611,13 @@ class Batch:
             return
         lane = item.lane
         if lane is not None:
-            lost = item.entry.job_id
-            lane.known.discard(str(lost))
-            submission = Submission(item.entry.submission_id, item.entry.sent_at)
             try:
-                found = yield from find(submission, self.flow, self._clock, lane.session)
-            except NoukaiError as unclear:
+                listed = yield from send_with_retries(endpoints.session(lane.session.id), self._clock)
+            except APIError as unclear:
                 yield from self._end(item, OutcomeState.UNKNOWN, unclear)
                 return
-            if found is not None and found.id != lost:
-                item.entry = replace(item.entry, job_id=found.id)
-                self._watch(item, self._clock())
-                if (yield from self._record(item)):
-                    yield from self._wait(item)
+            if any(one.id in (item.entry.job_id, None) for one in listed):
+                yield from self._end(item, OutcomeState.UNKNOWN, error)
                 return
         resubmission = item.entry.resubmission + 1
         item.entry = LedgerEntry(
@@ -756,6 +762,7 @@ class Batch:
     def _find_interrupted(self, item: _Item) -> Effects[str | None]:
         if item.lane is None or item.entry.state == _NEW:
             return None
+        item.lane.known.add_digests(item.entry.others)
         submission = Submission(item.entry.submission_id, item.entry.sent_at)
         for attempt in range(CANCEL_LOOKUPS):
             if attempt:

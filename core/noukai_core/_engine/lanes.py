@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from base64 import urlsafe_b64encode
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from hashlib import blake2b
 
 from noukai_core._api import endpoints
 from noukai_core._api.endpoints import Execution
 from noukai_core._engine import schedule
 from noukai_core._engine.effects import Clock, Effects, Send, Sleep, Wake
 from noukai_core._engine.rate_limit import PollRateLimiter
-from noukai_core._engine.submit import SharedSession
+from noukai_core._engine.submit import SharedSession, may_be_job
 from noukai_core._engine.wait import reach_slot
 from noukai_core._options import ClientOptions
 from noukai_core.errors import APIError, RateLimitError
@@ -43,6 +45,8 @@ the job's age, if that is more."""
 MAX_FAILURES = 3
 """How often in a row the list may fail before each job is polled instead."""
 
+_DIGEST_LENGTH = 8
+
 _ENDED = tuple(state for state in JobState if state.finished)
 
 
@@ -50,6 +54,7 @@ class Trust:
     """What a batch has learnt about the lists of sessions.
 
     Attributes:
+        flow: The flow.
         proven: Whether a list has told the state of a job.
         unfinished: How many jobs of the batch have not ended.
     """
@@ -57,7 +62,7 @@ class Trust:
     def __init__(self, flow: str, settings: ClientOptions) -> None:
         self.proven = False
         self.unfinished = 0
-        self._flow = flow
+        self.flow = flow
         self._spared_polls = settings.max_polls_per_second * OWN_SHARE
         self._logged = False
 
@@ -69,7 +74,7 @@ class Trust:
         """Say once that jobs are polled one by one."""
         if not self._logged:
             self._logged = True
-            log.warning("Noukai batch of %s: polling each job (%s)", self._flow, reason)
+            log.warning("Noukai batch of %s: polling each job (%s)", self.flow, reason)
 
 
 @dataclass(slots=True, eq=False)
@@ -100,6 +105,40 @@ class WatchedJob:
         return self.lane.trust.own_pause() if self.lane.tells_of(self) else usual
 
 
+class KnownJobs(Collection[str]):
+    """The jobs of a session that are known to belong to some input.
+
+    Of those of an earlier run, it may have no more than digests.
+    """
+
+    def __init__(self) -> None:
+        self.ids: set[str] = set()
+        self._digests: set[str] = set()
+
+    def __contains__(self, job_id: object) -> bool:
+        return job_id in self.ids or (bool(self._digests) and _digest(str(job_id)) in self._digests)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.ids)
+
+    def __len__(self) -> int:
+        return max(len(self.ids), len(self._digests))
+
+    def digests(self) -> str:
+        """Return what `add_digests` needs to recognise these jobs."""
+        return "".join(sorted(self._digests | set(map(_digest, self.ids))))
+
+    def add_digests(self, text: str) -> None:
+        """Recognise the jobs of an earlier run."""
+        self._digests.update(
+            text[start : start + _DIGEST_LENGTH] for start in range(0, len(text), _DIGEST_LENGTH)
+        )
+
+
+def _digest(job_id: str) -> str:
+    return urlsafe_b64encode(blake2b(job_id.encode(), digest_size=6).digest()).decode()
+
+
 class Lane:
     """One session of a batch.
 
@@ -118,6 +157,7 @@ class Lane:
         trust: What the batch has learnt about lists.
         takes_jobs: Whether jobs are still submitted in it.
         had_unknown: Whether a submission in it had an unknown outcome. It is then the last one.
+        submitting: Whether the outcome of a submission in it is awaited.
         watching: Whether somebody runs `watch`.
     """
 
@@ -132,11 +172,13 @@ class Lane:
         on_unknown: Callable[[], None] | None = None,
         takes_jobs: bool = True,
     ) -> None:
-        self.known: set[str] = set()
+        self.known = KnownJobs()
         self.session = SharedSession(session_id, self.known, self._note_unknown)
         self.trust = trust
         self.takes_jobs = takes_jobs
         self.had_unknown = False
+        self.submitting = False
+        self._has_stranger = False
         self.watching = False
         self._on_unknown = on_unknown
         self._settings = settings
@@ -157,11 +199,11 @@ class Lane:
     @property
     def full(self) -> bool:
         """Whether nothing more is submitted in it."""
-        return self.had_unknown or len(self.known) >= MAX_JOBS
+        return self.had_unknown or self._has_stranger or len(self.known) >= MAX_JOBS
 
     def add(self, job_id: str, submitted_at: float) -> WatchedJob:
         """Watch a job that was submitted in it."""
-        self.known.add(job_id)
+        self.known.ids.add(job_id)
         job = self._jobs[job_id] = WatchedJob(self, job_id, submitted_at)
         self._changed.ring()
         return job
@@ -204,13 +246,15 @@ class Lane:
             if len(self._jobs) <= FEW_JOBS:
                 continue
             yield from reach_slot(self._limiter, self._clock)
-            sent_at = self._clock()
+            sent_at, quiet = self._clock(), not self.submitting
             outcome: tuple[Execution, ...] | APIError = yield Send(endpoints.session(self.session.id))
             if isinstance(outcome, APIError):
                 yield from self._after_error(outcome)
             else:
                 self._failures = 0
                 self._note(outcome, sent_at)
+                if quiet and not self.submitting:
+                    self._note_strangers(outcome)
 
     def _pause(self) -> float:
         if not self._readable:
@@ -252,6 +296,19 @@ class Lane:
         for job in covered:
             if not self.tells_of(job):
                 job.wake.ring()
+
+    def _note_strangers(self, executions: tuple[Execution, ...]) -> None:
+        """Submit nothing more beside a job that nobody knows: the next one could not be told from it."""
+        strangers = [one for one in executions if may_be_job(one) and one.id not in self.known]
+        if strangers and self.takes_jobs:
+            log.warning(
+                "Noukai batch of %s: nothing more is submitted in the session %s: no input has the job %s",
+                self.trust.flow,
+                self.session.id,
+                strangers[0].id,
+            )
+            self._has_stranger = True
+            self.close()
 
     def _doubt(self, reason: object) -> None:
         """Poll each job as often as without a list."""

@@ -327,7 +327,7 @@ def _job_of(
     belong to another flow, may be, so it is an error.
     """
     unclaimed = [one for one in executions if one.id not in session.others]
-    candidates = [one for one in unclaimed if _kind(one) not in _OTHER_KINDS]
+    candidates = [one for one in unclaimed if may_be_job(one)]
     if not candidates:
         return None
     readable = [one for one in candidates if one.id is not None and _belongs_to(one, flow)]
@@ -347,6 +347,11 @@ def _job_of(
         )
     earliest = min(jobs, key=lambda job: job.started_at or "~")
     return JobAccepted(id=str(earliest.id))
+
+
+def may_be_job(execution: Execution) -> bool:
+    """Tell whether an execution of a session is of no other kind than a job."""
+    return _kind(execution) not in _OTHER_KINDS
 
 
 def _kind(execution: Execution) -> str:
