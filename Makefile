@@ -8,7 +8,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo screenshots test test-airflow test-prefect test-floor test-airflow-floor test-prefect-floor test-airflow-next test-pythons \
+.PHONY: help demo screenshots test test-airflow test-prefect test-floor test-airflow-floor test-prefect-floor test-airflow-next test-pythons coverage \
 	.test-airflow-next test-deployment test-faults \
 	simulate check check-style check-types check-imports check-words check-api docs docs-serve environments format requirements clean
 
@@ -83,6 +83,15 @@ test-pythons: ## run the core's, the emulator's and Prefect's tests on each newe
 		else echo "Python $$version: not found"; fi; \
 	done
 
+# The suites that need no live orchestrator; what only the live ones reach counts as missed.
+coverage: .venv/airflow/ready .venv/prefect/ready ## measure which lines and branches the unit tests reach
+	@rm -rf .build/coverage && mkdir -p .build/coverage
+	@for environment in airflow prefect; do \
+		.ci/uv pip install -q --require-hashes --no-deps --python .venv/$$environment/bin/python -r requirements/coverage.txt; done
+	$(call suites,coverage-airflow coverage-prefect)
+	.venv/prefect/bin/python -m coverage combine -q
+	.venv/prefect/bin/python -m coverage report
+
 test-faults: .venv/airflow/ready .venv/prefect/ready ## run thousands of jobs while a fifth of all requests meet a fault
 	$(call suites,faults)
 
@@ -148,6 +157,7 @@ requirements: $(TOOLS) ## compile the pinned requirements again; UPGRADE=1 takes
 	$(compile) $(if $(UPGRADE),--upgrade) --extra prefect requirements/prefect-floor.in -o requirements/prefect-floor.txt
 	$(compile) $(if $(UPGRADE),--upgrade) --extra prefect requirements/prefect-peers.in -o requirements/prefect-peers.txt
 	$(subst --extra emulator --group test pyproject.toml,,$(compile)) $(if $(UPGRADE),--upgrade) requirements/docs.in -o requirements/docs.txt
+	$(subst --extra emulator --group test pyproject.toml,,$(compile)) $(if $(UPGRADE),--upgrade) requirements/coverage.in -o requirements/coverage.txt
 	$(compile) $(if $(UPGRADE),--upgrade) requirements/screenshots.in -o requirements/screenshots.txt
 
 clean: ## remove every environment, cache and build

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 
@@ -39,12 +39,14 @@ class Suite:
         path: The tests, below `tests`.
         processes: How many processes share the tests. More than one only for suites that mostly wait.
         variables: Environment variables that the suite is run with.
+        traced: Whether the lines and branches that it reaches are recorded.
     """
 
     environment: str
     path: str
     processes: int = 1
     variables: dict[str, str] = field(default_factory=dict)
+    traced: bool = False
 
     def __str__(self) -> str:
         return f"tests/{self.path} in .venv/{self.environment}"
@@ -59,7 +61,8 @@ class Suite:
         """The pytest run."""
         python = str(REPOSITORY / ".venv" / self.environment / "bin" / "python")
         shared = ["-n", str(self.processes)] if self.processes > 1 else []
-        return [python, "-m", "pytest", "-q", "-rfE", *shared, f"tests/{self.path}"]
+        traced = ["-m", "coverage", "run"] if self.traced else []
+        return [python, *traced, "-m", "pytest", "-q", "-rfE", *shared, f"tests/{self.path}"]
 
 
 def _suites(environment: str, *paths: str, **variables: str) -> list[Suite]:
@@ -108,6 +111,10 @@ LANES: dict[str, list[Suite]] = {
         *_suites("airflow", "faults/airflow", FAULTS="full"),
     ],
     "deployment": _suites("airflow-deployment", "deployment"),
+    "coverage-airflow": [replace(suite, traced=True) for suite in _suites("airflow", "airflow")],
+    "coverage-prefect": [
+        replace(suite, traced=True) for suite in _suites("prefect", "core", "emulator", "prefect")
+    ],
 }
 """Suites that run one after the other; lanes run side by side."""
 

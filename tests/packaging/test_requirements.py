@@ -23,7 +23,7 @@ ENVIRONMENTS = [
     "prefect-peers.txt",
     "prefect.txt",
 ]
-TOOLS = ["docs.txt", "screenshots.txt"]
+TOOLS = ["coverage.txt", "docs.txt", "screenshots.txt"]
 FLOORS = {"airflow-floor": "apache-airflow==3.1.8", "prefect-floor": "prefect==3.6.29"}
 
 
