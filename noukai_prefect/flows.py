@@ -1,4 +1,4 @@
-"""Two flows to deploy without writing code. Their parameters are a form on Prefect's web page.
+"""Flows to deploy without writing code. Their parameters are a form on Prefect's web page.
 
 Example:
     ```python
@@ -15,9 +15,12 @@ from typing import Any, Literal
 from prefect import flow
 from pydantic.json_schema import SkipJsonSchema
 
+from noukai_prefect._run_context import RunContext
+from noukai_prefect._watching import emit_ended_runs
 from noukai_prefect.batch_tasks import arun_noukai_jobs
 from noukai_prefect.credentials import NoukaiCredentials, OptionalNumber, OptionalObject, OptionalText
 from noukai_prefect.hooks import cancel_noukai_jobs
+from noukai_prefect.suspending import resume_ended
 from noukai_prefect.tasks import arun_noukai_job
 
 
@@ -90,6 +93,41 @@ async def noukai_jobs(
         max_concurrency=max_concurrency,
     )
     return [outcome.output for outcome in outcomes]
+
+
+@flow(name="watch-noukai-runs")
+async def watch_noukai_runs(
+    flow_id: str,
+    credentials: NoukaiCredentials | SkipJsonSchema[None] = None,
+    states: list[Literal["completed", "failed", "cancelled"]] = ["completed", "failed", "cancelled"],  # noqa: B006
+) -> int:
+    """Emit an event for each run of a Noukai flow that ended since this flow last ran.
+
+    Deploy it with a schedule, and one run at a time: `watch_noukai_runs.serve(interval=60, limit=1, ...)`.
+    The events are `noukai.run.completed`, `.failed` and `.cancelled`. The first run emits none.
+
+    Args:
+        flow_id: The Noukai flow, by the id that Noukai gave it.
+        credentials: The project's credentials. By default, the block `default`.
+        states: Which ends are an event.
+    """
+    ended = await emit_ended_runs(
+        credentials or await _default_credentials(), flow_id, states, RunContext.current()
+    )
+    return len(ended)
+
+
+@flow(name="resume-noukai-runs")
+async def resume_noukai_runs(credentials_block: str = "default") -> int:
+    """Resume the flow runs that are suspended until a Noukai job ends, if the job has ended.
+
+    Deploy it with a schedule: `resume_noukai_runs.serve(interval=60, ...)`. Each of its runs polls each of
+    those jobs once.
+
+    Args:
+        credentials_block: The credentials block for jobs that were not submitted with a stored block.
+    """
+    return len(await resume_ended(RunContext.current(), credentials_block))
 
 
 async def _default_credentials() -> NoukaiCredentials:

@@ -104,8 +104,8 @@ class NoukaiRunTrigger(BaseEventTrigger):
             self._failures = 0
         if not seen.complete:
             self.log.warning(
-                "Noukai runs of flow %s: some may be missed (more than 100 of one state began within %g s)",
-                *(self.flow_id, self.poll_interval),
+                "Noukai runs of flow %s: some may be missed (more than 100 of a state between two reads)",
+                self.flow_id,
             )
         return seen
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import pytest
 
 from devtools.processes import wait_until
+from noukai_core import Noukai
 from tests.e2e_prefect.conftest import WAIT_SECONDS
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ def examples(prefect: LocalPrefect, emulator_server: Emulator) -> dict[str, Exam
     control.script("fails", outcome="failed", error="no luck")
     control.script("is-cancelled", outcome="cancelled")
     control.script("summarise", after_polls=3)
+    control.script("translate", outcome="never")
     names = [file.stem for file in EXAMPLES.glob("noukai_*.py") if "\n@flow" in file.read_text()]
     return {name: Example(prefect, control, f"{name.replace('_', '-')}/local") for name in names}
 
@@ -145,17 +148,25 @@ def test_hooks(examples: dict[str, Example]) -> None:
 
 
 def test_suspend(examples: dict[str, Example]) -> None:
-    """A suspended run has no process, resumes after one HTTP call, and attaches to its job."""
+    """A suspended run has no process. It is resumed when its job has ended, and attaches to it."""
     example = examples["noukai_suspend"]
     assert example.prefect.wait_for(example.id, "Suspended", timeout=WAIT_SECONDS) == "Suspended"
     (job,) = example.jobs()
     assert example.control.counts(job["id"])["poll"] == 0
-    wait_until(lambda: example.control.job(job["id"])["state"] == "completed", "the job to end", WAIT_SECONDS)
     wait_until(
         lambda: example.prefect.flow_run_processes(example.id) == [], "the process to end", WAIT_SECONDS
     )
 
-    example.prefect.resume(example.id, {"job_id": job["id"]})
+    def resumed() -> int:
+        resuming = example.prefect.run("resume-noukai-runs/form")
+        assert example.prefect.wait_for(resuming, timeout=WAIT_SECONDS) == "Completed"
+        count: int = example.prefect.result(resuming)
+        return count
+
+    assert resumed() == 0
+    assert example.prefect.state(example.id) == "Suspended"
+    example.control.finish(job["id"])
+    assert resumed() == 1
 
     assert example.end() == "Completed"
     assert example.result() == {"message": "A long book"}
@@ -179,3 +190,39 @@ def test_deployments(prefect: LocalPrefect, emulator_server: Emulator) -> None:
     assert prefect.result(one) == {"message": "Helo"}
     assert prefect.wait_for(many, timeout=WAIT_SECONDS) == "Completed"
     assert prefect.result(many) == [{"message": "a"}, {"message": "b"}]
+
+
+def test_events(prefect: LocalPrefect, emulator_server: Emulator) -> None:
+    """Each run of a Noukai flow that ends is one event, also when it ends between two reads."""
+    slug = f"watched-{uuid4().hex[:8]}"
+    with Noukai("nk_test_any", base_url=emulator_server.base_url) as client:
+        flow = client.flow(f"acme/tests/{slug}")
+        before = flow.job("before")
+        before.wait()
+        assert before.accepted is not None
+        flow_id = before.accepted.flow_id
+
+        def emitted() -> int:
+            watching = prefect.run("watch-noukai-runs/form", {"flow_id": flow_id})
+            assert prefect.wait_for(watching, timeout=WAIT_SECONDS) == "Completed"
+            count: int = prefect.result(watching)
+            return count
+
+        assert emitted() == 0
+        job = flow.job("after")
+        job.wait()
+    assert emitted() == 1
+    assert emitted() == 0
+
+    def found() -> list[dict[str, Any]]:
+        return [one for one in prefect.events("noukai.run.*") if one["resource"]["noukai.flow-id"] == flow_id]
+
+    (event,) = wait_until(found, "the event", WAIT_SECONDS)
+    assert (event["event"], event["payload"]["run_id"]) == ("noukai.run.completed", job.id)
+
+
+def test_a_flow_that_events_start(examples: dict[str, Example]) -> None:
+    """The example of a flow that events start is an ordinary flow."""
+    example = examples["noukai_events"]
+    assert example.end() == "Completed"
+    assert example.result() == "The run job_1 is completed"
