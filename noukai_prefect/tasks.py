@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -53,9 +53,21 @@ async def asubmit_noukai_job(
     version: str | int = "production",
     trace: bool = False,
     session_id: str | None = None,
+    callback_url: str | None = None,
+    callback_events: Sequence[str] | None = None,
 ) -> str:
     """Submit a job, for async flows; see `submit_noukai_job`."""
-    request = JobRequest(flow, message, parameters, block_overrides, version, trace, session_id)
+    request = JobRequest(
+        flow,
+        message,
+        parameters,
+        block_overrides,
+        version,
+        trace,
+        session_id,
+        callback_url,
+        callback_events,
+    )
     job_id: str = await _submit(credentials, request)
     return job_id
 
@@ -71,6 +83,8 @@ def submit_noukai_job(
     version: str | int = "production",
     trace: bool = False,
     session_id: str | None = None,
+    callback_url: str | None = None,
+    callback_events: Sequence[str] | None = None,
 ) -> str:
     """Submit a job, and return its id without waiting for it.
 
@@ -87,6 +101,8 @@ def submit_noukai_job(
         trace: Whether the run is traced.
         session_id: A UUID that groups jobs. With one, a submission whose outcome is unknown cannot be looked
             up.
+        callback_url: A public https address that Noukai calls when the job has ended.
+        callback_events: The events to call it for: `flow.completed`, `flow.failed` or both.
 
     Returns:
         The job's id.
@@ -108,7 +124,17 @@ def submit_noukai_job(
             return wait_for_noukai_job(credentials, "acme/spelling/grade-3", job_id)
         ```
     """
-    request = JobRequest(flow, message, parameters, block_overrides, version, trace, session_id)
+    request = JobRequest(
+        flow,
+        message,
+        parameters,
+        block_overrides,
+        version,
+        trace,
+        session_id,
+        callback_url,
+        callback_events,
+    )
     job_id: str = run_blocking(_submit(credentials, request))
     return job_id
 
@@ -188,6 +214,8 @@ async def arun_noukai_job(
     version: str | int = "production",
     trace: bool = False,
     session_id: str | None = None,
+    callback_url: str | None = None,
+    callback_events: Sequence[str] | None = None,
     timeout: float | None = None,
     poll_interval: float | None = None,
     on_cancelled: OnCancelled = "fail",
@@ -195,7 +223,17 @@ async def arun_noukai_job(
     follow: Follow = "state",
 ) -> Any:
     """Run a job, for async flows; see `run_noukai_job`."""
-    request = JobRequest(flow, message, parameters, block_overrides, version, trace, session_id)
+    request = JobRequest(
+        flow,
+        message,
+        parameters,
+        block_overrides,
+        version,
+        trace,
+        session_id,
+        callback_url,
+        callback_events,
+    )
     wait_options = WaitOptions(timeout, poll_interval, on_cancelled, cancel_on_timeout, follow)
     return await _run(credentials, request, wait_options)
 
@@ -211,6 +249,8 @@ def run_noukai_job(
     version: str | int = "production",
     trace: bool = False,
     session_id: str | None = None,
+    callback_url: str | None = None,
+    callback_events: Sequence[str] | None = None,
     timeout: float | None = None,
     poll_interval: float | None = None,
     on_cancelled: OnCancelled = "fail",
@@ -231,6 +271,8 @@ def run_noukai_job(
         version: `"production"`, `"draft"` or the number of a published version.
         trace: Whether the run is traced.
         session_id: A UUID that groups jobs; see `submit_noukai_job`.
+        callback_url: A public https address that Noukai calls when the job has ended.
+        callback_events: The events to call it for: `flow.completed`, `flow.failed` or both.
         timeout: The longest wait in seconds; no limit by default.
         poll_interval: Seconds between two polls. By default the pause grows with the age of the job.
         on_cancelled: `"fail"` or `"cancel"`; see `wait_for_noukai_job`.
@@ -253,6 +295,16 @@ def run_noukai_job(
             return run_noukai_job(NoukaiCredentials.load("default"), "acme/spelling/grade-3", text)
         ```
     """
-    request = JobRequest(flow, message, parameters, block_overrides, version, trace, session_id)
+    request = JobRequest(
+        flow,
+        message,
+        parameters,
+        block_overrides,
+        version,
+        trace,
+        session_id,
+        callback_url,
+        callback_events,
+    )
     wait_options = WaitOptions(timeout, poll_interval, on_cancelled, cancel_on_timeout, follow)
     return run_blocking(_run(credentials, request, wait_options))

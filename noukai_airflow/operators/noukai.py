@@ -52,6 +52,8 @@ class NoukaiRunJobOperator(BaseOperator):
         version: `"production"`, `"draft"` or the number of a published version.
         session_id: Your own UUID, which groups jobs. With one, a submission with an unknown outcome cannot be
             looked up.
+        callback_url: A public https address that Noukai calls when the job has ended. Templated.
+        callback_events: The events to call it for: `flow.completed`, `flow.failed` or both.
         trace: Whether the run is traced. The XCom `job_status` then includes its tokens and its cost.
         noukai_conn_id: The Airflow connection.
         deferrable: Whether to wait in the triggerer instead of on a worker. Defaults to the setting
@@ -84,6 +86,7 @@ class NoukaiRunJobOperator(BaseOperator):
         "block_overrides",
         "version",
         "session_id",
+        "callback_url",
         "noukai_conn_id",
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"parameters": "json", "block_overrides": "json"}
@@ -99,6 +102,8 @@ class NoukaiRunJobOperator(BaseOperator):
         block_overrides: Mapping[str, Mapping[str, Any]] | None = None,
         version: str | int = "production",
         session_id: str | None = None,
+        callback_url: str | None = None,
+        callback_events: Sequence[str] | None = None,
         trace: bool = False,
         noukai_conn_id: str = "noukai_default",
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
@@ -124,6 +129,8 @@ class NoukaiRunJobOperator(BaseOperator):
         self.block_overrides = block_overrides
         self.version = version
         self.session_id = session_id
+        self.callback_url = callback_url
+        self.callback_events = callback_events
         self.trace = trace
         self.noukai_conn_id = noukai_conn_id
         self.deferrable = deferrable
@@ -302,6 +309,8 @@ class NoukaiRunJobOperator(BaseOperator):
             version=self.version,
             trace=self.trace,
             session_id=self.session_id,
+            callback_url=self.callback_url,
+            callback_events=self.callback_events,
         )
 
     def _resumed_wait(

@@ -95,6 +95,14 @@ def test_completed(connected: ConnectionSettings, context: Any, emulator: Emulat
     assert set(context["ti"].xcoms) == {"job_id", "job_status"}
 
 
+def test_a_callback(connected: ConnectionSettings, context: Any, emulator: Emulator) -> None:
+    """The address that Noukai calls at the end is submitted with the job."""
+    callback = {"callback_url": "https://relay.example/noukai", "callback_events": ["flow.failed"]}
+    operator(**callback).execute(context)
+    (job,) = emulator.control.jobs()
+    assert (job["callback_url"], job["callback_events"]) == tuple(callback.values())
+
+
 def test_the_link(settings: ConnectionSettings, context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The link is that of the task's job, or else the one that the task has pushed, or empty."""
     from airflow.providers.common.compat.sdk import XCom

@@ -81,6 +81,15 @@ async def test_submit_then_wait(call: Call, credentials: NoukaiCredentials, emul
     assert await call("wait", credentials, FLOW, job_id) == {"message": "hello"}
 
 
+@pytest.mark.parametrize("name", ["submit", "run"])
+async def test_a_callback(name: str, call: Call, credentials: NoukaiCredentials, emulator: Emulator) -> None:
+    """The address that Noukai calls at the end is submitted with the job."""
+    callback = {"callback_url": "https://relay.example/noukai", "callback_events": ["flow.failed"]}
+    await call(name, credentials, FLOW, "hello", **callback)
+    (job,) = emulator.control.jobs()
+    assert (job["callback_url"], job["callback_events"]) == tuple(callback.values())
+
+
 async def test_failed(call: Call, credentials: NoukaiCredentials, emulator: Emulator) -> None:
     """The error of a failed job has the flow's own words and the job's id."""
     emulator.control.script("grade-3", outcome="failed", error="no luck")
