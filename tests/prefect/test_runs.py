@@ -1,0 +1,100 @@
+"""The flows that watch a Noukai flow and that resume suspended flow runs, against a Prefect server."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.exceptions import Pause
+from prefect.flow_engine import run_flow
+
+from noukai_core import Noukai
+from noukai_prefect import (
+    NoukaiCredentials,
+    asubmit_noukai_job,
+    asuspend_until_noukai_job,
+    await_for_noukai_job,
+)
+from noukai_prefect._watching import _event
+from noukai_prefect.flows import resume_noukai_runs, watch_noukai_runs
+
+if TYPE_CHECKING:
+    from noukai_core import Job
+    from noukai_core.emulator import Emulator
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+FLOW = "acme/books/translate"
+
+
+@pytest.fixture
+def saved(credentials: NoukaiCredentials) -> NoukaiCredentials:
+    """The default credentials."""
+    credentials.save("default", overwrite=True, _sync=True)  # type: ignore[call-arg]
+    return credentials
+
+
+def ended_job(emulator: Emulator) -> Job:
+    with Noukai("nk_test_any", base_url=emulator.base_url) as client:
+        job = client.flow(FLOW).job("hello")
+        job.wait()
+        return job
+
+
+async def test_each_run_is_one_event(saved: NoukaiCredentials, emulator: Emulator) -> None:
+    """A run that ended between two runs of the flow is emitted once, and none from before the first."""
+    job = ended_job(emulator)
+    assert job.accepted is not None
+    flow_id = job.accepted.flow_id
+    assert flow_id is not None
+    assert await watch_noukai_runs(flow_id) == 0
+    another = ended_job(emulator)
+    assert await watch_noukai_runs(flow_id) == 1
+    assert await watch_noukai_runs(flow_id) == 0
+    with Noukai("nk_test_any", base_url=emulator.base_url) as client:
+        listed = client.runs(flow_id)
+    assert [run.id for run in listed] == [another.id, job.id]
+    first, again = _event(listed[0]), _event(listed[0])
+    assert (first.id, first.event) == (again.id, "noukai.run.completed")
+    assert first.id != _event(listed[1]).id
+
+
+@flow
+async def suspending() -> Any:
+    credentials = await NoukaiCredentials.aload("default")
+    job_id = await asubmit_noukai_job(credentials, FLOW, "A long book")
+    await asuspend_until_noukai_job(job_id, timeout=3600)
+    return await await_for_noukai_job(credentials, FLOW, job_id)
+
+
+async def start(name: str) -> Any:
+    """Return a new run of a deployment of the flow, which nothing runs yet."""
+    async with get_client() as client:
+        flow_id = await client.create_flow(suspending)
+        deployment = await client.create_deployment(flow_id, name)
+        return await client.create_flow_run_from_deployment(deployment)
+
+
+async def run_of(flow_run_id: UUID) -> Any:
+    async with get_client() as client:
+        return await client.read_flow_run(flow_run_id)
+
+
+async def test_a_run_is_resumed_when_its_job_has_ended(saved: NoukaiCredentials, emulator: Emulator) -> None:
+    """While the job runs, the flow run stays suspended; afterwards it attaches to the job."""
+    emulator.control.script("translate", outcome="never")
+    started = await start("suspending")
+    with pytest.raises(Pause):
+        await run_flow(suspending, flow_run=started)  # type: ignore[misc]
+    assert (await run_of(started.id)).state.name == "Suspended"
+    (job,) = emulator.control.jobs()
+    assert await resume_noukai_runs() == 0
+    assert (await run_of(started.id)).state.name == "Suspended"
+    emulator.control.finish(job["id"], result="Ein langes Buch")
+    assert await resume_noukai_runs() == 1
+    resumed = await run_of(started.id)
+    assert resumed.state.is_scheduled()
+    assert await run_flow(suspending, flow_run=resumed) == "Ein langes Buch"  # type: ignore[misc]
+    assert len(emulator.control.jobs()) == 1
