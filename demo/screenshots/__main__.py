@@ -105,7 +105,7 @@ def run_airflow(airflow: LocalAirflow, emulator: Emulator) -> list[Callable[[Bro
     def take(browser: Browser) -> None:
         waiting, failed, xcoms = (PICTURES / f"airflow-{name}.png" for name in ("waiting", "failed", "xcoms"))
         browser.take(f"{tasks}/translate", waiting, "Deferred", "progress 40 %")
-        browser.take(f"{tasks}/summarise", failed, "Failed", REASON, keys="w")
+        browser.take(f"{tasks}/summarise", failed, "Failed", REASON, keys="w", lines=720)
         browser.take(f"{tasks}/summarise/xcom", xcoms, "job_status", click="Expand all extra JSON")
 
     return [take]
@@ -145,7 +145,7 @@ def run_prefect(prefect: LocalPrefect, emulator: Emulator) -> list[Callable[[Bro
 
         browser.take(f"{page}/runs/flow-run/{run_id}", picture("run"), "Running", "submitted")
         browser.take(f"{page}/artifacts/artifact/{card}", picture("failed"), "Reason", REASON)
-        browser.take(f"{page}/artifacts/artifact/{table}", picture("batch"), "Walden", width=1700)
+        browser.take(f"{page}/artifacts/artifact/{table}", picture("batch"), "Walden", width=1900)
         browser.take(f"{page}/blocks/catalog/noukai-job/create", picture("block"), "Message", height=1000)
 
     return [take]

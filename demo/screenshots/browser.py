@@ -65,6 +65,7 @@ class Browser:
         height: int = 900,
         keys: str = "",
         click: str = "",
+        lines: int | None = None,
     ) -> None:
         """Take a picture of a page.
 
@@ -76,6 +77,7 @@ class Browser:
             height: Its height.
             keys: Keys to press before the picture is taken.
             click: The label of a button to press before the picture is taken.
+            lines: How many lines of pixels the picture keeps; by default all.
         """
         self._driver.set_window_size(width, height)
         self._driver.get(url)
@@ -89,4 +91,5 @@ class Browser:
         self._driver.execute_async_script("document.fonts.ready.then(() => setTimeout(arguments[0], 1500))")
         # A page has few colours, and a picture with a palette is a third as large.
         with Image.open(BytesIO(self._driver.get_screenshot_as_png())) as taken:
-            taken.convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE).save(picture, optimize=True)
+            kept = taken.crop((0, 0, taken.width, lines or taken.height))
+            kept.convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE).save(picture, optimize=True)
