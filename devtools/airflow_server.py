@@ -209,6 +209,10 @@ class LocalAirflow:
             body["keep_task_state"] = True
         self._call("POST", f"/dags/{dag_id}/clearTaskInstances", body)
 
+    def pause(self, dag_id: str, *, paused: bool = True) -> None:
+        """Pause a DAG, or let it run again."""
+        self._call("PATCH", f"/dags/{dag_id}?update_mask=is_paused", {"is_paused": paused})
+
     def add_connection(self, connection_id: str, **fields: Any) -> None:
         """Store a connection in the database, as the web page does."""
         self._call("POST", "/connections", {"connection_id": connection_id, **fields})
@@ -359,15 +363,20 @@ class LocalAirflow:
             # Readers and a writer do not lock each other out then; the mode stays with the file.
             database.execute("PRAGMA journal_mode=WAL")
 
-    def _healthy(self) -> bool:
+    def responds(self) -> bool:
+        """Return whether the API server responds."""
+        return bool(self._health())
+
+    def _health(self) -> dict[str, Any]:
         try:
             health = self._client.get("/api/v2/monitor/health")
         except httpx.TransportError:
-            return False
-        if health.status_code != 200:
-            return False
-        parts = health.json()
-        return all(
+            return {}
+        return dict(health.json()) if health.status_code == 200 else {}
+
+    def _healthy(self) -> bool:
+        parts = self._health()
+        return bool(parts) and all(
             (parts.get(part) or {}).get("status") == "healthy"
             for part in ("scheduler", "triggerer", "dag_processor")
         )

@@ -82,7 +82,7 @@ def airflow(emulator_server: Emulator, tmp_path_factory: pytest.TempPathFactory)
         home,
         [ROOT / "example_dags", Path(__file__).parent / "dags"],
         environment=environment,
-        parallelism=12,
+        parallelism=16,
     ) as running:
         yield running
         # Some tasks still wait for their jobs. They are not needed any more.
@@ -188,6 +188,10 @@ class Run:
     def jobs(self) -> list[dict[str, Any]]:
         """Return the jobs of this run's flow, oldest first."""
         return [job for job in self.control.jobs() if str(job["flow"]).rsplit("/", 1)[-1] == self.flow]
+
+    def alive_jobs(self) -> list[str]:
+        """Return the ids of the jobs that have not ended."""
+        return [job["id"] for job in self.jobs() if job["state"] in ("pending", "running")]
 
     def wait_for_jobs(self, count: int, timeout: float = LONGEST_WAIT) -> list[dict[str, Any]]:
         """Wait until the flow has a number of jobs, and return them."""

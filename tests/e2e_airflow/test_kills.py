@@ -46,6 +46,8 @@ def started(runs: Runs) -> dict[str, Run]:
         "clear and keep": runs.start("deferred_keep", **LONG),
         "no cancel": runs.prepare("deferred", **LONG),
         "cancel fails": runs.prepare("deferred", **LONG),
+        "paused, completed": runs.start("deferred_paused", **LONG),
+        "paused, cleared": runs.start("deferred_paused", **LONG),
         "clear succeeded": runs.start("deferred", after_seconds=8),
     }
 
@@ -95,9 +97,9 @@ def test_two_clears_in_a_row(started: dict[str, Run]) -> None:
     run.clear()
     run.wait_for_end(run.jobs()[0]["id"], "cancelled")
     run.wait_until_settled()
-    alive = [job["id"] for job in run.jobs() if job["state"] in ("pending", "running")]
-    assert alive == [run.xcom("job_id")]
-    run.control.finish(alive[0], result={"last": True})
+    (alive,) = run.alive_jobs()
+    assert alive == run.xcom("job_id")
+    run.control.finish(alive, result={"last": True})
     assert run.wait_for("success") == "success"
     assert run.xcom() == {"last": True}
 
@@ -217,3 +219,23 @@ def test_clear_of_a_succeeded_task(started: dict[str, Run]) -> None:
     assert run.xcom("job_id") == second["id"]
     assert second["id"] != first["id"]
     assert (run.submissions(), run.cancels(first["id"]), run.cancels(second["id"])) == (2, 0, 0)
+
+
+def test_a_paused_dag(started: dict[str, Run]) -> None:
+    """While a DAG is paused, its tasks do not continue; afterwards each has its result, or a new job."""
+    completed, cleared = started["paused, completed"], started["paused, cleared"]
+    for run in (completed, cleared):
+        run.wait_until_watched()
+    airflow, dag_id = completed.airflow, completed.dag_id
+    airflow.pause(dag_id)
+    cleared.clear()
+    job_id = completed.job()["id"]
+    completed.control.finish(job_id, result={"whole": True})
+    completed.wait_for("scheduled")
+    airflow.pause(dag_id, paused=False)
+    completed.check_end(job_id)
+    first, second = cleared.wait_for_jobs(2)
+    cleared.wait_for_end(first["id"], "cancelled")
+    cleared.control.finish(second["id"])
+    assert cleared.wait_for("success") == "success"
+    assert (cleared.submissions(), cleared.cancels(second["id"])) == (2, 0)

@@ -1,4 +1,4 @@
-"""Triggerers that stop, stall and recover. None of this cancels a job or submits a second one."""
+"""Triggerers, schedulers and API servers that end and return. No job is cancelled or submitted again."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ LETS_GO = {(3, 3): "its task still waits for it"}.get(
 
 @pytest.fixture
 def triggerers(airflow: LocalAirflow) -> Iterator[LocalAirflow]:
-    """The running Airflow, whose triggerers a test may disturb; one triggerer runs again afterwards."""
+    """The running Airflow, which a test may disturb; one process of each kind runs again afterwards."""
     yield airflow
     for name, component in airflow.components.items():
         if name.startswith("triggerer-"):
             component.kill()
     airflow.triggerer.resume()
-    if not airflow.triggerer.running:
-        airflow.triggerer.start()
+    for component in (airflow.triggerer, airflow.scheduler, airflow.api_server):
+        if not component.running:
+            component.start()
 
 
 def test_triggerer_shut_down(runs: Runs, triggerers: LocalAirflow) -> None:
@@ -139,3 +140,29 @@ def test_airflows_own_limit_while_the_triggerer_is_down(runs: Runs, triggerers: 
     assert run.wait_for("failed") == "failed"
     job = run.job()
     assert (run.submissions(), run.cancels(job["id"]), job["state"]) == (1, 1, "cancelled")
+
+
+def test_scheduler_killed(runs: Runs, triggerers: LocalAirflow) -> None:
+    """After a crash of the scheduler, the next one resumes a deferred task whose job has ended meanwhile."""
+    run = runs.start("deferred", **LONG)
+    run.wait_for("deferred")
+    job_id = run.job()["id"]
+    run.wait_for_polls(job_id)
+    triggerers.scheduler.kill()
+    run.control.finish(job_id, result={"whole": True})
+    triggerers.scheduler.start()
+    run.check_end(job_id)
+
+
+def test_api_server_killed(runs: Runs, triggerers: LocalAirflow) -> None:
+    """If a job ends while the API server is down, a retry of its task fetches the result."""
+    run = runs.start("deferred_many_retries", **LONG)
+    run.wait_until_watched()
+    job_id = run.job()["id"]
+    triggerers.api_server.kill()
+    run.control.finish(job_id, result={"whole": True})
+    # Airflow then starts the task, which it cannot do without the API server.
+    wait_until(lambda: "Trigger fired event" in run.logs(), "the trigger's event")
+    triggerers.api_server.start()
+    wait_until(triggerers.responds, "the API server")
+    run.check_end(job_id)

@@ -21,23 +21,18 @@ LONG = {"outcome": "never"}
 @pytest.fixture(scope="module")
 def started(runs: Runs) -> dict[str, Run]:
     """Tasks on workers, one for each test."""
-    rejected, unsupported, submitting, stopped = (runs.prepare("waiting", **LONG) for _ in range(4))
+    rejected, unsupported, submitting = (runs.prepare("waiting", **LONG) for _ in range(3))
     rejected.control.fault("status", on="cancel", times=None, flow=rejected.flow, status=403)
     unsupported.control.fault("no_cancel", on="cancel", times=None, flow=unsupported.flow)
-    for run in (submitting, stopped):
-        run.control.fault("slow", on="submit", times=1, flow=run.flow, seconds=4)
+    submitting.control.fault("slow", on="submit", times=1, flow=submitting.flow, seconds=4)
     return {
         # The signal must come before the response.
         "submitting": submitting,
-        "stopped while submitting": stopped,
-        "stopped, failed": runs.start("waiting", **LONG),
-        "stopped, success": runs.start("waiting_not_durable", **LONG),
-        "stopped, run failed": runs.start("waiting", **LONG),
-        "waits for a retry, failed": runs.start("waiting_late_retry", **LONG),
-        "waits for a retry, run failed": runs.start("waiting_late_retry", **LONG),
         "mark failed": runs.start("waiting", **LONG),
         "mark success": runs.start("waiting", **LONG),
         "clear": runs.start("waiting", **LONG),
+        "two clears": runs.start("waiting", **LONG),
+        "clear inline": runs.start("deferred_inline", **LONG),
         "keep": runs.start("waiting_keep", **LONG),
         "shutdown": runs.start("waiting_retry", **LONG),
         "cancel rejected": rejected.start(),
@@ -81,6 +76,24 @@ def test_clear(started: dict[str, Run]) -> None:
     assert (run.submissions(), run.cancels(first), run.cancels(second["id"])) == (2, 1, 0)
 
 
+@pytest.mark.parametrize("how", ["two clears", "clear inline"])
+def test_clears_at_special_moments(started: dict[str, Run], how: str) -> None:
+    """A task that is cleared twice at once, or shortly before it defers, has one new job."""
+    run = started[how]
+    first = run.wait_until_waiting()
+    run.clear()
+    if how == "two clears":
+        run.clear()
+    run.wait_for_end(first, "cancelled")
+    run.wait_for_jobs(2)
+    wait_until(lambda: run.alive_jobs() == [run.xcom("job_id")], "the new job's id")
+    (alive,) = run.alive_jobs()
+    run.control.finish(alive, result={"last": True})
+    assert run.wait_for("success") == "success"
+    assert run.xcom() == {"last": True}
+    assert run.cancels(alive) == 0
+
+
 def test_cancel_on_kill_off(started: dict[str, Run]) -> None:
     """With `cancel_on_kill=False` the job of a killed task is left running."""
     run = started["keep"]
@@ -112,40 +125,6 @@ def test_mark_failed_during_the_submission(started: dict[str, Run]) -> None:
     assert (run.state(), run.submissions(), run.cancels(job["id"])) == ("failed", 1, 1)
 
 
-@pytest.mark.parametrize("state", ["failed", "success", "run failed"])
-def test_a_worker_that_cannot_act(started: dict[str, Run], state: str) -> None:
-    """If the process of a marked task is killed before it can act, the API server cancels the job."""
-    run = started[f"stopped, {state}"]
-    job_id = run.wait_until_waiting()
-    run.end_process(signal.SIGSTOP)
-    mark(run, state)
-    run.wait_for_end(job_id, "cancelled")
-    assert (run.state(), run.submissions(), run.cancels(job_id)) == (state.split()[-1], 1, 1)
-
-
-def test_a_worker_that_cannot_act_during_the_submission(started: dict[str, Run]) -> None:
-    """If the process of a marked task is killed before it knows its job, the API server finds the job."""
-    run = started["stopped while submitting"].start()
-    wait_until(run.submissions, "the request to submit")
-    run.end_process(signal.SIGSTOP)
-    run.mark("failed")
-    (job,) = run.wait_for_jobs(1)
-    run.wait_for_end(job["id"], "cancelled")
-    assert (run.state(), run.submissions(), run.cancels(job["id"])) == ("failed", 1, 1)
-
-
-@pytest.mark.parametrize(("what", "state"), [("failed", "failed"), ("run failed", "skipped")])
-def test_mark_failed_before_a_retry(started: dict[str, Run], what: str, state: str) -> None:
-    """The job that a retry would attach to is cancelled if a user ends the task before that."""
-    run = started[f"waits for a retry, {what}"]
-    job_id = run.wait_until_waiting()
-    run.end_process(signal.SIGTERM)
-    run.wait_for("up_for_retry")
-    mark(run, what)
-    run.wait_for_end(job_id, "cancelled")
-    assert (run.state(), run.submissions(), run.cancels(job_id)) == (state, 1, 1)
-
-
 def test_shutdown(started: dict[str, Run]) -> None:
     """A worker that is shut down leaves the job running, and the retry attaches to it."""
     run = started["shutdown"]
@@ -154,11 +133,3 @@ def test_shutdown(started: dict[str, Run]) -> None:
     wait_until(lambda: run.tries() == 2, "the retry")
     run.wait_until_attached()
     run.finish_well(job_id)
-
-
-def mark(run: Run, what: str) -> None:
-    """Mark the task, or its whole run, as a user does."""
-    if what == "run failed":
-        run.airflow.mark_run(run.dag_id, run.run_id, "failed")
-    else:
-        run.mark(what)

@@ -47,6 +47,8 @@ PROMPT = {"inline_wait": 0, "poll_interval": 0.5}
 TASKS: dict[str, dict[str, Any]] = {
     "deferred": {"deferrable": True, "on_failure_callback": log_exception, **PROMPT},
     "deferred_retry": {"deferrable": True, **PROMPT, **RETRY},
+    "deferred_many_retries": {"deferrable": True, **PROMPT, **RETRY, "retries": 50},
+    "deferred_paused": {"deferrable": True, **PROMPT},
     "deferred_inline": {"deferrable": True, "inline_wait": 30},
     "deferred_inline_retry": {"deferrable": True, "inline_wait": 60, "poll_interval": 0.5, **RETRY},
     "deferred_deadline": {"deferrable": True, "timeout": UNHURRIED, **PROMPT, **RETRY},
