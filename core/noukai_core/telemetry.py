@@ -51,6 +51,7 @@ INSTRUMENTS: dict[str, Instrument] = {
 """All instruments, by the names of their metrics."""
 
 _ATTRIBUTES = {"state": "noukai.job.state", "error_type": "error.type"}
+_LAG_BUCKETS = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 90.0, 120.0, 300.0)
 _SCOPE = "noukai_core"
 _receivers: list[Measure] = []
 
@@ -86,7 +87,8 @@ def _to_opentelemetry(name: str, value: float, attributes: Attributes) -> None:
 def _instrument(name: str) -> Any:
     kind, unit, description = INSTRUMENTS[name]
     meter = sys.modules["opentelemetry.metrics"].get_meter(_SCOPE)
-    return getattr(meter, f"create_{kind}")(name, unit=unit, description=description)
+    advice = {"explicit_bucket_boundaries_advisory": _LAG_BUCKETS} if kind == "histogram" else {}
+    return getattr(meter, f"create_{kind}")(name, unit=unit, description=description, **advice)
 
 
 def in_span(
