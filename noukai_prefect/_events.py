@@ -45,11 +45,13 @@ def outcome_payload(
     seconds: float | None = None,
     tokens: int | None = None,
     cost_usd: Decimal | None = None,
+    failed_step: str | None = None,
 ) -> dict[str, Any]:
     """Return the payload of an event about a job that ended."""
     return {
         "state": str(status.state) if status else None,
         "error": one_line(status.error) if status and status.error else None,
+        "failed_step": failed_step,
         "seconds": None if seconds is None else round(seconds, 1),
         "tokens": tokens,
         "cost_usd": None if cost_usd is None else str(cost_usd),

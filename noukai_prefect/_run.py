@@ -368,11 +368,18 @@ class _Wait:
         """Show how the job ended: in the log, an event, the artifact, and the record for a rerun."""
         job, run = self._job, self._run
         cost = await read_cost(job, run) if self._traced else JobCost()
+        if status.state != JobState.FAILED:
+            cost = replace(cost, failed_step=None)  # a later attempt of the step has succeeded
         if cost.tokens is not None or cost.cost_usd is not None:
             run.logger().info("Noukai job %s of %s: used %s", job.id, job.flow, cost)
         seconds = seconds_of(status, self._since)
         payload = outcome_payload(
-            status, url=self._page, seconds=seconds, tokens=cost.tokens, cost_usd=cost.cost_usd
+            status,
+            url=self._page,
+            seconds=seconds,
+            tokens=cost.tokens,
+            cost_usd=cost.cost_usd,
+            failed_step=cost.failed_step,
         )
         emit_job_event(run, status.state, job.flow, job.id, payload)
         if status.state != JobState.COMPLETED:

@@ -82,7 +82,7 @@ def test_job_markdown() -> None:
         version=7,
         status=status,
         seconds=6.04,
-        cost=JobCost(1234, Decimal("0.41")),
+        cost=JobCost(1234, Decimal("0.41"), "check (m-1, attempt 3)"),
     )
     assert text.splitlines() == [
         "Noukai job [job_1](https://noukai.test/job_1) of acme/spelling/grade-3: **failed**",
@@ -90,6 +90,7 @@ def test_job_markdown() -> None:
         "| | |",
         "| --- | --- |",
         r"| Reason | \<b\>no\</b\> |",
+        "| Failed step | check (m-1, attempt 3) |",
         "| Version | 7 |",
         "| Started | 2026-01-01T00:00:00Z |",
         "| Duration | 6.0 s |",
