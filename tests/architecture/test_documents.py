@@ -13,6 +13,13 @@ from tests.documents import EXAMPLES, PAGES, README, ROOT, Example
 LINK = re.compile(r"\]\(((?!https?://|#)[^)#\s]+)")
 
 
+def test_a_formatter_leaves_what_is_included() -> None:
+    """The pages of examples include their files; a formatter that rewrote the marks would show the marks."""
+    shown = {example.included for example in EXAMPLES if example.included is not None}
+    files = {*(ROOT / "example_dags").glob("*.py"), *(ROOT / "example_flows").glob("*.py")}
+    assert files <= shown
+
+
 def test_the_readme_is_short() -> None:
     """The README is read in one go."""
     assert len(README.read_text(encoding="utf-8").splitlines()) <= 110
