@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 from unittest.mock import patch
 
 import structlog
@@ -110,6 +110,10 @@ class AirflowTask:
         acted_at: When a person ended or cleared it, with a process of it running.
         crashed: Whether a process died after that.
         results: What successful tries returned.
+        began_at: When the last part of a try began on a worker.
+        killed: The processes that were killed without a signal before, so that they could say nothing.
+        timed_out_at: When a try has decided that its deadline has passed.
+        ended_in: The process in which the last part of a try ended.
     """
 
     def __init__(self, simulation: Simulation) -> None:
@@ -126,7 +130,10 @@ class AirflowTask:
         self.results: list[Any] = []
         self.over_at: float | None = None
         self.running_at_the_end: list[str] = []
-        self.gave_up = False
+        self.began_at = 0.0
+        self.killed: set[int] = set()
+        self.timed_out_at: list[float] = []
+        self.ended_in = 0
         self._processes = 0
         self.durable_store = choices.pick("task state store", (True, False), 0.3)
         self.deferrable = choices.pick("deferrable", (False, True), 0.5)
@@ -232,6 +239,7 @@ class AirflowTask:
         worker = Blocking(self._processes, simulation.clock, simulation.network)
         simulation.clock.boot = self._processes * 10_000.0
         simulation.clock.wall_error = choices.pick("error of the wall clock", (0.0, 600.0, -600.0, 45.0), 0.1)
+        simulation.clock_errors |= simulation.clock.wall_error != 0.0
         _client_cache._clients.clear()
         core_state.forget()
         self._plan_an_end(worker)
@@ -249,6 +257,7 @@ class AirflowTask:
             if worker.alive and worker is self.worker and self.state == "running":
                 self.tell("process {0} is {1}", worker.number, how)
                 if how == "killed":
+                    self.killed.add(worker.number)
                     self._kill(worker)
                 else:
                     self._terminate()
@@ -267,7 +276,9 @@ class AirflowTask:
     def _run(self, method: str, arguments: dict[str, Any]) -> None:
         """Run one part of a try on a worker, and see to what follows."""
         self.state = "running"
+        self.began_at = self.simulation.clock.now
         self.worker = worker = self._new_worker()
+        self.ended_in = worker.number
         operator = _operator(self)
         self._operator = operator
         context: Any = {"ti": TaskInstance(self)}
@@ -437,12 +448,19 @@ def airflow_world(living: LivingClock, task: AirflowTask) -> Iterator[None]:
     async def read_connection(hook: NoukaiHook) -> ConnectionSettings:
         return task.settings
 
+    real_time_out = noukai_airflow._wait.JobWait.time_out
+
+    def time_out(wait: noukai_airflow._wait.JobWait) -> NoReturn:
+        task.timed_out_at.append(task.simulation.clock.now)
+        real_time_out(wait)
+
     living.sleeper = lambda seconds: task.worker.sleep(seconds)
     threads = SimpleNamespace(Thread=lambda **arguments: _InlineThread(task, **arguments))
     with ExitStack() as stack:
         for target, name, value in (
             (connection, "blocking_transport", blocking_transport),
             (connection, "async_transport", async_transport),
+            (noukai_airflow._wait.JobWait, "time_out", time_out),
             (NoukaiHook, "settings", task.settings),
             (NoukaiHook, "_read_connection", read_connection),
             (noukai_airflow._worker_kill, "threading", threads),

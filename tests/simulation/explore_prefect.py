@@ -87,6 +87,8 @@ def one_job_at_a_time(flow_run: PrefectFlowRun) -> Iterator[str]:
             same_input = index_of.get(earlier.key, 0) == index_of.get(job.key, 0)
             if not same_input or earlier.key == job.key or earlier.created_at > now or earlier.finished(now):
                 continue
+            if earlier.exchange.jobs[0] is not earlier:
+                continue  # the network made it
             if not let_go(flow_run.simulation, flow_run.lines, earlier, now):
                 yield f"{job.id} was submitted while {earlier.id} ran"
 

@@ -27,7 +27,7 @@ from tests.simulation.process import Call, StoreError
 from tests.simulation.server import READABLE_IDS, ServerJob
 from tests.simulation.simulation import Simulation
 
-_ROUNDING = 1e-3
+ROUNDING = 1e-3
 
 _LAST_POLL = 1.0
 """What the last poll before a deadline may take."""
@@ -92,7 +92,7 @@ def _absence_proved(history: History, earlier: Exchange, later: Exchange) -> boo
     recovery_timeout = history.simulation.recovery_timeout
     if recovery_timeout == 0 or earlier.ended_at is None:
         return False
-    settled_at = earlier.ended_at + recovery_timeout - _ROUNDING
+    settled_at = earlier.ended_at + recovery_timeout - ROUNDING
     return any(
         exchange.kind == "session"
         and exchange.submission == later.submission
@@ -151,7 +151,7 @@ def every_call_ends(history: History) -> Iterator[str]:
         if call.ended is None:
             if simulation.processes[call.process - 1].alive:
                 yield f"{call.kind}() about {call.about} has not ended"
-        elif call.timeout is not None and call.ended > call.started + call.timeout + _LAST_POLL + _ROUNDING:
+        elif call.timeout is not None and call.ended > call.started + call.timeout + _LAST_POLL + ROUNDING:
             yield f"a wait for {call.timeout:g} s took {call.ended - call.started:.2f} s"
 
 
@@ -185,7 +185,7 @@ def _rejected_early(history: History, call: Call) -> str | None:
     if not isinstance(error, APIError) or not (error.retryable and error.never_processed):
         return None
     pause = max(error.retry_after or 0.0, _LONGEST_BACKOFF)
-    if _ended(call) < call.started + history.simulation.retry_timeout - pause - _ROUNDING:
+    if _ended(call) < call.started + history.simulation.retry_timeout - pause - ROUNDING:
         return f"it gave up after {_ended(call) - call.started:.1f} s: {error!r}"
     return None
 
@@ -213,7 +213,7 @@ def _wait_outcome(history: History, call: Call) -> str | None:
             None if call.result.output == job.output else f"the output is {call.result.output!r}"
         )
     if isinstance(error, JobTimeoutError):
-        early = call.timeout is None or ended < call.started + call.timeout - _ROUNDING
+        early = call.timeout is None or ended < call.started + call.timeout - ROUNDING
         return "it timed out before its deadline" if early else None
     if isinstance(error, JobFailedError):
         return _wrong_end(job, "failed", ended)
@@ -235,7 +235,7 @@ def _refusal(history: History, call: Call) -> str | None:
     if isinstance(error, JobNotFoundError):
         if not (isinstance(last, Response) and last.own and last.status == 404):
             return f"a job that is not found, by {last}"
-        if ended < call.grace_ends - _ROUNDING:
+        if ended < call.grace_ends - ROUNDING:
             return f"a job that is not found, {call.grace_ends - ended:.1f} s too early"
         return None
     if isinstance(error, PermanentError):
@@ -258,7 +258,7 @@ def _gave_up_early(history: History, call: Call) -> str | None:
         and exchange.end.status in (200, 404)
     ]
     since = max(good, default=call.started)
-    if _ended(call) < since + history.simulation.retry_timeout - _ROUNDING:
+    if _ended(call) < since + history.simulation.retry_timeout - ROUNDING:
         return f"it gave up {_ended(call) - since:.1f} s after the last good response: {call.error!r}"
     return None
 
@@ -313,8 +313,8 @@ def poll_rate_within_limit(history: History) -> Iterator[str]:
             for exchange in call.exchanges
         )
         for first, last in zip(polls, polls[most:], strict=False):
-            if last - first < 1.0 - _ROUNDING:
-                seen = sum(first <= poll < first + 1.0 - _ROUNDING for poll in polls)
+            if last - first < 1.0 - ROUNDING:
+                seen = sum(first <= poll < first + 1.0 - ROUNDING for poll in polls)
                 yield f"{seen} polls in a second at a limit of {most}"
                 break
 
@@ -341,7 +341,7 @@ def every_wait_polls_soon(history: History) -> Iterator[str]:
             continue
         first = call.exchanges[0].sent_at if call.exchanges else math.inf
         left = min(_ended(call), call.started + (math.inf if call.timeout is None else call.timeout))
-        if min(first, left) > call.started + allowed + _ROUNDING:
+        if min(first, left) > call.started + allowed + ROUNDING:
             yield (
                 f"the first poll of a wait came after {first - call.started:.1f} s, beside {len(others)} "
                 f"others and after {recent} polls, at a limit of {limit:g}"

@@ -32,6 +32,7 @@ class Simulation:
         calls: The calls of the client's interface.
         processes: The processes, in the order of their starts.
         store: What the user has stored.
+        clock_errors: Whether the wall clock of a process is wrong.
     """
 
     def __init__(self, choices: Choices, clock: Clock, *, told: bool = False) -> None:
@@ -51,7 +52,7 @@ class Simulation:
         self.processes: list[Process] = []
         self.calls: list[Call] = []
         self.store: dict[str, Any] = {}
-        self.violations: list[tuple[str, str]] = []
+        self.clock_errors = False
 
     def process(self) -> Process:
         """Start a process."""
