@@ -58,6 +58,16 @@ class TaskJob:
         self._cancel_on_kill = cancel_on_kill
         self._clear_discards_state = clear_discards_state
         self._client = shared_client(settings)
+        self._in_flight: Submission | None = None
+
+    def log_in_flight(self) -> None:
+        """Name the submission that has no response yet: the task is killed, maybe before there is one."""
+        if self._in_flight is not None:
+            log.warning(
+                "Noukai submission %s to %s: may be left running (interrupted before the response)",
+                self._in_flight.id,
+                self._flow().path,
+            )
 
     def obtain(self) -> Job:
         """Return the job that this try waits for."""
@@ -219,7 +229,11 @@ class TaskJob:
         return job
 
     def _send(self, submission: Submission) -> Job:
-        return self._flow().submit(self._request, submission=submission)
+        self._in_flight = submission
+        try:
+            return self._flow().submit(self._request, submission=submission)
+        finally:
+            self._in_flight = None
 
     def _flow(self) -> Flow:
         return self._client.flow(self._request.flow)

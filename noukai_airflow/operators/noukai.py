@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from noukai_airflow._connection import ConnectionSettings
     from noukai_airflow._job_store import JobStore
     from noukai_airflow._lineage import Lineage
+    from noukai_airflow._submit import TaskJob
     from noukai_airflow._wait import JobWait, OnCancelled, OnFinalFailure
     from noukai_airflow.hooks.noukai import NoukaiHook
     from noukai_core import Job, JobRequest
@@ -152,6 +153,7 @@ class NoukaiRunJobOperator(BaseOperator):
         self._context: Context | None = None
         self._wait: JobWait | None = None
         self._kill_requested = False
+        self._task_job: TaskJob | None = None
 
     @without_frames
     def execute(self, context: Context) -> Any:
@@ -222,6 +224,8 @@ class NoukaiRunJobOperator(BaseOperator):
         """
         self._kill_requested = True
         if self._job is None or self._context is None:
+            if self._task_job is not None:
+                self._task_job.log_in_flight()
             return
         from noukai_airflow._worker_kill import KillOptions, end_job
 
@@ -278,7 +282,7 @@ class NoukaiRunJobOperator(BaseOperator):
         from noukai_airflow._submit import TaskJob
 
         started = time.time()
-        task_job = TaskJob(
+        self._task_job = TaskJob(
             self._settings,
             self._request(context),
             self._store(context),
@@ -288,7 +292,7 @@ class NoukaiRunJobOperator(BaseOperator):
             durable=self.durable,
             cancel_on_kill=self.cancel_on_kill,
         )
-        job = task_job.obtain()
+        job = self._task_job.obtain()
         wait = self._wait_for(context, job)
         if self._kill_requested:  # the signal came during the submission
             self.on_kill()

@@ -13,6 +13,7 @@ from noukai_airflow._job_store import JobRecord, JobStore, TaskKey
 from noukai_airflow._submit import TaskJob
 from noukai_core import JobRequest
 from tests.airflow.conftest import FakeTask, MemoryStore
+from tests.core.raw_service import ACCEPTED, RawService
 
 if TYPE_CHECKING:
     from noukai_airflow._connection import ConnectionSettings
@@ -392,3 +393,31 @@ def test_a_users_own_session_is_not_looked_up(without_store: Tries) -> None:
     without_store.session_id = str(uuid4())
     first = without_store.run()
     assert without_store.retry().id != first.id
+
+
+def test_a_submission_without_a_response_is_named(
+    settings: ConnectionSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A task that is killed before its submission has a response names it, as it may make a job."""
+    with RawService() as service:
+
+        def killed() -> tuple[bytes]:
+            task_job.log_in_flight()
+            return (ACCEPTED,)
+
+        service.on("submit", killed)
+        task: Any = FakeTask(max_tries=2, run_id=uuid4().hex)
+        key = TaskKey.of({"ti": task})  # type: ignore[typeddict-item]
+        task_job = TaskJob(
+            replace(settings, base_url=service.base_url),
+            JobRequest("acme/demo/flow", "Hello"),
+            JobStore(None),
+            key,
+            task,
+            retries=2,
+            durable=True,
+            cancel_on_kill=True,
+        )
+        task_job.obtain()
+        task_job.log_in_flight()
+    assert caplog.text.count(f"{key.submission_id(1)} to acme/demo/flow: may be left running") == 1

@@ -8,22 +8,23 @@ import random
 import sys
 import time
 
-from tests.simulation import mutants, parts
-from tests.simulation.coverage import Growth
+from tests.simulation import mutants, parts, teeth
 
 
 def main() -> int:
     """Run what the command line asks for, and return whether an invariant was violated."""
     options = _options()
+    if options.mutants:
+        return _try_mutants(options)
     if options.mutant is not None:
-        mutants.put_in(options.mutant)
-    if options.until_found:
-        return _search(options.part, options.seed, options.schedules)
+        mutants.put_in(options.part, options.mutant)
     return _explore(options)
 
 
 def _explore(options: argparse.Namespace) -> int:
-    from tests.simulation.explore import Outcome, explore  # not before: a mutant changes what it imports
+    # Not before: a mutant changes what is imported here.
+    from tests.simulation.coverage import Growth
+    from tests.simulation.explore import Outcome, explore
     from tests.simulation.shrink import shortest, told
 
     print(
@@ -55,16 +56,16 @@ def _explore(options: argparse.Namespace) -> int:
     return 1 if violated else 0
 
 
-def _search(name: str, seed: int, schedules: int) -> int:
-    """Run schedules until one violates an invariant, and print which."""
-    part = parts.part(name)
-    with part.world():
-        for number in range(seed, seed + schedules):
-            if violations := part.run(number).violations:
-                print(f"found by schedule {number}: {violations[0].invariant}: {violations[0].what}")
-                return 1
-    print(f"not found by {schedules} schedules")
-    return 0
+def _try_mutants(options: argparse.Namespace) -> int:
+    """Look for every mutant of a part, and print what found it."""
+    missed = 0
+    found = teeth.findings(options.part, options.seed, options.schedules, options.processes, options.mutant)
+    for mutant, finding in found:
+        print(
+            f"{'found' if finding else 'NOT FOUND'}: {mutant}{f' ({finding})' if finding else ''}", flush=True
+        )
+        missed += finding is None
+    return 1 if missed else 0
 
 
 def _options() -> argparse.Namespace:
@@ -74,8 +75,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**9))
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--report-every", type=float, default=30.0, metavar="SECONDS")
-    parser.add_argument("--mutant", help="put a mutant of the code in")
-    parser.add_argument("--until-found", action="store_true", help="stop at the first violation")
+    parser.add_argument("--mutant", help="put a mutant into the code")
+    parser.add_argument("--mutants", action="store_true", help="look for every mutant of the part instead")
     return parser.parse_args()
 
 

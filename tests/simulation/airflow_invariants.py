@@ -48,7 +48,7 @@ def one_job_at_a_time(task: AirflowTask) -> Iterator[str]:
                 continue
             if earlier.exchange.jobs[0] is not earlier or _nobody_can_know(task, earlier):
                 continue  # the network made it, or nothing leads to it
-            if not let_go(task.simulation, task.lines, earlier, now):
+            if not let_go(task.simulation, task.lines, earlier, now, remembered=task.durable_store):
                 yield f"{job.id} was submitted while {earlier.id} ran"
 
 
@@ -67,7 +67,9 @@ def running_jobs_are_named(task: AirflowTask) -> Iterator[str]:
         # The last try was killed, or one whose job nothing leads to: there was nobody to write a line.
         if (task.state == "failed" and task.ended_in in task.killed) or _nobody_can_know(task, job):
             continue
-        if job.exchange.jobs[0] is job and not let_go(task.simulation, task.lines, job, math.inf):
+        first = job.exchange.jobs[0] is job  # the network made the others
+        ended = task.marked and task.cancel_on_kill
+        if first and not let_go(task.simulation, task.lines, job, math.inf, by_a_person=ended):
             yield f"{job_id} is left running, and no line names it; the task is {task.state}"
 
 
@@ -75,7 +77,8 @@ def cancelled_for_a_reason_only(task: AirflowTask) -> Iterator[str]:
     """Only a person or a deadline leads to a cancel, and no deadline comes early."""
     simulation = task.simulation
     for job in simulation.server.jobs.values():
-        if job.cancels and not task.acts and not task.timed_out_at:
+        by_person = bool(task.acts) and task.cancel_on_kill
+        if job.cancels and not by_person and not (task.timed_out_at and task.cancel_on_timeout):
             yield f"{job.id} was cancelled, and nobody asked for that"
     if simulation.clock_errors:
         return

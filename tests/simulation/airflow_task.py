@@ -107,8 +107,9 @@ class AirflowTask:
     Attributes:
         state: Its state in Airflow's database.
         lines: What was logged or raised, with the time.
-        acted_at: When a person ended or cleared it, with a process of it running.
-        crashed: Whether a process died after that.
+        acts: When a person ended or cleared it.
+        act_handled: Whether a process of it could act on that.
+        marked: Whether a person has ended it while a process of it ran.
         results: What successful tries returned.
         began_at: When the last part of a try began on a worker.
         killed: The processes that were killed without a signal before, so that they could say nothing.
@@ -126,6 +127,7 @@ class AirflowTask:
         self.lines: list[tuple[float, str]] = []
         self.acts: list[float] = []
         self.act_handled = True
+        self.marked = False
         self.cleared = False
         self.results: list[Any] = []
         self.over_at: float | None = None
@@ -192,6 +194,7 @@ class AirflowTask:
             return
         self.tell("a person {0}", act)
         alive = self.state in ("running", "deferred")
+        self.marked = alive and act != "clears it"
         self.acts.append(self.simulation.clock.now)
         # A mark between two tries is left to the plugin in the API server, which is not simulated.
         self.act_handled = not alive and act == "clears it"

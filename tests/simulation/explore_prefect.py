@@ -75,11 +75,7 @@ def one_job_at_a_time(flow_run: PrefectFlowRun) -> Iterator[str]:
     """A new job for an input is submitted only when the one before has ended, or was let go."""
     if not flow_run.simulation.server.lists_in_time:
         return
-    index_of = {
-        str(uuid.uuid5(uuid.UUID(SLOT), f"{index}:{number}")): index
-        for index in range(flow_run.size)
-        for number in range(8)
-    }
+    index_of = _inputs(flow_run)
     jobs = sorted(flow_run.simulation.server.jobs.values(), key=lambda job: job.created_at)
     for number, job in enumerate(jobs):
         now = job.exchange.sent_at
@@ -89,7 +85,7 @@ def one_job_at_a_time(flow_run: PrefectFlowRun) -> Iterator[str]:
                 continue
             if earlier.exchange.jobs[0] is not earlier:
                 continue  # the network made it
-            if not let_go(flow_run.simulation, flow_run.lines, earlier, now):
+            if not let_go(flow_run.simulation, flow_run.lines, earlier, now, remembered=True):
                 yield f"{job.id} was submitted while {earlier.id} ran"
 
 
@@ -100,24 +96,36 @@ def running_jobs_are_named(flow_run: PrefectFlowRun) -> Iterator[str]:
     for job_id in flow_run.running_at_the_end:
         job = flow_run.simulation.server.jobs[job_id]
         first = job.exchange.jobs[0] is job  # the network made the others
-        if first and not let_go(flow_run.simulation, flow_run.lines, job, math.inf):
+        known = not any("cancellation unknown" in line for _, line in flow_run.lines)
+        if first and not let_go(flow_run.simulation, flow_run.lines, job, math.inf, by_a_person=known):
             yield f"{job_id} is left running, and no line names it"
 
 
 def cancelled_for_a_reason_only(flow_run: PrefectFlowRun) -> Iterator[str]:
     """Only a person or a deadline leads to a cancel."""
-    late = any("timed out" in line for _, line in flow_run.lines)
+    late = flow_run.cancel_on_timeout and any("timed out" in line for _, line in flow_run.lines)
     for job in flow_run.simulation.server.jobs.values():
         if job.cancels and not flow_run.cancelling and not late:
             yield f"{job.id} was cancelled, and nobody asked for that"
 
 
 def results_are_true(flow_run: PrefectFlowRun) -> Iterator[str]:
-    """An output is that of a job that has completed."""
-    outputs = [job.output for job in flow_run.simulation.server.jobs.values() if job.final == "completed"]
+    """An output is that of a completed job of its input."""
+    jobs = {job.id: job for job in flow_run.simulation.server.jobs.values() if job.final == "completed"}
+    inputs = _inputs(flow_run)
     for index, output in flow_run.results:
-        if output not in outputs:
+        job = jobs.get(output["answer"]) if isinstance(output, dict) else None
+        if job is None or inputs.get(job.key, 0) != index:
             yield f"input {index} came to {output!r}"
+
+
+def _inputs(flow_run: PrefectFlowRun) -> dict[str, int]:
+    """Return the input of each submission of a batch."""
+    return {
+        str(uuid.uuid5(uuid.UUID(SLOT), f"{index}:{number}")): index
+        for index in range(flow_run.size)
+        for number in range(8)
+    }
 
 
 def every_error_is_typed(flow_run: PrefectFlowRun) -> Iterator[str]:

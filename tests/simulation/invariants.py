@@ -407,17 +407,47 @@ INVARIANTS: tuple[Callable[[History], Iterator[str]], ...] = (
 )
 
 
-NAMED = re.compile(r"may run on|may still|goes on|left running|cancel|not known|makes way")
+NAMED = re.compile(
+    r"left running|may still be running|not known whether|not cancelled|replaced \(unknown|lookup failed"
+)
 """What a line says that names a job which may be running."""
 
+_UNKNOWN = re.compile(r"not known whether")
+"""What a line says of a submission that a later try has to ask for, and must not replace."""
 
-def let_go(simulation: Simulation, lines: Sequence[tuple[float, str]], job: ServerJob, until: float) -> bool:
-    """Tell whether a job was told to end, or a line names it, or its submission, as one that may run."""
+UNEXPLAINED = re.compile(r"left running \((only the worker is stopping|a rerun of|\d+ jobs)")
+"""What a line says of a job that nobody has ended: after a person's act, that is no reason."""
+
+
+def let_go(
+    simulation: Simulation,
+    lines: Sequence[tuple[float, str]],
+    job: ServerJob,
+    until: float,
+    *,
+    by_a_person: bool = False,
+    remembered: bool = False,
+) -> bool:
+    """Tell whether a job was told to end, or a line names it, or its submission, as one that may run.
+
+    Args:
+        simulation: The world.
+        lines: What was logged or raised, with the time.
+        job: The job.
+        until: Until when.
+        by_a_person: Whether a person wanted it to end, so that a line has to say why it does not.
+        remembered: Whether a later try can know of its submission, so that it may not replace it.
+    """
     told = any(
         exchange.kind == "cancel" and exchange.job_id == job.id and exchange.sent_at <= until
         for exchange in simulation.network.exchanges
     )
     names = re.compile(rf"\b({re.escape(job.id)}|{re.escape(job.exchange.submission)})\b")
     return told or any(
-        moment <= until and NAMED.search(line) and names.search(line) for moment, line in lines
+        moment <= until
+        and NAMED.search(line)
+        and not (by_a_person and UNEXPLAINED.search(line))
+        and not (remembered and _UNKNOWN.search(line))
+        and names.search(line)
+        for moment, line in lines
     )

@@ -9,9 +9,11 @@ from tests.simulation.shrink import shortest_story
 pytest.importorskip("airflow")
 
 from tests.simulation.explore_airflow import airflow_time, run_airflow
+from tests.simulation.test_mutants import assert_every_mutant_is_found
 
 SCHEDULES = 1_000
 CHUNK = 250
+MUTANT_SCHEDULES = 5_000
 
 
 @pytest.mark.parametrize("first_seed", range(0, SCHEDULES, CHUNK))
@@ -29,3 +31,8 @@ def test_a_schedule_is_the_same_each_time() -> None:
         for seed in range(20):
             first = run_airflow(seed, told=True)
             assert run_airflow(seed, told=True) == first
+
+
+def test_every_mutant_is_found() -> None:
+    """A schedule violates an invariant soon when the provider is broken, in whichever way."""
+    assert_every_mutant_is_found("airflow", MUTANT_SCHEDULES)
