@@ -82,10 +82,9 @@ def cancelled_for_a_reason_only(task: AirflowTask) -> Iterator[str]:
             yield f"{job.id} was cancelled, and nobody asked for that"
     if simulation.clock_errors:
         return
-    sent = min((exchange.sent_at for exchange in simulation.network.exchanges), default=0.0)
     for moment in task.timed_out_at:
-        if moment < sent + task.timeout - ROUNDING:
-            yield f"a deadline of {task.timeout:g} s passed after {moment - sent:.1f} s"
+        if moment < task.queued_at + task.timeout - ROUNDING:
+            yield f"a deadline of {task.timeout:g} s passed after {moment - task.queued_at:.1f} s"
 
 
 def results_are_true(task: AirflowTask) -> Iterator[str]:

@@ -111,6 +111,7 @@ class AirflowTask:
         act_handled: Whether a process of it could act on that.
         marked: Whether a person has ended it while a process of it ran.
         results: What successful tries returned.
+        queued_at: When it was first queued.
         began_at: When the last part of a try began on a worker.
         killed: The processes that were killed without a signal before, so that they could say nothing.
         timed_out_at: When a try has decided that its deadline has passed.
@@ -132,6 +133,7 @@ class AirflowTask:
         self.results: list[Any] = []
         self.over_at: float | None = None
         self.running_at_the_end: list[str] = []
+        self.queued_at = simulation.clock.now
         self.began_at = 0.0
         self.killed: set[int] = set()
         self.timed_out_at: list[float] = []
