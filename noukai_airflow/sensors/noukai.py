@@ -22,7 +22,6 @@ from noukai_airflow.exceptions import (
     airflow_errors,
     without_frames,
 )
-from noukai_core.following import StepCount
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -89,7 +88,7 @@ class NoukaiJobSensor(BaseSensorOperator):
                 f"allowed_states is {allowed_states!r}, but must be some of {', '.join(sorted(_STATES))}"
             )
         from noukai_core.checks import check_choice
-        from noukai_core.following import FOLLOW
+        from noukai_core.following import FOLLOW, StepCount
 
         self.follow: Follow = check_choice(follow, FOLLOW, "follow")
         if follow == "steps" and self.reschedule and not deferrable:

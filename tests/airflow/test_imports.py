@@ -13,6 +13,8 @@ before = set(sys.modules)
 from noukai_airflow.operators.noukai import NoukaiRunJobOperator
 from noukai_airflow.sensors.noukai import NoukaiJobSensor
 from noukai_airflow.decorators.noukai import noukai_task
+from noukai_airflow.operators.batch import NoukaiRunJobsOperator
+from noukai_airflow.decorators.batch import noukai_jobs_task
 loaded = set(sys.modules) - before
 forbidden = ("httpx", "aiohttp", "pydantic", "noukai_core", "noukai_airflow.hooks.")
 forbidden += ("noukai_airflow.triggers.",)
