@@ -87,9 +87,7 @@ class AsyncJobBatch(BatchHandle, AsyncIterator[JobOutcome]):
         batch = self._batch
         try:
             if not self._begun:
-                self._begun = True
-                stored = self._ledger.read()
-                batch.resume(await stored if inspect.isawaitable(stored) else stored)
+                await self._resume()
                 self._start(batch.effects())
             while not batch.outcomes:
                 if batch.over:
@@ -119,6 +117,8 @@ class AsyncJobBatch(BatchHandle, AsyncIterator[JobOutcome]):
     async def cancel(self, reason: str) -> list[CancelOutcome]:
         """Close the batch, and cancel what is left running, even of a submission that was interrupted.
 
+        This includes what an earlier run left, even if this one has not begun.
+
         Args:
             reason: Why, for the log.
 
@@ -126,20 +126,28 @@ class AsyncJobBatch(BatchHandle, AsyncIterator[JobOutcome]):
             What came of each attempt. No error of the job client is raised.
         """
         await self._end_strands()
+        if not self._begun:
+            await self._resume()
         semaphore = asyncio.Semaphore(CANCEL_CONCURRENCY)
 
         async def cancel(index: int) -> CancelOutcome | None:
             async with semaphore:
-                return await perform_all(self._batch.cancelling(index), self._perform)
+                outcome = await perform_all(self._batch.cancelling(index), self._perform)
+                return self._log_cancelled(outcome, reason)
 
         outcomes = await asyncio.gather(*(cancel(index) for index in self._batch.unfinished))
-        return self._log_cancelled(outcomes, reason)
+        return [outcome for outcome in outcomes if outcome is not None]
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
+
+    async def _resume(self) -> None:
+        self._begun = True
+        stored = self._ledger.read()
+        self._batch.resume(await stored if inspect.isawaitable(stored) else stored)
 
     def _start(self, effects: Effects[None]) -> None:
         task = asyncio.ensure_future(perform_all(effects, self._perform))

@@ -6,7 +6,6 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterable, Iterable, Mapping
 from decimal import Decimal
-from typing import Any
 
 from noukai_core._engine.batch import Batch
 from noukai_core._validation import refused
@@ -90,8 +89,7 @@ class BatchHandle:
                 jobs,
             )
 
-    def _log_cancelled(self, outcomes: Iterable[Any], reason: str) -> list[CancelOutcome]:
-        known = [outcome for outcome in outcomes if isinstance(outcome, CancelOutcome)]
-        for outcome in known:
+    def _log_cancelled(self, outcome: CancelOutcome | None, reason: str) -> CancelOutcome | None:
+        if outcome is not None:
             outcome.log(reason, log)
-        return known
+        return outcome

@@ -78,11 +78,7 @@ class JobBatch(BatchHandle, Iterator[JobOutcome]):
         batch = self._batch
         try:
             if not self._begun:
-                self._begun = True
-                stored = self._ledger.read()
-                if inspect.isawaitable(stored):
-                    raise InvalidInputError("the ledger is async, but the client is not: use AsyncNoukai")
-                batch.resume(stored)
+                self._resume()
                 self._start(_Strand(batch.effects()))
             self._run_until(lambda: bool(batch.outcomes) or batch.over)
         except BaseException:
@@ -109,6 +105,8 @@ class JobBatch(BatchHandle, Iterator[JobOutcome]):
     def cancel(self, reason: str) -> list[CancelOutcome]:
         """Close the batch, and cancel what is left running, even of a submission that was interrupted.
 
+        This includes what an earlier run left, even if this one has not begun.
+
         Args:
             reason: Why, for the log.
 
@@ -116,14 +114,17 @@ class JobBatch(BatchHandle, Iterator[JobOutcome]):
             What came of each attempt. No error of the job client is raised.
         """
         self._end_strands()
+        if not self._begun:
+            self._resume()
         waiting = deque(self._batch.unfinished)
-        outcomes: list[Any] = []
+        outcomes: list[CancelOutcome] = []
         running = 0
 
         def ended(outcome: Any) -> None:
             nonlocal running
             running -= 1
-            outcomes.append(outcome)
+            if self._log_cancelled(outcome, reason) is not None:
+                outcomes.append(outcome)
             begin()
 
         def begin() -> None:
@@ -137,13 +138,20 @@ class JobBatch(BatchHandle, Iterator[JobOutcome]):
             self._run_until(lambda: not running and not waiting)
         finally:
             self._end_strands()
-        return self._log_cancelled(outcomes, reason)
+        return outcomes
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _resume(self) -> None:
+        self._begun = True
+        stored = self._ledger.read()
+        if inspect.isawaitable(stored):
+            raise InvalidInputError("the ledger is async, but the client is not: use AsyncNoukai")
+        self._batch.resume(stored)
 
     def _run_until(self, done: Callable[[], bool]) -> None:
         while not done():

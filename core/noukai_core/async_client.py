@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Self, Unpack
@@ -26,6 +26,8 @@ from noukai_core._engine.effects import (
     T,
     send_with_retries,
 )
+from noukai_core._engine.rate_limit import shared_rate_limiter
+from noukai_core._engine.sessions import running_in, wait_for_sessions
 from noukai_core._handles import FlowHandle, JobHandle, listing_runs, reading_ended_runs
 from noukai_core._http.connection import AsyncConnection
 from noukai_core._http.event_receiver import AsyncEventReceiver
@@ -243,6 +245,7 @@ class AsyncFlow(FlowHandle[AsyncRunner]):
         poll_interval: float | None = None,
         cancel_on_timeout: bool = False,
         max_cost_usd: Decimal | float | str | None = None,
+        spent_usd: Decimal = Decimal(0),
         stop_after_failures: int | float | None = None,
         ledger: BatchLedger | None = None,
         batch_id: str | UUID | None = None,
@@ -262,6 +265,7 @@ class AsyncFlow(FlowHandle[AsyncRunner]):
             poll_interval=poll_interval,
             cancel_on_timeout=cancel_on_timeout,
             max_cost_usd=max_cost_usd,
+            spent_usd=spent_usd,
             stop_after_failures=stop_after_failures,
             batch_id=batch_id,
             detach=detach,
@@ -270,6 +274,60 @@ class AsyncFlow(FlowHandle[AsyncRunner]):
         return self._runner.jobs(
             batch, inputs, MemoryLedger() if ledger is None else ledger, cancel_on_close=cancel_on_close
         )
+
+    async def wait_for_sessions(
+        self,
+        sessions: Mapping[str, int],
+        *,
+        until: int = 0,
+        age: float = 0.0,
+        timeout: float | None = None,
+        poll_interval: float | None = None,
+        on_change: Callable[[int], None] = lambda _: None,
+    ) -> int:
+        """Wait for the jobs of a batch by the lists of their sessions, without the jobs' ids.
+
+        One request tells the states of all jobs of a session. It is a hint: a job that the list does not show
+        counts as one that has not ended, and whether one has ended only the job itself says.
+
+        Args:
+            sessions: How many jobs each session has, finished or not.
+            until: Return when at most this number of jobs has not ended.
+            age: How long ago the last job was submitted, in seconds. The pause between polls grows with it.
+            timeout: Return after this time in any case, in seconds.
+            poll_interval: A fixed pause between polls, in seconds.
+            on_change: Is called with the number of unfinished jobs whenever it changes.
+
+        Returns:
+            How many jobs have not ended.
+
+        Raises:
+            APIError: The server rejected the request, or did not respond for too long.
+        """
+        settings = self._settings
+        limiter = shared_rate_limiter(settings.base_url, settings.api_key, settings.max_polls_per_second)
+        return await self._runner.run(
+            wait_for_sessions(
+                sessions,
+                settings,
+                limiter,
+                time.monotonic,
+                until=until,
+                age=age,
+                timeout=timeout,
+                poll_interval=poll_interval,
+                on_change=on_change,
+            )
+        )
+
+    async def running_in(self, session_id: str) -> tuple[list[AsyncJob], int]:
+        """Return the jobs that a session lists and that have not ended, and how many have.
+
+        Raises:
+            APIError: The list cannot be read.
+        """
+        job_ids, ended = await self._runner.run(running_in(session_id, time.monotonic))
+        return [self._job(job_id, None, None) for job_id in job_ids], ended
 
     def attach(
         self,

@@ -6,6 +6,7 @@ process can go on with it: it takes what has completed, attaches to what runs, a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,7 +15,7 @@ from enum import StrEnum
 from typing import Any, Protocol, Self, TypeAlias
 
 from noukai_core import _validation
-from noukai_core.errors import NoukaiError
+from noukai_core.errors import JobFailedError, NoukaiError
 from noukai_core.job_request import JobRequest
 
 JobInput: TypeAlias = str | Mapping[str, Any] | JobRequest
@@ -69,6 +70,15 @@ class JobOutcome:
     cost_usd: Decimal | None = None
     key: str | None = None
 
+    @property
+    def reason(self) -> str | None:
+        """Why the job did not complete, without its id; `None` if it did."""
+        if isinstance(self.error, JobFailedError) and self.error.status and self.error.status.error:
+            return self.error.status.error
+        if self.error is None or self.job_id is None:
+            return None if self.error is None else str(self.error)
+        return re.sub(rf"^Noukai job {re.escape(self.job_id)}(?: of \S+)?:? ", "", str(self.error))
+
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values, for a line of JSONL."""
         return {
@@ -76,7 +86,7 @@ class JobOutcome:
             "key": self.key,
             "state": self.state.value,
             "output": self.output,
-            "error": None if self.error is None else str(self.error),
+            "error": self.reason,
             "job_id": self.job_id,
             "tokens": self.tokens,
             "cost_usd": None if self.cost_usd is None else str(self.cost_usd),

@@ -92,6 +92,7 @@ class BatchOptions:
     poll_interval: float | None = None
     cancel_on_timeout: bool = False
     max_cost_usd: Decimal | float | str | None = None
+    spent_usd: Decimal = Decimal(0)
     stop_after_failures: int | float | None = None
     batch_id: str | uuid.UUID | None = None
     detach: bool = False
@@ -223,7 +224,13 @@ class Batch:
     def unfinished(self) -> dict[int, LedgerEntry]:
         """The entries of what was submitted, or may have been, and was not seen to end."""
         items = {**self._left_running, **self._items}
-        return {index: item.entry for index, item in items.items() if item.entry.state != _NEW}
+        entries = {index: item.entry for index, item in items.items() if item.entry.state != _NEW}
+        not_taken = {
+            index: entry
+            for index, entry in self._stored.items()
+            if entry.unfinished and not entry.kept and index not in entries
+        }
+        return not_taken | entries
 
     @property
     def sessions(self) -> dict[str, int]:
@@ -248,6 +255,7 @@ class Batch:
     def resume(self, stored: Mapping[int, LedgerEntry]) -> None:
         """Take note of what an earlier run left."""
         self._stored = dict(stored)
+        self._check_cost()
         for entry in self._stored.values():
             if entry.job_id is not None:
                 self._known.setdefault(entry.session_id, set()).add(entry.job_id)
@@ -687,8 +695,7 @@ class Batch:
         self.counts[outcome.state] += 1
         self.tokens += outcome.tokens or 0
         self.cost_usd += outcome.cost_usd or 0
-        if self._most_usd is not None and self.cost_usd >= self._most_usd:
-            self._stop(f"the jobs that have ended cost ${self.cost_usd}, of max_cost_usd ${self._most_usd}")
+        self._check_cost()
         if self._too_many_failures():
             failed, ended = self._failures_of_ended()
             self._stop(f"{failed} of {ended} jobs did not complete (stop_after_failures)")
@@ -707,6 +714,11 @@ class Batch:
                     self.outcomes.append(following)
         self._room.ring_one()
         self.changed.ring()
+
+    def _check_cost(self) -> None:
+        spent = self.cost_usd + self._options.spent_usd
+        if self._most_usd is not None and spent >= self._most_usd:
+            self._stop(f"the jobs that have ended cost ${spent}, of max_cost_usd ${self._most_usd}")
 
     def _failures_of_ended(self) -> tuple[int, int]:
         ended = sum(self.counts.values()) - self.counts[OutcomeState.NOT_SUBMITTED]
@@ -745,7 +757,7 @@ class Batch:
 
         Only for a batch whose strands have ended.
         """
-        item = self._items.get(index) or self._left_running[index]
+        item = self._items.get(index) or self._left_running.get(index) or self._item_not_taken(index)
         job_id = item.entry.job_id
         if job_id is None:
             job_id = yield from self._find_interrupted(item)
@@ -758,6 +770,15 @@ class Batch:
             self._items.pop(index, None)
             self._left_running.pop(index, None)
         return outcome
+
+    def _item_not_taken(self, index: int) -> _Item:
+        """Return what an earlier run left, and whose input this run has not reached."""
+        entry = self._stored.pop(index)
+        lane = self._lanes.get(entry.session_id) or self._open_lane(entry.session_id, takes_jobs=False)
+        lane.known.add_digests(entry.others)
+        item = _Item(index, None, False, self._clock(), entry, lane=None if entry.in_users_session else lane)
+        self._left_running[index] = item
+        return item
 
     def _find_interrupted(self, item: _Item) -> Effects[str | None]:
         if item.lane is None or item.entry.state == _NEW:

@@ -1,0 +1,99 @@
+"""Wait for the jobs of a batch by their sessions alone, and cancel them by their sessions.
+
+The list of a session is a hint. Who waits by it asks for the jobs themselves before anything is decided.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+from noukai_core._api import endpoints
+from noukai_core._api.endpoints import Execution
+from noukai_core._engine import schedule
+from noukai_core._engine.effects import Clock, Effects, Send, Sleep, send_with_retries
+from noukai_core._engine.rate_limit import PollRateLimiter
+from noukai_core._engine.wait import reach_slot
+from noukai_core._options import ClientOptions
+from noukai_core.errors import APIError, RateLimitError
+from noukai_core.models import JobState
+
+_ENDED = tuple(state for state in JobState if state.finished)
+
+
+def wait_for_sessions(
+    sizes: Mapping[str, int],
+    settings: ClientOptions,
+    limiter: PollRateLimiter,
+    clock: Clock,
+    *,
+    until: int,
+    age: float,
+    timeout: float | None,
+    poll_interval: float | None,
+    on_change: Callable[[int], None],
+) -> Effects[int]:
+    """Poll sessions until few of their jobs have not ended, or the time is over, and return how many.
+
+    Args:
+        sizes: How many jobs each session has. A job that its list does not show has not ended.
+        settings: How the client polls.
+        limiter: The rate limit that all polls share.
+        clock: Seconds, from any beginning.
+        until: How few jobs end the wait.
+        age: How long ago the last job was submitted, in seconds.
+        timeout: How long to wait, in seconds.
+        poll_interval: A fixed pause between two rounds, in seconds.
+        on_change: Is called with the number of unfinished jobs when it changes.
+
+    Raises:
+        APIError: The server rejected a request, or did not respond for too long.
+    """
+    submitted_at = clock() - age
+    deadline = math.inf if timeout is None else clock() + timeout
+    left = dict(sizes)
+    last = sum(left.values())
+    succeeded_at, failures = clock(), 0
+    while True:
+        error: APIError | None = None
+        for session_id in [session_id for session_id, count in left.items() if count]:
+            if not (yield from reach_slot(limiter, clock, deadline)):
+                return sum(left.values())
+            listed: tuple[Execution, ...] | APIError = yield Send(endpoints.session(session_id))
+            if not isinstance(listed, APIError):
+                left[session_id] = max(0, sizes[session_id] - _ended(listed))
+                succeeded_at, failures = clock(), 0
+                continue
+            error, failures = listed, failures + 1
+            if isinstance(error, RateLimitError):
+                limiter.slow_down(clock())
+            if not error.retryable or clock() - succeeded_at > settings.retry_timeout:
+                raise error
+            break  # the others would meet the same
+        now = clock()
+        unfinished = sum(left.values())
+        if unfinished != last:
+            on_change(unfinished)
+            last = unfinished
+        if unfinished <= until or now >= deadline:
+            return unfinished
+        pause = schedule.align_to_tick(now, schedule.pause_before_poll(now - submitted_at, poll_interval))
+        if error is not None:
+            limited = isinstance(error, RateLimitError)
+            pause = schedule.pause_after_error(failures, pause, error.retry_after, limited=limited)
+        yield Sleep(min(pause, deadline - now))
+
+
+def _ended(listed: tuple[Execution, ...]) -> int:
+    return len({one.id for one in listed if one.id is not None and one.state in _ENDED})
+
+
+def running_in(session_id: str, clock: Clock) -> Effects[tuple[list[str], int]]:
+    """Return the jobs that a session lists and that have not ended, and how many have.
+
+    Raises:
+        APIError: The list cannot be read.
+    """
+    listed: tuple[Execution, ...] = yield from send_with_retries(endpoints.session(session_id), clock)
+    running = [one.id for one in listed if one.id is not None and one.state not in _ENDED]
+    return running, _ended(listed)
