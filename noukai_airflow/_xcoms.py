@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 JOB_ID = "job_id"
 JOB_URL = "job_url"
 JOB_STATUS = "job_status"
+BATCH_ID = "batch_id"
+BATCH_STATUS = "batch_status"
 
 
 def task_instance_of(context: Context) -> RuntimeTaskInstanceProtocol:

@@ -3,6 +3,7 @@
 NoukaiException                         retries apply, unless stated otherwise
 ├── NoukaiJobFailedException            the job failed; a retry submits a new one
 ├── NoukaiJobCancelledException         the job was cancelled on the Noukai side; never retried
+├── NoukaiBatchFailedException          too many jobs of a batch did not complete; a retry submits only those
 ├── NoukaiJobTimeoutException           the job did not end in time
 ├── NoukaiJobNotFoundException          the server does not know the job
 ├── NoukaiTransientException            transient errors lasted for too long
@@ -14,7 +15,7 @@ NoukaiException                         retries apply, unless stated otherwise
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
@@ -62,6 +63,18 @@ class NoukaiJobFailedException(NoukaiException):
     def __init__(self, message: str, *, job_id: str | None = None, step: TraceStep | None = None) -> None:
         super().__init__(message, job_id=job_id)
         self.step = step
+
+
+class NoukaiBatchFailedException(NoukaiException):
+    """Too many jobs of a batch did not complete. A retry submits only those.
+
+    Attributes:
+        counts: How many jobs ended in which state.
+    """
+
+    def __init__(self, message: str, *, counts: Mapping[str, int]) -> None:
+        super().__init__(message)
+        self.counts = dict(counts)
 
 
 class NoukaiJobTimeoutException(NoukaiException):

@@ -16,8 +16,9 @@ def _version() -> str:
         return "0"
 
 
-def _modules(component: str) -> list[dict[str, Any]]:
-    return [{"integration-name": "Noukai", "python-modules": [f"noukai_airflow.{component}.noukai"]}]
+def _modules(component: str, *names: str) -> list[dict[str, Any]]:
+    modules = [f"noukai_airflow.{component}.{name}" for name in ("noukai", *names)]
+    return [{"integration-name": "Noukai", "python-modules": modules}]
 
 
 def _field(label: str, description: str) -> dict[str, Any]:
@@ -40,16 +41,17 @@ def get_provider_info() -> dict[str, Any]:
             }
         ],
         "hooks": _modules("hooks"),
-        "operators": _modules("operators"),
+        "operators": _modules("operators", "batch"),
         "sensors": _modules("sensors"),
-        "triggers": [
-            {
-                "integration-name": "Noukai",
-                "python-modules": ["noukai_airflow.triggers.noukai", "noukai_airflow.triggers.runs"],
-            }
-        ],
+        "triggers": _modules("triggers", "batch", "runs"),
         "extra-links": ["noukai_airflow.links.noukai.NoukaiJobLink"],
-        "task-decorators": [{"name": "noukai", "class-name": "noukai_airflow.decorators.noukai.noukai_task"}],
+        "task-decorators": [
+            {"name": "noukai", "class-name": "noukai_airflow.decorators.noukai.noukai_task"},
+            {
+                "name": "noukai_jobs",
+                "class-name": "noukai_airflow.decorators.batch.noukai_jobs_task",
+            },
+        ],
         "connection-types": [connection_type()],
     }
 

@@ -25,6 +25,14 @@ if TYPE_CHECKING:
 _INPUTS = ("message", "parameters", "block_overrides", "version", "session_id")
 
 
+def call_function(operator: DecoratedOperator, context: Context) -> Any:
+    """Call the decorated function with the arguments of the task, and return what it returns."""
+    context_merge(context, operator.op_kwargs)
+    function: Callable[..., Any] = operator.python_callable  # pyright: ignore
+    kwargs = determine_kwargs(function, operator.op_args, context)
+    return function(*operator.op_args, **kwargs)
+
+
 class NoukaiDecoratedOperator(DecoratedOperator, NoukaiRunJobOperator):
     """Calls a function that returns the inputs of a job, and runs the job."""
 
@@ -45,10 +53,7 @@ class NoukaiDecoratedOperator(DecoratedOperator, NoukaiRunJobOperator):
         return NoukaiRunJobOperator.execute(self, context)
 
     def _request(self, context: Context) -> JobRequest:
-        context_merge(context, self.op_kwargs)
-        function: Callable[..., Any] = self.python_callable  # pyright: ignore
-        kwargs = determine_kwargs(function, self.op_args, context)
-        self._set_inputs(function(*self.op_args, **kwargs))
+        self._set_inputs(call_function(self, context))
         return super()._request(context)
 
     def _set_inputs(self, returned: object) -> None:

@@ -159,7 +159,7 @@ def test_bad_arguments(driver: str, emulator: Emulator, arguments: dict[str, Any
     """A wrong argument is refused by name, and nothing is sent."""
     with pytest.raises(InvalidInputError, match=message):
         run(driver, emulator, **{"inputs": ["m"], **arguments})
-    assert emulator.control.requests() == []
+    assert emulator.control.requests(kind="submit") == []
 
 
 def test_cost(driver: str, emulator: Emulator) -> None:

@@ -107,9 +107,9 @@ class Run:
     task_id: str = "job"
     run_id: str = field(default="")
 
-    def start(self) -> Run:
-        """Trigger the DAG."""
-        self.run_id = self.airflow.trigger(self.dag_id, {"flow": self.flow})
+    def start(self, **conf: Any) -> Run:
+        """Trigger the DAG, with more of a configuration than the flow if it needs it."""
+        self.run_id = self.airflow.trigger(self.dag_id, {"flow": self.flow, **conf})
         return self
 
     # Airflow's side

@@ -19,6 +19,8 @@ EXAMPLES = (
     "noukai_templated",
     "noukai_skip_when_cancelled",
     "noukai_retry_policy",
+    "noukai_batch",
+    "noukai_batch_decorated",
 )
 
 
@@ -122,3 +124,19 @@ def test_skip_when_cancelled(examples: dict[str, Example]) -> None:
 def test_retry_policy(examples: dict[str, Example]) -> None:
     """A task with the retry policy runs like any other."""
     assert examples["noukai_retry_policy"].wait_for("classify") == "success"
+
+
+def test_batch(examples: dict[str, Example]) -> None:
+    """One task runs a job for each line of a file, and its manifest says what came of them."""
+    example = examples["noukai_batch"]
+    assert example.wait_for("report") == "success"
+    manifest = example.xcom("grade")
+    assert manifest["counts"] == {"completed": 50}
+    assert manifest["output_path"] in example.xcom("report")
+
+
+def test_batch_decorated(examples: dict[str, Example]) -> None:
+    """A function returns the inputs of many jobs, whose outputs come back in the same order."""
+    example = examples["noukai_batch_decorated"]
+    assert example.wait_for("show") == "success"
+    assert example.xcom("show") == "Helo wrld agian"

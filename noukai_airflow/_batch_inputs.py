@@ -1,0 +1,160 @@
+"""The inputs of a batch: a list, or the lines of a JSONL or CSV file, which are read one by one."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from noukai_airflow.exceptions import NoukaiPermanentException
+
+if TYPE_CHECKING:
+    from airflow.sdk import ObjectStoragePath
+
+_MESSAGE_FIELDS = ("message", "parameters", "block_overrides", "key")
+_FORMS = "a list of messages, or the URI of a file that ends in .jsonl or .csv"
+
+
+def storage_path(uri: str, conn_id: str | None, argument: str) -> ObjectStoragePath:
+    """Return the path of a file or folder.
+
+    Args:
+        uri: The path, with its scheme.
+        conn_id: The Airflow connection of the storage.
+        argument: What the path is for, for the message.
+
+    Raises:
+        NoukaiPermanentException: It has no scheme, or one that Airflow does not know.
+    """
+    from airflow.sdk import ObjectStoragePath
+
+    if "://" not in uri:
+        raise NoukaiPermanentException(
+            f"{argument} is {uri!r:.200}, which has no scheme: write file:///… for a local path, or the URI "
+            "of an object storage such as s3://bucket/…"
+        )
+    try:
+        path = ObjectStoragePath(uri, conn_id=conn_id)
+        path.fs.protocol  # noqa: B018 - connects, so that a missing provider is reported here
+    except (ValueError, ImportError) as error:
+        raise NoukaiPermanentException(
+            f"{argument} is {uri!r:.200}, which cannot be opened: {error}"
+        ) from error
+    return path
+
+
+class BatchInputs:
+    """Iterates over the inputs of a batch.
+
+    Args:
+        inputs: The argument of the task.
+        conn_id: The Airflow connection of the storage, if the inputs are in a file.
+
+    Attributes:
+        exhausted: Whether all inputs were read.
+        total: How many inputs there are, if that is known.
+
+    Raises:
+        NoukaiPermanentException: The argument has none of the forms that are possible.
+    """
+
+    def __init__(self, inputs: object, conn_id: str | None) -> None:
+        self.exhausted = False
+        self.total: int | None = None
+        self._path: ObjectStoragePath | None = None
+        self._items: Iterable[object] = ()
+        if isinstance(inputs, str):
+            self._path = self._file(inputs, conn_id)
+        elif isinstance(inputs, Mapping) or not isinstance(inputs, Iterable):
+            raise NoukaiPermanentException(f"inputs is a {_type_name(inputs)}, but must be {_FORMS}")
+        else:
+            self._items = cast("Iterable[object]", inputs)
+            if isinstance(inputs, list | tuple):
+                self.total = len(cast("list[object]", inputs))
+                if not self.total:
+                    raise NoukaiPermanentException("inputs is empty: there is nothing to run")
+
+    @staticmethod
+    def _file(uri: str, conn_id: str | None) -> ObjectStoragePath:
+        if "://" not in uri:
+            raise NoukaiPermanentException(f"inputs is the text {uri!r:.200}, but must be {_FORMS}")
+        path = storage_path(uri, conn_id, "inputs")
+        if path.suffix not in (".jsonl", ".csv"):
+            raise NoukaiPermanentException(f"inputs is {uri!r:.200}, but must be {_FORMS}")
+        if not path.is_file():
+            raise NoukaiPermanentException(f"inputs is {uri!r:.200}, but there is no such file")
+        return path
+
+    def fingerprint(self) -> str | None:
+        """Return what tells these inputs from others; `None` if that would mean to read them all."""
+        if self._path is not None:
+            details = cast("dict[str, Any]", self._path.fs.info(self._path.path))  # pyright: ignore
+            known = [str(details[name]) for name in ("ETag", "etag", "mtime", "size") if name in details]
+            return hashlib.sha256("\x1f".join([str(self._path), *known]).encode()).hexdigest()
+        if self.total is None:
+            return None
+        return hashlib.sha256(json.dumps(self._items, sort_keys=True, default=str).encode()).hexdigest()
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the messages and mappings.
+
+        Raises:
+            NoukaiPermanentException: A line of the file is none.
+        """
+        yield from self._items if self._path is None else self._lines(self._path)
+        self.exhausted = True
+
+    def _lines(self, path: ObjectStoragePath) -> Iterator[Any]:
+        # Object storages have no text mode of their own; utf-8-sig drops the mark that some programs write.
+        opened: Any = path.open("r", encoding="utf-8-sig", newline="")  # type: ignore[no-untyped-call]  # pyright: ignore
+        with opened as file:
+            reader = _csv_rows(file, path) if path.suffix == ".csv" else _json_lines(file, path)
+            try:
+                yield from reader
+            except (UnicodeDecodeError, OSError, csv.Error) as error:
+                raise NoukaiPermanentException(f"inputs {path}: cannot be read: {error}") from error
+
+
+def _type_name(value: Any) -> str:
+    return type(value).__name__
+
+
+def _json_lines(file: Iterable[str], path: ObjectStoragePath) -> Iterator[Any]:
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise _malformed(path, number, f"no JSON ({error})") from None
+        if isinstance(value, str):
+            yield value
+            continue
+        if not isinstance(value, dict):
+            raise _malformed(path, number, "neither a text nor an object")
+        fields = cast("dict[str, Any]", value)
+        if unknown := [name for name in fields if name not in _MESSAGE_FIELDS]:
+            raise _malformed(
+                path,
+                number,
+                f"an object with the field {unknown[0]!r:.100}, but its fields are "
+                f"{', '.join(_MESSAGE_FIELDS)}; inputs of the flow belong in 'parameters'",
+            )
+        yield fields
+
+
+def _csv_rows(file: Iterable[str], path: ObjectStoragePath) -> Iterator[Any]:
+    """Yield a job for each row: the columns `message` and `key`, and all others as parameters."""
+    reader = csv.DictReader(file)
+    for row in reader:
+        if None in row or None in row.values():
+            columns = len(reader.fieldnames or ())
+            raise _malformed(path, reader.line_num, f"a row without exactly {columns} columns")
+        message, key = row.pop("message", None), row.pop("key", None)
+        yield {"message": message, "key": key, "parameters": row or None}
+
+
+def _malformed(path: ObjectStoragePath, number: int, what: str) -> NoukaiPermanentException:
+    return NoukaiPermanentException(f"inputs {path}, line {number}: {what}")

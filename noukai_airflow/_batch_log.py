@@ -1,0 +1,186 @@
+"""The log in which a batch records its jobs and outcomes, in the task state store or in the output folder.
+
+Rows are only ever appended. They are kept in numbered chunks, since a value of the task state store should
+stay below 64 kB, and since an object storage cannot append to a file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from noukai_airflow._job_store import never_expire
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context, ObjectStoragePath
+
+    from noukai_airflow._job_store import Store
+
+Row = Mapping[str, Any]
+
+_KEY = "noukai_batch"
+_FOLDER = "_noukai"
+
+# Airflow warns of values above 64 kB.
+_CHUNK_BYTES = 60_000
+
+
+class BatchLog(Protocol):
+    """Where the rows of one batch are kept, and the header, which says which batch it is."""
+
+    def header(self) -> dict[str, Any] | None:
+        """Return the header, or `None` if there is none or it is malformed."""
+        ...
+
+    def write_header(self, header: Mapping[str, Any]) -> None:
+        """Replace the header."""
+        ...
+
+    def rows(self) -> Iterator[Row]:
+        """Read the rows, oldest first."""
+        ...
+
+    def append(self, rows: list[Row]) -> None:
+        """Append rows. They are durable when this returns."""
+        ...
+
+    def clear(self) -> None:
+        """Delete all rows."""
+        ...
+
+
+class StateStoreLog:
+    """A log in Airflow's task state store, which outlives retries.
+
+    Args:
+        store: The store of the running task.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._chunk = 0
+        self._rows: list[Row] = []
+        self._size = 0
+
+    def header(self) -> dict[str, Any] | None:
+        stored = self._store.get(_KEY)
+        return cast("dict[str, Any]", stored) if isinstance(stored, dict) else None
+
+    def write_header(self, header: Mapping[str, Any]) -> None:
+        self._store.set(_KEY, dict(header), retention=never_expire())
+
+    def rows(self) -> Iterator[Row]:
+        self._chunk, self._rows, self._size = 0, [], 0
+        while isinstance(chunk := self._store.get(f"{_KEY}_{self._chunk + 1}"), list):
+            self._chunk += 1
+            self._rows = [row for row in cast("list[Any]", chunk) if isinstance(row, dict)]  # type: ignore[redundant-cast]
+            yield from self._rows
+        self._size = sum(map(_size, self._rows))
+
+    def append(self, rows: list[Row]) -> None:
+        for row in rows:
+            size = _size(row)
+            if self._chunk == 0 or self._size + size > _CHUNK_BYTES:
+                self._write()
+                self._chunk, self._rows, self._size = self._chunk + 1, [], 0
+            self._rows.append(row)
+            self._size += size
+        self._write()
+
+    def clear(self) -> None:
+        number = 1
+        while self._store.get(f"{_KEY}_{number}") is not None:
+            self._store.delete(f"{_KEY}_{number}")
+            number += 1
+        self._chunk, self._rows, self._size = 0, [], 0
+
+    def _write(self) -> None:
+        if self._rows:
+            self._store.set(f"{_KEY}_{self._chunk}", list(self._rows), retention=never_expire())
+
+
+class TemporaryStore:
+    """Stands in for the task state store where nothing needs to outlive the task's process."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, Any] = {}
+
+    def get(self, key: str) -> Any:
+        return self._values.get(key)
+
+    def set(self, key: str, value: Any, *, retention: Any = None) -> None:
+        self._values[key] = value
+
+    def delete(self, key: str) -> None:
+        self._values.pop(key, None)
+
+
+def task_state_store(context: Context) -> Store | None:
+    """Return the task state store of the running task, which Airflow has since 3.3."""
+    return cast("dict[str, Any]", context).get("task_state_store")
+
+
+class FolderLog:
+    """A log in files below the output folder of a batch, which every version of Airflow can keep.
+
+    Args:
+        path: The output folder.
+    """
+
+    def __init__(self, path: ObjectStoragePath) -> None:
+        self._path = path / _FOLDER
+        self._chunk = 0
+
+    def header(self) -> dict[str, Any] | None:
+        file = self._path / "batch.json"
+        try:
+            stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+        except ValueError:  # the process was killed while it wrote it
+            return None
+        return cast("dict[str, Any]", stored) if isinstance(stored, dict) else None
+
+    def write_header(self, header: Mapping[str, Any]) -> None:
+        self._write("batch.json", json.dumps(dict(header)))
+
+    def rows(self) -> Iterator[Row]:
+        self._chunk = 0
+        for file in self._files():
+            self._chunk = max(self._chunk, int(file.stem))
+            yield from _parsed(file.read_text(encoding="utf-8"))
+
+    def append(self, rows: list[Row]) -> None:
+        # The number counts even if the file cannot be written, so that no later one replaces half of it.
+        self._chunk += 1
+        self._write(f"{self._chunk:09}.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
+
+    def clear(self) -> None:
+        for file in self._files():
+            file.unlink()
+        self._chunk = 0
+
+    def _files(self) -> list[ObjectStoragePath]:
+        return sorted(self._path.glob("*.jsonl")) if self._path.is_dir() else []
+
+    def _write(self, name: str, text: str) -> None:
+        self._path.mkdir(parents=True, exist_ok=True)
+        if self._path.protocol != "file":
+            (self._path / name).write_text(text, encoding="utf-8")
+            return
+        unfinished = self._path / f"{name}.tmp"
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(self._path / name)
+
+
+def _parsed(text: str) -> Iterator[Row]:
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # what was cut off was never durable, and nothing was sent on its account
+        if isinstance(row, dict):
+            yield cast("Row", row)
+
+
+def _size(row: Row) -> int:
+    return len(json.dumps(row)) + 2

@@ -1,0 +1,221 @@
+"""What a batch records about its jobs, so that no try submits one of them again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, cast
+
+from noukai_core import JobTimeoutError, LedgerEntry, OutcomeState
+
+if TYPE_CHECKING:
+    from noukai_airflow._batch_log import BatchLog, Row
+    from noukai_core import JobOutcome
+
+# Stands for all completed jobs, of which nothing more is needed: a batch may have a million of them.
+_DONE = LedgerEntry(
+    index=-1,
+    submission_id=str(uuid.UUID(int=0)),
+    session_id=str(uuid.UUID(int=0)),
+    state=OutcomeState.COMPLETED,
+    kept=True,
+)
+
+# A larger outcome is not recorded, but fetched again when the task is resumed.
+_MAX_ROW_BYTES = 32_000
+
+
+class BatchRecord:
+    """The ledger of a batch, and the outcomes that the task has so far. One event loop may use it.
+
+    Args:
+        log: Where it is stored.
+
+    Attributes:
+        counts: How many jobs have ended, by state.
+        tokens: The tokens that they used, as far as they are known.
+        cost_usd: What they cost, as far as it is known.
+        failures: The outcomes that are not `completed`, by index.
+        outputs: The outputs that are recorded here and not in the output folder, by index.
+        part: The number of the last part in the output folder that counts.
+    """
+
+    def __init__(self, log: BatchLog) -> None:
+        self._log = log
+        self.counts: Counter[str] = Counter()
+        self.tokens = 0
+        self.cost_usd = Decimal(0)
+        self.failures: dict[int, dict[str, Any]] = {}
+        self.outputs: dict[int, Any] = {}
+        self.part = 0
+        self._entries: dict[int, LedgerEntry] = {}
+        self._ended: dict[int, LedgerEntry] = {}
+        self._jobs_of: defaultdict[str, set[int]] = defaultdict(set)
+        self._pending: list[Row] = []
+        self._appended = self._durable = 0
+        self._writing = asyncio.Lock()
+
+    @classmethod
+    def load(cls, log: BatchLog, *, retried: bool) -> BatchRecord:
+        """Read what is stored.
+
+        Args:
+            log: Where it is stored.
+            retried: Whether the inputs whose jobs failed in an earlier try are to be submitted again.
+        """
+        record = cls(log)
+        for row in log.rows():
+            record._read(row)
+        if retried:
+            record._reopen_failures()
+            record._append({"retried": True})
+        return record
+
+    # The ledger of the engine
+
+    def read(self) -> Mapping[int, LedgerEntry]:
+        """Return the entries that were loaded."""
+        return self._entries
+
+    async def write(self, entry: LedgerEntry) -> None:
+        """Record an entry. One that precedes a submission is durable when this returns.
+
+        Entries that come together are written together.
+        """
+        self._note_job(entry)
+        if not entry.unfinished:
+            self._ended[entry.index] = entry
+        self._append({"entry": entry.to_list()})
+        if entry.state == "submitting":
+            await self.store()
+
+    # The outcomes
+
+    def add(self, outcome: JobOutcome, *, keep_output: bool) -> dict[str, Any]:
+        """Count and record an outcome.
+
+        Args:
+            outcome: The outcome.
+            keep_output: Whether to record a completed job here, with its output. Otherwise it counts only
+                when `add_part` is called.
+
+        Returns:
+            The outcome as JSON values.
+        """
+        row = outcome.to_json()
+        if isinstance(outcome.error, JobTimeoutError):
+            row["state"] = OutcomeState.TIMED_OUT.value  # even if the job was then cancelled
+        if outcome.state is not OutcomeState.COMPLETED:
+            self.failures[outcome.index] = row
+            self._keep(row)
+        elif keep_output:
+            self.outputs[outcome.index] = row["output"]
+            if len(json.dumps(row)) <= _MAX_ROW_BYTES:
+                self._keep(row)
+        self._count(row)
+        return row
+
+    def add_part(self, rows: list[dict[str, Any]]) -> None:
+        """Record that completed jobs are in the next part of the output folder."""
+        self.part += 1
+        totals: dict[str, Any] = {"part": self.part, "tokens": 0, "cost_usd": Decimal(0), "completed": 0}
+        kept: list[list[Any]] = []
+        for row in rows:
+            totals["completed"] += 1
+            totals["tokens"] += row["tokens"] or 0
+            totals["cost_usd"] += Decimal(row["cost_usd"] or 0)
+            if (entry := self._take_entry(row["index"])) is not None:
+                kept.append(replace(entry, kept=True).to_list())
+        self._append({"part": totals | {"cost_usd": str(totals["cost_usd"])}, "entries": kept})
+
+    def session_sizes(self, sessions: Iterable[str]) -> dict[str, int]:
+        """Return how many jobs each session has, finished or not."""
+        return {session_id: len(self._jobs_of[session_id]) for session_id in sessions}
+
+    def summary(self) -> dict[str, Any]:
+        """Return how many jobs have ended in which state, and what they used."""
+        return {
+            "jobs": sum(self.counts.values()),
+            "counts": {state.value: self.counts[state] for state in OutcomeState if self.counts[state]},
+            "tokens": self.tokens,
+            "cost_usd": str(self.cost_usd),
+        }
+
+    async def store(self) -> None:
+        """Return when everything that was recorded so far is durable."""
+        goal = self._appended
+        while self._durable < goal:
+            async with self._writing:
+                if self._durable >= goal:
+                    return
+                rows, end = self._pending, self._appended
+                self._pending = []
+                try:
+                    await asyncio.to_thread(self._log.append, rows)
+                except BaseException:
+                    self._pending = rows + self._pending
+                    raise
+                self._durable = end
+
+    # Inside
+
+    def _note_job(self, entry: LedgerEntry) -> None:
+        if entry.job_id is not None:
+            self._jobs_of[entry.session_id].add(hash(entry.job_id))
+
+    def _append(self, row: Row) -> None:
+        self._pending.append(row)
+        self._appended += 1
+
+    def _keep(self, row: dict[str, Any]) -> None:
+        entry = self._take_entry(row["index"])
+        if entry is not None:
+            self._append({"entry": replace(entry, kept=True).to_list(), "outcome": row})
+
+    def _take_entry(self, index: int) -> LedgerEntry | None:
+        return self._ended.pop(index, None) or self._entries.get(index)
+
+    def _count(self, row: Mapping[str, Any]) -> None:
+        self.counts[str(row["state"])] += 1
+        self.tokens += row["tokens"] or 0
+        self.cost_usd += Decimal(row["cost_usd"] or 0)
+
+    def _read(self, row: Row) -> None:
+        """Take over a stored row, unless it is malformed."""
+        try:
+            if "retried" in row:
+                self._reopen_failures()
+            entries = [*row.get("entries", ()), *([row["entry"]] if "entry" in row else ())]
+            for entry in map(LedgerEntry.from_list, entries):
+                self._note_job(entry)
+                done = entry.kept and entry.state == OutcomeState.COMPLETED
+                self._entries[entry.index] = _DONE if done else entry
+            if "part" in row:
+                part = cast("dict[str, Any]", row["part"])
+                self.part = part["part"]
+                self.counts["completed"] += part["completed"]
+                self.tokens += part["tokens"]
+                self.cost_usd += Decimal(part["cost_usd"])
+            if "outcome" in row:
+                outcome = cast("dict[str, Any]", row["outcome"])
+                self._count(outcome)
+                if outcome["state"] == OutcomeState.COMPLETED:
+                    self.outputs[outcome["index"]] = outcome["output"]
+                else:
+                    self.failures[outcome["index"]] = outcome
+        except (ValueError, TypeError, KeyError, ArithmeticError):
+            return
+
+    def _reopen_failures(self) -> None:
+        for index, row in list(self.failures.items()):
+            entry = self._entries.get(index)
+            if entry is None or row["state"] == OutcomeState.CANCELLED:
+                continue  # what a user has cancelled is not submitted again
+            self._entries[index] = replace(entry, kept=False)
+            self.counts[row["state"]] -= 1
+            del self.failures[index]

@@ -1,0 +1,355 @@
+"""The batch of one task: which of its jobs this try continues with, how it waits, and how the task ends."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from noukai_airflow import _xcoms
+from noukai_airflow._batch_inputs import BatchInputs, storage_path
+from noukai_airflow._batch_kill import cancel_and_log, kill, log_cancel
+from noukai_airflow._batch_log import BatchLog, FolderLog, StateStoreLog, TemporaryStore, task_state_store
+from noukai_airflow._batch_outcome import FailOn, check_outcomes, progress_text
+from noukai_airflow._batch_output import OutputFolder
+from noukai_airflow._batch_record import BatchRecord
+from noukai_airflow._batch_thread import BatchOptions, BatchThread
+from noukai_airflow._compat import CLEAR_DISCARDS_STATE
+from noukai_airflow._job_store import TaskKey
+from noukai_airflow._xcoms import task_instance_of
+from noukai_airflow.exceptions import NoukaiJobTimeoutException, NoukaiPermanentException
+from noukai_airflow.triggers.batch import NoukaiBatchTrigger
+from noukai_airflow.triggers.noukai import backstop
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from noukai_airflow._connection import ConnectionSettings
+    from noukai_airflow._wait import OnCancelled
+
+log = logging.getLogger(__name__)
+
+_PROGRESS_SECONDS = 10.0
+_STOP_SECONDS = 30.0
+_CANCEL_SECONDS = 60.0
+
+# While inputs are left, the task is resumed when this share of the running jobs has ended: a resumption takes
+# a worker for some seconds, in which the rest keeps running.
+_WAVE_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class BatchTaskOptions:
+    """How a task runs a batch. For the options that are not described here see `NoukaiRunJobsOperator`.
+
+    Attributes:
+        timeout: In seconds.
+        execution_timeout: Airflow's own limit for the task, in seconds.
+        poll_interval: In seconds.
+        retry_left: Whether the task has a retry left.
+        push_xcoms: Whether the task pushes XComs.
+    """
+
+    flow: str
+    version: str | int
+    trace: bool
+    noukai_conn_id: str
+    output_path: str | None
+    storage_conn_id: str | None
+    max_concurrency: int
+    max_cost_usd: Decimal | None
+    fail_on: FailOn
+    deferrable: bool
+    timeout: float | None
+    execution_timeout: float | None
+    poll_interval: float | None
+    on_cancelled: OnCancelled
+    cancel_on_kill: bool
+    cancel_on_timeout: bool
+    durable: bool
+    retry_left: bool
+    push_xcoms: bool
+
+
+class BatchRun:
+    """One segment of a task: from its start to its end or deferral, or from its resumption to its end.
+
+    Args:
+        options: How to run.
+        defer: The operator's `defer`.
+        context: The task's context.
+        settings: The connection.
+        inputs: The inputs.
+        resumed: Whether this try was deferred before.
+        can_defer: Whether to wait in the triggerer, if the options say so.
+    """
+
+    def __init__(
+        self,
+        options: BatchTaskOptions,
+        defer: Callable[..., NoReturn],
+        context: Context,
+        settings: ConnectionSettings,
+        inputs: BatchInputs,
+        *,
+        resumed: bool,
+        can_defer: bool,
+    ) -> None:
+        self._options = options
+        self._defer = defer
+        self._context = context
+        self._settings = settings
+        self._inputs = inputs
+        self._resumed = resumed
+        self._detach = options.deferrable and can_defer
+        self._task = task_instance_of(context)
+        folder = options.output_path
+        self._folder = (
+            None if folder is None else storage_path(folder, options.storage_conn_id, "output_path")
+        )
+        self._log = self._open_log()
+        self._thread: BatchThread | None = None
+        self._next_progress = 0.0
+
+    def segment(self, started: float) -> Any:
+        """Run the batch to its end or to the next deferral.
+
+        Args:
+            started: When this segment started, in seconds since the epoch.
+        """
+        header, retried = self._header(started)
+        record = BatchRecord.load(self._log, retried=retried)
+        output = None if self._folder is None else OutputFolder(self._folder, record.part)
+        thread = self._thread = BatchThread(
+            self._settings, self._engine_options(header, record), self._inputs, record, output
+        )
+        thread.start()
+        while not thread.wait(1.0):
+            self._report_progress(record, thread.running)
+        thread.check()
+        running = thread.running
+        self._push_status(record, running)
+        if running:
+            self._wait_in_triggerer(thread, running, header)
+        return self._finish(header, record)
+
+    def kill(self) -> None:
+        """End the batch because of a signal."""
+        if self._thread is None:
+            return
+        options = self._options
+        raise kill(
+            self._thread,
+            self._task,
+            flow=options.flow,
+            cancel_on_kill=options.cancel_on_kill,
+            durable=options.durable,
+            retry_left=options.retry_left,
+        )
+
+    def time_out(self) -> str:
+        """End the batch because the task's time is over, and return what happens to the jobs."""
+        thread = self._thread
+        if thread is None:
+            return "nothing was submitted"
+        if self._options.cancel_on_timeout:
+            phrase = cancel_and_log(thread, "timed out", self._options.flow, _CANCEL_SECONDS)
+        else:
+            phrase = f"{thread.running:,} jobs left running"
+            log.warning(
+                "Noukai batch of %s: left running (%d jobs; timed out)", self._options.flow, thread.running
+            )
+        thread.stop(_STOP_SECONDS)
+        return phrase
+
+    def _cancel_recorded(self, header: dict[str, Any], record: BatchRecord, reason: str) -> str:
+        """Cancel the jobs that are recorded and have not ended, and return what happened to them."""
+        thread = BatchThread(
+            self._settings, self._engine_options(header, record), BatchInputs(iter(()), None), record, None
+        )
+        before = sum(entry.unfinished for entry in record.read().values())
+        thread.start(cancel_for=reason)
+        thread.wait(_CANCEL_SECONDS)
+        left = thread.unfinished()
+        return log_cancel(header["flow"], reason, before - len(left), left)
+
+    # Which batch this is
+
+    def _open_log(self) -> BatchLog:
+        if self._folder is not None:
+            return FolderLog(self._folder)
+        store = task_state_store(self._context)
+        if store is not None:
+            return StateStoreLog(store)
+        if self._options.durable or self._options.deferrable:
+            raise NoukaiPermanentException(
+                "This version of Airflow has no task state store, so that a batch can be continued only from "
+                "its output folder: set output_path, or durable=False and deferrable=False"
+            )
+        return StateStoreLog(TemporaryStore())
+
+    def _header(self, started: float) -> tuple[dict[str, Any], bool]:
+        """Return the header of this task's batch, and whether an earlier try began it."""
+        header = self._log.header()
+        if header is not None and header.get("task") != self._task_name():
+            raise NoukaiPermanentException(
+                f"output_path {self._options.output_path} has the outcomes of another task "
+                f"({header.get('task')}): give each run its own folder, for example with {{{{ run_id }}}}"
+            )
+        fingerprint = self._inputs.fingerprint()
+        if header is not None and self._continues(header):
+            if fingerprint is not None and header.get("inputs") not in (None, fingerprint):
+                raise NoukaiPermanentException(
+                    "The inputs are not those of the task's earlier try, whose jobs were paid for: restore "
+                    "them, or clear the task to submit all jobs again"
+                )
+            retried = header["try_number"] != self._task.try_number
+            if retried:
+                header |= self._try(started)
+                self._log.write_header(header)
+            return header, retried
+        if header is not None:
+            self._end_earlier(header)
+        return self._new_header(started, fingerprint, first=header is None), False
+
+    def _continues(self, header: dict[str, Any]) -> bool:
+        """Return whether this try continues the recorded batch, and is not the first one after a clear."""
+        if self._resumed:
+            return True
+        if header.get("max_tries") != self._task.max_tries:
+            # Where a clear discards the store, one that outlived it is one that the user kept.
+            kept = CLEAR_DISCARDS_STATE and self._folder is None and not header.get("delivered")
+            if not kept:
+                return False
+            header["max_tries"] = self._task.max_tries
+        return self._options.durable
+
+    def _end_earlier(self, header: dict[str, Any]) -> None:
+        """Stop what runs of an earlier batch of this task, and forget it."""
+        record = BatchRecord.load(self._log, retried=False)
+        flow = str(header.get("flow"))
+        unfinished = sum(entry.unfinished for entry in record.read().values())
+        if unfinished and self._options.cancel_on_kill and self._options.durable:
+            self._cancel_recorded(header, record, "replaced by new jobs")
+        elif unfinished:
+            log.warning("Noukai batch of %s: left running (%d jobs; replaced by new jobs)", flow, unfinished)
+        self._log.clear()
+        if self._folder is not None:
+            OutputFolder(self._folder).remove_files()
+
+    def _new_header(self, started: float, fingerprint: str | None, *, first: bool) -> dict[str, Any]:
+        if self._folder is not None:
+            output = OutputFolder(self._folder)
+            output.check_writable()
+            if first and not output.is_empty():
+                raise NoukaiPermanentException(
+                    f"output_path {self._folder} has outcomes that are not from this task: give each run its "
+                    "own folder, for example with {{ run_id }}, or delete them"
+                )
+        header = {
+            "batch_id": str(uuid.uuid4()),
+            "task": self._task_name(),
+            "flow": self._options.flow,
+            "max_tries": self._task.max_tries,
+            "inputs": fingerprint,
+            "started": started,
+            **self._try(started),
+        }
+        self._log.write_header(header)
+        return header
+
+    def _try(self, started: float) -> dict[str, Any]:
+        limit = self._options.execution_timeout
+        return {
+            "try_number": self._task.try_number,
+            "until": started + limit if limit is not None and self._options.deferrable else None,
+        }
+
+    def _task_name(self) -> str:
+        key = TaskKey.of(self._context)
+        return "/".join(str(part) for part in astuple(key) if part not in ("", -1))
+
+    # How it runs, waits and ends
+
+    def _engine_options(self, header: dict[str, Any], record: BatchRecord) -> BatchOptions:
+        options = self._options
+        return BatchOptions(
+            flow=options.flow,
+            batch_id=header["batch_id"],
+            version=options.version,
+            trace=options.trace,
+            timeout=options.timeout,
+            poll_interval=options.poll_interval,
+            cancel_on_timeout=options.cancel_on_timeout,
+            max_concurrency=options.max_concurrency,
+            max_cost_usd=options.max_cost_usd,
+            spent_usd=record.cost_usd,
+            detach=self._detach,
+        )
+
+    def _report_progress(self, record: BatchRecord, running: int) -> None:
+        now = time.monotonic()
+        if now < self._next_progress:
+            return
+        first, self._next_progress = self._next_progress == 0.0, now + _PROGRESS_SECONDS
+        if not first:
+            log.info("Noukai batch of %s: progress %s", self._options.flow, self._progress(record, running))
+            self._push_status(record, running)
+
+    def _progress(self, record: BatchRecord, running: int) -> str:
+        return progress_text(record, total=self._inputs.total, running=running)
+
+    def _push_status(self, record: BatchRecord, running: int) -> None:
+        if self._options.push_xcoms:
+            summary = {"progress": self._progress(record, running), "running": running, **record.summary()}
+            self._task.xcom_push(_xcoms.BATCH_STATUS, summary)
+
+    def _wait_in_triggerer(self, thread: BatchThread, running: int, header: dict[str, Any]) -> NoReturn:
+        options = self._options
+        until = header["until"]
+        if until is not None and time.time() >= until:
+            record = BatchRecord.load(self._log, retried=False)
+            phrase = (
+                self._cancel_recorded(header, record, "timed out")
+                if options.cancel_on_timeout
+                else f"{running:,} jobs left running"
+            )
+            raise NoukaiJobTimeoutException(f"timed out; {phrase} (Noukai batch of {options.flow})")
+        if options.push_xcoms:
+            self._task.xcom_push(_xcoms.BATCH_ID, header["batch_id"])
+        ends = [until] if until is not None else []
+        if (first := thread.first_sent_at) is not None and options.timeout is not None:
+            ends.append(first + options.timeout)
+        deadline = min(ends, default=None)
+        more = not self._inputs.exhausted and thread.stopped is None
+        log.info("Noukai batch of %s: deferred (waiting in the triggerer)", options.flow)
+        self._defer(
+            trigger=NoukaiBatchTrigger(
+                thread.session_sizes,
+                batch_id=header["batch_id"],
+                flow=options.flow,
+                noukai_conn_id=options.noukai_conn_id,
+                until=int(running * (1 - _WAVE_SHARE)) if more else 0,
+                deadline=deadline,
+                poll_interval=options.poll_interval,
+                cancel_on_kill=options.cancel_on_kill,
+            ),
+            method_name="execute_complete",
+            timeout=None if deadline is None else backstop(deadline),
+        )
+
+    def _finish(self, header: dict[str, Any], record: BatchRecord) -> Any:
+        options = self._options
+        log.info("Noukai batch of %s: ended: %s", options.flow, self._progress(record, 0))
+        check_outcomes(
+            record, options.fail_on, skip_cancelled=options.on_cancelled == "skip", flow=options.flow
+        )
+        self._log.write_header(header | {"delivered": True})
+        if self._folder is not None:
+            seconds = round(time.time() - header["started"], 1)
+            return {**record.summary(), "output_path": str(self._folder), "seconds": seconds}
+        return [record.outputs.get(index) for index in range(sum(record.counts.values()))]

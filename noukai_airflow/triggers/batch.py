@@ -1,0 +1,175 @@
+"""The trigger that waits for the jobs of a batch while its task is deferred."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from airflow.triggers.base import TriggerEvent
+
+from noukai_airflow._cancelling_trigger import CancellingTrigger
+from noukai_airflow._xcoms import BATCH_ID
+from noukai_airflow.triggers.noukai import wake_up_delay
+
+if TYPE_CHECKING:
+    from noukai_core import AsyncFlow, AsyncJob
+
+# A list of jobs is only a hint. After this time, the task itself polls the jobs.
+_TRUST_SECONDS = 3600.0
+
+TRIGGER_FAILED = "trigger failed"
+"""The reason of the event after which the task waits on the worker."""
+
+_CANCEL_CONCURRENCY = 32
+_LISTING_PAUSE = 2.0
+
+
+class NoukaiBatchTrigger(CancellingTrigger):
+    """Waits until enough jobs of a batch have ended, and resumes the task, which fetches the results itself.
+
+    It knows the sessions of the jobs, each of which groups up to a hundred of them, and not the jobs.
+
+    Args:
+        sessions: How many jobs each session has, including those that have ended.
+        batch_id: The batch.
+        flow: The flow of the jobs as `org/project/slug`.
+        noukai_conn_id: The Airflow connection. The key itself is not an argument, since arguments are stored.
+        until: The task is resumed when at most this number of jobs has not ended.
+        deadline: When to resume it in any case, in seconds since the epoch.
+        poll_interval: A fixed pause between polls, in seconds; by default it grows with the age of the jobs.
+        cancel_on_kill: Whether to cancel the jobs when a user ends the task.
+        deferred_at: When the task was deferred, in seconds since the epoch.
+    """
+
+    xcom_key = BATCH_ID
+
+    def __init__(
+        self,
+        sessions: Mapping[str, int],
+        batch_id: str,
+        flow: str,
+        noukai_conn_id: str = "noukai_default",
+        until: int = 0,
+        deadline: float | None = None,
+        poll_interval: float | None = None,
+        cancel_on_kill: bool = False,
+        deferred_at: float | None = None,
+    ) -> None:
+        super().__init__(cancel_on_kill=cancel_on_kill)
+        self.sessions = dict(sessions)
+        self.batch_id = batch_id
+        self.flow = flow
+        self.noukai_conn_id = noukai_conn_id
+        self.until = until
+        self.deadline = deadline
+        self.poll_interval = poll_interval
+        self.deferred_at = time.time() if deferred_at is None else deferred_at
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return what Airflow stores to recreate this trigger."""
+        return (
+            "noukai_airflow.triggers.batch.NoukaiBatchTrigger",
+            {
+                "sessions": self.sessions,
+                "batch_id": self.batch_id,
+                "flow": self.flow,
+                "noukai_conn_id": self.noukai_conn_id,
+                "until": self.until,
+                "deadline": self.deadline,
+                "poll_interval": self.poll_interval,
+                "cancel_on_kill": self.cancel_on_kill,
+                "deferred_at": self.deferred_at,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Wait, and yield one event. Whatever it says, the task polls its jobs."""
+        clock = asyncio.get_running_loop().time
+        started, delay = clock(), wake_up_delay(max(0.0, time.time() - self.deferred_at))
+        try:
+            reason = f"{await self._wait()} jobs have not ended"
+        except Exception as error:
+            self.log.warning("%s: trigger failed: %s", self.subject, error)
+            reason = TRIGGER_FAILED
+        await asyncio.sleep(started + delay - clock())
+        yield TriggerEvent({"batch_id": self.batch_id, "reason": reason})  # type: ignore[no-untyped-call]
+
+    async def _wait(self) -> int:
+        from noukai_airflow._client_cache import shared_async_client
+        from noukai_airflow.hooks.noukai import NoukaiHook
+
+        now = time.time()
+        timeout = _TRUST_SECONDS if self.deadline is None else min(_TRUST_SECONDS, self.deadline - now)
+        settings = await NoukaiHook(self.noukai_conn_id).aget_settings()
+        async with shared_async_client(settings) as client:
+            return await client.flow(self.flow).wait_for_sessions(
+                self.sessions,
+                until=self.until,
+                age=max(0.0, now - self.deferred_at),
+                timeout=max(timeout, 0.0),
+                poll_interval=self.poll_interval,
+            )
+
+    @property
+    def xcom_value(self) -> str:
+        """The batch."""
+        return self.batch_id
+
+    @property
+    def subject(self) -> str:
+        """The batch, as log lines begin."""
+        return f"Noukai batch of {self.flow}"
+
+    def log_failed_cancel(self, reason: str) -> None:
+        """Log that a cancel was not possible, with the sessions in which jobs may still be running."""
+        sessions = ", ".join(self.sessions)
+        self.log.warning(
+            "Noukai batch of %s: cancel failed (%s; may still be running: jobs of the sessions %s)",
+            self.flow,
+            reason,
+            sessions,
+        )
+
+    async def cancel(self) -> None:
+        """Cancel all jobs that have not ended, over separate connections."""
+        from noukai_airflow._client_cache import new_async_client
+        from noukai_airflow.hooks.noukai import NoukaiHook
+
+        client = await new_async_client(await NoukaiHook(self.noukai_conn_id).aget_settings())
+        semaphore = asyncio.Semaphore(_CANCEL_CONCURRENCY)
+        try:
+            flow = client.flow(self.flow)
+            cancelled = await asyncio.gather(
+                *(self._cancel_session(flow, *item, semaphore) for item in self.sessions.items())
+            )
+        finally:
+            await client.aclose()
+        self.log.info(
+            "Noukai batch of %s: cancelled (a user ended its task; %d jobs)", self.flow, sum(cancelled)
+        )
+
+    async def _cancel_session(
+        self, flow: AsyncFlow, session_id: str, jobs: int, semaphore: asyncio.Semaphore
+    ) -> int:
+        """Cancel the jobs of a session, even those that its list shows only later; return how many."""
+        from noukai_core import acancel_job
+
+        async def cancel(job: AsyncJob) -> bool:
+            async with semaphore:
+                outcome = await acancel_job(job, confirm=False)  # the list shows what came of it
+            if outcome.error is not None:
+                outcome.log("a user ended its task", self.log)
+            return outcome.cancelled
+
+        tried: set[str] = set()
+        cancelled = 0
+        while True:
+            running, ended = await flow.running_in(session_id)
+            new = [job for job in running if job.id not in tried]
+            tried.update(job.id for job in new)
+            cancelled += sum(await asyncio.gather(*map(cancel, new)))
+            if len(tried) + ended >= jobs:
+                return cancelled
+            await asyncio.sleep(_LISTING_PAUSE)

@@ -1,0 +1,386 @@
+"""The decisions of the batch operator, with a fake task and a local Noukai."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from airflow.sdk.exceptions import TaskDeferred
+
+from noukai_airflow._batch_run import BatchRun
+from noukai_airflow._compat import AirflowTaskTerminated
+from noukai_airflow.exceptions import (
+    NoukaiBatchFailedException,
+    NoukaiException,
+    NoukaiPermanentException,
+)
+from noukai_airflow.hooks.noukai import NoukaiHook
+from noukai_airflow.operators.batch import NoukaiRunJobsOperator
+from noukai_airflow.triggers import batch as batch_trigger
+from noukai_airflow.triggers.batch import NoukaiBatchTrigger
+from tests.airflow.conftest import FakeTask, MemoryStore
+
+if TYPE_CHECKING:
+    from noukai_airflow._connection import ConnectionSettings
+    from noukai_core.emulator import Emulator
+
+FLOW = "acme/demo/flow"
+
+
+@pytest.fixture(autouse=True)
+def connected(settings: ConnectionSettings, monkeypatch: pytest.MonkeyPatch) -> ConnectionSettings:
+    """Use the connection to the local Noukai instead of Airflow's."""
+    monkeypatch.setattr(NoukaiHook, "settings", settings)
+    return settings
+
+
+@pytest.fixture
+def context(store: MemoryStore) -> Any:
+    """The context that Airflow passes to a task."""
+    return {"ti": FakeTask(), "task_state_store": store}
+
+
+def operator(inputs: Any, **arguments: Any) -> NoukaiRunJobsOperator:
+    return NoukaiRunJobsOperator(
+        task_id="task", flow=FLOW, inputs=inputs, **{"poll_interval": 0.05, "deferrable": False} | arguments
+    )
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def submissions(emulator: Emulator) -> int:
+    return emulator.control.counts().get("submit", 0)
+
+
+def test_a_list(context: Any, emulator: Emulator) -> None:
+    """The outputs come back in the order of the inputs, and the XCom says how the batch went."""
+    emulator.control.script("flow", after_seconds=0.2)
+    outputs = operator(["one", "two", "three"]).execute(context)
+    assert [output["message"] for output in outputs] == ["one", "two", "three"]
+    assert context["ti"].xcoms["batch_status"]["counts"] == {"completed": 3}
+    assert submissions(emulator) == 3
+
+
+def test_a_file_to_a_folder(context: Any, emulator: Emulator, tmp_path: Path) -> None:
+    """A JSONL file is read line by line, the outcomes are written, and the manifest is returned."""
+    source = tmp_path / "inputs.jsonl"
+    source.write_text('"one"\n\n{"message": "two", "key": "second"}\n')
+    folder = tmp_path / "out"
+    returned = operator(f"file://{source}", output_path=f"file://{folder}").execute(context)
+    assert returned["counts"] == {"completed": 2}
+    assert returned["output_path"] == f"file://{folder}"
+    rows = sorted(lines(folder / "part-00001.jsonl"), key=lambda row: row["index"])
+    assert [(row["key"], row["state"], row["output"]["message"]) for row in rows] == [
+        (None, "completed", "one"),
+        ("second", "completed", "two"),
+    ]
+    assert not (folder / "failed.jsonl").exists()
+
+
+def test_a_csv_file(context: Any, emulator: Emulator, tmp_path: Path) -> None:
+    """The columns of a CSV file besides `message` and `key` are parameters."""
+    source = tmp_path / "inputs.csv"
+    source.write_text('key,message,level\na,"Hello,\nthere",3\n')
+    operator(f"file://{source}").execute(context)
+    (job,) = emulator.control.jobs()
+    assert (job["message"], job["parameters"]) == ("Hello,\nthere", {"level": "3"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"fail_on": 2}, "fail_on is 2, but must be 'any', 'all', or a share"),
+        ({"fail_on": "some"}, "fail_on is 'some'"),
+        ({"fail_on": True}, "fail_on is True"),
+        ({"max_concurrency": 0}, "max_concurrency is 0"),
+        ({"max_cost_usd": 5}, "max_cost_usd needs trace=True"),
+        ({"max_cost_usd": "much", "trace": True}, "max_cost_usd is 'much', but must be an amount above 0"),
+        ({"max_cost_usd": float("nan"), "trace": True}, "max_cost_usd is nan"),
+    ],
+)
+def test_invalid_arguments_fail_when_the_dag_is_parsed(arguments: dict[str, Any], message: str) -> None:
+    """Arguments without templates are checked at once, and the message says what is allowed."""
+    with pytest.raises(ValueError, match=re.escape(message)):
+        operator(["one"], **arguments)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ("Hello", "inputs is the text 'Hello', but must be a list of messages, or the URI of a file"),
+        ({"message": "Hello"}, "inputs is a dict"),
+        (7, "inputs is a int"),
+        ([], "inputs is empty"),
+        ("file:///nowhere/inputs.jsonl", "there is no such file"),
+        ("file:///nowhere/inputs.txt", "ends in .jsonl or .csv"),
+        ("nosuchscheme://bucket/inputs.jsonl", "cannot be opened"),
+    ],
+)
+def test_inputs_that_are_none(context: Any, emulator: Emulator, inputs: Any, message: str) -> None:
+    """What is no batch is rejected permanently, and nothing is sent."""
+    with pytest.raises(NoukaiPermanentException, match=re.escape(message)):
+        operator(inputs).execute(context)
+    assert submissions(emulator) == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('"one"\n{"message": \n', "line 2: no JSON"),
+        ('"one"\n\n7\n', "line 3: neither a text nor an object"),
+        ('{"text": "one"}\n', "line 1: an object with the field 'text'"),
+        (b'"\xff"\n', "cannot be read"),
+    ],
+)
+def test_a_malformed_line(
+    context: Any, emulator: Emulator, tmp_path: Path, content: str | bytes, message: str
+) -> None:
+    """A line that is no input ends the task, which names the line."""
+    source = tmp_path / "inputs.jsonl"
+    source.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(NoukaiPermanentException, match=re.escape(message)):
+        operator(f"file://{source}").execute(context)
+
+
+@pytest.mark.parametrize("path", ["out", "/out", "nosuchscheme://bucket/out", "file:///proc/out"])
+def test_an_output_path_that_cannot_be_written(context: Any, emulator: Emulator, path: str) -> None:
+    """A path without a scheme or without permission is rejected before anything is sent."""
+    with pytest.raises(NoukaiPermanentException, match="output_path"):
+        operator(["one"], output_path=path).execute(context)
+    assert submissions(emulator) == 0
+
+
+def scripted(message: str, **spec: Any) -> dict[str, Any]:
+    """An input whose job behaves in a way of its own."""
+    return {"message": message, "parameters": {"_emulator": spec}, "key": f"row {message}"}
+
+
+@pytest.mark.parametrize(
+    ("fail_on", "failed", "fails"),
+    [
+        ("any", 1, True),
+        ("any", 0, False),
+        ("all", 3, False),
+        ("all", 4, True),
+        (0.5, 2, False),
+        (0.5, 3, True),
+    ],
+)
+def test_fail_on(
+    context: Any, emulator: Emulator, tmp_path: Path, fail_on: Any, failed: int, fails: bool
+) -> None:
+    """The task fails if any job fails, if all do, or if more than a share of them do."""
+    bad = {"outcome": "failed", "error": "MODEL_OVERLOADED"}
+    inputs = [
+        scripted(str(place), after_seconds=0.1, **(bad if place < failed else {})) for place in range(4)
+    ]
+    task = operator(inputs, output_path=f"file://{tmp_path}/out", fail_on=fail_on)
+    if not fails:
+        returned = task.execute(context)
+        assert returned["counts"].get("failed", 0) == failed
+    else:
+        with pytest.raises(NoukaiBatchFailedException, match=rf"{failed} failed of 4 jobs: MODEL_OVERLOADED"):
+            task.execute(context)
+    if failed:
+        rows = lines(tmp_path / "out" / "failed.jsonl")
+        assert [(row["key"], row["error"]) for row in rows] == [
+            (f"row {place}", "MODEL_OVERLOADED") for place in range(failed)
+        ]
+
+
+async def serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let triggers use the connection to the local Noukai, and resume their task at once."""
+    settings = NoukaiHook.settings
+
+    async def aget_settings(_: NoukaiHook, *, rejected: object = None) -> object:
+        return settings
+
+    monkeypatch.setattr(NoukaiHook, "aget_settings", aget_settings)
+    monkeypatch.setattr(batch_trigger, "wake_up_delay", lambda late: 0.0)
+
+
+def deferred(task: NoukaiRunJobsOperator, context: Any, *, resumed: bool = False) -> NoukaiBatchTrigger:
+    """Run the task until it defers, and return its trigger."""
+    with pytest.raises(TaskDeferred) as raised:
+        (task.execute_complete if resumed else task.execute)(context)
+    assert isinstance(raised.value.trigger, NoukaiBatchTrigger)
+    return raised.value.trigger
+
+
+def finish_all(emulator: Emulator, **spec: Any) -> None:
+    for job in emulator.control.jobs():
+        if job["state"] not in ("completed", "failed", "cancelled"):
+            emulator.control.finish(job["id"], **spec)
+
+
+@pytest.fixture(params=["state store", "folder"])
+def output(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+    """Where the batch is recorded."""
+    return {} if request.param == "state store" else {"output_path": f"file://{tmp_path}/out"}
+
+
+def completed(returned: Any) -> int:
+    return len(returned) if isinstance(returned, list) else int(returned["counts"]["completed"])
+
+
+def test_a_deferral(context: Any, emulator: Emulator, output: dict[str, Any]) -> None:
+    """A deferrable task submits everything, defers with the sessions of its jobs, and fetches the results."""
+    emulator.control.script("flow", outcome="never")
+    task = operator(["one", "two", "three"], deferrable=True, **output)
+    trigger = deferred(task, context)
+    assert (sum(trigger.sessions.values()), trigger.until) == (3, 0)
+    finish_all(emulator, result=1)
+    assert completed(task.execute_complete(context)) == 3
+    assert submissions(emulator) == 3
+
+
+def test_waves(context: Any, emulator: Emulator, output: dict[str, Any]) -> None:
+    """With more inputs than may run at once, the task is resumed while half of the jobs still run."""
+    emulator.control.script("flow", outcome="never")
+    task = operator([str(place) for place in range(10)], deferrable=True, max_concurrency=4, **output)
+    trigger = deferred(task, context)
+    assert (sum(trigger.sessions.values()), trigger.until) == (4, 2)
+    for job in emulator.control.jobs()[:2]:
+        emulator.control.finish(job["id"], result=1)
+    # The session has six jobs, of which two have ended.
+    assert sum(deferred(task, context, resumed=True).sessions.values()) == 6
+    assert submissions(emulator) == 6
+    for _ in range(2):
+        finish_all(emulator, result=1)
+        try:
+            returned = task.execute_complete(context)
+        except TaskDeferred:
+            continue
+    assert (completed(returned), submissions(emulator)) == (10, 10)
+
+
+def test_a_retry(context: Any, emulator: Emulator, output: dict[str, Any]) -> None:
+    """A retry attaches to the jobs that run, submits those that failed again, and keeps what completed."""
+    emulator.control.script("flow", outcome="never")
+    inputs = ["one", "two", "three", "four"]
+    deferred(operator(inputs, deferrable=True, **output), context)
+    jobs = {job["message"]: job["id"] for job in emulator.control.jobs()}
+    emulator.control.finish(jobs["one"], result=1)
+    emulator.control.finish(jobs["two"], "failed", error="MODEL_OVERLOADED")
+    emulator.control.finish(jobs["three"], "cancelled")
+    emulator.control.finish(jobs["four"], result=4)
+    with pytest.raises(NoukaiBatchFailedException, match="1 failed, 1 cancelled of 4 jobs"):
+        operator(inputs, deferrable=True, **output).execute_complete(context)
+    context["ti"].try_number = 2
+    emulator.control.script("flow", after_seconds=0.1)
+    task = operator(inputs, on_cancelled="skip", **output)
+    returned = task.execute(context)
+    assert submissions(emulator) == 5
+    if not output:
+        assert returned == [1, {"message": "two"}, None, 4]
+    else:
+        assert returned["counts"] == {"completed": 3, "cancelled": 1}
+
+
+def test_a_clear(context: Any, emulator: Emulator, output: dict[str, Any]) -> None:
+    """A clear cancels what runs, and starts again from nothing."""
+    emulator.control.script("flow", outcome="never")
+    task = operator(["one", "two"], deferrable=True, **output)
+    deferred(task, context)
+    first = emulator.control.jobs()
+    emulator.control.finish(first[0]["id"], result=1)
+    context["ti"].try_number, context["ti"].max_tries = 2, 1
+    emulator.control.script("flow", after_seconds=0.1)
+    returned = operator(["one", "two"], **output).execute(context)
+    assert completed(returned) == 2
+    assert submissions(emulator) == 4
+    assert emulator.control.counts(first[1]["id"])["cancel"] == 1
+
+
+def test_changed_inputs(context: Any, emulator: Emulator, output: dict[str, Any]) -> None:
+    """A retry with other inputs is refused, since its jobs would be those of the earlier inputs."""
+    emulator.control.script("flow", outcome="never")
+    deferred(operator(["one"], deferrable=True, **output), context)
+    context["ti"].try_number = 2
+    with pytest.raises(NoukaiPermanentException, match="inputs are not those of the task's earlier try"):
+        operator(["two"], **output).execute(context)
+    assert submissions(emulator) == 1
+
+
+def test_a_folder_with_other_outcomes(context: Any, emulator: Emulator, tmp_path: Path) -> None:
+    """Outcomes of another task are neither mixed with those of this one nor deleted."""
+    path = f"file://{tmp_path}/out"
+    operator(["one"], output_path=path).execute(context)
+    other = {"ti": FakeTask(), "task_state_store": MemoryStore()}
+    with pytest.raises(NoukaiPermanentException, match="has the outcomes of another task"):
+        operator(["one"], output_path=path).execute(other)
+    assert submissions(emulator) == 1
+
+
+def test_without_a_place_for_the_record(emulator: Emulator) -> None:
+    """Before Airflow 3.3, a batch that must be continued needs an output folder."""
+    context = {"ti": FakeTask()}
+    with pytest.raises(NoukaiPermanentException, match="set output_path, or durable=False"):
+        operator(["one"]).execute(context)
+    assert submissions(emulator) == 0
+    emulator.control.script("flow", after_seconds=0.1)
+    assert operator(["one"], durable=False).execute(context) == [{"message": "one"}]
+
+
+def test_outputs_that_are_too_large(context: Any, emulator: Emulator) -> None:
+    """Outputs of more than a MiB are not returned, and the error names the argument that helps."""
+    emulator.control.script("flow", after_seconds=0.1, result_bytes=600_000)
+    with pytest.raises(NoukaiPermanentException, match="set output_path"):
+        operator(["one", "two"]).execute(context)
+
+
+@pytest.mark.parametrize("state", ["failed", "running"])
+def test_a_kill(context: Any, emulator: Emulator, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The jobs are cancelled when a user has ended the task, and left running when a worker stops."""
+    emulator.control.script("flow", outcome="never")
+    task_instance = context["ti"]
+    task_instance.states = {task_instance.run_id: {task_instance.task_id: state}}
+    task = operator(["one", "two", "three"])
+
+    def kill(record: object, running: int) -> None:
+        if len(emulator.control.jobs()) == 3:
+            task.on_kill()
+
+    monkeypatch.setattr(BatchRun, "_report_progress", lambda _, record, running: kill(record, running))
+    with pytest.raises(AirflowTaskTerminated if state == "failed" else NoukaiException):
+        task.execute(context)
+    states = {job["state"] for job in emulator.control.jobs()}
+    assert ("cancelled" in states) is (state == "failed")
+    assert len(states) == 1
+
+
+async def test_the_trigger(context: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trigger resumes the task when its jobs have ended, by the lists of their sessions alone."""
+    emulator.control.script("flow", outcome="never")
+    task = operator(["one", "two", "three"], deferrable=True)
+    trigger = await asyncio.to_thread(deferred, task, context)
+    kind, arguments = trigger.serialize()
+    assert kind == "noukai_airflow.triggers.batch.NoukaiBatchTrigger"
+    await serve(monkeypatch)
+    waiting = asyncio.ensure_future(anext(NoukaiBatchTrigger(**arguments).run()))
+    await asyncio.to_thread(emulator.control.wait_for, "session", 2)
+    assert not waiting.done()
+    await asyncio.to_thread(finish_all, emulator, result=1)
+    event = await waiting
+    assert event.payload == {"batch_id": trigger.batch_id, "reason": "0 jobs have not ended"}
+    assert emulator.control.counts().get("poll", 0) == 0
+
+
+async def test_a_kill_of_the_trigger(
+    context: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When a user ends a deferred task, its trigger cancels all jobs of its sessions."""
+    emulator.control.script("flow", outcome="never")
+    task = operator(["one", "two", "three"], deferrable=True)
+    trigger = await asyncio.to_thread(deferred, task, context)
+    await serve(monkeypatch)
+    await trigger.on_kill()
+    await trigger.cleanup()
+    jobs = await asyncio.to_thread(emulator.control.jobs)
+    assert {job["state"] for job in jobs} == {"cancelled"}
