@@ -16,8 +16,8 @@ FOLDER = f"{tempfile.gettempdir()}/noukai-essays"
 @dag(schedule=None, tags=["noukai"])
 def noukai_batch() -> None:
     @task
-    def essays(run_id: str = "") -> str:
-        path = Path(FOLDER) / run_id / "essays.jsonl"
+    def essays(run_id: str | None = None) -> str:
+        path = Path(FOLDER) / str(run_id) / "essays.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = [{"key": f"pupil {n}", "message": f"My holidays, part {n}"} for n in range(50)]
         path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
