@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
@@ -14,6 +15,7 @@ from noukai_core._engine.effects import Effects, FollowEffects, may_turn_up, sen
 from noukai_core._engine.follow import StepFollower
 from noukai_core._engine.rate_limit import shared_rate_limiter
 from noukai_core._engine.runs import read_ended_runs
+from noukai_core._engine.sessions import wait_for_sessions
 from noukai_core._engine.submit import Submitted, find, submit_request
 from noukai_core._engine.wait import Poller
 from noukai_core._options import ClientOptions
@@ -69,6 +71,27 @@ class FlowHandle(Generic[R]):
     def _batch(self, inputs: object, options: BatchOptions) -> Batch:
         check_inputs(inputs)
         return Batch(self._path, self._settings, options, time.monotonic)
+
+    def _waiting_for_sessions(
+        self,
+        sessions: Mapping[str, int],
+        until: int,
+        age: float,
+        timeout: float | None,
+        poll_interval: float | None,
+    ) -> Effects[int]:
+        settings = self._settings
+        limiter = shared_rate_limiter(settings.base_url, settings.api_key, settings.max_polls_per_second)
+        return wait_for_sessions(
+            sessions,
+            settings,
+            limiter,
+            time.monotonic,
+            until=until,
+            age=age,
+            timeout=timeout,
+            poll_interval=poll_interval,
+        )
 
     def _finding(self, submission: Submission) -> Effects[JobAccepted | None]:
         return find(_checked(submission), self._path, time.monotonic)

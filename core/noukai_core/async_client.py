@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Self, Unpack
@@ -26,8 +26,7 @@ from noukai_core._engine.effects import (
     T,
     send_with_retries,
 )
-from noukai_core._engine.rate_limit import shared_rate_limiter
-from noukai_core._engine.sessions import running_in, wait_for_sessions
+from noukai_core._engine.sessions import running_in
 from noukai_core._handles import FlowHandle, JobHandle, listing_runs, reading_ended_runs
 from noukai_core._http.connection import AsyncConnection
 from noukai_core._http.event_receiver import AsyncEventReceiver
@@ -283,49 +282,13 @@ class AsyncFlow(FlowHandle[AsyncRunner]):
         age: float = 0.0,
         timeout: float | None = None,
         poll_interval: float | None = None,
-        on_change: Callable[[int], None] = lambda _: None,
     ) -> int:
-        """Wait for the jobs of a batch by the lists of their sessions, without the jobs' ids.
-
-        One request tells the states of all jobs of a session. It is a hint: a job that the list does not show
-        counts as one that has not ended, and whether one has ended only the job itself says.
-
-        Args:
-            sessions: How many jobs each session has, finished or not.
-            until: Return when at most this number of jobs has not ended.
-            age: How long ago the last job was submitted, in seconds. The pause between polls grows with it.
-            timeout: Return after this time in any case, in seconds.
-            poll_interval: A fixed pause between polls, in seconds.
-            on_change: Is called with the number of unfinished jobs whenever it changes.
-
-        Returns:
-            How many jobs have not ended.
-
-        Raises:
-            APIError: The server rejected the request, or did not respond for too long.
-        """
-        settings = self._settings
-        limiter = shared_rate_limiter(settings.base_url, settings.api_key, settings.max_polls_per_second)
-        return await self._runner.run(
-            wait_for_sessions(
-                sessions,
-                settings,
-                limiter,
-                time.monotonic,
-                until=until,
-                age=age,
-                timeout=timeout,
-                poll_interval=poll_interval,
-                on_change=on_change,
-            )
-        )
+        """Wait for the jobs of a batch by the lists of their sessions; see `Flow.wait_for_sessions`."""
+        effects = self._waiting_for_sessions(sessions, until, age, timeout, poll_interval)
+        return await self._runner.run(effects)
 
     async def running_in(self, session_id: str) -> tuple[list[AsyncJob], int]:
-        """Return the jobs that a session lists and that have not ended, and how many have.
-
-        Raises:
-            APIError: The list cannot be read.
-        """
+        """Return the jobs of a session that have not ended, and how many have; see `Flow.running_in`."""
         job_ids, ended = await self._runner.run(running_in(session_id, time.monotonic))
         return [self._job(job_id, None, None) for job_id in job_ids], ended
 

@@ -25,6 +25,7 @@ from noukai_core._engine.effects import (
     T,
     send_with_retries,
 )
+from noukai_core._engine.sessions import running_in
 from noukai_core._handles import FlowHandle, JobHandle, listing_runs, reading_ended_runs
 from noukai_core._http.connection import Connection
 from noukai_core._http.event_receiver import EventReceiver
@@ -386,6 +387,47 @@ class Flow(FlowHandle[Runner]):
         return self._runner.jobs(
             batch, inputs, MemoryLedger() if ledger is None else ledger, cancel_on_close=cancel_on_close
         )
+
+    def wait_for_sessions(
+        self,
+        sessions: Mapping[str, int],
+        *,
+        until: int = 0,
+        age: float = 0.0,
+        timeout: float | None = None,
+        poll_interval: float | None = None,
+    ) -> int:
+        """Wait for the jobs of a batch by the lists of their sessions, without the jobs' ids.
+
+        One request tells the states of all jobs of a session. It is a hint: a job that the list does not show
+        counts as one that has not ended, and whether one has ended only the job itself says.
+
+        Args:
+            sessions: How many jobs each session has, finished or not.
+            until: Return when at most this number of jobs has not ended.
+            age: How long ago the last job was submitted, in seconds. The pause between polls grows with it.
+            timeout: Return after this time in any case, in seconds.
+            poll_interval: A fixed pause between polls, in seconds.
+
+        Returns:
+            How many jobs have not ended.
+
+        Raises:
+            APIError: The server rejected the request, or did not respond for too long.
+        """
+        return self._runner.run(self._waiting_for_sessions(sessions, until, age, timeout, poll_interval))
+
+    def running_in(self, session_id: str) -> tuple[list[Job], int]:
+        """Return the jobs that a session lists and that have not ended, and how many have.
+
+        Args:
+            session_id: The session.
+
+        Raises:
+            APIError: The list cannot be read.
+        """
+        job_ids, ended = self._runner.run(running_in(session_id, time.monotonic))
+        return [self._job(job_id, None, None) for job_id in job_ids], ended
 
     def attach(
         self,

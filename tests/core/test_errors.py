@@ -18,6 +18,7 @@ from noukai_core import (
     JobError,
     JobState,
     JobStatus,
+    NotSubmittedError,
     NoukaiError,
     Submission,
     SubmissionUnknownError,
@@ -44,6 +45,7 @@ TREE = {
     "RedirectError": "InvalidResponseError",
     "ResponseTooLargeError": "InvalidResponseError",
     "ClientClosedError": "APIError",
+    "NotSubmittedError": "NoukaiError",
     "SubmissionUnknownError": "NoukaiError",
     "JobError": "NoukaiError",
     "JobFailedError": "JobError",
@@ -116,7 +118,7 @@ def test_an_error_survives_the_trip_to_another_process(kind: type[NoukaiError]) 
         assert type(again) is kind, way
         assert (str(again), again.args) == (str(error), error.args), way
         assert vars(again) == vars(error), way
-        assert vars(again) or kind in {NoukaiError, InvalidInputError}
+        assert vars(again) or kind in {NoukaiError, InvalidInputError, NotSubmittedError}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -64,15 +64,17 @@ def test_the_metadata_keep_the_ranges_wide(wheel: Wheel) -> None:
     assert wheel.metadata["Name"] == "noukai-orchestration"
     assert wheel.metadata["Requires-Python"] == ">=3.11"
     assert requires == {
-        "aiohttp<4,>=3.11",
+        "aiohttp<4,>=3.14.4",
         "httpx<1,>=0.27",
+        "httpx-sse<1,>=0.4",
         "pydantic<3,>=2.10.1",
-        "yarl<2,>=1.17",
+        "yarl<2,>=1.25.1",
         "apache-airflow>=3.1;extra=='airflow'",
         "apache-airflow-providers-common-compat>=1.23;extra=='airflow'",
         "prefect>=3.6;extra=='prefect'",
         "anyio>=4.4;extra=='prefect'",
         "apache-airflow-providers-openlineage>=2.20;extra=='openlineage'",
+        "opentelemetry-api<2,>=1.30;extra=='otel'",
         "starlette>=0.40;extra=='emulator'",
         "uvicorn>=0.30;extra=='emulator'",
     }
@@ -81,6 +83,7 @@ def test_the_metadata_keep_the_ranges_wide(wheel: Wheel) -> None:
         "prefect",
         "openlineage",
         "emulator",
+        "otel",
     }
 
 
