@@ -255,9 +255,9 @@ class JobWait:
 
     def _cancel_or_keep(self) -> str:
         if not self._options.cancel_on_timeout:
-            self._store.change(wait_again=True)
+            self._record(wait_again=True)
             return self.leave(retry_left=self._options.retry_left)
-        self._store.change(abandoned=True)
+        self._record(abandoned=True)
         outcome = core.cancel_job(self._job)
         if outcome.log("timed out", log):
             last = self._job.last_status or core.JobStatus(id=self._job.id, state=core.JobState.PENDING)
@@ -268,6 +268,13 @@ class JobWait:
                 self._report(outcome.status)
             return f"not cancelled ({outcome.not_needed})"
         return "cancel failed (may still be running)"
+
+    def _record(self, **changes: bool) -> None:
+        """Record a change for the next try. A store that fails must not leave the job running."""
+        try:
+            self._store.change(**changes)
+        except Exception as error:
+            log.warning("Noukai job %s of %s: not recorded (%s)", self._job.id, self._job.flow, error)
 
     def leave(self, *, retry_left: bool) -> str:
         """Leave a job that may be running to a retry, or else treat it as `on_final_failure` says.

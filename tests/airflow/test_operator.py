@@ -344,6 +344,29 @@ def test_a_deferral(connected: ConnectionSettings, context: Any, emulator: Emula
     assert timedelta(seconds=60) < deferred.value.timeout < timedelta(seconds=120)
 
 
+def test_a_deadline_while_the_store_fails(
+    connected: ConnectionSettings,
+    context: Any,
+    store: MemoryStore,
+    emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A job that does not end in time is cancelled even if Airflow does not store that."""
+    emulator.control.script("flow", outcome="never")
+    write = store.set
+
+    def set_or_fail(key: str, value: Any, *, retention: Any = None) -> None:
+        if value.get("abandoned"):
+            raise RuntimeError("database is locked")
+        write(key, value, retention=retention)
+
+    monkeypatch.setattr(store, "set", set_or_fail)
+    with pytest.raises(NoukaiJobTimeoutException, match=r"timed out after \d+ s; cancelled"):
+        operator(timeout=0.3).execute(context)
+    (job,) = emulator.control.jobs()
+    assert job["state"] == "cancelled"
+
+
 def test_a_deadline_cancels(connected: ConnectionSettings, context: Any, emulator: Emulator) -> None:
     """At the deadline the job is cancelled, and the task may be retried."""
     emulator.control.script("flow", outcome="never")

@@ -117,12 +117,6 @@ MUTANTS = (
         "                    return\n",
     ),
     Mutant(
-        "a signal during the submission is forgotten",
-        _OPERATOR,
-        "        if self._kill_requested:  # the signal came during the submission\n",
-        "        if False:\n",
-    ),
-    Mutant(
         "cancel_on_kill is ignored",
         "noukai_airflow._worker_kill",
         "            return self.cancel_on_kill\n",
