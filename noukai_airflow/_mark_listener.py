@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _TRIGGER = "noukai_airflow.triggers.noukai.NoukaiJobTrigger"
+_BATCH_TRIGGER = "noukai_airflow.triggers.batch.NoukaiBatchTrigger"
 _TASK_INSTANCE = ("airflow.models.taskinstance", "TaskInstance")
 
 # How the error begins that Airflow passes on when a user, and not the task, has ended it.
@@ -52,6 +53,9 @@ _CHECK_SECONDS = 1.0
 
 _REASON = "a user ended its task"
 
+# How long the cancels of a batch may take.
+_BATCH_SECONDS = 60.0
+
 # A mark stores when the task has ended, unless that is stored already, and the row with it.
 _SAME_MOMENT = timedelta(seconds=5)
 
@@ -68,12 +72,21 @@ class _JobToCancel:
 
 
 @dataclass(frozen=True)
+class _BatchToCancel:
+    """The jobs that a marked task waited for: how many each of their sessions has."""
+
+    sessions: dict[str, int]
+    flow: str
+    noukai_conn_id: str
+
+
+@dataclass(frozen=True)
 class _Marked:
-    """A task that a user has marked, and its job if that is known already."""
+    """A task that a user has marked, and its job or jobs if they are known already."""
 
     task_instance_id: Any
     name: str
-    job: _JobToCancel | None
+    job: _JobToCancel | _BatchToCancel | None
 
 
 @hookimpl
@@ -135,7 +148,7 @@ def _act_on_run(dag_run: Any, msg: str) -> None:
 
 def _cancel_later(task_instance: Any) -> None:
     """Have the job of a task cancelled soon, without holding up the user's request."""
-    job: _JobToCancel | None = None
+    job: _JobToCancel | _BatchToCancel | None = None
     trigger = task_instance.trigger
     if trigger is not None:
         # The row of the trigger is deleted soon.
@@ -154,11 +167,13 @@ def _had_not_ended(task_instance: Any) -> bool:
     return ended_at is None or stored_at is None or stored_at - ended_at < _SAME_MOMENT
 
 
-def _job_of(trigger: Any) -> _JobToCancel | None:
-    """Return the job that a deferred task waited for, if it may be cancelled."""
+def _job_of(trigger: Any) -> _JobToCancel | _BatchToCancel | None:
+    """Return the job or jobs that a deferred task waited for, if they may be cancelled."""
     arguments: dict[str, Any] = trigger.kwargs
-    if trigger.classpath != _TRIGGER or not arguments.get("cancel_on_kill"):
+    if trigger.classpath not in (_TRIGGER, _BATCH_TRIGGER) or not arguments.get("cancel_on_kill"):
         return None
+    if trigger.classpath == _BATCH_TRIGGER:
+        return _BatchToCancel(arguments["sessions"], arguments["flow"], arguments["noukai_conn_id"])
     submitted_at = arguments.get("submitted_at")
     return _JobToCancel(
         arguments["job_id"],
@@ -177,6 +192,7 @@ def _event_loop() -> asyncio.AbstractEventLoop:
 
 
 async def _cancel(marked: _Marked) -> None:
+    from noukai_airflow._batch_sessions import log_failed_cancel
     from noukai_airflow._client_cache import shared_async_client
     from noukai_airflow.hooks.noukai import NoukaiHook
     from noukai_core import CancelOutcome
@@ -189,7 +205,10 @@ async def _cancel(marked: _Marked) -> None:
             return
         settings = await asyncio.to_thread(getattr, NoukaiHook(job.noukai_conn_id), "settings")
         async with shared_async_client(settings) as client:
-            await _cancel_if_running(client, job)
+            if isinstance(job, _BatchToCancel):
+                await _cancel_batch(client, job)
+            else:
+                await _cancel_if_running(client, job)
     except Exception as error:
         if job is None:
             log.warning(
@@ -197,6 +216,8 @@ async def _cancel(marked: _Marked) -> None:
                 marked.name,
                 error,
             )
+        elif isinstance(job, _BatchToCancel):
+            log_failed_cancel(job.flow, job.sessions, str(error) or "no response in time", log)
         elif job.job_id is None:
             _log_unknown(job)
         else:
@@ -209,8 +230,8 @@ def _delay(marked: _Marked) -> float:
     return _WORKER_SECONDS + float(conf.get("workers", "min_heartbeat_interval", fallback=5.0))
 
 
-async def _job_to_cancel(marked: _Marked) -> _JobToCancel | None:
-    """Return the job of a task that a user has ended.
+async def _job_to_cancel(marked: _Marked) -> _JobToCancel | _BatchToCancel | None:
+    """Return the job or jobs of a task that a user has ended.
 
     If it was cleared in the meantime, its new try stops the job, or attaches to it.
     """
@@ -256,6 +277,15 @@ async def _cancel_if_running(client: AsyncNoukai, found: _JobToCancel) -> None:
         if (await job.status()).finished:
             return
     (await acancel_job(job)).log(_REASON, log)
+
+
+async def _cancel_batch(client: AsyncNoukai, batch: _BatchToCancel) -> None:
+    from noukai_airflow._batch_sessions import cancel_sessions, log_cancelled_sessions
+
+    async with asyncio.timeout(_BATCH_SECONDS):
+        cancelled = await cancel_sessions(client.flow(batch.flow), batch.sessions, log)
+    if cancelled:
+        log_cancelled_sessions(batch.flow, cancelled, log)
 
 
 def _log_unknown(job: _JobToCancel) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from airflow.triggers.base import TriggerEvent
 
@@ -13,17 +13,11 @@ from noukai_airflow._cancelling_trigger import CancellingTrigger
 from noukai_airflow._xcoms import BATCH_ID
 from noukai_airflow.triggers.noukai import wake_up_delay
 
-if TYPE_CHECKING:
-    from noukai_core import AsyncFlow, AsyncJob
-
 # A list of jobs is only a hint. After this time, the task itself polls the jobs.
 _TRUST_SECONDS = 3600.0
 
 TRIGGER_FAILED = "trigger failed"
 """The reason of the event after which the task waits on the worker."""
-
-_CANCEL_CONCURRENCY = 32
-_LISTING_PAUSE = 2.0
 
 
 class NoukaiBatchTrigger(CancellingTrigger):
@@ -124,52 +118,19 @@ class NoukaiBatchTrigger(CancellingTrigger):
 
     def log_failed_cancel(self, reason: str) -> None:
         """Log that a cancel was not possible, with the sessions in which jobs may still be running."""
-        sessions = ", ".join(self.sessions)
-        self.log.warning(
-            "Noukai batch of %s: cancel failed (%s; may still be running: jobs of the sessions %s)",
-            self.flow,
-            reason,
-            sessions,
-        )
+        from noukai_airflow._batch_sessions import log_failed_cancel
+
+        log_failed_cancel(self.flow, self.sessions, reason, self.log)
 
     async def cancel(self) -> None:
         """Cancel all jobs that have not ended, over separate connections."""
+        from noukai_airflow._batch_sessions import cancel_sessions, log_cancelled_sessions
         from noukai_airflow._client_cache import new_async_client
         from noukai_airflow.hooks.noukai import NoukaiHook
 
         client = await new_async_client(await NoukaiHook(self.noukai_conn_id).aget_settings())
-        semaphore = asyncio.Semaphore(_CANCEL_CONCURRENCY)
         try:
-            flow = client.flow(self.flow)
-            cancelled = await asyncio.gather(
-                *(self._cancel_session(flow, *item, semaphore) for item in self.sessions.items())
-            )
+            cancelled = await cancel_sessions(client.flow(self.flow), self.sessions, self.log)
         finally:
             await client.aclose()
-        self.log.info(
-            "Noukai batch of %s: cancelled (a user ended its task; %d jobs)", self.flow, sum(cancelled)
-        )
-
-    async def _cancel_session(
-        self, flow: AsyncFlow, session_id: str, jobs: int, semaphore: asyncio.Semaphore
-    ) -> int:
-        """Cancel the jobs of a session, even those that its list shows only later; return how many."""
-        from noukai_core import acancel_job
-
-        async def cancel(job: AsyncJob) -> bool:
-            async with semaphore:
-                outcome = await acancel_job(job, confirm=False)  # the list shows what came of it
-            if outcome.error is not None:
-                outcome.log("a user ended its task", self.log)
-            return outcome.cancelled
-
-        tried: set[str] = set()
-        cancelled = 0
-        while True:
-            running, ended = await flow.running_in(session_id)
-            new = [job for job in running if job.id not in tried]
-            tried.update(job.id for job in new)
-            cancelled += sum(await asyncio.gather(*map(cancel, new)))
-            if len(tried) + ended >= jobs:
-                return cancelled
-            await asyncio.sleep(_LISTING_PAUSE)
+        log_cancelled_sessions(self.flow, cancelled, self.log)

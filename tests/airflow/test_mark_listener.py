@@ -300,3 +300,24 @@ def test_the_loop_is_one_of_its_own() -> None:
     thread.join(60)
     loop.close()
     _mark_listener._event_loop.cache_clear()
+
+
+async def test_a_deferred_batch(
+    connected: ConnectionSettings, acts: list[Coroutine[Any, Any, None]], emulator: Emulator
+) -> None:
+    """All jobs of a deferred batch are cancelled by their sessions, and those of others are not."""
+    emulator.control.script("flow", outcome="never")
+    flow = _client_cache.shared_client(connected).flow(FLOW)
+    session_id = Submission.new().id
+    jobs = [flow.job(str(place), session_id=session_id) for place in range(3)]
+    other = flow.job("other")
+    arguments = {"sessions": {session_id: 3}, "flow": FLOW, "noukai_conn_id": "noukai_default"}
+    trigger = SimpleNamespace(
+        classpath=_mark_listener._BATCH_TRIGGER, kwargs=arguments | {"cancel_on_kill": True}
+    )
+    task = TaskInstance(id="ti", key="key", state="failed", trigger=trigger)
+    _mark_listener.on_task_instance_failed(task, MANUALLY)
+    (act,) = acts
+    await act
+    assert {(await asyncio.to_thread(job.status)).state for job in jobs} == {"cancelled"}
+    assert (await asyncio.to_thread(other.status)).state != "cancelled"
