@@ -1,4 +1,7 @@
-"""One job for each text of a list that a function returns. The outputs are the return value."""
+"""One job for each text of a list that a function returns. The outputs are the return value.
+
+Before Airflow 3.3, a batch needs an output folder, unless it is not durable.
+"""
 
 from __future__ import annotations
 

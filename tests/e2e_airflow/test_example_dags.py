@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.e2e_airflow.conftest import AIRFLOW
+
 if TYPE_CHECKING:
     from devtools.airflow_server import LocalAirflow
     from noukai_core.emulator import Emulator
@@ -135,6 +137,7 @@ def test_batch(examples: dict[str, Example]) -> None:
     assert manifest["output_path"] in example.xcom("report")
 
 
+@pytest.mark.skipif(AIRFLOW < (3, 3), reason="a batch without a folder needs the task state store")
 def test_batch_decorated(examples: dict[str, Example]) -> None:
     """A function returns the inputs of many jobs, whose outputs come back in the same order."""
     example = examples["noukai_batch_decorated"]
