@@ -72,7 +72,7 @@ def test_a_silent_task(started: dict[str, Run]) -> None:
     run = started["silent"]
     run.wait_for("success")
     assert run.said("submitted") == 1
-    assert run.said("completed") == 1
+    assert run.said("→ completed") == 1
     assert run.said("→ running") == run.said(": running") == 0
 
 
@@ -89,4 +89,4 @@ def test_the_stream_changes_nothing(started: dict[str, Run], name: str) -> None:
     else:
         assert lines == [line for line in SHOWN if line in lines]
         assert len(lines) >= 2
-    assert run.submissions == 1
+    assert run.submissions() == 1
