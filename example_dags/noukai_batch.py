@@ -28,7 +28,7 @@ def noukai_batch() -> None:
         flow="acme/essays/grade",
         inputs=essays(),  # type: ignore[arg-type]
         output_path=f"file://{FOLDER}/{{{{ run_id }}}}/grades",
-        max_concurrency=20,
+        max_concurrency=50,
         fail_on=0.05,
         deferrable=True,
     )
