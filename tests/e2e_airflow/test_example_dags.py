@@ -46,6 +46,8 @@ def examples(airflow: LocalAirflow, emulator_server: Emulator) -> dict[str, Exam
     """All examples, started at once."""
     emulator_server.control.script("summarise", after_seconds=10, result={"summary": "short"})
     emulator_server.control.script("optional", after_seconds=10, outcome="cancelled")
+    # A deferred batch polls sessions, and another test may have left jobs that end with a poll of their own.
+    emulator_server.control.script("grade", after_seconds=1)
     return {dag_id: Example(airflow, dag_id) for dag_id in EXAMPLES}
 
 
