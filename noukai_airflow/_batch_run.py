@@ -131,10 +131,9 @@ class BatchRun:
         while not thread.wait(1.0):
             self._report_progress(record, thread.running)
         thread.check()
-        running = thread.running
-        self._push_status(record, running)
-        if running:
-            self._wait_in_triggerer(thread, running, header)
+        self._push_status(record, thread.waiting)
+        if thread.waiting:
+            self._wait_in_triggerer(thread, thread.waiting, header)
         return self._finish(header, record)
 
     def kill(self) -> None:

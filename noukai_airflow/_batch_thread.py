@@ -64,6 +64,7 @@ class BatchThread:
 
     Attributes:
         session_sizes: After the end, how many jobs each session has in which some have not ended.
+        waiting: After the end, how many jobs have no outcome yet.
         first_sent_at: After the end, when the oldest of those was submitted, in seconds since the epoch.
     """
 
@@ -89,6 +90,7 @@ class BatchThread:
         self._end: Future[None] = Future()
         self._cancel_for: str | None = None
         self.session_sizes: dict[str, int] = {}
+        self.waiting = 0
         self.first_sent_at: float | None = None
         self._thread = threading.Thread(target=self._run, name="noukai-batch", daemon=True)
 
@@ -215,7 +217,10 @@ class BatchThread:
         finally:
             await batch.aclose()
             self.session_sizes = self._record.session_sizes(batch.sessions)
-            sent = [entry.sent_at.timestamp() for entry in batch.unfinished.values() if entry.sent_at]
+            # What has timed out or is unknown has an outcome, and is not waited for any more.
+            waiting = [entry for index, entry in batch.unfinished.items() if index in batch.states]
+            self.waiting = len(waiting)
+            sent = [entry.sent_at.timestamp() for entry in waiting if entry.sent_at]
             self.first_sent_at = min(sent, default=None)
             await asyncio.shield(self._store())
 

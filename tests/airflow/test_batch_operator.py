@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -384,3 +385,17 @@ async def test_a_kill_of_the_trigger(
     await trigger.cleanup()
     jobs = await asyncio.to_thread(emulator.control.jobs)
     assert {job["state"] for job in jobs} == {"cancelled"}
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_jobs_that_time_out(context: Any, emulator: Emulator, deferrable: bool) -> None:
+    """A job that is left running after its time has an outcome, and the task does not wait for it again."""
+    emulator.control.script("flow", outcome="never")
+    task = operator(["one"], timeout=0.5, cancel_on_timeout=False, deferrable=deferrable)
+    if deferrable:
+        deadline = deferred(task, context).deadline
+        assert deadline is not None
+        time.sleep(max(0.0, deadline - time.time()))  # as the trigger does
+    with pytest.raises(NoukaiBatchFailedException, match="1 timed out of 1 jobs"):
+        (task.execute_complete if deferrable else task.execute)(context)
+    assert [job["state"] for job in emulator.control.jobs()] == ["running"]

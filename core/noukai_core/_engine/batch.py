@@ -566,11 +566,12 @@ class Batch:
     def _park(self, item: _Item) -> Effects[None]:
         """Leave a job running, unless an earlier run submitted it and it has ended since."""
         attached = item.request is not None
+        status: JobStatus | None = None
         if attached and item.entry.job_id is not None:
             call = endpoints.status(self.flow, item.entry.job_id)
             yield from reach_slot(self._limiter, self._clock)
             try:
-                status: JobStatus = yield from send_with_retries(call, self._clock)
+                status = yield from send_with_retries(call, self._clock)
             except APIError as error:
                 log.info("Noukai job %s of %s: left running (%s)", item.entry.job_id, self.flow, error)
             else:
@@ -578,6 +579,14 @@ class Batch:
                     self._unwatch(item, ended=True)
                     yield from self._end_by(item, status)
                     return
+        timeout, sent_at = self._options.timeout, item.entry.sent_at
+        age = 0.0 if sent_at is None else (datetime.now(UTC) - sent_at).total_seconds()
+        if timeout is not None and age >= timeout:
+            self._unwatch(item, ended=False)
+            job_id = str(item.entry.job_id)
+            message = f"Noukai job {job_id} of {self.flow} timed out after {timeout:g} s"
+            yield from self._time_out(item, JobTimeoutError(message, job_id=job_id, status=status))
+            return
         self._parked += 1
         self.changed.ring()
 
