@@ -40,6 +40,7 @@ from noukai_core.submission import Submission
 
 if TYPE_CHECKING:
     import httpx
+    from pydantic import BaseModel
 
 
 LARGE_BODY = 256 * 1024
@@ -250,6 +251,7 @@ class AsyncFlow(FlowHandle[AsyncRunner]):
         batch_id: str | UUID | None = None,
         detach: bool = False,
         cancel_on_close: bool = False,
+        output_type: type[BaseModel] | None = None,
     ) -> AsyncJobBatch:
         """Run many jobs, and return their outcomes as an async iterator; see `Flow.jobs`.
 
@@ -268,6 +270,7 @@ class AsyncFlow(FlowHandle[AsyncRunner]):
             stop_after_failures=stop_after_failures,
             batch_id=batch_id,
             detach=detach,
+            output_type=output_type,
         )
         batch = self._batch(inputs, options)
         return self._runner.jobs(

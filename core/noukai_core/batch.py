@@ -34,6 +34,8 @@ class OutcomeState(StrEnum):
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    INVALID_OUTPUT = "invalid_output"
+    """The job completed, but its output is not of the `output_type`."""
     TIMED_OUT = "timed_out"
     """The job did not end in time, and was left running."""
     REJECTED = "rejected"
@@ -52,7 +54,7 @@ class JobOutcome:
         index: The position of the input.
         job_id: The job, if there is one.
         state: How the input ended.
-        output: The output of a completed job.
+        output: The output of a completed job; an instance of the `output_type`, if one was asked for.
         error: Why the job did not complete, or `None`.
         seconds: From the submission, or from attaching to an earlier job, to the end.
         tokens: The tokens in the job's trace, if it was traced and the trace could be read.
@@ -81,11 +83,13 @@ class JobOutcome:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values, for a line of JSONL."""
+        dump = getattr(self.output, "model_dump", None)
+        output = self.output if dump is None else dump(mode="json")
         return {
             "index": self.index,
             "key": self.key,
             "state": self.state.value,
-            "output": self.output,
+            "output": output,
             "error": self.reason,
             "job_id": self.job_id,
             "tokens": self.tokens,

@@ -39,6 +39,7 @@ from noukai_core.submission import Submission
 
 if TYPE_CHECKING:
     import httpx
+    from pydantic import BaseModel
 
 
 class Runner:
@@ -325,6 +326,7 @@ class Flow(FlowHandle[Runner]):
         batch_id: str | UUID | None = None,
         detach: bool = False,
         cancel_on_close: bool = False,
+        output_type: type[BaseModel] | None = None,
     ) -> JobBatch:
         """Run many jobs, and return their outcomes as they end.
 
@@ -355,6 +357,8 @@ class Flow(FlowHandle[Runner]):
                 later call with the same ledger goes on with them.
             cancel_on_close: Whether jobs are cancelled when the iterator is closed before its end, or is
                 interrupted, as by Ctrl-C. By default they are left running.
+            output_type: A pydantic model. Outputs are its instances, and one that is none makes its outcome
+                `invalid_output`; a rerun submits a new job for it.
 
         Raises:
             InvalidInputError: An argument is wrong; nothing was sent.
@@ -382,6 +386,7 @@ class Flow(FlowHandle[Runner]):
             stop_after_failures=stop_after_failures,
             batch_id=batch_id,
             detach=detach,
+            output_type=output_type,
         )
         batch = self._batch(inputs, options)
         return self._runner.jobs(

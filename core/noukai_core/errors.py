@@ -24,6 +24,7 @@
     └── JobError                           about a job that exists
         ├── JobFailedError
         ├── JobCancelledError
+        ├── JobOutputInvalidError          the job completed, but its output is not of the type asked for
         └── JobTimeoutError                the deadline of a wait passed (also a TimeoutError)
 
 Every error can be pickled, and none of them holds a key.
@@ -199,6 +200,25 @@ class JobFailedError(JobError):
 
 class JobCancelledError(JobError):
     """The job was cancelled on the Noukai side."""
+
+
+class JobOutputInvalidError(JobError):
+    """The job completed, but its output is not of the type that was asked for.
+
+    Attributes:
+        fields: The fields that are missing or wrong, such as `comments.0.text`.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        job_id: str,
+        status: JobStatus | None = None,
+        fields: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(message, job_id=job_id, status=status)
+        self.fields = fields
 
 
 class JobTimeoutError(JobError, TimeoutError):

@@ -50,6 +50,7 @@ TREE = {
     "JobError": "NoukaiError",
     "JobFailedError": "JobError",
     "JobCancelledError": "JobError",
+    "JobOutputInvalidError": "JobError",
     "JobTimeoutError": "JobError",
 }
 TRANSIENT = {"TransientError", "RateLimitError", "InvalidResponseError", "RedirectError"}

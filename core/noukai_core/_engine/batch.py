@@ -49,6 +49,7 @@ from noukai_core.errors import (
     JobCancelledError,
     JobFailedError,
     JobNotFoundError,
+    JobOutputInvalidError,
     JobTimeoutError,
     NotSubmittedError,
     NoukaiError,
@@ -58,6 +59,7 @@ from noukai_core.errors import (
 )
 from noukai_core.job_request import JobRequest
 from noukai_core.models import JobState, JobStatus, RunTrace
+from noukai_core.output_types import check_output_type, typed_output
 from noukai_core.submission import Submission
 
 log = logging.getLogger("noukai_core")
@@ -96,6 +98,7 @@ class BatchOptions:
     stop_after_failures: int | float | None = None
     batch_id: str | uuid.UUID | None = None
     detach: bool = False
+    output_type: type[Any] | None = None
 
     def __post_init__(self) -> None:
         check_count(self.max_concurrency, "max_concurrency")
@@ -109,6 +112,7 @@ class BatchOptions:
             _check_failures(self.stop_after_failures)
         if self.batch_id is not None:
             _validation.session_id(self.batch_id, "batch_id")
+        check_output_type(self.output_type)
         self.most_usd()
 
     def most_usd(self) -> Decimal | None:
@@ -596,8 +600,19 @@ class Batch:
             output = status.result_or_raise().output
         except (JobFailedError, JobCancelledError) as error:
             yield from self._end(item, OutcomeState(str(status.state)), error, trace=trace)
+            return
+        try:
+            output = self._typed(output, status.id)
+        except JobOutputInvalidError as error:
+            yield from self._end(item, OutcomeState.INVALID_OUTPUT, error, trace=trace)
         else:
             yield from self._end(item, OutcomeState.COMPLETED, None, output=output, trace=trace)
+
+    def _typed(self, output: Any, job_id: str) -> Any:
+        output_type = self._options.output_type
+        if output_type is None:
+            return output
+        return typed_output(output, output_type, job_id=job_id, flow=str(self.flow))
 
     def _time_out(self, item: _Item, error: JobTimeoutError) -> Effects[None]:
         if not self._options.cancel_on_timeout:

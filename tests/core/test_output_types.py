@@ -1,0 +1,104 @@
+"""Outputs as instances of a pydantic model, in a batch and alone."""
+
+from __future__ import annotations
+
+import json
+from datetime import date
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pydantic import BaseModel, ConfigDict
+
+from noukai_core import InvalidInputError, JobOutputInvalidError, MemoryLedger
+from noukai_core.output_types import check_output_type, typed_output
+from tests.core.test_batch import BATCH, run, scripted
+
+if TYPE_CHECKING:
+    from noukai_core.emulator import Emulator
+
+
+class Mistake(BaseModel):
+    """A part of the output."""
+
+    word: str
+
+
+class Grade(BaseModel):
+    """The output of a flow."""
+
+    model_config = ConfigDict(strict=True)
+
+    points: int
+    on: date
+    mistakes: list[Mistake] = []
+
+
+GOOD = {"points": 3, "on": "2026-01-02", "mistakes": [{"word": "teh"}]}
+
+
+def typed(output: Any) -> Grade:
+    """Return the typed output of a job."""
+    return typed_output(output, Grade, job_id="job-1", flow="acme/spelling/grade-3")
+
+
+def test_an_output_becomes_an_instance() -> None:
+    """An output is read as JSON, so that a strict model accepts a date as text."""
+    assert typed(GOOD) == Grade(points=3, on=date(2026, 1, 2), mistakes=[Mistake(word="teh")])
+
+
+def test_the_error_names_the_job_and_the_fields() -> None:
+    """The error names the job and each field, and shows no value of the output."""
+    with pytest.raises(JobOutputInvalidError) as raised:
+        typed({"points": "secret", "mistakes": [{}]})
+    assert raised.value.job_id == "job-1"
+    assert raised.value.fields == ("points", "on", "mistakes.0.word")
+    message = str(raised.value)
+    assert message.startswith("Noukai job job-1 of acme/spelling/grade-3: the output is no Grade: points: ")
+    assert "secret" not in message
+
+
+@pytest.mark.parametrize("output", [None, "text", [1], float("nan"), "\ud800"])
+def test_an_output_of_another_form(output: Any) -> None:
+    """Whatever a flow returns leads to this error and to no other."""
+    with pytest.raises(JobOutputInvalidError, match="the whole output"):
+        typed(output)
+
+
+def test_many_wrong_fields_are_counted() -> None:
+    """A message of many fields has the first of them and a number."""
+    with pytest.raises(JobOutputInvalidError, match="and 97 more"):
+        typed({"points": 1, "on": "never", "mistakes": [{}] * 101})
+
+
+@pytest.mark.parametrize("output_type", [dict, "Grade", Grade(points=1, on=date(2026, 1, 2)), int | None])
+def test_only_a_model_is_an_output_type(output_type: Any) -> None:
+    """Anything else is refused, with what is allowed."""
+    with pytest.raises(InvalidInputError, match=r"output_type is .* must be a pydantic model"):
+        check_output_type(output_type)
+
+
+class Echo(BaseModel):
+    """What the local Noukai returns."""
+
+    message: str
+    points: int
+
+
+def test_in_a_batch(driver: str, emulator: Emulator) -> None:
+    """A rerun keeps the good outputs, and submits a new job for each input whose output was no instance."""
+    ledger = MemoryLedger()
+    options: dict[str, Any] = {"output_type": Echo, "ledger": ledger, "batch_id": BATCH, "in_order": True}
+    inputs = [
+        scripted("good", result={"message": "good", "points": 1}),
+        scripted("bad", result={"message": "bad", "points": "many"}),
+    ]
+    good, bad = run(driver, emulator, inputs, **options)
+    assert good.output == Echo(message="good", points=1)
+    assert json.loads(json.dumps(good.to_json()))["output"] == {"message": "good", "points": 1}
+    assert (bad.state, bad.output, type(bad.error)) == ("invalid_output", None, JobOutputInvalidError)
+    assert bad.job_id in str(bad.error)
+    assert bad.reason == "the output is no Echo: points: " + str(bad.error).rpartition("points: ")[2]
+    inputs[1] = scripted("bad", result={"message": "bad", "points": 2})
+    good_again, mended = run(driver, emulator, inputs, **options)
+    assert (good_again.job_id, mended.output) == (good.job_id, Echo(message="bad", points=2))
+    assert emulator.control.counts()["submit"] == 3
