@@ -1,4 +1,8 @@
-"""Triggerers, schedulers and API servers that end and return. No job is cancelled or submitted again."""
+"""Triggerers, schedulers and API servers that end and return. No job is cancelled or submitted again.
+
+All runs are started at once, and those that lose their triggerer lose it together. Their tests follow the
+triggerer from one event to the next, in the order of this file.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from tests.e2e_airflow.conftest import AIRFLOW
 
 if TYPE_CHECKING:
     from devtools.airflow_server import LocalAirflow
-    from tests.e2e_airflow.conftest import Runs
+    from tests.e2e_airflow.conftest import Run, Runs
 
 LONG = {"outcome": "never"}
 
@@ -22,10 +26,34 @@ LETS_GO = {(3, 3): "its task still waits for it"}.get(
 )
 
 
+@pytest.fixture(scope="module")
+def started(runs: Runs) -> dict[str, Run]:
+    """Deferred tasks whose triggers run: one for each test that disturbs them."""
+    started = {
+        name: runs.start("deferred", **LONG)
+        for name in ("stall", "shut down", "ended", "killed", "failed", "success", "cleared", "scheduler")
+    }
+    started["API server"] = runs.start("deferred_many_retries", **LONG)
+    for run in started.values():
+        run.wait_until_watched()
+    return started
+
+
+def wait_for_triggers(*runs: Run) -> None:
+    """Wait until the triggers of tasks poll."""
+    for run in runs:
+        run.wait_for_polls(run.job()["id"])
+
+
 @pytest.fixture
-def triggerers(airflow: LocalAirflow) -> Iterator[LocalAirflow]:
+def disturbed(airflow: LocalAirflow) -> Iterator[LocalAirflow]:
     """The running Airflow, which a test may disturb; one process of each kind runs again afterwards."""
     yield airflow
+    restore(airflow)
+
+
+def restore(airflow: LocalAirflow) -> None:
+    """Let one process of each kind run."""
     for name, component in airflow.components.items():
         if name.startswith("triggerer-"):
             component.kill()
@@ -35,134 +63,132 @@ def triggerers(airflow: LocalAirflow) -> Iterator[LocalAirflow]:
             component.start()
 
 
-def test_triggerer_shut_down(runs: Runs, triggerers: LocalAirflow) -> None:
-    """A triggerer that is shut down leaves its jobs running, and the next one waits for them."""
-    run = runs.start("deferred", **LONG)
-    run.wait_for("deferred")
-    job_id = run.job()["id"]
-    run.wait_for_polls(job_id)
-    triggerers.triggerer.terminate()
-    triggerers.triggerer.start()
-    run.wait_for_polls(job_id)
-    run.finish_well(job_id)
-
-
-def test_triggerer_killed(runs: Runs, triggerers: LocalAirflow) -> None:
-    """After a crash, the next triggerer waits for the jobs, which may have ended by then."""
-    run = runs.start("deferred", **LONG)
-    run.wait_for("deferred")
-    job_id = run.job()["id"]
-    run.wait_for_polls(job_id)
-    triggerers.triggerer.kill()
-    run.control.finish(job_id, result={"whole": True})
-    triggerers.triggerer.start()
-    run.check_end(job_id)
-
-
-def test_hand_over_after_a_stall(runs: Runs, triggerers: LocalAirflow) -> None:
+def test_hand_over_after_a_stall(started: dict[str, Run], disturbed: LocalAirflow) -> None:
     """A triggerer that stalls and loses its jobs does not cancel them when it recovers.
 
     Airflow 3.3 calls `on_kill` in this case.
     """
-    run = runs.start("deferred", **LONG)
-    run.wait_for("deferred")
+    run = started["stall"]
     job_id = run.job()["id"]
-    run.wait_for_polls(job_id)
-    triggerers.extra_triggerer()
-    triggerers.triggerer.stall()
+    wait_for_triggers(run)
+    disturbed.extra_triggerer()
+    disturbed.triggerer.stall()
     seen = run.control.counts(job_id)["poll"]
     wait_until(lambda: run.control.counts(job_id)["poll"] > seen + 1, "the other triggerer's polls")
-    triggerers.triggerer.resume()
+    disturbed.triggerer.resume()
     wait_until(lambda: LETS_GO in run.logs(), "the first triggerer to let go")
     run.wait_for_polls(job_id)
     run.finish_well(job_id)
 
 
-def test_mark_failed_while_the_triggerer_is_down(runs: Runs, triggerers: LocalAirflow) -> None:
-    """The job of a task that is ended while the triggerer restarts is cancelled."""
-    run = runs.start("deferred", **LONG)
-    run.wait_for("deferred")
+@pytest.fixture(scope="module")
+def restarted(airflow: LocalAirflow, started: dict[str, Run]) -> dict[str, Run]:
+    """Tasks whose triggerer was shut down and started again. A user ended one of them in between."""
+    wait_for_triggers(started["shut down"], started["ended"])
+    airflow.triggerer.terminate()
+    started["ended"].mark("failed")
+    airflow.triggerer.start()
+    return started
+
+
+def test_triggerer_shut_down(restarted: dict[str, Run]) -> None:
+    """A triggerer that is shut down leaves its jobs running, and the next one waits for them."""
+    run = restarted["shut down"]
     job_id = run.job()["id"]
     run.wait_for_polls(job_id)
-    triggerers.triggerer.terminate()
-    run.mark("failed")
-    triggerers.triggerer.start()
+    run.finish_well(job_id)
+
+
+def test_mark_failed_while_the_triggerer_is_down(restarted: dict[str, Run]) -> None:
+    """The job of a task that is ended while the triggerer restarts is cancelled."""
+    run = restarted["ended"]
+    job_id = run.job()["id"]
     run.wait_for_end(job_id, "cancelled")
     assert (run.submissions(), run.cancels(job_id)) == (1, 1)
 
 
+@pytest.fixture(scope="module")
+def dead(airflow: LocalAirflow, runs: Runs, started: dict[str, Run]) -> Iterator[dict[str, Run]]:
+    """What users and jobs do while there is no triggerer, after it has crashed."""
+    wait_for_triggers(*(started[name] for name in ("killed", "failed", "success", "cleared")))
+    airflow.triggerer.kill()
+    started["killed"].control.finish(started["killed"].job()["id"], result={"whole": True})
+    for state in ("failed", "success"):
+        started[state].mark(state)
+    started["cleared"].clear()
+    unwatched, limited = runs.start("deferred", **LONG), runs.start("deferred_short_backstop", **LONG)
+    unwatched.wait_for("deferred")
+    airflow.mark_run(unwatched.dag_id, unwatched.run_id, "failed")
+    yield {**started, "unwatched": unwatched, "limited": limited}
+    restore(airflow)
+
+
 @pytest.mark.parametrize("state", ["failed", "success"])
-def test_mark_while_the_triggerer_is_dead(runs: Runs, triggerers: LocalAirflow, state: str) -> None:
+def test_mark_while_the_triggerer_is_dead(dead: dict[str, Run], state: str) -> None:
     """The job of a task that is ended after its triggerer has died is cancelled by the API server."""
-    run = runs.start("deferred", **LONG)
-    run.wait_for("deferred")
+    run = dead[state]
     job_id = run.job()["id"]
-    run.wait_for_polls(job_id)
-    triggerers.triggerer.kill()
-    run.mark(state)
     run.wait_for_end(job_id, "cancelled")
     assert (run.state(), run.submissions(), run.cancels(job_id)) == (state, 1, 1)
 
 
-def test_fail_the_run_before_the_trigger_has_started(runs: Runs, triggerers: LocalAirflow) -> None:
+def test_fail_the_run_before_the_trigger_has_started(dead: dict[str, Run]) -> None:
     """The job of a run that is failed before any trigger waits for it is cancelled by the API server."""
-    triggerers.triggerer.kill()
-    run = runs.start("deferred", **LONG)
-    run.wait_for("deferred")
-    run.airflow.mark_run(run.dag_id, run.run_id, "failed")
+    run = dead["unwatched"]
     job_id = run.job()["id"]
     run.wait_for_end(job_id, "cancelled")
     assert (run.submissions(), run.cancels(job_id)) == (1, 1)
 
 
-def test_clear_while_the_triggerer_is_down(runs: Runs, triggerers: LocalAirflow) -> None:
-    """The job of a task that is cleared while no triggerer runs is cancelled by the task's next try."""
-    run = runs.start("deferred", **LONG)
-    run.wait_for("deferred")
-    first = run.job()["id"]
-    run.wait_for_polls(first)
-    triggerers.triggerer.kill()
-    run.clear()
-    _, second = run.wait_for_jobs(2)
-    run.wait_for_end(first, "cancelled")
-    run.wait_for("deferred")
-    triggerers.triggerer.start()
-    run.wait_for_polls(second["id"])
-    run.control.finish(second["id"])
-    assert run.wait_for("success") == "success"
-    assert (run.submissions(), run.cancels(first), run.cancels(second["id"])) == (2, 1, 0)
-
-
-def test_airflows_own_limit_while_the_triggerer_is_down(runs: Runs, triggerers: LocalAirflow) -> None:
+def test_airflows_own_limit_while_the_triggerer_is_down(dead: dict[str, Run]) -> None:
     """If Airflow itself ends a deferral, no trigger can cancel the job, so the task does."""
-    triggerers.triggerer.kill()
-    run = runs.start("deferred_short_backstop", **LONG)
+    run = dead["limited"]
     assert run.wait_for("failed") == "failed"
     job = run.job()
     assert (run.submissions(), run.cancels(job["id"]), job["state"]) == (1, 1, "cancelled")
 
 
-def test_scheduler_killed(runs: Runs, triggerers: LocalAirflow) -> None:
-    """After a crash of the scheduler, the next one resumes a deferred task whose job has ended meanwhile."""
-    run = runs.start("deferred", **LONG)
+def test_clear_while_the_triggerer_is_down(dead: dict[str, Run]) -> None:
+    """The job of a task that is cleared while no triggerer runs is cancelled by the task's next try."""
+    run = dead["cleared"]
+    first, second = run.wait_for_jobs(2)
+    run.wait_for_end(first["id"], "cancelled")
     run.wait_for("deferred")
+    restore(run.airflow)
+    run.wait_for_polls(second["id"])
+    run.control.finish(second["id"])
+    assert run.wait_for("success") == "success"
+    assert (run.submissions(), run.cancels(first["id"]), run.cancels(second["id"])) == (2, 1, 0)
+
+
+def test_triggerer_killed(dead: dict[str, Run]) -> None:
+    """After a crash, the next triggerer waits for the jobs, which may have ended by then."""
+    run = dead["killed"]
+    restore(run.airflow)
+    run.check_end(run.job()["id"])
+
+
+def test_scheduler_killed(started: dict[str, Run], disturbed: LocalAirflow) -> None:
+    """After a crash of the scheduler, the next one resumes a deferred task whose job has ended meanwhile."""
+    run = started["scheduler"]
+    restore(disturbed)
+    wait_for_triggers(run)
+    disturbed.scheduler.kill()
     job_id = run.job()["id"]
-    run.wait_for_polls(job_id)
-    triggerers.scheduler.kill()
     run.control.finish(job_id, result={"whole": True})
-    triggerers.scheduler.start()
+    disturbed.scheduler.start()
     run.check_end(job_id)
 
 
-def test_api_server_killed(runs: Runs, triggerers: LocalAirflow) -> None:
+def test_api_server_killed(started: dict[str, Run], disturbed: LocalAirflow) -> None:
     """If a job ends while the API server is down, a retry of its task fetches the result."""
-    run = runs.start("deferred_many_retries", **LONG)
-    run.wait_until_watched()
+    run = started["API server"]
+    wait_for_triggers(run)
     job_id = run.job()["id"]
-    triggerers.api_server.kill()
+    disturbed.api_server.kill()
     run.control.finish(job_id, result={"whole": True})
     # Airflow then starts the task, which it cannot do without the API server.
     wait_until(lambda: "Trigger fired event" in run.logs(), "the trigger's event")
-    triggerers.api_server.start()
-    wait_until(triggerers.responds, "the API server")
+    disturbed.api_server.start()
+    wait_until(disturbed.responds, "the API server")
     run.check_end(job_id)
