@@ -20,9 +20,12 @@ import pytest
 
 from devtools.airflow_server import LocalAirflow
 from devtools.processes import LONGEST_WAIT, wait_until
+from tests.e2e_airflow.side_by_side import pytest_pyfunc_call
 
 if TYPE_CHECKING:
     from noukai_core.emulator import Emulator, EmulatorControl
+
+__all__ = ["pytest_pyfunc_call"]
 
 AIRFLOW = tuple(int(part) for part in version("apache-airflow-core").split(".")[:2])
 
@@ -55,6 +58,14 @@ PROMPT = {
 
 
 _TRIGGER_RUNS = ") starting"
+
+# Many tests wait at the same time, and what they ask for takes the time of the processes that they test.
+_PAUSE = 0.5
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the mark of `side_by_side.py`."""
+    config.addinivalue_line("markers", "side_by_side: run the tests of this module at the same time")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -132,7 +143,9 @@ class Run:
         Before that, Airflow does not notify the trigger of a kill.
         """
         self.wait_for("deferred", map_index=map_index)
-        wait_until(lambda: _TRIGGER_RUNS in self.logs(map_index=map_index), "the trigger to start")
+        wait_until(
+            lambda: _TRIGGER_RUNS in self.logs(map_index=map_index), "the trigger to start", pause=_PAUSE
+        )
 
     def wait_until_settled(self) -> None:
         """Wait until the task's latest try is deferred, with its own job."""
@@ -141,7 +154,7 @@ class Run:
             return self.state() == "deferred" and self.xcom("job_id") == self.jobs()[-1]["id"]
 
         self.wait_for_jobs(2)
-        wait_until(settled, "the latest try to be deferred")
+        wait_until(settled, "the latest try to be deferred", pause=_PAUSE)
 
     def state(self, task_id: str | None = None, map_index: int = -1) -> str | None:
         """Return the state of the task."""
@@ -181,7 +194,7 @@ class Run:
         """Wait until a retry has attached to the job of the previous try."""
         # The first is logged if the job is recorded, the second if the server is asked for it.
         phrases = (": attached", "found by its submission")
-        wait_until(lambda: any(map(self.said, phrases)), "the retry to attach")
+        wait_until(lambda: any(map(self.said, phrases)), "the retry to attach", pause=_PAUSE)
 
     # Noukai's side
 
@@ -195,7 +208,9 @@ class Run:
 
     def wait_for_jobs(self, count: int, timeout: float = LONGEST_WAIT) -> list[dict[str, Any]]:
         """Wait until the flow has a number of jobs, and return them."""
-        wait_until(lambda: len(self.jobs()) >= count, f"{count} jobs of {self.flow}", timeout=timeout)
+        wait_until(
+            lambda: len(self.jobs()) >= count, f"{count} jobs of {self.flow}", timeout=timeout, pause=_PAUSE
+        )
         return self.jobs()
 
     def job(self) -> dict[str, Any]:
@@ -234,7 +249,7 @@ class Run:
     def wait_until_waiting(self) -> str:
         """Wait until the task waits for its only job on a worker, and return the job's id."""
         (job,) = self.wait_for_jobs(1)
-        wait_until(lambda: self.xcom("job_id") == job["id"], "the job's id")
+        wait_until(lambda: self.xcom("job_id") == job["id"], "the job's id", pause=_PAUSE)
         return str(job["id"])
 
     def check_abandoned(self, job_id: str) -> None:
@@ -251,7 +266,7 @@ class Run:
         def ended() -> bool:
             return any(job["id"] == job_id and job["state"] == state for job in self.jobs())
 
-        wait_until(ended, f"job {job_id} to be {state}", timeout=timeout)
+        wait_until(ended, f"job {job_id} to be {state}", timeout=timeout, pause=_PAUSE)
 
 
 class Runs:

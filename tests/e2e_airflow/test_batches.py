@@ -1,6 +1,6 @@
 """Batches on a live Airflow: every input leads to one job and to one outcome, whatever happens meanwhile.
 
-All runs are started at once; each test acts on its own.
+All runs are started at once, and all tests; each acts on its own.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from devtools.processes import wait_until
 
 if TYPE_CHECKING:
     from tests.e2e_airflow.conftest import Run, Runs
+
+pytestmark = pytest.mark.side_by_side
 
 JOBS = 30
 NEVER = {"outcome": "never"}
@@ -53,7 +55,7 @@ class Batch:
         def reached() -> bool:
             return sum(state in (None, job["state"]) for job in self.run.jobs()) >= count
 
-        wait_until(reached, f"{count} jobs of {self.run.flow} to be {state or 'submitted'}")
+        wait_until(reached, f"{count} jobs of {self.run.flow} to be {state or 'submitted'}", pause=0.5)
 
     def finish(self, **spec: Any) -> None:
         """End all jobs."""

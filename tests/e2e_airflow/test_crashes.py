@@ -1,6 +1,6 @@
 """Workers that crash, and responses that are lost: no second job is submitted, and none is cancelled.
 
-All runs are started at once; each test acts on its own.
+All runs are started at once, and all tests; each acts on its own.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from devtools.processes import LONGEST_WAIT, wait_until
 
 if TYPE_CHECKING:
     from tests.e2e_airflow.conftest import Run, Runs
+
+pytestmark = pytest.mark.side_by_side
 
 LONG = {"outcome": "never"}
 

@@ -1,4 +1,4 @@
-"""Only a user's act cancels a job. Each test has its own run; all runs are started at once."""
+"""Only a user's act cancels a job. Each test has its own run; all runs are started at once, and all tests."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from tests.e2e_airflow.conftest import AIRFLOW, NOTIFIES_TRIGGERS
 
 if TYPE_CHECKING:
     from tests.e2e_airflow.conftest import Run, Runs
+
+pytestmark = pytest.mark.side_by_side
 
 LONG = {"outcome": "never"}
 

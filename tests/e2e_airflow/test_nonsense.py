@@ -1,9 +1,14 @@
-"""A triggerer and a server whose responses are not HTTP, or never end."""
+"""A triggerer and a server whose responses are not HTTP, or never end.
+
+All runs are started at once; each test checks its own.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +23,11 @@ if TYPE_CHECKING:
 
 EXTRA = {"request_timeout": 1, "retry_timeout": 100, "max_response_bytes": 1_000_000}
 MEMORY = 100_000_000
+LARGE = "x" * 3_000_000
 
 # Responses over the size limit are permanent errors.
 TOO_LARGE = ("bomb", "body", "body of a great length", "chunks")
+FAILING = TOO_LARGE[:2]
 TRANSIENT = [name for name in ENDLESS if name not in TOO_LARGE]
 
 
@@ -48,14 +55,35 @@ def peak_memory(pid: int) -> int:
     return sum(int(line.split()[1]) * 1024 for line in reported.splitlines() if line.startswith("VmHWM:"))
 
 
-def run_against(airflow: LocalAirflow, server: RawServer, name: str) -> tuple[str, str | None]:
-    """Run a task whose connection leads to a server, and return the run and how the task ended."""
-    connection = f"nonsense_{name.replace(' ', '_')}"
-    airflow.add_connection(
-        connection, conn_type="noukai", password=KEY, host=server.base_url, extra=json.dumps(EXTRA)
-    )
-    run_id = airflow.trigger("nonsense", {"connection": connection})
-    return run_id, airflow.wait_for("nonsense", run_id, "job")
+class Task:
+    """A task whose connection leads to a server."""
+
+    def __init__(self, airflow: LocalAirflow, server: RawServer, name: str, extra: dict[str, int]) -> None:
+        self.airflow = airflow
+        connection = f"nonsense_{name.replace(' ', '_')}"
+        airflow.add_connection(
+            connection, conn_type="noukai", password=KEY, host=server.base_url, extra=json.dumps(extra)
+        )
+        self.run_id = airflow.trigger("nonsense", {"connection": connection})
+
+    def end(self) -> str | None:
+        """Wait for the end of the task, and return its state."""
+        return self.airflow.wait_for("nonsense", self.run_id, "job")
+
+    @property
+    def output(self) -> object:
+        """What the task returned."""
+        return self.airflow.xcom("nonsense", self.run_id, "job")
+
+    @property
+    def log(self) -> str:
+        """The task's log."""
+        return self.airflow.logs("nonsense", self.run_id, "job")
+
+
+def running(_: bytes) -> Chunks:
+    """Say that the job is running."""
+    return http("200 OK", status="running")
 
 
 def recovered(_: bytes) -> Chunks:
@@ -63,42 +91,66 @@ def recovered(_: bytes) -> Chunks:
     return http("200 OK", status="completed", result="recovered")
 
 
+def large(_: bytes) -> Chunks:
+    """Say that the job has completed, after its result."""
+    return http("200 OK", result=LARGE, status="completed")
+
+
+@dataclass(frozen=True)
+class Triggerer:
+    """What the triggerer was before any nonsense, and the tasks that wait in it.
+
+    Attributes:
+        pid: Its process.
+        memory: Its peak memory, in bytes, once it had loaded what any job needs.
+        tasks: The tasks, by what their servers send.
+    """
+
+    pid: int
+    memory: int
+    tasks: dict[str, Task]
+
+
 @pytest.fixture(scope="module")
-def used_airflow(airflow: LocalAirflow) -> LocalAirflow:
-    """The running Airflow, whose triggerer has loaded what any job needs."""
-    with job_server([lambda _: http("200 OK", status="running")], recovered) as server:
-        _, state = run_against(airflow, server, "nothing")
-        assert state == "success"
-    return airflow
+def triggerer(airflow: LocalAirflow) -> Iterator[Triggerer]:
+    """The triggerer, with all tasks at once."""
+    endless = {
+        "transient": [ENDLESS[each] for each in TRANSIENT],
+        **{name: [ENDLESS[name]] * 1000 for name in FAILING},
+    }
+    with ExitStack() as servers:
+
+        def started(
+            name: str, polls: Sequence[Respond], then: Respond = recovered, extra: dict[str, int] = EXTRA
+        ) -> Task:
+            return Task(airflow, servers.enter_context(job_server(polls, then)), name, extra)
+
+        assert started("nothing", [running]).end() == "success"
+        pid = airflow.triggerer.pid
+        memory = peak_memory(pid)
+        tasks = {name: started(name, polls) for name, polls in endless.items()}
+        tasks["large"] = started("large", [running] * 3, large, {"max_poll_bytes": 1_000_000})
+        yield Triggerer(pid, memory, tasks)
 
 
 @pytest.mark.parametrize(
-    ("name", "outcome"), [("transient", "success"), *((name, "failed") for name in TOO_LARGE[:2])]
+    ("name", "outcome"), [("transient", "success"), *((name, "failed") for name in FAILING)]
 )
-def test_responses_without_end(used_airflow: LocalAirflow, name: str, outcome: str) -> None:
+def test_responses_without_end(airflow: LocalAirflow, triggerer: Triggerer, name: str, outcome: str) -> None:
     """The triggerer keeps running with little memory; the task succeeds once the server does, or fails."""
-    airflow = used_airflow
-    polls = [ENDLESS[each] for each in TRANSIENT] if name == "transient" else [ENDLESS[name]] * 1000
-    before = airflow.triggerer.pid, peak_memory(airflow.triggerer.pid)
-    with job_server(polls, recovered) as server:
-        run_id, state = run_against(airflow, server, name)
-        assert state == outcome
+    task = triggerer.tasks[name]
+    assert task.end() == outcome
     assert airflow.triggerer.running
-    assert airflow.triggerer.pid == before[0]
-    assert peak_memory(airflow.triggerer.pid) - before[1] < MEMORY
-    assert KEY not in airflow.logs("nonsense", run_id, "job")
+    assert airflow.triggerer.pid == triggerer.pid
+    assert peak_memory(airflow.triggerer.pid) - triggerer.memory < MEMORY
+    assert KEY not in task.log
     if outcome == "success":
-        assert airflow.xcom("nonsense", run_id, "job") == "recovered"
+        assert task.output == "recovered"
 
 
-def test_a_state_beyond_what_a_triggerer_reads(airflow: LocalAirflow) -> None:
+def test_a_state_beyond_what_a_triggerer_reads(triggerer: Triggerer) -> None:
     """If the state follows a large result, the trigger resumes the task, which fetches the result."""
-    result = "x" * 3_000_000
-    running = [lambda _: http("200 OK", status="running")] * 3
-    with job_server(running, lambda _: http("200 OK", result=result, status="completed")) as server:
-        extra = json.dumps({"max_poll_bytes": 1_000_000})
-        airflow.add_connection("large", conn_type="noukai", password=KEY, host=server.base_url, extra=extra)
-        run_id = airflow.trigger("nonsense", {"connection": "large"})
-        assert airflow.wait_for("nonsense", run_id, "job") == "success"
-    assert airflow.xcom("nonsense", run_id, "job") == result
-    assert "does not begin with the state" in airflow.logs("nonsense", run_id, "job")
+    task = triggerer.tasks["large"]
+    assert task.end() == "success"
+    assert task.output == LARGE
+    assert "does not begin with the state" in task.log

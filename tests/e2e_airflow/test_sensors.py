@@ -1,4 +1,7 @@
-"""The sensor in its three modes, with the same outcome and return value in each."""
+"""The sensor in its three modes, with the same outcome and return value in each.
+
+All runs are started at once; each test checks its own.
+"""
 
 from __future__ import annotations
 
@@ -13,27 +16,20 @@ MODES = ("sensor_poke", "sensor_reschedule", "sensor_deferred")
 
 
 @pytest.fixture(scope="module")
-def completed(runs: Runs) -> dict[str, Run]:
-    """A run of each mode whose job completes."""
-    return {mode: runs.start(mode, after_seconds=10, result={"answer": 42}) for mode in MODES}
-
-
-@pytest.fixture(scope="module")
-def failed(runs: Runs) -> dict[str, Run]:
-    """A run of each mode whose job fails."""
-    return {mode: runs.start(mode, after_seconds=10, outcome="failed", error="overloaded") for mode in MODES}
-
-
-@pytest.fixture(scope="module")
-def timed_out(runs: Runs) -> dict[str, Run]:
-    """A run of each mode whose job outlasts the sensors."""
-    return {mode: runs.start(f"{mode}_timeout", outcome="never") for mode in MODES}
+def started(runs: Runs) -> dict[str, dict[str, Run]]:
+    """Runs of each mode: their job completes, it fails, or it outlasts the sensors."""
+    failed = {"outcome": "failed", "error": "overloaded"}
+    return {
+        "completed": {mode: runs.start(mode, after_seconds=10, result={"answer": 42}) for mode in MODES},
+        "failed": {mode: runs.start(mode, after_seconds=10, **failed) for mode in MODES},
+        "timed out": {mode: runs.start(f"{mode}_timeout", outcome="never") for mode in MODES},
+    }
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_completed(completed: dict[str, Run], mode: str) -> None:
+def test_completed(started: dict[str, dict[str, Run]], mode: str) -> None:
     """The sensor succeeds when the job completes, and returns its output. It cancels nothing."""
-    run = completed[mode]
+    run = started["completed"][mode]
     assert run.wait_for() == "success"
     assert run.xcom() == {"answer": 42}
     assert run.xcom("job_status")["state"] == "completed"
@@ -41,9 +37,9 @@ def test_completed(completed: dict[str, Run], mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_failed(failed: dict[str, Run], mode: str) -> None:
+def test_failed(started: dict[str, dict[str, Run]], mode: str) -> None:
     """If the job fails, the sensor fails, is skipped with `soft_fail`, or succeeds if that is allowed."""
-    run = failed[mode]
+    run = started["failed"][mode]
     assert run.wait_for() == "failed"
     assert "overloaded" in run.logs()
     assert run.wait_for(task_id="soft") == "skipped"
@@ -52,17 +48,17 @@ def test_failed(failed: dict[str, Run], mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_timeout(timed_out: dict[str, Run], mode: str) -> None:
+def test_timeout(started: dict[str, dict[str, Run]], mode: str) -> None:
     """At its timeout the sensor fails, or is skipped with `soft_fail`; the job is left running."""
-    run = timed_out[mode]
+    run = started["timed out"][mode]
     assert run.wait_for() == "failed"
     assert run.wait_for(task_id="soft") == "skipped"
     assert (run.submissions(), run.cancels(run.job()["id"])) == (1, 0)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_only_the_deferrable_sensor_defers(completed: dict[str, Run], mode: str) -> None:
+def test_only_the_deferrable_sensor_defers(started: dict[str, dict[str, Run]], mode: str) -> None:
     """Only the deferrable sensor waits in the triggerer."""
-    run = completed[mode]
+    run = started["completed"][mode]
     run.wait_for()
     assert ("DEFERRED" in run.logs()) == (mode == "sensor_deferred")
