@@ -33,6 +33,9 @@ class TaskJob:
         durable: Whether to attach to the job of an earlier try.
         cancel_on_kill: Whether to cancel the old job of a task that a user has cleared.
         clear_discards_state: Whether a record that outlived a clear is one that the user kept.
+
+    Attributes:
+        polled: The job of an earlier try, while a poll decides whether to attach to it.
     """
 
     def __init__(
@@ -58,16 +61,21 @@ class TaskJob:
         self._cancel_on_kill = cancel_on_kill
         self._clear_discards_state = clear_discards_state
         self._client = shared_client(settings)
+        self.polled: Job | None = None
         self._in_flight: Submission | None = None
+        self._unsettled: tuple[Job, str] | None = None
 
     def log_in_flight(self) -> None:
-        """Name the submission that has no response yet: the task is killed, maybe before there is one."""
+        """Name what may be left running: the task is killed, maybe in the middle of a request or a write."""
         if self._in_flight is not None:
             log.warning(
                 "Noukai submission %s to %s: may be left running (interrupted before the response)",
                 self._in_flight.id,
                 self._flow().path,
             )
+        if self._unsettled is not None:
+            job, reason = self._unsettled
+            log.warning("Noukai job %s of %s: left running (%s)", job.id, job.flow, reason)
 
     def obtain(self) -> Job:
         """Return the job that this try waits for."""
@@ -91,7 +99,7 @@ class TaskJob:
     def _attach(self, record: JobRecord, job_id: str, *, cleared: bool) -> Job | None:
         """Attach to the job of an earlier try, unless it can no longer give a result."""
         flow = self._client.flow(record.flow)
-        job = flow.attach(job_id, submitted_at=record.last_sent_at)
+        job = self.polled = flow.attach(job_id, submitted_at=record.last_sent_at)
         try:
             state = job.status().state
         except core.JobNotFoundError:
@@ -102,6 +110,7 @@ class TaskJob:
                 )
                 return listed
             log.warning("Noukai job %s of %s: replaced (unknown to the server)", job.id, job.flow)
+            self.polled = None
             return None
         except core.TransientError as error:
             log.info("Noukai job %s of %s: attached (%s)", job.id, job.flow, error)
@@ -109,6 +118,7 @@ class TaskJob:
         # A cancelled job is replaced only if a user cleared the task afterwards.
         if state == core.JobState.FAILED or (cleared and state == core.JobState.CANCELLED):
             log.info("Noukai job %s of %s: replaced (%s)", job.id, job.flow, state)
+            self.polled = None
             return None
         log.info("Noukai job %s of %s: attached (%s)", job.id, job.flow, state)
         return job
@@ -118,7 +128,7 @@ class TaskJob:
         old = self._job_of(record)
         if old is not None:
             if record.abandoned or self._cancel_on_kill:
-                _stop(old)
+                self._stop(old)
             else:
                 log.info("Noukai job %s of %s: left running (cancel_on_kill is off)", old.id, old.flow)
             return self._submit(record)
@@ -158,7 +168,7 @@ class TaskJob:
                 resubmission += 1
                 later = self._find_own(number, resubmission)
                 if later is None:
-                    return _stop(job)
+                    return self._stop(job)
                 job = later
 
     def _job_since(self, first: int) -> Job | None:
@@ -171,6 +181,7 @@ class TaskJob:
             self._store.write(record)
             job = self._send(record.submission)
             self._store.write(record.with_job(job))
+            self.polled = job
             try:
                 state = job.status().state
             except core.TransientError:
@@ -178,6 +189,7 @@ class TaskJob:
             # The task itself abandoned a cancelled job: one that a user cancels leads to no further try.
             if state not in (core.JobState.FAILED, core.JobState.CANCELLED):
                 return job
+            self.polled = None
         return None
 
     def _find_own(self, try_number: int, resubmission: int) -> Job | None:
@@ -222,31 +234,38 @@ class TaskJob:
             if submission.last_sent_at is None or not isinstance(error, core.InvalidInputError):
                 self._store.forget()
             raise
+        self._unsettled = job, "interrupted before it was recorded"
         try:
             self._store.write(record.with_job(job))
         except Exception as error:  # the submission is recorded, and leads to the job
             log.warning("Noukai job %s of %s: not recorded (%s)", job.id, job.flow, error)
+        self._unsettled = None
         return job
 
     def _send(self, submission: Submission) -> Job:
         self._in_flight = submission
         try:
-            return self._flow().submit(self._request, submission=submission)
-        finally:
+            job = self._flow().submit(self._request, submission=submission)
+        except Exception:
             self._in_flight = None
+            raise
+        # Airflow's own timeout is no Exception: what it has interrupted stays in flight.
+        self._in_flight = None
+        return job
+
+    def _stop(self, job: Job) -> None:
+        """Cancel a job that a new one replaces, unless it has ended."""
+        self._unsettled = job, "interrupted while it was replaced"
+        try:
+            finished = job.status().finished
+        except core.NoukaiError:
+            finished = False
+        if not finished:
+            core.cancel_job(job).log("replaced by a new job", log)
+        self._unsettled = None
 
     def _flow(self) -> Flow:
         return self._client.flow(self._request.flow)
 
     def _can_ask_server(self) -> bool:
         return self._request.session_id is None and self._settings.recovers_submissions
-
-
-def _stop(job: Job) -> None:
-    """Cancel a job that a new one replaces, unless it has ended."""
-    try:
-        finished = job.status().finished
-    except core.NoukaiError:
-        finished = False
-    if not finished:
-        core.cancel_job(job).log("replaced by a new job", log)

@@ -223,14 +223,15 @@ class NoukaiRunJobOperator(BaseOperator):
         If only the worker is stopping, leave the job running, for a retry to attach to.
         """
         self._kill_requested = True
-        if self._job is None or self._context is None:
+        job = self._known_job()
+        if job is None or self._context is None:
             if self._task_job is not None:
                 self._task_job.log_in_flight()
             return
         from noukai_airflow._worker_kill import KillOptions, end_job
 
         raise end_job(
-            self._job,
+            job,
             self._settings,
             task_instance_of(self._context),
             self._store(self._context),
@@ -241,6 +242,12 @@ class NoukaiRunJobOperator(BaseOperator):
                 retry_left=self._retry_left(self._context),
             ),
         )
+
+    def _known_job(self) -> Job | None:
+        """Return the task's job, even while a poll still decides whether the task attaches to it."""
+        if self._job is None and self._task_job is not None:
+            return self._task_job.polled
+        return self._job
 
     def _retry_left(self, context: Context, error: NoukaiException | None = None) -> bool:
         """Return whether the task runs again after it has failed."""
@@ -386,17 +393,21 @@ class NoukaiRunJobOperator(BaseOperator):
                 self._wait.leave(retry_left=self._retry_left(context, error))
             raise
         except AirflowTaskTimeout:
-            self._job = None  # Airflow calls on_kill next, which then must do nothing
-            self._execution_timed_out()
+            self._execution_timed_out(context)
             raise
         finally:
             self._context = None
 
-    def _execution_timed_out(self) -> None:
-        if self._wait is None:
+    def _execution_timed_out(self, context: Context) -> None:
+        job = self._known_job()
+        if job is None:
             return
+        wait = self._wait or self._wait_for(context, job)
+        self._job = None  # Airflow calls on_kill next, which then must do nothing about the job
+        if self._task_job is not None:
+            self._task_job.polled = None
         try:
-            self._wait.time_out()
+            wait.time_out()
         except NoukaiJobTimeoutException as error:
             self.log.warning("%s", error)
 
