@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from noukai_airflow.exceptions import NoukaiPermanentException
+from noukai_core.batch_files import INPUT_SUFFIXES, read_inputs
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
-_MESSAGE_FIELDS = ("message", "parameters", "block_overrides", "key")
 _FORMS = "a list of messages, or the URI of a file that ends in .jsonl or .csv"
 
 
@@ -81,7 +80,7 @@ class BatchInputs:
         if "://" not in uri:
             raise NoukaiPermanentException(f"inputs is the text {uri!r:.200}, but must be {_FORMS}")
         path = storage_path(uri, conn_id, "inputs")
-        if path.suffix not in (".jsonl", ".csv"):
+        if path.suffix not in INPUT_SUFFIXES:
             raise NoukaiPermanentException(f"inputs is {uri!r:.200}, but must be {_FORMS}")
         if not path.is_file():
             raise NoukaiPermanentException(f"inputs is {uri!r:.200}, but there is no such file")
@@ -101,7 +100,7 @@ class BatchInputs:
         """Yield the messages and mappings.
 
         Raises:
-            NoukaiPermanentException: A line of the file is none.
+            InvalidInputError: A line of the file is none.
         """
         yield from self._items if self._path is None else self._lines(self._path)
         self.exhausted = True
@@ -110,51 +109,8 @@ class BatchInputs:
         # Object storages have no text mode of their own; utf-8-sig drops the mark that some programs write.
         opened: Any = path.open("r", encoding="utf-8-sig", newline="")  # type: ignore[no-untyped-call]  # pyright: ignore
         with opened as file:
-            reader = _csv_rows(file, path) if path.suffix == ".csv" else _json_lines(file, path)
-            try:
-                yield from reader
-            except (UnicodeDecodeError, OSError, csv.Error) as error:
-                raise NoukaiPermanentException(f"inputs {path}: cannot be read: {error}") from error
+            yield from read_inputs(file, str(path))
 
 
 def _type_name(value: Any) -> str:
     return type(value).__name__
-
-
-def _json_lines(file: Iterable[str], path: ObjectStoragePath) -> Iterator[Any]:
-    for number, line in enumerate(file, 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise _malformed(path, number, f"no JSON ({error})") from None
-        if isinstance(value, str):
-            yield value
-            continue
-        if not isinstance(value, dict):
-            raise _malformed(path, number, "neither a text nor an object")
-        fields = cast("dict[str, Any]", value)
-        if unknown := [name for name in fields if name not in _MESSAGE_FIELDS]:
-            raise _malformed(
-                path,
-                number,
-                f"an object with the field {unknown[0]!r:.100}, but its fields are "
-                f"{', '.join(_MESSAGE_FIELDS)}; inputs of the flow belong in 'parameters'",
-            )
-        yield fields
-
-
-def _csv_rows(file: Iterable[str], path: ObjectStoragePath) -> Iterator[Any]:
-    """Yield a job for each row: the columns `message` and `key`, and all others as parameters."""
-    reader = csv.DictReader(file)
-    for row in reader:
-        if None in row or None in row.values():
-            columns = len(reader.fieldnames or ())
-            raise _malformed(path, reader.line_num, f"a row without exactly {columns} columns")
-        message, key = row.pop("message", None), row.pop("key", None)
-        yield {"message": message, "key": key, "parameters": row or None}
-
-
-def _malformed(path: ObjectStoragePath, number: int, what: str) -> NoukaiPermanentException:
-    return NoukaiPermanentException(f"inputs {path}, line {number}: {what}")

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context, ObjectStoragePath
 
     from noukai_airflow._job_store import Store
-
-Row = Mapping[str, Any]
+    from noukai_core.batch_record import Row
 
 _KEY = "noukai_batch"
 _FOLDER = "_noukai"

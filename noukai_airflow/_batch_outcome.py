@@ -10,7 +10,7 @@ from noukai_airflow.exceptions import NoukaiBatchFailedException
 from noukai_core import InvalidInputError, OutcomeState
 
 if TYPE_CHECKING:
-    from noukai_airflow._batch_record import BatchRecord
+    from noukai_core.batch_record import BatchRecord
 
 FailOn: TypeAlias = Literal["any", "all"] | float
 

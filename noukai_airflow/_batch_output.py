@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from noukai_airflow.exceptions import NoukaiPermanentException
+from noukai_core.batch_files import FAILED, json_line
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
-_MAX_ROWS = 1_000
-_MAX_BYTES = 8 * 1024 * 1024
-_MAX_SECONDS = 30.0
-
-_FAILED = "failed.jsonl"
+    from noukai_core.batch_files import OutcomePart
 
 
 class OutputFolder:
@@ -28,26 +23,21 @@ class OutputFolder:
 
     Args:
         path: The folder.
-        part: The number of the last part that counts.
     """
 
-    def __init__(self, path: ObjectStoragePath, part: int = 0) -> None:
+    def __init__(self, path: ObjectStoragePath) -> None:
         self.path = path
-        self.part = part
-        self._lines: list[str] = []
-        self._size = 0
-        self._oldest = 0.0
 
     def remove_files(self) -> None:
         """Delete what an earlier run of the same task has written."""
         with self._explained():
-            for file in [*self._files("part-*.jsonl"), *self._files(_FAILED)]:
+            for file in [*self._files("part-*.jsonl"), *self._files(FAILED)]:
                 file.unlink()
 
     def is_empty(self) -> bool:
         """Return whether there are no outcomes in the folder."""
         with self._explained():
-            return not (self._files("part-*.jsonl") or self._files(_FAILED))
+            return not (self._files("part-*.jsonl") or self._files(FAILED))
 
     def check_writable(self) -> None:
         """Write and delete a file, before anything is paid for.
@@ -61,43 +51,22 @@ class OutputFolder:
             probe.write_text("")
             probe.unlink()
 
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Add a completed job to the next part."""
-        line = json.dumps(row, ensure_ascii=False, separators=(",", ":"))
-        if not self._lines:
-            self._oldest = time.monotonic()
-        self._lines.append(line)
-        self._size += len(line)
-
-    def is_due(self) -> bool:
-        """Return whether the next part is large or old enough to be written."""
-        return bool(self._lines) and (
-            len(self._lines) >= _MAX_ROWS
-            or self._size >= _MAX_BYTES
-            or time.monotonic() - self._oldest >= _MAX_SECONDS
-        )
-
-    def flush(self) -> None:
-        """Write the next part, if there is anything in it."""
-        if not self._lines:
-            return
+    def write_part(self, part: OutcomePart) -> None:
+        """Write completed jobs."""
         with self._explained():
-            self._write(f"part-{self.part + 1:05}.jsonl", self._lines)
-        self.part += 1
-        self._lines, self._size = [], 0
+            self._write(part.name, part.text)
 
     def write_failed(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write all jobs that did not complete. Without any, there is no such file."""
-        lines = [json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in rows]
+        text = "".join(f"{json_line(row)}\n" for row in rows)
         with self._explained():
-            if lines:
-                self._write(_FAILED, lines)
-            elif (file := self.path / _FAILED).exists():
+            if text:
+                self._write(FAILED, text)
+            elif (file := self.path / FAILED).exists():
                 file.unlink()
 
-    def _write(self, name: str, lines: list[str]) -> None:
+    def _write(self, name: str, text: str) -> None:
         target = self.path / name
-        text = "".join(f"{line}\n" for line in lines)
         if self.path.protocol != "file":
             target.write_text(text, encoding="utf-8")  # an object appears when it is complete
             return

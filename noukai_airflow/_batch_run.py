@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 import uuid
@@ -16,7 +17,6 @@ from noukai_airflow._batch_kill import cancel_and_log, kill, log_cancel
 from noukai_airflow._batch_log import BatchLog, FolderLog, StateStoreLog, TemporaryStore, task_state_store
 from noukai_airflow._batch_outcome import FailOn, check_outcomes, progress_text
 from noukai_airflow._batch_output import OutputFolder
-from noukai_airflow._batch_record import BatchRecord
 from noukai_airflow._batch_thread import BatchOptions, BatchThread
 from noukai_airflow._compat import CLEAR_DISCARDS_STATE
 from noukai_airflow._job_store import TaskKey
@@ -24,6 +24,7 @@ from noukai_airflow._xcoms import task_instance_of
 from noukai_airflow.exceptions import NoukaiJobTimeoutException, NoukaiPermanentException
 from noukai_airflow.triggers.batch import NoukaiBatchTrigger
 from noukai_airflow.triggers.noukai import backstop
+from noukai_core.batch_record import BatchRecord, Row
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -122,8 +123,8 @@ class BatchRun:
             started: When this segment started, in seconds since the epoch.
         """
         header, retried = self._header(started)
-        record = BatchRecord.load(self._log, retried=retried)
-        output = None if self._folder is None else OutputFolder(self._folder, record.part)
+        record = self._load_record(retried=retried)
+        output = None if self._folder is None else OutputFolder(self._folder)
         thread = self._thread = BatchThread(
             self._settings, self._engine_options(header, record), self._inputs, record, output
         )
@@ -178,6 +179,12 @@ class BatchRun:
 
     # Which batch this is
 
+    def _load_record(self, *, retried: bool) -> BatchRecord:
+        return BatchRecord.load(self._log.rows(), self._append, retried=retried)
+
+    async def _append(self, rows: list[Row]) -> None:
+        await asyncio.to_thread(self._log.append, rows)
+
     def _open_log(self) -> BatchLog:
         if self._folder is not None:
             return FolderLog(self._folder)
@@ -229,7 +236,7 @@ class BatchRun:
 
     def _end_earlier(self, header: dict[str, Any]) -> None:
         """Stop what runs of an earlier batch of this task, and forget it."""
-        record = BatchRecord.load(self._log, retried=False)
+        record = self._load_record(retried=False)
         flow = str(header.get("flow"))
         unfinished = sum(entry.unfinished for entry in record.read().values())
         if unfinished and self._options.cancel_on_kill and self._options.durable:
@@ -311,7 +318,7 @@ class BatchRun:
         options = self._options
         until = header["until"]
         if until is not None and time.time() >= until:
-            record = BatchRecord.load(self._log, retried=False)
+            record = self._load_record(retried=False)
             phrase = (
                 self._cancel_recorded(header, record, "timed out")
                 if options.cancel_on_timeout

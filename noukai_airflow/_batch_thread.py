@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from noukai_airflow._client_cache import new_async_client
 from noukai_airflow.exceptions import NoukaiPermanentException
 from noukai_core import OutcomeState
+from noukai_core.batch_files import OutcomePart
 
 if TYPE_CHECKING:
     from noukai_airflow._batch_inputs import BatchInputs
     from noukai_airflow._batch_output import OutputFolder
-    from noukai_airflow._batch_record import BatchRecord
     from noukai_airflow._connection import ConnectionSettings
     from noukai_core import AsyncJobBatch, AsyncNoukai
+    from noukai_core.batch_record import BatchRecord
 
 T = TypeVar("T")
 
@@ -81,7 +82,7 @@ class BatchThread:
         self._inputs = inputs
         self._record = record
         self._output = output
-        self._parts: list[dict[str, Any]] = []
+        self._part = OutcomePart(record.part)
         self._output_bytes = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
@@ -234,20 +235,20 @@ class BatchThread:
                     "task only if they may run again"
                 )
             return
-        self._output.add(row)
-        self._parts.append(row)
-        if self._output.is_due():
+        self._part.add(row)
+        if self._part.is_due():
             await self._write_part(self._output)
 
     async def _write_part(self, output: OutputFolder) -> None:
-        await asyncio.to_thread(output.flush)
-        self._record.add_part(self._parts)
-        self._parts = []
+        part = self._part
+        await asyncio.to_thread(output.write_part, part)
+        self._record.add_part(part.rows)
+        self._part = part.following()
 
     async def _store(self) -> None:
         """Make durable what is known, so that the next segment goes on from there."""
         if self._output is not None:
-            if self._parts:
+            if self._part.rows:
                 await self._write_part(self._output)
             failures = [self._record.failures[index] for index in sorted(self._record.failures)]
             await asyncio.to_thread(self._output.write_failed, failures)

@@ -1,4 +1,7 @@
-"""What a batch records about its jobs, so that no try submits one of them again."""
+"""What the task of an orchestrator records about a batch, so that no try submits one of its jobs again.
+
+Rows are only ever appended to a log, which the orchestrator keeps. The last entry of an index counts.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,19 @@ import asyncio
 import json
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, TypeAlias, cast
 
-from noukai_core import JobTimeoutError, LedgerEntry, OutcomeState
+from noukai_core.batch import SUBMITTING, JobOutcome, LedgerEntry, OutcomeState
+from noukai_core.errors import JobTimeoutError
 
-if TYPE_CHECKING:
-    from noukai_airflow._batch_log import BatchLog, Row
-    from noukai_core import JobOutcome
+Row: TypeAlias = Mapping[str, Any]
+"""A row of the log, of JSON values."""
+
+Append: TypeAlias = Callable[[list[Row]], Awaitable[None]]
+"""Appends rows to the log. They are durable when this has ended."""
 
 # Stands for all completed jobs, of which nothing more is needed: a batch may have a million of them.
 _DONE = LedgerEntry(
@@ -34,7 +40,7 @@ class BatchRecord:
     """The ledger of a batch, and the outcomes that the task has so far. One event loop may use it.
 
     Args:
-        log: Where it is stored.
+        append: Appends to the log in which it is kept.
 
     Attributes:
         counts: How many jobs have ended, by state.
@@ -45,8 +51,8 @@ class BatchRecord:
         part: The number of the last part in the output folder that counts.
     """
 
-    def __init__(self, log: BatchLog) -> None:
-        self._log = log
+    def __init__(self, append: Append) -> None:
+        self._append_to_log = append
         self.counts: Counter[str] = Counter()
         self.tokens = 0
         self.cost_usd = Decimal(0)
@@ -61,19 +67,23 @@ class BatchRecord:
         self._writing = asyncio.Lock()
 
     @classmethod
-    def load(cls, log: BatchLog, *, retried: bool) -> BatchRecord:
+    def load(
+        cls, rows: Iterable[Row], append: Append, *, retried: bool, retry_cancelled: bool = False
+    ) -> BatchRecord:
         """Read what is stored.
 
         Args:
-            log: Where it is stored.
+            rows: The rows of the log, oldest first.
+            append: Appends to the log.
             retried: Whether the inputs whose jobs failed in an earlier try are to be submitted again.
+            retry_cancelled: Whether this holds even for the inputs whose jobs were cancelled.
         """
-        record = cls(log)
-        for row in log.rows():
+        record = cls(append)
+        for row in rows:
             record._read(row)
         if retried:
-            record._reopen_failures()
-            record._append({"retried": True})
+            record._reopen(retry_cancelled)
+            record._append({"retried": True} | ({"cancelled": True} if retry_cancelled else {}))
         return record
 
     # The ledger of the engine
@@ -91,7 +101,7 @@ class BatchRecord:
         if not entry.unfinished:
             self._ended[entry.index] = entry
         self._append({"entry": entry.to_list()})
-        if entry.state == "submitting":
+        if entry.state == SUBMITTING:
             await self.store()
 
     # The outcomes
@@ -120,7 +130,7 @@ class BatchRecord:
         self._count(row)
         return row
 
-    def add_part(self, rows: list[dict[str, Any]]) -> None:
+    def add_part(self, rows: Iterable[Row]) -> None:
         """Record that completed jobs are in the next part of the output folder."""
         self.part += 1
         totals: dict[str, Any] = {"part": self.part, "tokens": 0, "cost_usd": Decimal(0), "completed": 0}
@@ -156,7 +166,7 @@ class BatchRecord:
                 rows, end = self._pending, self._appended
                 self._pending = []
                 try:
-                    await asyncio.to_thread(self._log.append, rows)
+                    await self._append_to_log(rows)
                 except BaseException:
                     self._pending = rows + self._pending
                     raise
@@ -189,7 +199,7 @@ class BatchRecord:
         """Take over a stored row, unless it is malformed."""
         try:
             if "retried" in row:
-                self._reopen_failures()
+                self._reopen(bool(row.get("cancelled")))
             entries = [*row.get("entries", ()), *([row["entry"]] if "entry" in row else ())]
             for entry in map(LedgerEntry.from_list, entries):
                 self._note_job(entry)
@@ -211,11 +221,12 @@ class BatchRecord:
         except (ValueError, TypeError, KeyError, ArithmeticError):
             return
 
-    def _reopen_failures(self) -> None:
+    def _reopen(self, cancelled: bool) -> None:
+        """Let the jobs that did not complete be submitted again."""
         for index, row in list(self.failures.items()):
             entry = self._entries.get(index)
-            if entry is None or row["state"] == OutcomeState.CANCELLED:
-                continue  # what a user has cancelled is not submitted again
+            if entry is None or (row["state"] == OutcomeState.CANCELLED and not cancelled):
+                continue
             self._entries[index] = replace(entry, kept=False)
             self.counts[row["state"]] -= 1
             del self.failures[index]

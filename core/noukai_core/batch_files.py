@@ -1,0 +1,134 @@
+"""The files of a batch, in the same form in each orchestrator: inputs as JSONL or CSV, outcomes as JSONL."""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, cast
+
+from noukai_core.errors import InvalidInputError
+
+INPUT_SUFFIXES = (".jsonl", ".csv")
+"""What the name of a file with inputs ends with."""
+
+FAILED = "failed.jsonl"
+"""The file of the jobs that did not complete."""
+
+_FIELDS = ("message", "parameters", "block_overrides", "key")
+
+_MAX_ROWS = 1_000
+_MAX_BYTES = 8 * 1024 * 1024
+_MAX_SECONDS = 30.0
+
+
+def read_inputs(lines: Iterable[str], name: str) -> Iterator[Any]:
+    """Yield the inputs in a file, one by one.
+
+    In a JSONL file each line is a message or an object with `message`, `parameters`, `block_overrides` and
+    `key`. In a CSV file, the columns other than `message` and `key` are parameters.
+
+    Args:
+        lines: The lines of the file, whose line ends are kept.
+        name: Its path, which decides the form, and which errors name.
+
+    Raises:
+        InvalidInputError: A line is no input, or the file cannot be read.
+    """
+    try:
+        yield from _csv_rows(lines, name) if name.endswith(".csv") else _json_lines(lines, name)
+    except (UnicodeDecodeError, OSError, csv.Error) as error:
+        raise InvalidInputError(f"inputs {name}: cannot be read: {error}") from error
+
+
+def _json_lines(lines: Iterable[str], name: str) -> Iterator[Any]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise _malformed(name, number, f"no JSON ({error})") from None
+        if isinstance(value, str):
+            yield value
+            continue
+        if not isinstance(value, dict):
+            raise _malformed(name, number, "neither a text nor an object")
+        fields = cast("dict[str, Any]", value)
+        if unknown := [field for field in fields if field not in _FIELDS]:
+            raise _malformed(
+                name,
+                number,
+                f"an object with the field {unknown[0]!r:.100}, but its fields are {', '.join(_FIELDS)}; "
+                "inputs of the flow belong in 'parameters'",
+            )
+        yield fields
+
+
+def _csv_rows(lines: Iterable[str], name: str) -> Iterator[Any]:
+    reader = csv.DictReader(lines)
+    for row in reader:
+        if None in row or None in row.values():
+            columns = len(reader.fieldnames or ())
+            raise _malformed(name, reader.line_num, f"a row without exactly {columns} columns")
+        message, key = row.pop("message", None), row.pop("key", None)
+        yield {"message": message, "key": key, "parameters": row or None}
+
+
+def _malformed(name: str, number: int, what: str) -> InvalidInputError:
+    return InvalidInputError(f"inputs {name}, line {number}: {what}")
+
+
+def json_line(row: Mapping[str, Any]) -> str:
+    """Return an outcome as a line of JSONL, without the line end."""
+    return json.dumps(row, ensure_ascii=False, separators=(",", ":"))
+
+
+class OutcomePart:
+    """The completed jobs that are written next, as one file.
+
+    Args:
+        number: The number of the last file that counts.
+
+    Attributes:
+        rows: The jobs.
+    """
+
+    def __init__(self, number: int = 0) -> None:
+        self.rows: list[Mapping[str, Any]] = []
+        self._number = number
+        self._lines: list[str] = []
+        self._size = 0
+        self._oldest = 0.0
+
+    @property
+    def name(self) -> str:
+        """The name of the file."""
+        return f"part-{self._number + 1:05}.jsonl"
+
+    @property
+    def text(self) -> str:
+        """The content of the file."""
+        return "".join(f"{line}\n" for line in self._lines)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Add a completed job."""
+        line = json_line(row)
+        if not self.rows:
+            self._oldest = time.monotonic()
+        self.rows.append(row)
+        self._lines.append(line)
+        self._size += len(line)
+
+    def is_due(self) -> bool:
+        """Return whether it is large or old enough to be written."""
+        return bool(self.rows) and (
+            len(self.rows) >= _MAX_ROWS
+            or self._size >= _MAX_BYTES
+            or time.monotonic() - self._oldest >= _MAX_SECONDS
+        )
+
+    def following(self) -> OutcomePart:
+        """Return the part after this one, which is written."""
+        return OutcomePart(self._number + 1)
