@@ -93,7 +93,7 @@ class TaskJob:
         if job is None:
             return self._submit(record)
         if record != stored:
-            self._store.write(record)
+            self._update(record)
         return job
 
     def _attach(self, record: JobRecord, job_id: str, *, cleared: bool) -> Job | None:
@@ -217,14 +217,24 @@ class TaskJob:
             try_number=task.try_number,
             resubmission=again,
         )
+        self._store.write(record)
         return self._send_recorded(record, core.Submission(record.submission_id))
 
     def _submit_again(self, record: JobRecord) -> Job:
         """Repeat a submission that may have been sent already: the server is asked first."""
-        return self._send_recorded(record.sent_now(), record.submission)
+        self._update(record.sent_now())
+        return self._send_recorded(record, record.submission)
+
+    def _update(self, record: JobRecord) -> None:
+        """Update a record. A store that fails must not lose a job that the record before leads to."""
+        try:
+            self._store.write(record)
+        except Exception as error:
+            log.warning(
+                "Noukai submission %s to %s: not recorded (%s)", record.submission_id, record.flow, error
+            )
 
     def _send_recorded(self, record: JobRecord, submission: Submission) -> Job:
-        self._store.write(record)
         try:
             job = self._send(submission)
         except core.SubmissionUnknownError:

@@ -22,7 +22,7 @@ from noukai_airflow.exceptions import NoukaiException
 from noukai_airflow.hooks.noukai import NoukaiHook
 from noukai_airflow.operators.noukai import NoukaiRunJobOperator
 from tests.airflow.conftest import KEY, FakeTask, MemoryStore
-from tests.core.raw_service import ACCEPTED, RUNNING, RawService, http
+from tests.core.raw_service import ACCEPTED, COMPLETED, RUNNING, RawService, http, listed
 from tests.fuzz.raw_server import Chunks
 
 FLOW = "acme/demo/flow"
@@ -200,3 +200,18 @@ def test_airflows_timeout_during_a_submission(
     service.on("submit", interrupting(ACCEPTED))
     run_until_timeout(operator(), last_try)
     assert re.search(r"Noukai submission \S+ to acme/demo/flow: may be left running", caplog.text)
+
+
+def test_a_store_that_fails_on_the_last_try(
+    service: RawService, last_try: Any, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task whose store fails still finds the job of an earlier submission, which its record leads to."""
+    JobStore(store).write(JobRecord.new(1, SUBMISSION, FLOW, try_number=1))
+    service.on("session", listed({"executionId": "job-1", "status": "running"})).on("poll", COMPLETED)
+
+    def fail(key: str, value: Any, *, retention: Any = None) -> None:
+        raise RuntimeError("database is locked")
+
+    monkeypatch.setattr(store, "set", fail)
+    assert operator().execute(last_try) == "done"
+    assert service.count("submit") == 0

@@ -53,9 +53,9 @@ def one_job_at_a_time(task: AirflowTask) -> Iterator[str]:
 
 
 def _nobody_can_know(task: AirflowTask, job: ServerJob) -> bool:
-    """Whether nothing leads to a job: no record, no look-up, and its process was killed on the way."""
+    """Whether nothing leads to a job: no record, no look-up, and a process that knew it was killed."""
     remembered = task.durable_store or task.simulation.recovery_timeout > 0
-    return not remembered and job.exchange.process in task.killed
+    return not remembered and (job.exchange.process in task.killed or task.triggerer_killed)
 
 
 def running_jobs_are_named(task: AirflowTask) -> Iterator[str]:

@@ -114,6 +114,7 @@ class AirflowTask:
         queued_at: When it was first queued.
         began_at: When the last part of a try began on a worker.
         killed: The processes that were killed without a signal before, so that they could say nothing.
+        triggerer_killed: Whether a triggerer was.
         timed_out_at: When a try has decided that its deadline has passed.
         ended_in: The process in which the last part of a try ended.
     """
@@ -136,6 +137,7 @@ class AirflowTask:
         self.queued_at = simulation.clock.now
         self.began_at = 0.0
         self.killed: set[int] = set()
+        self.triggerer_killed = False
         self.timed_out_at: list[float] = []
         self.ended_in = 0
         self._processes = 0
@@ -404,6 +406,7 @@ class AirflowTask:
         if waiting.done() and not self._triggerer_ended:
             return waiting.result()
         if self._triggerer_ended == "killed":
+            self.triggerer_killed = True
             self.simulation.network.cut_off(self._processes)
         else:
             # As Airflow does, also when the trigger only moves to another triggerer.

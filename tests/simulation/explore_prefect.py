@@ -15,6 +15,7 @@ from tests.simulation.clock import Clock, LivingClock, living_in
 from tests.simulation.coverage import wire_states
 from tests.simulation.explore import Outcome
 from tests.simulation.invariants import (
+    ROUNDING,
     History,
     Violation,
     let_go,
@@ -103,10 +104,13 @@ def running_jobs_are_named(flow_run: PrefectFlowRun) -> Iterator[str]:
 
 def cancelled_for_a_reason_only(flow_run: PrefectFlowRun) -> Iterator[str]:
     """Only a person or a deadline leads to a cancel."""
-    late = flow_run.cancel_on_timeout and any("timed out" in line for _, line in flow_run.lines)
-    for job in flow_run.simulation.server.jobs.values():
-        if job.cancels and not flow_run.cancelling and not late:
-            yield f"{job.id} was cancelled, and nobody asked for that"
+    for exchange in flow_run.simulation.network.exchanges:
+        if exchange.kind != "cancel" or flow_run.cancelling:
+            continue
+        # From the wire: the process may die before it writes a line.
+        waited = exchange.sent_at - flow_run.began[exchange.process]
+        if not flow_run.cancel_on_timeout or waited < flow_run.timeout - ROUNDING:
+            yield f"{exchange.job_id} was cancelled after {waited:.1f} s, and nobody asked for that"
 
 
 def results_are_true(flow_run: PrefectFlowRun) -> Iterator[str]:

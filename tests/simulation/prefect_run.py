@@ -193,6 +193,7 @@ class PrefectFlowRun:
         acted_in_time: Whether a process ran at that moment.
         results: What the attempts returned: pairs of an index and an output.
         errors: What the attempts ended with.
+        began: When each process began.
     """
 
     def __init__(self, simulation: Simulation) -> None:
@@ -209,6 +210,7 @@ class PrefectFlowRun:
         self.running_at_the_end: list[str] = []
         self.results: list[tuple[int, Any]] = []
         self.errors: list[BaseException] = []
+        self.began: dict[int, float] = {}
         self.size = choices.pick("jobs", (0, 1, 2, 4))
         self.timeout = choices.pick("timeout of the wait", (1000.0, 20.0, 100.0), 0.3)
         self.cancel_on_timeout = choices.pick("cancel_on_timeout", (True, False), 0.2)
@@ -261,6 +263,7 @@ class PrefectFlowRun:
             how = choices.pick("how", ("killed", "shut down"))
             moment = choices.pick("process ends after", (0.03, 0.05, 0.08, 1.0, 5.0, 31.0, 65.0))
             clock.after(moment, lambda: self._interrupt(how))
+        self.began[self.process] = clock.now
         simulation.story.tell("process {0} runs attempt {1}", self.process, self._attempts)
         with asyncio.Runner(loop_factory=lambda: VirtualLoop(clock)) as runner:
             error = runner.run(self._attempt())
