@@ -259,7 +259,10 @@ class LocalAirflow:
             wait_until(arrived, what, timeout=timeout, pause=0.25)
         except ServerError as error:
             text = self.logs(dag_id, run_id, task_id, map_index)
-            raise ServerError(f"{error}; it is {seen[0]}. Its log:\n{text[-4000:]}") from None
+            reasons = "\n".join(self._scheduler_reasons(run_id)) or "nothing"
+            raise ServerError(
+                f"{error}; it is {seen[0]}. Its log:\n{text[-4000:]}\nThe scheduler says:\n{reasons}"
+            ) from None
         return seen[0]
 
     def logs(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> str:
@@ -389,6 +392,14 @@ class LocalAirflow:
     def _last_lines(self) -> str:
         logs = [component.log for component in self.components.values() if component.log.exists()]
         return "\n".join(f"{log}:\n{log.read_text(errors='replace')[-2000:]}" for log in logs)
+
+    def _scheduler_reasons(self, run_id: str) -> list[str]:
+        """Return the warnings of the scheduler about a run: why a task failed without a line of its own."""
+        lines = self.scheduler.log.read_text(errors="replace").splitlines()
+        levels = ("[warning", "[error")
+        return [line[:2000] for line in lines if run_id in line and any(level in line for level in levels)][
+            -20:
+        ]
 
     def _knows(self, dag_id: str) -> bool:
         return self._request("GET", f"/dags/{dag_id}").status_code == 200
