@@ -8,7 +8,7 @@ import math
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, Self
 
-from noukai_core._batch_handle import CANCEL_CONCURRENCY, BatchHandle
+from noukai_core._batch_handle import CANCEL_CONCURRENCY, CLOSED, BatchHandle
 from noukai_core._engine.batch import Batch
 from noukai_core._engine.effects import Effect, Effects, Given, Record, Sleep, Spawn, T, Take
 from noukai_core.batch import BatchLedger, JobOutcome
@@ -110,7 +110,7 @@ class AsyncJobBatch(BatchHandle, AsyncIterator[JobOutcome]):
             return
         await self._end_strands()
         if self._cancel_on_close:
-            await self.cancel("the batch was closed")
+            self._log_cancelled_on_close(await self.cancel(CLOSED), CLOSED)
         else:
             self._log_left_running()
 

@@ -18,6 +18,9 @@ CANCEL_CONCURRENCY = 32
 """How many jobs of a batch are cancelled at the same time."""
 
 
+CLOSED = "the batch was closed"
+
+
 def check_inputs(inputs: object) -> None:
     """Refuse what is one input and not many."""
     name = type(inputs).__name__
@@ -90,6 +93,10 @@ class BatchHandle:
             )
 
     def _log_cancelled(self, outcome: CancelOutcome | None, reason: str) -> CancelOutcome | None:
-        if outcome is not None:
+        if outcome is not None and not (outcome.cancelled or outcome.not_needed):
             outcome.log(reason, log)
         return outcome
+
+    def _log_cancelled_on_close(self, outcomes: list[CancelOutcome], reason: str) -> None:
+        cancelled = sum(outcome.cancelled for outcome in outcomes)
+        log.info("Noukai batch of %s: cancelled (%s; %d jobs)", self.flow, reason, cancelled)

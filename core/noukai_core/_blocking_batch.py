@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
-from noukai_core._batch_handle import CANCEL_CONCURRENCY, BatchHandle
+from noukai_core._batch_handle import CANCEL_CONCURRENCY, CLOSED, BatchHandle
 from noukai_core._engine.batch import Batch
 from noukai_core._engine.effects import Effects, Emit, Given, Record, Send, Sleep, Spawn, Take, Wake
 from noukai_core.batch import BatchLedger, JobOutcome
@@ -98,7 +98,7 @@ class JobBatch(BatchHandle, Iterator[JobOutcome]):
             return
         self._end_strands()
         if self._cancel_on_close:
-            self.cancel("the batch was closed")
+            self._log_cancelled_on_close(self.cancel(CLOSED), CLOSED)
         else:
             self._log_left_running()
 

@@ -307,3 +307,30 @@ def test_an_unknown_outcome_makes_no_second_job(driver: str, emulator: Emulator,
     assert all(
         by_id[str(outcome.job_id)] == outcome.output["message"] == f"m{outcome.index}" for outcome in outcomes
     )
+
+
+def test_the_log_names_only_jobs_that_did_not_complete(
+    driver: str, emulator: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A job that completes writes no line, and each of the others one, with its input and the reason."""
+    caplog.set_level("INFO", "noukai_core")
+    inputs = [scripted("bad", outcome="failed", error="no luck"), *(f"m{number}" for number in range(20)), 7]
+    outcomes = run(driver, emulator, inputs)
+    (failed,) = [outcome.job_id for outcome in outcomes if outcome.state == "failed"]
+    assert sorted(caplog.messages) == [
+        f"Noukai batch of {FLOW}: input 21 rejected (inputs[21] is a int, but must be a message, a mapping "
+        "or a JobRequest)",
+        f"Noukai job {failed} of {FLOW}: failed (input 0: no luck)",
+    ]
+
+
+def test_faults_do_not_flood_the_log(
+    driver: str, emulator: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However many requests fail, each kind of warning is written once in a while."""
+    caplog.set_level("INFO", "noukai_core")
+    emulator.control.fault("status", on="submit", probability=0.3, seed=1, status=429)
+    outcomes = run(driver, emulator, [f"m{number}" for number in range(20)])
+    assert {outcome.state.value for outcome in outcomes} == {"completed"}
+    assert len(caplog.messages) == 1
+    assert "rejected (retryable)" in caplog.messages[0]

@@ -20,6 +20,7 @@ from typing import Any, cast
 
 from noukai_core import _validation
 from noukai_core._api import endpoints
+from noukai_core._engine.batch_log import EachJobLog, log_outcome
 from noukai_core._engine.effects import (
     Clock,
     Effects,
@@ -195,6 +196,7 @@ class Batch:
             settings.base_url, settings.api_key, settings.max_polls_per_second
         )
         self._trust = Trust(str(flow), settings)
+        self._each_job_log = EachJobLog(clock)
         self._stored: dict[int, LedgerEntry] = {}
         self._known: dict[str, set[str]] = {}
         self._lanes: dict[str, Lane] = {}
@@ -442,7 +444,13 @@ class Batch:
         submission = Submission(item.entry.submission_id)
         try:
             effects = submit_request(
-                item.request, submission, self.flow, self._settings, self._clock, lane.session
+                item.request,
+                submission,
+                self.flow,
+                self._settings,
+                self._clock,
+                lane.session,
+                self._each_job_log,
             )
         except InvalidInputError as error:
             item.entry = replace(item.entry, state=_NEW)
@@ -501,7 +509,13 @@ class Batch:
         submission = Submission(item.entry.submission_id, item.entry.sent_at or datetime.now(UTC))
         try:
             effects = submit_request(
-                item.request, submission, self.flow, self._settings, self._clock, lane.session
+                item.request,
+                submission,
+                self.flow,
+                self._settings,
+                self._clock,
+                lane.session,
+                self._each_job_log,
             )
         except InvalidInputError as error:
             yield from self._end(item, OutcomeState.REJECTED, error)
@@ -524,6 +538,7 @@ class Batch:
             timeout=self._options.timeout,
             interval=self._options.poll_interval,
             watcher=item.watched,
+            logger=self._each_job_log,
         )
 
     def _unwatch(self, item: _Item, *, ended: bool) -> None:
@@ -541,7 +556,9 @@ class Batch:
         except PermanentError as error:
             self._stop(f"traces cannot be read, so max_cost_usd cannot be kept: {error}")
         except APIError as error:
-            log.info("Noukai job %s of %s: trace not available: %s", job_id, self.flow, error)
+            self._each_job_log.warning(
+                "Noukai job %s of %s: trace not available: %s", job_id, self.flow, error
+            )
         self._readable_traces = self._readable_traces or self.stopped is None
 
     # Waiting.
@@ -577,7 +594,9 @@ class Batch:
             try:
                 status = yield from send_with_retries(call, self._clock)
             except APIError as error:
-                log.info("Noukai job %s of %s: left running (%s)", item.entry.job_id, self.flow, error)
+                self._each_job_log.warning(
+                    "Noukai job %s of %s: left running (%s)", item.entry.job_id, self.flow, error
+                )
             else:
                 if status.finished:
                     self._unwatch(item, ended=True)
@@ -620,7 +639,7 @@ class Batch:
             return
         reason = f"timed out after {self._options.timeout:g} s"
         outcome = yield from self._cancel_job(item, error.job_id)
-        if not outcome.log(reason, log):
+        if not outcome.log(reason, self._each_job_log):
             if outcome.status is not None and outcome.status.finished:
                 yield from self._end_by(item, outcome.status)
             else:
@@ -670,7 +689,9 @@ class Batch:
         try:
             trace: RunTrace = yield from send_with_retries(endpoints.trace(self.flow, job_id), self._clock)
         except APIError as error:
-            log.info("Noukai job %s of %s: trace not available: %s", job_id, self.flow, error)
+            self._each_job_log.warning(
+                "Noukai job %s of %s: trace not available: %s", job_id, self.flow, error
+            )
             if isinstance(error, PermissionDeniedError):
                 self._readable_traces = False
             if self._most_usd is not None:
@@ -716,6 +737,7 @@ class Batch:
         )
 
     def _deliver(self, outcome: JobOutcome) -> None:
+        log_outcome(str(self.flow), outcome)
         self.counts[outcome.state] += 1
         self.tokens += outcome.tokens or 0
         self.cost_usd += outcome.cost_usd or 0

@@ -26,6 +26,7 @@ from noukai_core._engine.submission_registry import (
 )
 from noukai_core._options import ClientOptions
 from noukai_core._validation import FlowPath
+from noukai_core.cancellation import Logger
 from noukai_core.errors import (
     APIError,
     InvalidInputError,
@@ -85,6 +86,7 @@ def submit_request(
     settings: ClientOptions,
     clock: Clock,
     shared: SharedSession | None = None,
+    logger: Logger = log,
 ) -> Effects[Submitted]:
     """Check a request, and return the effects that submit its job once.
 
@@ -96,6 +98,7 @@ def submit_request(
         clock: Seconds, from any beginning.
         shared: The session that it shares with other submissions; by default it has its own. A session of
             the user's wins.
+        logger: Where the lines about the submission go.
 
     Raises:
         InvalidInputError: The request is invalid. Nothing was sent.
@@ -125,6 +128,7 @@ def submit_request(
         recovery_timeout=settings.recovery_timeout if users is None else 0.0,
         retry_timeout=settings.retry_timeout,
         shared=None if users else shared,
+        logger=logger,
     )
 
 
@@ -138,6 +142,7 @@ def submit(
     recovery_timeout: float,
     retry_timeout: float,
     shared: SharedSession | None = None,
+    logger: Logger = log,
 ) -> Effects[Submitted]:
     """Submit a job, so that it exists once, however often this process passes the same submission.
 
@@ -148,7 +153,7 @@ def submit(
         yield Sleep(BUSY_PAUSE)
     try:
         if state.job_id is not None:
-            log.info("Noukai job %s of %s: found by its submission %s", state.job_id, flow, submission.id)
+            logger.info("Noukai job %s of %s: found by its submission %s", state.job_id, flow, submission.id)
             return Submitted(JobAccepted(id=state.job_id), state.submitted_at or datetime.now(UTC))
         submitted = yield from submit_once(
             call,
@@ -159,6 +164,7 @@ def submit(
             recovery_timeout=recovery_timeout,
             retry_timeout=retry_timeout,
             shared=shared,
+            logger=logger,
         )
         state.job_id, state.submitted_at = submitted.job.id, submitted.at
         return submitted
@@ -176,6 +182,7 @@ def submit_once(
     recovery_timeout: float,
     retry_timeout: float,
     shared: SharedSession | None = None,
+    logger: Logger = log,
 ) -> Effects[Submitted]:
     """Submit a job, so that it exists once.
 
@@ -188,6 +195,7 @@ def submit_once(
         recovery_timeout: Seconds within which a job shows up in the server's list; 0 disables the lookup.
         retry_timeout: Seconds for which a request that was surely not processed is sent again.
         shared: The session that it is submitted in, if it shares one with others.
+        logger: Where the lines about it go.
 
     Raises:
         SubmissionUnknownError: Whether a job exists could not be determined.
@@ -207,10 +215,10 @@ def submit_once(
             if recovery_timeout == 0:
                 raise _unknown(submission, state, flow, cause, asked=False)
             found = yield from _look_up(
-                submission, session, state, flow, clock, unknown_since, recovery_timeout
+                submission, session, state, flow, clock, unknown_since, recovery_timeout, logger
             )
             if found is not None:
-                log.info("Noukai job %s of %s: found by its submission %s", found.id, flow, submission.id)
+                logger.info("Noukai job %s of %s: found by its submission %s", found.id, flow, submission.id)
                 return Submitted(found, state.possibly_sent_at or datetime.now(UTC))
             state.possibly_sent_at = unknown_since = None
             if cause is not None and (sends >= MAX_SENDS or not cause.retryable):
@@ -218,13 +226,13 @@ def submit_once(
         state.possibly_sent_at = datetime.now(UTC)
         outcome: JobAccepted | APIError = yield Send(call)
         if isinstance(outcome, JobAccepted):
-            log.info("Noukai job %s of %s: submitted", outcome.id, flow)
+            logger.info("Noukai job %s of %s: submitted", outcome.id, flow)
             return Submitted(outcome, datetime.now(UTC))
         if _unknown_outcome(outcome):
             sends += 1
             # The server may have made the job as late as now: a job made late shows up late.
             unknown_since, cause = clock(), outcome
-            log.warning(
+            logger.warning(
                 "Noukai submission %s to %s: outcome unknown; checking whether a job exists: %s",
                 submission.id,
                 flow,
@@ -240,7 +248,7 @@ def submit_once(
         if rejected or clock() + pause > started + retry_timeout:
             raise outcome
         measure("noukai.submission.retries")
-        log.warning(
+        logger.warning(
             "Noukai submission %s to %s: rejected (retryable); retrying in %.0f s: %s",
             submission.id,
             flow,
@@ -290,6 +298,7 @@ def _look_up(
     clock: Clock,
     unknown_since: float,
     recovery_timeout: float,
+    logger: Logger,
 ) -> Effects[JobAccepted | None]:
     """Ask for the job of a submission until it shows up, or until the service has said that there is none."""
     call = endpoints.session(session.id)
@@ -304,7 +313,7 @@ def _look_up(
         pause = min(schedule.backoff(requests) / 2, LONGEST_PAUSE)
         if isinstance(found, APIError):
             if requests == 1:
-                log.warning("Noukai submission %s to %s: lookup failed: %s", submission.id, flow, found)
+                logger.warning("Noukai submission %s to %s: lookup failed: %s", submission.id, flow, found)
             pause = max(pause, found.retry_after or 0.0)
             if not found.retryable or clock() + pause > ends:
                 raise _unknown(submission, state, flow, found)

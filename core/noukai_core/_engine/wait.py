@@ -14,6 +14,7 @@ from noukai_core._engine.effects import Clock, Effects, Emit, Send, Sleep, Wake,
 from noukai_core._engine.rate_limit import PollRateLimiter
 from noukai_core._options import ClientOptions
 from noukai_core._validation import FlowPath
+from noukai_core.cancellation import Logger
 from noukai_core.errors import APIError, JobTimeoutError, RateLimitError
 from noukai_core.models import JobState, JobStatus
 from noukai_core.telemetry import measure
@@ -78,6 +79,7 @@ class Poller:
         log_changes: Whether each change is logged, and not only the end.
         state_bytes: If the state is all that is wanted: how many bytes of each response are read for it.
         watcher: What else watches the job.
+        logger: Where the lines about the job go.
     """
 
     def __init__(
@@ -95,7 +97,9 @@ class Poller:
         log_changes: bool = True,
         state_bytes: int | None = None,
         watcher: Watcher | None = None,
+        logger: Logger = log,
     ) -> None:
+        self._log = logger
         self._watcher = watcher
         self._call = endpoints.status(flow, job_id, state_bytes)
         self._name = f"Noukai job {job_id} of {flow}"
@@ -169,7 +173,7 @@ class Poller:
     def _after_response(self, status: JobStatus) -> bool:
         """Take note of a status, and tell whether it says something new."""
         if self._failures:
-            log.info("%s: polling recovered after %d failures", self._name, self._failures)
+            self._log.info("%s: polling recovered after %d failures", self._name, self._failures)
         self._failures, self._last_error = 0, None
         self._limiter.last_success_at = self._clock()
         before, self._status = self._status, status
@@ -177,20 +181,20 @@ class Poller:
         if status.finished and (logged is None or logged.state != status.state):
             _measure_end(status)
         if self._log_changes or status.finished:
-            self._log(logged, status)
+            self._log_change(logged, status)
         return before is None or (before.state, before.progress) != (status.state, status.progress)
 
-    def _log(self, before: JobStatus | None, status: JobStatus) -> None:
+    def _log_change(self, before: JobStatus | None, status: JobStatus) -> None:
         if before is None or before.state != status.state:
             self._log_state(before, status)
         elif not status.finished and status.progress is not None and before.progress != status.progress:
-            log.info("%s: progress %s", self._name, status.progress_text)
+            self._log.info("%s: progress %s", self._name, status.progress_text)
 
     def _log_state(self, before: JobStatus | None, status: JobStatus) -> None:
         change = status.state if before is None else f"{before.state} → {status.state}"
-        log.info("%s: %s", self._name, change)
+        self._log.info("%s: %s", self._name, change)
         if not isinstance(status.state, JobState):
-            log.warning("%s: unknown state %r (polling continues)", self._name, str(status.state))
+            self._log.warning("%s: unknown state %r (polling continues)", self._name, str(status.state))
 
     def _after_error(self, error: APIError) -> float:
         """Return the pause after a poll that failed, or raise when another poll cannot help."""
@@ -215,7 +219,7 @@ class Poller:
         self._failures += 1
         self._last_error = error
         if self._failures == 1:
-            log.warning(
+            self._log.warning(
                 "%s: poll failed (retrying for up to %.0f s): %s",
                 self._name,
                 retry_window_ends - now,
