@@ -12,7 +12,8 @@ import pytest
 if TYPE_CHECKING:
     from tests.e2e_airflow.conftest import Run, Runs
 
-MODES = ("sensor_poke", "sensor_reschedule", "sensor_deferred")
+MODES = {"sensor_poke": "running", "sensor_reschedule": "up_for_reschedule", "sensor_deferred": "deferred"}
+"""The state in which a sensor waits, by its mode."""
 
 
 @pytest.fixture(scope="module")
@@ -20,16 +21,25 @@ def started(runs: Runs) -> dict[str, dict[str, Run]]:
     """Runs of each mode: their job completes, it fails, or it outlasts the sensors."""
     failed = {"outcome": "failed", "error": "overloaded"}
     return {
-        "completed": {mode: runs.start(mode, after_seconds=10, result={"answer": 42}) for mode in MODES},
+        "completed": {mode: runs.start(mode, outcome="never") for mode in MODES},
         "failed": {mode: runs.start(mode, after_seconds=10, **failed) for mode in MODES},
         "timed out": {mode: runs.start(f"{mode}_timeout", outcome="never") for mode in MODES},
     }
 
 
+@pytest.fixture(scope="module")
+def completed(started: dict[str, dict[str, Run]]) -> dict[str, Run]:
+    """A run of each mode whose job completes while the sensor waits."""
+    for mode, run in started["completed"].items():
+        run.wait_for(MODES[mode])
+        run.control.finish(run.job()["id"], result={"answer": 42})
+    return started["completed"]
+
+
 @pytest.mark.parametrize("mode", MODES)
-def test_completed(started: dict[str, dict[str, Run]], mode: str) -> None:
+def test_completed(completed: dict[str, Run], mode: str) -> None:
     """The sensor succeeds when the job completes, and returns its output. It cancels nothing."""
-    run = started["completed"][mode]
+    run = completed[mode]
     assert run.wait_for() == "success"
     assert run.xcom() == {"answer": 42}
     assert run.xcom("job_status")["state"] == "completed"
@@ -57,8 +67,8 @@ def test_timeout(started: dict[str, dict[str, Run]], mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_only_the_deferrable_sensor_defers(started: dict[str, dict[str, Run]], mode: str) -> None:
+def test_only_the_deferrable_sensor_defers(completed: dict[str, Run], mode: str) -> None:
     """Only the deferrable sensor waits in the triggerer."""
-    run = started["completed"][mode]
+    run = completed[mode]
     run.wait_for()
     assert ("DEFERRED" in run.logs()) == (mode == "sensor_deferred")
