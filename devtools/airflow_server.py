@@ -256,7 +256,7 @@ class LocalAirflow:
 
         what = f"task {dag_id}.{task_id} of {run_id} to be {' or '.join(map(str, wanted))}"
         try:
-            wait_until(arrived, what, timeout=timeout, pause=0.25)
+            wait_until(arrived, what, timeout=timeout, pause=0.5)
         except ServerError as error:
             text = self.logs(dag_id, run_id, task_id, map_index)
             reasons = "\n".join(self._scheduler_reasons(run_id)) or "nothing"
