@@ -20,12 +20,12 @@ import pytest
 
 from devtools.airflow_server import LocalAirflow
 from devtools.processes import LONGEST_WAIT, wait_until
-from tests.e2e_airflow.side_by_side import pytest_pyfunc_call
+from tests.e2e_airflow.side_by_side import pytest_configure, pytest_pyfunc_call
 
 if TYPE_CHECKING:
     from noukai_core.emulator import Emulator, EmulatorControl
 
-__all__ = ["pytest_pyfunc_call"]
+__all__ = ["pytest_configure", "pytest_pyfunc_call"]
 
 AIRFLOW = tuple(int(part) for part in version("apache-airflow-core").split(".")[:2])
 
@@ -54,6 +54,8 @@ PROMPT = {
     "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": str(LONGEST_WAIT),
     "AIRFLOW__DAG_PROCESSOR__DAG_FILE_PROCESSOR_TIMEOUT": f"{LONGEST_WAIT:.0f}",
     "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
+    # The DAGs do not change. Airflow parses all of them again every 30 s by default.
+    "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "120",
 }
 
 
@@ -61,11 +63,6 @@ _TRIGGER_RUNS = ") starting"
 
 # Many tests wait at the same time, and what they ask for takes the time of the processes that they test.
 _PAUSE = 0.5
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Declare the mark of `side_by_side.py`."""
-    config.addinivalue_line("markers", "side_by_side: run the tests of this module at the same time")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,6 +15,11 @@ import pytest
 _ends = pytest.StashKey[Future[None]]()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the mark."""
+    config.addinivalue_line("markers", "side_by_side: run the tests of this module at the same time")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Begin all tests of the module with the first one; each test's turn is to wait for its end."""
