@@ -222,8 +222,25 @@ class TaskJob:
 
     def _submit_again(self, record: JobRecord) -> Job:
         """Repeat a submission that may have been sent already: the server is asked first."""
-        self._update(record.sent_now())
+        try:
+            self._store.write(record.sent_now())
+        except Exception:
+            # Without its time in the store, a second request could not be told from one of long ago.
+            if (job := self._find_recorded(record)) is not None:
+                return job
+            raise
         return self._send_recorded(record, record.submission)
+
+    def _find_recorded(self, record: JobRecord) -> Job | None:
+        """Return the job of a submission that cannot be repeated now."""
+        job = self._find(record.flow, record.submission_id) if self._can_ask_server() else None
+        if job is None:
+            log.warning(
+                "Noukai submission %s to %s: may be left running (not recorded)",
+                record.submission_id,
+                record.flow,
+            )
+        return job
 
     def _update(self, record: JobRecord) -> None:
         """Update a record. A store that fails must not lose a job that the record before leads to."""

@@ -202,16 +202,32 @@ def test_airflows_timeout_during_a_submission(
     assert re.search(r"Noukai submission \S+ to acme/demo/flow: may be left running", caplog.text)
 
 
-def test_a_store_that_fails_on_the_last_try(
-    service: RawService, last_try: Any, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A task whose store fails still finds the job of an earlier submission, which its record leads to."""
-    JobStore(store).write(JobRecord.new(1, SUBMISSION, FLOW, try_number=1))
-    service.on("session", listed({"executionId": "job-1", "status": "running"})).on("poll", COMPLETED)
+@pytest.fixture
+def failing_store(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record of an earlier submission, in a store that has become read-only."""
 
     def fail(key: str, value: Any, *, retention: Any = None) -> None:
         raise RuntimeError("database is locked")
 
+    JobStore(store).write(JobRecord.new(1, SUBMISSION, FLOW, try_number=1))
     monkeypatch.setattr(store, "set", fail)
+
+
+@pytest.mark.usefixtures("failing_store")
+def test_a_store_that_fails_on_the_last_try(service: RawService, last_try: Any) -> None:
+    """A task whose store fails still finds the job of an earlier submission, which its record leads to."""
+    service.on("session", listed({"executionId": "job-1", "status": "running"})).on("poll", COMPLETED)
     assert operator().execute(last_try) == "done"
     assert service.count("submit") == 0
+
+
+@pytest.mark.usefixtures("failing_store")
+def test_nothing_is_sent_that_the_store_does_not_know(
+    service: RawService, last_try: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A submission is not repeated when its time cannot be recorded: a crash would lead to a second job."""
+    service.on("session", listed()).on("submit", ACCEPTED).on("poll", COMPLETED)
+    with pytest.raises(RuntimeError, match="database is locked"):
+        operator().execute(last_try)
+    assert service.count("submit") == 0
+    assert f"Noukai submission {SUBMISSION} to {FLOW}: may be left running (not recorded)" in caplog.text
