@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
+from noukai_airflow._storage import storage_path
 from noukai_airflow.exceptions import NoukaiPermanentException
 from noukai_core.batch_files import INPUT_SUFFIXES, read_inputs
 
@@ -14,34 +15,6 @@ if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
 _FORMS = "a list of messages, or the URI of a file that ends in .jsonl or .csv"
-
-
-def storage_path(uri: str, conn_id: str | None, argument: str) -> ObjectStoragePath:
-    """Return the path of a file or folder.
-
-    Args:
-        uri: The path, with its scheme.
-        conn_id: The Airflow connection of the storage.
-        argument: What the path is for, for the message.
-
-    Raises:
-        NoukaiPermanentException: It has no scheme, or one that Airflow does not know.
-    """
-    from airflow.sdk import ObjectStoragePath
-
-    if "://" not in uri:
-        raise NoukaiPermanentException(
-            f"{argument} is {uri!r:.200}, which has no scheme: write file:///… for a local path, or the URI "
-            "of an object storage such as s3://bucket/…"
-        )
-    try:
-        path = ObjectStoragePath(uri, conn_id=conn_id)
-        path.fs.protocol  # noqa: B018 - connects, so that a missing provider is reported here
-    except (ValueError, ImportError) as error:
-        raise NoukaiPermanentException(
-            f"{argument} is {uri!r:.200}, which cannot be opened: {error}"
-        ) from error
-    return path
 
 
 class BatchInputs:

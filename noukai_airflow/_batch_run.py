@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from noukai_airflow import _xcoms
-from noukai_airflow._batch_inputs import BatchInputs, storage_path
+from noukai_airflow._batch_inputs import BatchInputs
 from noukai_airflow._batch_kill import cancel_and_log, kill, log_cancel
 from noukai_airflow._batch_log import BatchLog, FolderLog, StateStoreLog, TemporaryStore, task_state_store
 from noukai_airflow._batch_outcome import FailOn, check_outcomes, progress_text
@@ -20,6 +20,7 @@ from noukai_airflow._batch_output import OutputFolder
 from noukai_airflow._batch_thread import BatchOptions, BatchThread
 from noukai_airflow._compat import CLEAR_DISCARDS_STATE
 from noukai_airflow._job_store import TaskKey
+from noukai_airflow._storage import check_writable, storage_path
 from noukai_airflow._xcoms import task_instance_of
 from noukai_airflow.exceptions import NoukaiJobTimeoutException, NoukaiPermanentException
 from noukai_airflow.triggers.batch import NoukaiBatchTrigger
@@ -250,7 +251,7 @@ class BatchRun:
     def _new_header(self, started: float, fingerprint: str | None, *, first: bool) -> dict[str, Any]:
         if self._folder is not None:
             output = OutputFolder(self._folder)
-            output.check_writable()
+            check_writable(self._folder)
             if first and not output.is_empty():
                 raise NoukaiPermanentException(
                     f"output_path {self._folder} has outcomes that are not from this task: give each run its "

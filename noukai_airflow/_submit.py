@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from airflow.sdk.types import RuntimeTaskInstanceProtocol
 
     from noukai_airflow._connection import ConnectionSettings
-    from noukai_core import Flow, Job, JobRequest, Submission
+    from noukai_core import Flow, Job, JobRequest, JobStatus, Submission
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class TaskJob:
         durable: Whether to attach to the job of an earlier try.
         cancel_on_kill: Whether to cancel the old job of a task that a user has cleared.
         clear_discards_state: Whether a record that outlived a clear is one that the user kept.
+        accepts: Whether a job of an earlier try can give a result that the task can return.
 
     Attributes:
         polled: The job of an earlier try, while a poll decides whether to attach to it.
@@ -50,7 +52,9 @@ class TaskJob:
         durable: bool,
         cancel_on_kill: bool,
         clear_discards_state: bool = CLEAR_DISCARDS_STATE,
+        accepts: Callable[[Job, JobStatus], bool] = lambda job, status: True,
     ) -> None:
+        self._accepts = accepts
         self._settings = settings
         self._request = request
         self._store = store
@@ -101,7 +105,7 @@ class TaskJob:
         flow = self._client.flow(record.flow)
         job = self.polled = flow.attach(job_id, submitted_at=record.last_sent_at)
         try:
-            state = job.status().state
+            status = job.status()
         except core.JobNotFoundError:
             submission = record.submission
             if self._can_ask_server() and (listed := flow.find(submission)) is not None:
@@ -116,8 +120,11 @@ class TaskJob:
             log.info("Noukai job %s of %s: attached (%s)", job.id, job.flow, error)
             return job
         # A cancelled job is replaced only if a user cleared the task afterwards.
-        if state == core.JobState.FAILED or (cleared and state == core.JobState.CANCELLED):
-            log.info("Noukai job %s of %s: replaced (%s)", job.id, job.flow, state)
+        state = status.state
+        accepted = self._accepts(job, status)
+        if state == core.JobState.FAILED or (cleared and state == core.JobState.CANCELLED) or not accepted:
+            reason = state if accepted else "its output is not of the output_type"
+            log.info("Noukai job %s of %s: replaced (%s)", job.id, job.flow, reason)
             self.polled = None
             return None
         log.info("Noukai job %s of %s: attached (%s)", job.id, job.flow, state)
@@ -183,11 +190,12 @@ class TaskJob:
             self._store.write(record.with_job(job))
             self.polled = job
             try:
-                state = job.status().state
+                status = job.status()
             except core.TransientError:
                 return job
             # The task itself abandoned a cancelled job: one that a user cancels leads to no further try.
-            if state not in (core.JobState.FAILED, core.JobState.CANCELLED):
+            ended = status.state in (core.JobState.FAILED, core.JobState.CANCELLED)
+            if not ended and self._accepts(job, status):
                 return job
             self.polled = None
         return None

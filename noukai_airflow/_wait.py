@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from noukai_airflow._connection import ConnectionSettings
     from noukai_airflow._job_store import JobStore
+    from noukai_airflow._task_output import TaskOutput
     from noukai_core import Job, JobStatus
     from noukai_core.following import Follow
 
@@ -81,6 +82,7 @@ class JobWait:
         settings: The connection.
         store: Where the task records its job.
         job: The job.
+        output: How the output is delivered.
 
     Attributes:
         outcome: How the job ended, once the task has reported it.
@@ -94,7 +96,9 @@ class JobWait:
         settings: ConnectionSettings,
         store: JobStore,
         job: Job,
+        output: TaskOutput,
     ) -> None:
+        self._output = output
         self._options = options
         self._defer = defer
         self._context = context
@@ -304,8 +308,9 @@ class JobWait:
         took = duration(status.created_at, status.completed_at, self._job.submitted_at, seen)
         error = self._report(status, took).exception()
         if error is None:
+            delivered = self._output.deliver(self._job, status)
             self._store.mark_delivered()
-            return None if status.result is None else status.result.output
+            return delivered
         if isinstance(error, NoukaiJobCancelledException) and self._options.on_cancelled == "skip":
             raise AirflowSkipException(str(error))
         raise error

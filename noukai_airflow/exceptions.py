@@ -2,6 +2,7 @@
 
 NoukaiException                         retries apply, unless stated otherwise
 ├── NoukaiJobFailedException            the job failed; a retry submits a new one
+├── NoukaiJobOutputInvalidException     the output is not of the `output_type`; a retry submits a new job
 ├── NoukaiJobCancelledException         the job was cancelled on the Noukai side; never retried
 ├── NoukaiBatchFailedException          too many jobs of a batch did not complete; a retry submits only those
 ├── NoukaiJobTimeoutException           the job did not end in time
@@ -15,7 +16,7 @@ NoukaiException                         retries apply, unless stated otherwise
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
@@ -63,6 +64,18 @@ class NoukaiJobFailedException(NoukaiException):
     def __init__(self, message: str, *, job_id: str | None = None, step: TraceStep | None = None) -> None:
         super().__init__(message, job_id=job_id)
         self.step = step
+
+
+class NoukaiJobOutputInvalidException(NoukaiException):
+    """The job completed, but its output is not of the `output_type`. A retry submits a new job.
+
+    Attributes:
+        fields: The fields that are missing or wrong, such as `comments.0.text`.
+    """
+
+    def __init__(self, message: str, *, job_id: str | None = None, fields: Sequence[str] = ()) -> None:
+        super().__init__(message, job_id=job_id)
+        self.fields = tuple(fields)
 
 
 class NoukaiBatchFailedException(NoukaiException):
@@ -144,6 +157,8 @@ def translate(error: NoukaiError) -> NoukaiException:
             return NoukaiJobFailedException(message, job_id=error.job_id)
         case core.JobCancelledError():
             return NoukaiJobCancelledException(message, job_id=error.job_id)
+        case core.JobOutputInvalidError():
+            return NoukaiJobOutputInvalidException(message, job_id=error.job_id, fields=error.fields)
         case core.JobTimeoutError():
             return NoukaiJobTimeoutException(message, job_id=error.job_id)
         case core.SubmissionUnknownError():

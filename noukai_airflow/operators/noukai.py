@@ -25,11 +25,13 @@ from noukai_airflow.links.noukai import NoukaiJobLink
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+    from pydantic import BaseModel
 
     from noukai_airflow._connection import ConnectionSettings
     from noukai_airflow._job_store import JobStore
     from noukai_airflow._lineage import Lineage
     from noukai_airflow._submit import TaskJob
+    from noukai_airflow._task_output import TaskOutput
     from noukai_airflow._wait import JobWait, OnCancelled, OnFinalFailure
     from noukai_airflow.hooks.noukai import NoukaiHook
     from noukai_core import Job, JobRequest
@@ -59,6 +61,12 @@ class NoukaiRunJobOperator(BaseOperator):
         noukai_conn_id: The Airflow connection.
         deferrable: Whether to wait in the triggerer instead of on a worker. Defaults to the setting
             `[operators] default_deferrable`.
+        output_path: The URI of a file for the output, for example on S3. The task then returns
+            `{"uri": …, "bytes": …, "job_id": …}`. A text is written as it is unless the name ends in `.json`,
+            and everything else as JSON. Templated, like the next argument.
+        storage_conn_id: The Airflow connection of the storage.
+        output_type: A pydantic model. The task returns the output with its defaults, as JSON values. If the
+            output is no instance of it, the task fails, and a retry submits a new job.
         wait_for_completion: If off, the task ends after the submission and returns the job's id, for a
             sensor.
         timeout: How long the job may take from its submission, in seconds or as a timedelta. `None` means no
@@ -89,6 +97,8 @@ class NoukaiRunJobOperator(BaseOperator):
         "session_id",
         "callback_url",
         "noukai_conn_id",
+        "output_path",
+        "storage_conn_id",
     )
     template_fields_renderers: ClassVar[dict[str, str]] = {"parameters": "json", "block_overrides": "json"}
     operator_extra_links = (NoukaiJobLink(),)
@@ -108,6 +118,9 @@ class NoukaiRunJobOperator(BaseOperator):
         trace: bool = False,
         noukai_conn_id: str = "noukai_default",
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        output_path: str | None = None,
+        storage_conn_id: str | None = None,
+        output_type: type[BaseModel] | None = None,
         wait_for_completion: bool = True,
         timeout: Duration | None = timedelta(hours=24),
         poll_interval: Duration | None = None,
@@ -120,8 +133,10 @@ class NoukaiRunJobOperator(BaseOperator):
         durable: bool = True,
         **kwargs: Any,
     ) -> None:
+        from noukai_core import InvalidInputError
         from noukai_core.checks import check_choice, check_duration
         from noukai_core.following import FOLLOW
+        from noukai_core.output_types import check_output_type
 
         super().__init__(**kwargs)  # pyright: ignore[reportUnknownMemberType]
         self.flow = flow
@@ -135,7 +150,14 @@ class NoukaiRunJobOperator(BaseOperator):
         self.trace = trace
         self.noukai_conn_id = noukai_conn_id
         self.deferrable = deferrable
+        self.output_path = output_path
+        self.storage_conn_id = storage_conn_id
+        self.output_type = check_output_type(output_type)
         self.wait_for_completion = wait_for_completion
+        if not wait_for_completion and (output_path is not None or output_type is not None):
+            raise InvalidInputError(
+                "output_path and output_type need wait_for_completion: without, there is no output"
+            )
         self.timeout = None if timeout is None else check_duration(timeout, "timeout")
         self.poll_interval = None if poll_interval is None else check_duration(poll_interval, "poll_interval")
         self.inline_wait = (
@@ -289,6 +311,8 @@ class NoukaiRunJobOperator(BaseOperator):
         from noukai_airflow._submit import TaskJob
 
         started = time.time()
+        output = self._output()
+        output.check()
         self._task_job = TaskJob(
             self._settings,
             self._request(context),
@@ -298,6 +322,7 @@ class NoukaiRunJobOperator(BaseOperator):
             retries=self.retries or 0,
             durable=self.durable,
             cancel_on_kill=self.cancel_on_kill,
+            accepts=output.accepts,
         )
         job = self._task_job.obtain()
         wait = self._wait_for(context, job)
@@ -368,8 +393,15 @@ class NoukaiRunJobOperator(BaseOperator):
             follow=self.follow,
         )
         self._job = job
-        self._wait = JobWait(options, self.defer, context, self._settings, self._store(context), job)
+        self._wait = JobWait(
+            options, self.defer, context, self._settings, self._store(context), job, self._output()
+        )
         return self._wait
+
+    def _output(self) -> TaskOutput:
+        from noukai_airflow._task_output import TaskOutput
+
+        return TaskOutput(self.output_type, self.output_path, self.storage_conn_id)
 
     def _guarded(self, context: Context, step: Callable[[], Any]) -> Any:
         """Run a step, and raise its errors, kills and timeouts in the form that Airflow expects."""

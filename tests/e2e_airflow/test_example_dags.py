@@ -23,6 +23,8 @@ EXAMPLES = (
     "noukai_retry_policy",
     "noukai_batch",
     "noukai_batch_decorated",
+    "noukai_batch_cost_cap",
+    "noukai_typed_output",
 )
 
 
@@ -145,3 +147,21 @@ def test_batch_decorated(examples: dict[str, Example]) -> None:
     example = examples["noukai_batch_decorated"]
     assert example.wait_for("show") == "success"
     assert example.xcom("show") == "Helo wrld agian"
+
+
+def test_batch_cost_cap(examples: dict[str, Example]) -> None:
+    """Once the jobs that have ended cost enough, nothing more is submitted, and the manifest says so."""
+    example = examples["noukai_batch_cost_cap"]
+    assert example.wait_for("label") == "success"
+    counts = example.xcom("label")["counts"]
+    # Each job costs 0.00012 dollars, so the ninth reaches the cap, and four others run by then.
+    assert 9 <= counts["completed"] <= 13
+    assert counts["not_submitted"] == 50 - counts["completed"]
+
+
+def test_typed_output(examples: dict[str, Example]) -> None:
+    """An output comes back as its type describes it, with the defaults."""
+    example = examples["noukai_typed_output"]
+    assert example.wait_for("show") == "success"
+    assert example.xcom("correct") == {"message": "Helo wrld", "comments": []}
+    assert example.xcom("show") == "Helo wrld (0 comments)"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -42,7 +43,7 @@ def faulty(
 
 
 @pytest.fixture(scope="module")
-def started(runs: Runs) -> dict[str, Run]:
+def started(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     """A run for each test."""
     failed: dict[str, Any] = {
         "outcome": "failed",
@@ -62,6 +63,10 @@ def started(runs: Runs) -> dict[str, Run]:
         "deferred skipped": runs.start("deferred_skip", **cancelled),
         "waiting skipped": runs.start("waiting_skip", **cancelled),
         "large": runs.start("deferred", result_bytes=MEGABYTES_3, after_seconds=UNHURRIED),
+        "file": runs.prepare("deferred_file", result_bytes=MEGABYTES_3, after_seconds=UNHURRIED).start(
+            output=f"file://{tmp_path_factory.mktemp('output')}/new/out.json"
+        ),
+        "typed": runs.start("typed_retry", result={"points": "many"}),
         "no such flow": runs.start("deferred_retry", missing=True),
         "silent": runs.start("deferred_silent", result=RESULT, after_seconds=UNHURRIED),
         "progress": runs.start("deferred", outcome="never"),
@@ -171,6 +176,25 @@ def test_a_large_result(started: dict[str, Run]) -> None:
     assert [
         log for log in run.airflow.home.rglob("*.log*") if sample in log.read_text(errors="replace")
     ] == []
+
+
+def test_a_result_in_a_file(started: dict[str, Run]) -> None:
+    """With an output path, the result is in the file, and the XCom says only where."""
+    run = started["file"]
+    assert run.wait_for() == "success"
+    returned = run.xcom()
+    path = Path(returned["uri"].removeprefix("file://"))
+    assert returned["job_id"] == run.job()["id"]
+    assert returned["bytes"] == path.stat().st_size >= MEGABYTES_3
+    assert json.loads(path.read_text())
+
+
+def test_a_result_of_another_type(started: dict[str, Run]) -> None:
+    """A result that is not of the type fails the task and names the fields; the retry submits a new job."""
+    run = started["typed"]
+    assert run.wait_for("failed") == "failed"
+    assert (run.tries(), run.submissions(), len(run.jobs())) == (2, 2, 2)
+    assert "the output is no Grade: points: Input should be a valid integer" in run.errors()[0]["exc_value"]
 
 
 def test_no_such_flow(started: dict[str, Run]) -> None:

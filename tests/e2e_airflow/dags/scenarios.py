@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import DAG, task
+from pydantic import BaseModel
 
 from noukai_airflow.operators.noukai import NoukaiRunJobOperator
 from noukai_airflow.sensors.noukai import NoukaiJobSensor
@@ -34,6 +35,12 @@ def wait_long_in_a_retry(context: Any) -> None:
     """Give a retry more time than any test takes."""
     if context["ti"].try_number > 1:
         context["task"].timeout = 3600
+
+
+class Grade(BaseModel):
+    """What the flow of `typed_retry` is expected to return."""
+
+    points: int
 
 
 FLOW = "acme/tests/{{ dag_run.conf['flow'] }}"
@@ -99,6 +106,8 @@ TASKS: dict[str, dict[str, Any]] = {
     "followed_not": {"deferrable": True, "follow": None, **PROMPT},
     "with_openlineage": {"deferrable": True, **PROMPT},
     "traced": {"deferrable": False, "trace": True},
+    "deferred_file": {"deferrable": True, "output_path": "{{ dag_run.conf['output'] }}", **PROMPT},
+    "typed_retry": {"deferrable": False, "output_type": Grade, "poll_interval": 0.5, **RETRY},
 }
 
 for dag_id, arguments in TASKS.items():

@@ -1,0 +1,82 @@
+"""Files on the machine or in an object storage, as URIs of the tasks name them."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from noukai_airflow.exceptions import NoukaiException, NoukaiPermanentException
+
+if TYPE_CHECKING:
+    from airflow.sdk import ObjectStoragePath
+
+
+def storage_path(uri: str, conn_id: str | None, argument: str) -> ObjectStoragePath:
+    """Return the path of a file or folder.
+
+    Args:
+        uri: The path, with its scheme.
+        conn_id: The Airflow connection of the storage.
+        argument: What the path is for, for the message.
+
+    Raises:
+        NoukaiPermanentException: It has no scheme, or one that Airflow does not know.
+    """
+    from airflow.sdk import ObjectStoragePath
+
+    if "://" not in uri:
+        raise NoukaiPermanentException(
+            f"{argument} is {uri!r:.200}, which has no scheme: write file:///… for a local path, or the URI "
+            "of an object storage such as s3://bucket/…"
+        )
+    try:
+        path = ObjectStoragePath(uri, conn_id=conn_id)
+        path.fs.protocol  # noqa: B018 - connects, so that a missing provider is reported here
+    except (ValueError, ImportError) as error:
+        raise NoukaiPermanentException(
+            f"{argument} is {uri!r:.200}, which cannot be opened: {error}"
+        ) from error
+    return path
+
+
+def check_writable(folder: ObjectStoragePath) -> None:
+    """Write and delete a file in a folder, before anything is paid for.
+
+    Raises:
+        NoukaiPermanentException: That is not possible.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / "_noukai.tmp"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise NoukaiPermanentException(f"output_path {folder} cannot be written: {error}") from error
+
+
+def write_text(path: ObjectStoragePath, text: str) -> int:
+    """Write a file that is complete as soon as it is visible, and return its size in bytes."""
+    content = text.encode()
+    if path.protocol != "file":
+        path.write_bytes(content)  # an object appears when it is complete
+        return len(content)
+    unfinished = path.with_name(f"{path.name}.tmp")
+    unfinished.write_bytes(content)
+    unfinished.replace(path)
+    return len(content)
+
+
+@contextmanager
+def while_writing(path: ObjectStoragePath) -> Generator[None, None, None]:
+    """Say which path could not be written.
+
+    Raises:
+        NoukaiException: It could not. Retries apply: what was paid for is not lost with it.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise NoukaiException(
+            f"output_path {path} cannot be written: {error}. A retry writes it again, without new jobs"
+        ) from error

@@ -1,0 +1,77 @@
+"""What a task returns of the output of its job: the output, checked if a type is given, or where it is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from noukai_airflow._storage import check_writable, storage_path, while_writing, write_text
+from noukai_airflow.exceptions import NoukaiPermanentException
+from noukai_core import JobOutputInvalidError, JobState
+from noukai_core.output_types import typed_output
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from noukai_core import Job, JobStatus
+
+
+@dataclass(frozen=True)
+class TaskOutput:
+    """How a task delivers an output. For the attributes see `NoukaiRunJobOperator`."""
+
+    output_type: type[BaseModel] | None = None
+    output_path: str | None = None
+    storage_conn_id: str | None = None
+
+    def check(self) -> None:
+        """Check that the output can be written, before it is paid for.
+
+        Raises:
+            NoukaiPermanentException: It cannot.
+        """
+        if self.output_path is None:
+            return
+        path = storage_path(self.output_path, self.storage_conn_id, "output_path")
+        if not path.name or path.is_dir():
+            raise NoukaiPermanentException(
+                f"output_path is {self.output_path!r:.200}, a folder: name a file in it"
+            )
+        check_writable(path.parent)
+
+    def accepts(self, job: Job, status: JobStatus) -> bool:
+        """Return whether the task can deliver the output of a job, if it has one already."""
+        if status.state != JobState.COMPLETED:
+            return True
+        try:
+            self._checked(job, _output_of(status))
+        except JobOutputInvalidError:
+            return False
+        return True
+
+    def deliver(self, job: Job, status: JobStatus) -> Any:
+        """Return what the task returns.
+
+        Raises:
+            JobOutputInvalidError: The output is not of the type.
+            NoukaiException: It cannot be written.
+        """
+        output = self._checked(job, _output_of(status))
+        if self.output_path is None:
+            return output
+        path = storage_path(self.output_path, self.storage_conn_id, "output_path")
+        as_text = isinstance(output, str) and path.suffix != ".json"
+        with while_writing(path):
+            size = write_text(path, output if as_text else json.dumps(output, ensure_ascii=False))
+        return {"uri": self.output_path, "bytes": size, "job_id": job.id}
+
+    def _checked(self, job: Job, output: Any) -> Any:
+        if self.output_type is None:
+            return output
+        model = typed_output(output, self.output_type, job_id=job.id, flow=job.flow)
+        return model.model_dump(mode="json")
+
+
+def _output_of(status: JobStatus) -> Any:
+    return None if status.result is None else status.result.output

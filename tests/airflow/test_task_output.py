@@ -1,0 +1,156 @@
+"""Where the output of a task's job goes, and which outputs the task accepts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pydantic import BaseModel
+
+from noukai_airflow import _task_output
+from noukai_airflow.exceptions import (
+    NoukaiException,
+    NoukaiJobOutputInvalidException,
+    NoukaiPermanentException,
+)
+from noukai_airflow.hooks.noukai import NoukaiHook
+from noukai_airflow.operators.noukai import NoukaiRunJobOperator
+from tests.airflow.conftest import FakeTask, MemoryStore
+
+if TYPE_CHECKING:
+    from noukai_airflow._connection import ConnectionSettings
+    from noukai_core.emulator import Emulator
+
+FLOW = "acme/demo/flow"
+
+
+class Grade(BaseModel):
+    """What the flow is expected to return."""
+
+    points: int
+    comment: str = "none"
+
+
+@pytest.fixture(autouse=True)
+def connected(settings: ConnectionSettings, monkeypatch: pytest.MonkeyPatch) -> ConnectionSettings:
+    """Use the connection to the local Noukai instead of Airflow's."""
+    monkeypatch.setattr(NoukaiHook, "settings", settings)
+    return settings
+
+
+@pytest.fixture(params=[True, False], ids=["store", "no_store"])
+def context(request: pytest.FixtureRequest, store: MemoryStore) -> Any:
+    """The context that Airflow passes to a task, with its state store and without, as before Airflow 3.3."""
+    return {"ti": FakeTask(max_tries=1), **({"task_state_store": store} if request.param else {})}
+
+
+def operator(**arguments: Any) -> NoukaiRunJobOperator:
+    return NoukaiRunJobOperator(
+        task_id="task", flow=FLOW, message="Hello", poll_interval=0.05, retries=1, **arguments
+    )
+
+
+def submissions(emulator: Emulator) -> int:
+    return emulator.control.counts().get("submit", 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "output", "written"),
+    [
+        ("out.json", {"text": "Grüße"}, '{"text": "Grüße"}'),
+        ("out.json", "a text", '"a text"'),
+        ("out.md", "a text\n", "a text\n"),
+        ("new/out.md", [1], "[1]"),
+    ],
+)
+def test_a_file(
+    context: Any, emulator: Emulator, tmp_path: Path, name: str, output: Any, written: str
+) -> None:
+    """The output is in the file, and the task returns where, how large it is, and the job."""
+    emulator.control.script("flow", result=output)
+    uri = f"file://{tmp_path}/{name}"
+    returned = operator(output_path=uri).execute(context)
+    (job,) = emulator.control.jobs()
+    assert returned == {"uri": uri, "bytes": len(written.encode()), "job_id": job["id"]}
+    assert (tmp_path / name).read_text(encoding="utf-8") == written
+    assert [file.name for file in (tmp_path / name).parent.iterdir()] == [Path(name).name]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/tmp/out.json", "nothing://bucket/out.json", "file:///proc/no/out.json", "file:///tmp", "file:///tmp/"],
+)
+def test_a_file_that_cannot_be_written(context: Any, emulator: Emulator, path: str) -> None:
+    """A path that cannot be written is reported before anything is paid for."""
+    with pytest.raises(NoukaiPermanentException, match="output_path"):
+        operator(output_path=path).execute(context)
+    assert submissions(emulator) == 0
+
+
+def test_a_storage_that_fails_at_the_end(
+    context: Any, emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the file cannot be written when the job has ended, a retry writes it, without another job."""
+
+    def full(path: object, text: str) -> int:
+        raise OSError("no space left")
+
+    target = tmp_path / "out.json"
+    task = operator(output_path=f"file://{target}")
+    with monkeypatch.context() as patched:
+        patched.setattr(_task_output, "write_text", full)
+        with pytest.raises(NoukaiException, match="cannot be written: no space left"):
+            task.execute(context)
+    context["ti"].try_number = 2
+    assert task.execute(context)["bytes"] == target.stat().st_size
+    assert len(emulator.control.jobs()) == 1
+
+
+def test_a_typed_output(context: Any, emulator: Emulator, tmp_path: Path) -> None:
+    """An output of the type is returned with its defaults, and written so."""
+    emulator.control.script("flow", result={"points": 3, "more": 1})
+    assert operator(output_type=Grade).execute(context) == {"points": 3, "comment": "none"}
+    operator(output_type=Grade, output_path=f"file://{tmp_path}/out.json").execute(
+        context | {"ti": FakeTask(task_id="another")}
+    )
+    assert json.loads((tmp_path / "out.json").read_text()) == {"points": 3, "comment": "none"}
+
+
+def test_an_output_of_another_type(context: Any, emulator: Emulator) -> None:
+    """An output that is not of the type fails the task, and the retry submits a new job."""
+    emulator.control.script("flow", result={"points": "many"})
+    with pytest.raises(NoukaiJobOutputInvalidException, match=r"points: .*integer") as raised:
+        operator(output_type=Grade).execute(context)
+    (job,) = emulator.control.jobs()
+    assert (raised.value.job_id, raised.value.fields) == (job["id"], ("points",))
+    emulator.control.script("flow", result={"points": 3})
+    context["ti"].try_number = 2
+    assert operator(output_type=Grade).execute(context)["points"] == 3
+    assert submissions(emulator) == 2
+
+
+def test_a_type_that_was_corrected(context: Any, emulator: Emulator) -> None:
+    """A retry with a type that accepts the output takes it, and submits nothing."""
+    emulator.control.script("flow", result={"score": 3})
+    with pytest.raises(NoukaiJobOutputInvalidException, match="points: Field required"):
+        operator(output_type=Grade).execute(context)
+    context["ti"].try_number = 2
+    assert operator().execute(context) == {"score": 3}
+    # Without a store, the submission is sent again, and the server knows it.
+    assert len(emulator.control.jobs()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"output_type": dict}, "output_type is <class 'dict'>, but must be a pydantic model"),
+        ({"output_type": Grade, "wait_for_completion": False}, "need wait_for_completion"),
+        ({"output_path": "file:///tmp/x", "wait_for_completion": False}, "need wait_for_completion"),
+    ],
+)
+def test_invalid_arguments(arguments: dict[str, Any], message: str) -> None:
+    """Arguments that make no sense are refused when the DAG is parsed."""
+    with pytest.raises(ValueError, match=message):
+        operator(**arguments)
