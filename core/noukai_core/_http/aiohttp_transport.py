@@ -8,19 +8,26 @@ the two, reports a connection that breaks during a request as one that was never
 
 from __future__ import annotations
 
+import asyncio
 import io
 import math
 import ssl
 from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
 
 import aiohttp
 import httpx
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from noukai_core._api.parsing import HttpResponse
 from noukai_core._http.messages import HttpRequest, ResponseReader
 
 _LONGEST_HEADER = 64 * 1024
+_MOST_RESPONSES = 20
+_PARSED_AT_ONCE = 16 * 1024
 
 
 class AiohttpTransport:
@@ -86,15 +93,50 @@ class AiohttpTransport:
             await self._session.close()
 
     def _new_session(self) -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(
+            ssl=self._tls, limit=self._most_connections, keepalive_timeout=self._idle_expiry
+        )
+        # aiohttp has no argument for the protocol of a connection.
+        factory: Any = partial(_CountingHandler, loop=asyncio.get_running_loop())
+        connector._factory = factory  # pyright: ignore[reportPrivateUsage]
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                ssl=self._tls, limit=self._most_connections, keepalive_timeout=self._idle_expiry
-            ),
+            connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             max_line_size=_LONGEST_HEADER,
             max_field_size=_LONGEST_HEADER,
         )
+
+
+class _CountingHandler(ResponseHandler):
+    """A connection that closes when a server sends many responses to one request, or to none.
+
+    aiohttp skips interim responses, such as `100 Continue`, and queues what arrives on an idle connection.
+    It parses at once what has arrived: ten thousand responses block the loop for a tenth of a second.
+    """
+
+    _responses = 0
+
+    def set_response_params(self, **options: Any) -> None:
+        """Prepare for the response to the next request."""
+        self._responses = 0
+        super().set_response_params(**options)
+
+    def feed_data(self, data: Any, size: int = 0) -> None:
+        """Take the head of a response, unless it is one too many."""
+        self._responses += 1
+        if self._responses <= _MOST_RESPONSES:
+            super().feed_data(data, size)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what has arrived, in parts, until it is too many responses."""
+        for begin in range(0, max(len(data), 1), _PARSED_AT_ONCE):  # aiohttp also passes none, to resume
+            if self._responses <= _MOST_RESPONSES:
+                super().data_received(data[begin : begin + _PARSED_AT_ONCE])
+        if self._responses > _MOST_RESPONSES and self.transport is not None:
+            reason = f"more than {_MOST_RESPONSES} responses to one request"
+            self.set_exception(HttpProcessingError(message=reason))
+            self.transport.close()
 
 
 class _Body(httpx.AsyncByteStream):

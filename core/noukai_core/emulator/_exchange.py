@@ -59,7 +59,7 @@ def unrouted(service: Service) -> Callable[[Request, Exception], Awaitable[Respo
     async def respond(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         response = JSONResponse({"detail": error.detail}, error.status_code, error.headers)
-        if not request.url.path.startswith(API_PATH):
+        if not request.scope["path"].startswith(API_PATH):
             return response
         return _sent(service, _arrived(service, "other", request), response)
 
@@ -70,7 +70,7 @@ def _arrived(service: Service, kind: str, request: Request) -> Entry:
     entry = Entry(
         kind=kind,
         method=request.method,
-        path=request.url.path,
+        path=request.scope["path"],
         headers=request.scope["headers"],
         at=service.now(),
         job_id=request.path_params.get("job_id"),
