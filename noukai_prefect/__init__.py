@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from noukai_prefect._batch import JobOutcome
+from noukai_core import JobOutcome
 from noukai_prefect._task_decorator import is_retryable
 from noukai_prefect.batch_tasks import arun_noukai_jobs, run_noukai_jobs
 from noukai_prefect.credentials import NoukaiCredentials

@@ -10,19 +10,19 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
-from noukai_core import InvalidInputError, JobCancelledError, PermanentError
+from noukai_core import InvalidInputError, JobCancelledError, NotSubmittedError, PermanentError
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_NOT_RETRYABLE = (PermanentError, InvalidInputError, JobCancelledError)
+_NOT_RETRYABLE = (PermanentError, InvalidInputError, JobCancelledError, NotSubmittedError)
 
 
 def is_retryable(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
     """Return whether a retry may succeed, for `retry_condition_fn`. Every task of this package has it set.
 
-    A permanent error and invalid input stay what they are, and a cancelled job was stopped on purpose. For a
-    batch, one retryable job is enough.
+    A permanent error and invalid input stay what they are, and a cancelled job was stopped on purpose, as was
+    a batch that has reached its `max_cost_usd`. For a batch, one retryable job is enough.
     """
     error: Any = getattr(state.data, "result", state.data)
     errors: Sequence[Any] = getattr(error, "exceptions", (error,))

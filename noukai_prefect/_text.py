@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 
-from noukai_core import JobFailedError, NoukaiError, one_line
+from noukai_core import one_line
 
 # What begins code, emphasis, links, images, HTML, entities, tables or strikethrough in Markdown.
 _MARKDOWN = re.compile(r"[\\`*\[\]<>&|~]|(?<![^\W_])_|_(?![^\W_])|^(?:[#=+:-]|\d+[.)])")
@@ -21,15 +21,6 @@ def markdown(text: str, limit: int = 500) -> str:
 def markdown_link(text: str, url: str | None) -> str:
     """Return a Markdown link; without an address, the text alone."""
     return f"[{markdown(text)}]({url})" if url else markdown(text)
-
-
-def bare_reason(error: NoukaiError, job_id: str | None) -> str:
-    """Return why a job did not complete, without the job's id."""
-    if isinstance(error, JobFailedError) and error.status and error.status.error:
-        return error.status.error
-    return (
-        re.sub(rf"^Noukai job {re.escape(job_id)}(?: of \S+)?:? ", "", str(error)) if job_id else str(error)
-    )
 
 
 def dollars(amount: Decimal) -> str:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import reprlib
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from contextlib import aclosing
+from decimal import Decimal
+from typing import Any
 from uuid import uuid4
 
 from prefect.client.schemas.objects import State
+from pydantic import BaseModel
 
-from noukai_core import InvalidInputError, JobRequest
+from noukai_core import JobOutcome
 from noukai_prefect import _job_store
-from noukai_prefect._batch import Batch, BatchOptions, JobOutcome, RaiseOn
-from noukai_prefect._batch_table import BatchTable
+from noukai_prefect._batch import BatchOptions, BatchRun, RaiseOn
+from noukai_prefect._batch_inputs import BatchInputs, Inputs
 from noukai_prefect._cancellation import as_cancelled_state
 from noukai_prefect._run_context import RunContext
 from noukai_prefect._sync import run_blocking
@@ -21,14 +22,20 @@ from noukai_prefect.credentials import NoukaiCredentials
 
 
 async def _run_batch(
-    credentials: NoukaiCredentials, flow: str, requests: Sequence[JobRequest], options: BatchOptions
+    credentials: NoukaiCredentials,
+    flow: str,
+    inputs: Any,
+    options: BatchOptions,
+    max_polls_per_second: float,
 ) -> Any:
     run = RunContext.current()
-    async with credentials.get_client("async", max_polls_per_second=options.max_polls_per_second) as client:
+    async with credentials.get_client("async", max_polls_per_second=max_polls_per_second) as client:
         noukai_flow = client.flow(flow)
-        slot = _slot(run, noukai_flow.path, credentials, requests)
-        table = BatchTable(run, slot, noukai_flow.path, [_beginning(one) for one in requests], credentials)
-        outcomes = await as_cancelled_state(Batch(noukai_flow, requests, options, run, table).outcomes())
+        given = BatchInputs(flow, inputs, options.version, options.trace)
+        await given.check()
+        slot = _slot(run, noukai_flow.path, credentials, given)
+        batch = BatchRun(noukai_flow, given, options, run, slot, credentials)
+        outcomes = await as_cancelled_state(_outcomes(batch, options.raise_on))
     if isinstance(outcomes, State):
         return outcomes
     errors = [outcome.error for outcome in outcomes if outcome.error is not None]
@@ -39,49 +46,35 @@ async def _run_batch(
     return outcomes
 
 
-def _beginning(request: JobRequest) -> str:
-    """Return the beginning of an input, for the table."""
-    return request.message[:200] if isinstance(request.message, str) else reprlib.repr(request.parameters)
+async def _outcomes(batch: BatchRun, raise_on: RaiseOn) -> list[JobOutcome]:
+    """Return the outcomes in the order of the inputs."""
+    found: list[JobOutcome] = []
+    async with aclosing(batch.outcomes()) as outcomes:
+        async for outcome in outcomes:
+            if outcome.error is not None and raise_on == "first":
+                raise outcome.error
+            found.append(outcome)
+    return sorted(found, key=lambda outcome: outcome.index)
 
 
-def _slot(run: RunContext, flow: str, credentials: NoukaiCredentials, requests: Sequence[JobRequest]) -> str:
+def _slot(run: RunContext, flow: str, credentials: NoukaiCredentials, inputs: BatchInputs) -> str:
     """Return which of the flow run's batches this is."""
     store = _job_store.store_of(run)
     if store is None:
         return str(uuid4())
-    batch = [request.arguments() for request in requests]
-    inputs = {"server": credentials.base_url, "credentials": credentials.saved_as, "batch": batch}
-    return store.slot(run, flow, inputs)
-
-
-def _requests(flow: str, inputs: Sequence[Any], version: str | int, trace: bool) -> list[JobRequest]:
-    """Read each input: a message, or the arguments of one job."""
-    if isinstance(inputs, str | Mapping):
-        raise InvalidInputError(
-            f"inputs is a {type(inputs).__name__}, but must be a list with one input per job"
-        )
-    requests: list[JobRequest] = []
-    for index, given in enumerate(inputs):
-        if not isinstance(given, str | Mapping):
-            raise InvalidInputError(
-                f"inputs[{index}] is a {type(given).__name__}, but must be a message or a mapping"
-            )
-        arguments = {"message": given} if isinstance(given, str) else cast("Mapping[str, Any]", given)
-        unknown = set(arguments) - {"message", "parameters", "block_overrides"}
-        if unknown:
-            raise InvalidInputError(
-                f"inputs[{index}] has {', '.join(sorted(map(str, unknown)))}, but may be a message, or have "
-                "message, parameters and block_overrides"
-            )
-        requests.append(JobRequest(flow, **arguments, version=version, trace=trace))
-    return requests
+    content = {
+        "server": credentials.base_url,
+        "credentials": credentials.saved_as,
+        "batch": inputs.content,
+    }
+    return store.slot(run, flow, content)
 
 
 @noukai_task("run-noukai-jobs")
 async def arun_noukai_jobs(
     credentials: NoukaiCredentials,
     flow: str,
-    inputs: Sequence[str | Mapping[str, Any]],
+    inputs: Inputs,
     *,
     version: str | int = "production",
     trace: bool = False,
@@ -90,15 +83,23 @@ async def arun_noukai_jobs(
     cancel_on_timeout: bool = True,
     max_concurrency: int = 1000,
     max_polls_per_second: float = 50.0,
+    max_cost_usd: Decimal | float | str | None = None,
+    output_type: type[BaseModel] | None = None,
     raise_on: RaiseOn = "any",
 ) -> list[JobOutcome]:
     """Run many jobs, for async flows; see `run_noukai_jobs`."""
     options = BatchOptions(
-        timeout, poll_interval, cancel_on_timeout, max_concurrency, max_polls_per_second, raise_on
+        version=version,
+        trace=trace,
+        timeout=timeout,
+        poll_interval=poll_interval,
+        cancel_on_timeout=cancel_on_timeout,
+        max_concurrency=max_concurrency,
+        max_cost_usd=max_cost_usd,
+        output_type=output_type,
+        raise_on=raise_on,
     )
-    outcomes: list[JobOutcome] = await _run_batch(
-        credentials, flow, _requests(flow, inputs, version, trace), options
-    )
+    outcomes: list[JobOutcome] = await _run_batch(credentials, flow, inputs, options, max_polls_per_second)
     return outcomes
 
 
@@ -106,7 +107,7 @@ async def arun_noukai_jobs(
 def run_noukai_jobs(
     credentials: NoukaiCredentials,
     flow: str,
-    inputs: Sequence[str | Mapping[str, Any]],
+    inputs: Inputs,
     *,
     version: str | int = "production",
     trace: bool = False,
@@ -115,18 +116,25 @@ def run_noukai_jobs(
     cancel_on_timeout: bool = True,
     max_concurrency: int = 1000,
     max_polls_per_second: float = 50.0,
+    max_cost_usd: Decimal | float | str | None = None,
+    output_type: type[BaseModel] | None = None,
     raise_on: RaiseOn = "any",
 ) -> list[JobOutcome]:
     """Run many jobs of one Noukai flow in one task run, and return their outcomes.
 
-    The jobs share one event loop and one client. A table artifact shows every job, and a progress artifact
-    how many have ended. A retry of the task or a rerun of the flow run keeps the outputs of completed jobs,
-    attaches to running ones, and submits only what is missing.
+    The jobs share one event loop and one client, and one request tells the states of up to a hundred of them.
+    A table artifact shows the jobs, and a progress artifact how many have ended. A retry of the task or a
+    rerun of the flow run keeps the outputs of completed jobs, attaches to running ones, and submits only what
+    is missing.
 
     Args:
         credentials: The project's credentials.
         flow: The Noukai flow, as `org/project/slug`; a slug is enough if the credentials have the rest.
-        inputs: One per job: a message, or a mapping with `message`, `parameters` and `block_overrides`.
+        inputs: One per job: a message, a `JobRequest`, or a mapping with `message`, `parameters`,
+            `block_overrides` and `key` (your own name of the input, which comes back with its outcome). They
+            may be a list, a generator, an async generator, or the path or URI of a file: a `.jsonl` file with
+            one of them on each line, or a `.csv` file with a header, whose columns other than `message` and
+            `key` are parameters. What is no list must be the same, in the same order, in a rerun.
         version: `"production"`, `"draft"` or the number of a published version.
         trace: Whether the runs are traced. The outcomes then have tokens and cost, if traces are readable.
         timeout: The longest wait for one job in seconds; no limit by default.
@@ -134,6 +142,9 @@ def run_noukai_jobs(
         cancel_on_timeout: Whether a job that times out is cancelled.
         max_concurrency: The number of jobs that run at the same time.
         max_polls_per_second: The rate limit for polls of all jobs together.
+        max_cost_usd: Submit nothing more once the jobs that have ended cost this much. Needs `trace`.
+        output_type: A pydantic model. Outputs are its instances; one that is none leads to a
+            `JobOutputInvalidError`, and a retry submits a new job for it.
         raise_on: `"any"` waits for all jobs, then raises an `ExceptionGroup` if some did not complete.
             `"first"` raises the first error at once, and leaves the other jobs running for a rerun. `"none"`
             never raises for a job.
@@ -158,6 +169,14 @@ def run_noukai_jobs(
         ```
     """
     options = BatchOptions(
-        timeout, poll_interval, cancel_on_timeout, max_concurrency, max_polls_per_second, raise_on
+        version=version,
+        trace=trace,
+        timeout=timeout,
+        poll_interval=poll_interval,
+        cancel_on_timeout=cancel_on_timeout,
+        max_concurrency=max_concurrency,
+        max_cost_usd=max_cost_usd,
+        output_type=output_type,
+        raise_on=raise_on,
     )
-    return run_blocking(_run_batch(credentials, flow, _requests(flow, inputs, version, trace), options))
+    return run_blocking(_run_batch(credentials, flow, inputs, options, max_polls_per_second))

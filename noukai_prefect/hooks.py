@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect import Flow
@@ -18,7 +18,8 @@ from prefect.logging.loggers import flow_run_logger
 
 from noukai_core import AsyncJob, AsyncNoukai, CancelOutcome, JobState, NoukaiError, acancel_job, one_line
 from noukai_prefect._artifacts import with_subflows
-from noukai_prefect._batch_table import StoredBatch, read_batches
+from noukai_prefect._batch_record import StoredBatch, StoredLedger, read_batches
+from noukai_prefect._batch_table import show_cancelled
 from noukai_prefect._cancellation import CANCEL_CONCURRENCY
 from noukai_prefect._job_artifact import job_markdown
 from noukai_prefect._job_store import JobRecord, mark_ended, read_records
@@ -75,19 +76,19 @@ class _Stored:
     singles: list[tuple[JobRecord, UUID]] = field(default_factory=list[tuple[JobRecord, UUID]])
     batches: list[StoredBatch] = field(default_factory=list[StoredBatch])
 
-    def verify(self, block: NoukaiCredentials) -> tuple[list[_Verified], _Stored]:
+    def verify(self, block: NoukaiCredentials) -> tuple[_Verified, _Stored]:
         """Return the unfinished jobs that the run signed with the block's key, and what it did not sign."""
-        verified, rejected = list[_Verified](), _Stored()
+        verified, rejected = _Verified(), _Stored()
         for record, scope in self.singles:
             signer = RecordSigner(block.api_key, scope)
             if not record.verified_by(signer):
                 rejected.singles.append((replace(record, ended=False), scope))
             elif not record.ended:
-                verified.append((record, signer, None))
+                verified.singles.append((record, signer))
         for batch in self.batches:
             signer = RecordSigner(block.api_key, batch.scope)
-            if batch.verified_by(signer):
-                verified += [(record, signer, batch) for record in batch.unfinished(signer)]
+            if batch.entries(signer):
+                verified.batches.append((batch, signer))
             if not batch.complete(signer):
                 rejected.batches.append(batch)
         return verified, rejected
@@ -106,8 +107,26 @@ class _Stored:
             )
 
 
-# A job, who signs its record, and the batch that it belongs to.
-_Verified: TypeAlias = tuple[JobRecord, RecordSigner, StoredBatch | None]
+@dataclass
+class _Verified:
+    """What a flow run signed, with who signs it."""
+
+    singles: list[tuple[JobRecord, RecordSigner]] = field(
+        default_factory=list[tuple[JobRecord, RecordSigner]]
+    )
+    batches: list[tuple[StoredBatch, RecordSigner]] = field(
+        default_factory=list[tuple[StoredBatch, RecordSigner]]
+    )
+
+    def job_ids(self) -> Iterator[tuple[str, str]]:
+        """Yield the jobs that were not seen to end, each with its flow."""
+        for record, _ in self.singles:
+            if record.job_id:
+                yield record.job_id, record.flow
+        for batch, signer in self.batches:
+            for entry in batch.entries(signer).values():
+                if entry.job_id is not None and entry.unfinished:
+                    yield entry.job_id, batch.flow
 
 
 def _log_not_cancelled(record: JobRecord, why: NoukaiError | str, logger: LoggerOrAdapter) -> None:
@@ -139,13 +158,10 @@ async def _log_all(flow_run: FlowRun, default: str, logger: LoggerOrAdapter) -> 
         except Exception as error:
             logger.warning("Noukai credentials block %s: not usable: %s", one_line(name), error)
             continue
-        for record, _, _ in verified:
-            if record.job_id:
-                logger.info(
-                    "Noukai job %s of %s: left running (a retry of this flow run attaches to it)",
-                    record.job_id,
-                    record.flow,
-                )
+        for job_id, of in verified.job_ids():
+            logger.info(
+                "Noukai job %s of %s: left running (a retry of this flow run attaches to it)", job_id, of
+            )
 
 
 async def _cancel_all(flow_run: FlowRun, default: str, logger: LoggerOrAdapter) -> None:
@@ -163,33 +179,39 @@ async def _cancel_all(flow_run: FlowRun, default: str, logger: LoggerOrAdapter) 
 
 async def _cancel_verified(
     credentials: NoukaiCredentials,
-    verified: Sequence[_Verified],
+    verified: _Verified,
     logger: LoggerOrAdapter,
 ) -> None:
     """Cancel jobs, and record which of them did not complete."""
-    cancelled: defaultdict[UUID, dict[str, str]] = defaultdict(dict)
     semaphore = asyncio.Semaphore(CANCEL_CONCURRENCY)
     async with credentials.get_client("async") as client:
 
-        async def bounded(record: JobRecord, signer: RecordSigner, batch: StoredBatch | None) -> None:
+        async def bounded(record: JobRecord, signer: RecordSigner) -> None:
             async with semaphore:
                 try:
-                    job_id = await _cancel(client, record, signer, credentials, logger)
+                    await _cancel(client, record, signer, credentials, logger)
                 except NoukaiError as error:
                     _log_not_cancelled(record, error, logger)
-                    return
-            if job_id is not None and batch is not None:
-                cancelled[batch.artifact_id][record.submission_id] = job_id
 
-        await asyncio.gather(*(bounded(*one) for one in verified))
-    batches = {batch.artifact_id: (batch, signer) for _, signer, batch in verified if batch}
-    for artifact_id, (batch, signer) in batches.items():
-        try:
-            await batch.record_cancelled(signer, cancelled[artifact_id])
-        except Exception as error:
-            logger.warning(
-                "Noukai batch of %s jobs of %s: table not written: %s", batch.size, batch.flow, error
-            )
+        await asyncio.gather(*(bounded(*one) for one in verified.singles))
+        for batch, signer in verified.batches:
+            await _cancel_batch(client, batch, signer, logger)
+
+
+async def _cancel_batch(
+    client: AsyncNoukai, batch: StoredBatch, signer: RecordSigner, logger: LoggerOrAdapter
+) -> None:
+    """Cancel the jobs of a batch, even those of which a killed process recorded only the submission."""
+    ledger = StoredLedger(batch, signer)
+    jobs = client.flow(batch.flow).jobs((), ledger=ledger, batch_id=batch.slot)
+    for outcome in await jobs.cancel(_REASON):
+        outcome.log(_REASON, logger)
+    try:
+        await ledger.store()
+        if (table := batch.table(signer)) is not None and (ended := ledger.ended()):
+            await show_cancelled(table, ended)
+    except Exception as error:
+        logger.warning("Noukai batch of %s jobs of %s: table not written: %s", batch.size, batch.flow, error)
 
 
 async def _cancel(
@@ -198,8 +220,8 @@ async def _cancel(
     signer: RecordSigner,
     credentials: NoukaiCredentials,
     logger: LoggerOrAdapter,
-) -> str | None:
-    """Cancel a job, and return its id if it did not complete.
+) -> None:
+    """Cancel a job, and record that.
 
     If a killed process recorded only the submission, its job is looked up first.
     """
@@ -209,16 +231,16 @@ async def _cancel(
     else:
         job = await flow.find(record.submission)
     if job is None:
-        return None
+        return
     status = await job.status()
     if not status.finished:
         outcome = await acancel_job(job)
         outcome.log(_REASON, logger)
         if outcome.error is not None:
-            return None
+            return
         status = outcome.status or status
     if status.state == JobState.COMPLETED:
-        return None
+        return
     try:
         text = job_markdown(
             job.flow,
@@ -231,4 +253,3 @@ async def _cancel(
         await mark_ended(replace(record, job_id=job.id), signer, text)
     except Exception as error:
         logger.warning("Noukai job %s of %s: not recorded (%s)", job.id, job.flow, error)
-    return job.id

@@ -114,6 +114,10 @@ class AsyncJobBatch(BatchHandle, AsyncIterator[JobOutcome]):
         else:
             self._log_left_running()
 
+    async def stop(self) -> None:
+        """Submit and poll nothing more, and leave open what happens to the jobs: `cancel` may follow."""
+        await self._end_strands()
+
     async def cancel(self, reason: str) -> list[CancelOutcome]:
         """Close the batch, and cancel what is left running, even of a submission that was interrupted.
 

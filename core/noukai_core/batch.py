@@ -6,6 +6,7 @@ process can go on with it: it takes what has completed, attaches to what runs, a
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any, Protocol, Self, TypeAlias
+from uuid import UUID, uuid5
 
 from noukai_core import _validation
 from noukai_core.errors import JobFailedError, NoukaiError
@@ -186,6 +188,25 @@ class LedgerEntry:
 
 def _moment(text: str | None) -> datetime | None:
     return None if text is None else _validation.moment(datetime.fromisoformat(text), "sent_at")
+
+
+def new_session_of(batch_id: UUID) -> str:
+    """Return a new session for jobs of a batch."""
+    return str(UUID(bytes=_session_prefix(batch_id) + os.urandom(10), version=4))
+
+
+def is_session_of(session_id: str, batch_id: UUID) -> bool:
+    """Return whether a session is one that was made for the jobs of a batch, for entries of unsure origin."""
+    return UUID(session_id).bytes[:6] == _session_prefix(batch_id)
+
+
+def _session_prefix(batch_id: UUID) -> bytes:
+    return uuid5(batch_id, "session").bytes[:6]
+
+
+def submission_id_of(batch_id: UUID, index: int, resubmission: int) -> str:
+    """Return the id of a submission of a batch."""
+    return str(uuid5(batch_id, f"{index}:{resubmission}"))
 
 
 class BatchLedger(Protocol):

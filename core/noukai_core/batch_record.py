@@ -106,11 +106,13 @@ class BatchRecord:
 
     # The outcomes
 
-    def add(self, outcome: JobOutcome, *, keep_output: bool) -> dict[str, Any]:
+    def add(self, outcome: JobOutcome, *, keep_output: bool, keep_failure: bool = True) -> dict[str, Any]:
         """Count and record an outcome.
 
         Args:
             outcome: The outcome.
+            keep_failure: Whether a job that did not complete is recorded with its reason, for a later segment
+                of the same try. Otherwise only what it cost is.
             keep_output: Whether to record a completed job here, with its output. Otherwise it counts only
                 when `add_part` is called.
 
@@ -122,7 +124,10 @@ class BatchRecord:
             row["state"] = OutcomeState.TIMED_OUT.value  # even if the job was then cancelled
         if outcome.state is not OutcomeState.COMPLETED:
             self.failures[outcome.index] = row
-            self._keep(row)
+            if keep_failure:
+                self._keep(row)
+            elif outcome.cost_usd is not None:
+                self._append({"spent": {"tokens": outcome.tokens or 0, "cost_usd": str(outcome.cost_usd)}})
         elif keep_output:
             self.outputs[outcome.index] = row["output"]
             if len(json.dumps(row)) <= _MAX_ROW_BYTES:
@@ -200,11 +205,14 @@ class BatchRecord:
         try:
             if "retried" in row:
                 self._reopen(bool(row.get("cancelled")))
-            entries = [*row.get("entries", ()), *([row["entry"]] if "entry" in row else ())]
-            for entry in map(LedgerEntry.from_list, entries):
+            for entry in _entries_in(row):
                 self._note_job(entry)
                 done = entry.kept and entry.state == OutcomeState.COMPLETED
                 self._entries[entry.index] = _DONE if done else entry
+            if "spent" in row:
+                spent = cast("dict[str, Any]", row["spent"])
+                self.tokens += spent["tokens"]
+                self.cost_usd += Decimal(spent["cost_usd"])
             if "part" in row:
                 part = cast("dict[str, Any]", row["part"])
                 self.part = part["part"]
@@ -230,3 +238,19 @@ class BatchRecord:
             self._entries[index] = replace(entry, kept=False)
             self.counts[row["state"]] -= 1
             del self.failures[index]
+
+
+def entries_of(rows: Iterable[Row]) -> dict[int, LedgerEntry]:
+    """Return the last entry of each index in rows of a log. Malformed rows are left out."""
+    found: dict[int, LedgerEntry] = {}
+    for row in rows:
+        try:
+            found.update((entry.index, entry) for entry in _entries_in(row))
+        except (ValueError, TypeError):
+            continue
+    return found
+
+
+def _entries_in(row: Row) -> list[LedgerEntry]:
+    stored = [*row.get("entries", ()), *([row["entry"]] if "entry" in row else ())]
+    return [LedgerEntry.from_list(entry) for entry in stored]

@@ -33,9 +33,9 @@ def check_output_type(output_type: object) -> type[BaseModel] | None:
         return None
     from pydantic import BaseModel
 
+    shown = one_line(repr(output_type), 100)
     if isinstance(output_type, type) and issubclass(output_type, BaseModel):
         return output_type
-    shown = one_line(repr(output_type), 100)
     raise InvalidInputError(
         f"output_type is {shown}, but must be a pydantic model: a class that is derived from BaseModel"
     )

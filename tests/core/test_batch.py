@@ -13,12 +13,16 @@ import pytest
 from noukai_core import (
     AsyncNoukai,
     InvalidInputError,
+    JobFailedError,
     JobOutcome,
     JobRequest,
+    JobStatus,
     LedgerEntry,
     MemoryLedger,
     NotSubmittedError,
     Noukai,
+    NoukaiError,
+    OutcomeState,
 )
 
 if TYPE_CHECKING:
@@ -334,3 +338,23 @@ def test_faults_do_not_flood_the_log(
     assert {outcome.state.value for outcome in outcomes} == {"completed"}
     assert len(caplog.messages) == 1
     assert "rejected (retryable)" in caplog.messages[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            JobFailedError(
+                "Noukai job job_1 failed: no luck",
+                job_id="job_1",
+                status=JobStatus(id="job_1", state="failed", error="no luck"),
+            ),
+            "no luck",
+        ),
+        (NoukaiError("Noukai job job_1 of acme/x/y timed out after 2 s"), "timed out after 2 s"),
+        (InvalidInputError("message is 7"), "message is 7"),
+    ],
+)
+def test_the_reason_of_an_outcome(error: NoukaiError, reason: str) -> None:
+    """The reason does not repeat the job's id."""
+    assert JobOutcome(0, "job_1", OutcomeState.UNKNOWN, error=error).reason == reason

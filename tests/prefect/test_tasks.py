@@ -188,18 +188,18 @@ async def test_many(call: Call, credentials: NoukaiCredentials, emulator: Emulat
     assert emulator.control.counts()["submit"] == 2
 
 
-async def test_many_of_nothing(call: Call, credentials: NoukaiCredentials, emulator: Emulator) -> None:
-    """Without inputs there are no outcomes and no requests."""
-    assert await call("many", credentials, FLOW, []) == []
-    assert emulator.control.requests() == []
-
-
 @pytest.mark.parametrize(
     ("inputs", "options", "reported"),
     [
         ([{"massage": "a"}], {}, "massage"),
         (["a", 7], {}, r"inputs\[1\]"),
-        ("abc", {}, "inputs"),
+        ([], {}, "inputs is empty"),
+        ("abc", {}, "inputs is the text 'abc'"),
+        ("nowhere/inputs.jsonl", {}, "nowhere/inputs.jsonl: cannot be opened"),
+        ({"message": "a"}, {}, "inputs is a dict"),
+        (["a"], {"max_cost_usd": 1}, "max_cost_usd needs trace=True"),
+        (["a"], {"max_cost_usd": 0, "trace": True}, "max_cost_usd is 0"),
+        (["a"], {"output_type": dict}, "output_type"),
         (["a"], {"max_concurrency": 0}, "max_concurrency"),
         (["a"], {"raise_on": "never"}, "raise_on"),
         (["a"], {"timeout": -1}, "timeout"),

@@ -6,9 +6,9 @@ from decimal import Decimal
 
 import pytest
 
-from noukai_core import InvalidInputError, JobFailedError, JobStatus, NoukaiError
+from noukai_core import JobStatus
 from noukai_prefect._job_artifact import JobCost, job_markdown
-from noukai_prefect._text import bare_reason, dollars, markdown, markdown_link
+from noukai_prefect._text import dollars, markdown, markdown_link
 
 
 @pytest.mark.parametrize(
@@ -48,26 +48,6 @@ def test_link() -> None:
 def test_dollars(amount: str, shown: str) -> None:
     """Small amounts keep their digits."""
     assert dollars(Decimal(amount)) == shown
-
-
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (
-            JobFailedError(
-                "Noukai job job_1 failed: no luck",
-                job_id="job_1",
-                status=JobStatus(id="job_1", state="failed", error="no luck"),
-            ),
-            "no luck",
-        ),
-        (NoukaiError("Noukai job job_1 of acme/x/y timed out after 2 s"), "timed out after 2 s"),
-        (InvalidInputError("message is 7"), "message is 7"),
-    ],
-)
-def test_bare_reason(error: NoukaiError, reason: str) -> None:
-    """The reason in a table does not repeat the job's id."""
-    assert bare_reason(error, "job_1") == reason
 
 
 def test_job_markdown() -> None:

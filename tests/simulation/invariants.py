@@ -95,14 +95,19 @@ def _absence_proved(history: History, earlier: Exchange, later: Exchange) -> boo
     settled_at = earlier.ended_at + recovery_timeout - ROUNDING
     return any(
         exchange.kind == "session"
-        and exchange.submission == later.submission
+        and exchange.session == earlier.session
         and exchange.sent_at >= settled_at
         and exchange.ended_at is not None
         and exchange.ended_at <= later.sent_at
         and isinstance(exchange.end, Response)
-        and exchange.end.proves_absence
+        and _proves_absence(exchange.end, earlier.submission)
         for exchange in history.exchanges
     )
+
+
+def _proves_absence(response: Response, submission: str) -> bool:
+    """Whether a session that may hold the jobs of several submissions has none of this one."""
+    return response.proves_absence or (response.listed is not None and submission not in response.listed)
 
 
 def never_none_when_there_is_one(history: History) -> Iterator[str]:

@@ -7,7 +7,9 @@ from tests.simulation.mutants import Mutant
 _RUN = "noukai_prefect._run"
 _STORE = "noukai_prefect._job_store"
 _BATCH = "noukai_prefect._batch"
-_TABLE = "noukai_prefect._batch_table"
+_RECORD = "noukai_prefect._batch_record"
+_SHARED_RECORD = "noukai_core.batch_record"
+_LEDGER = "noukai_core.batch"
 _CANCELLATION = "noukai_prefect._cancellation"
 
 MUTANTS = (
@@ -44,47 +46,40 @@ MUTANTS = (
     ),
     # Batches.
     Mutant(
-        "the submission of a row is repeated as if it had never been sent",
-        _TABLE,
-        "None if row.never_sent else row.possibly_sent_at or self._possibly_sent_at",
-        "None",
+        "a submission of a batch is sent before it is recorded",
+        _SHARED_RECORD,
+        "        if entry.state == SUBMITTING:\n            await self.store()\n",
+        "",
     ),
     Mutant(
-        "the rows of a batch share a submission",
-        _TABLE,
-        'return str(uuid.uuid5(uuid.UUID(slot), f"{index}:{resubmission}"))',
-        'return str(uuid.uuid5(uuid.UUID(slot), f"0:{resubmission}"))',
+        "the inputs of a batch share a submission",
+        _LEDGER,
+        'return str(uuid5(batch_id, f"{index}:{resubmission}"))',
+        'return str(uuid5(batch_id, f"0:{resubmission}"))',
     ),
     Mutant(
         "the jobs of an earlier attempt are not attached to",
-        _BATCH,
-        "            if row.job_id is not None:\n",
-        "            if False:\n",
+        _RECORD,
+        "            rows += batch.verified_rows(self._signer)\n",
+        "            pass\n",
     ),
     Mutant(
-        "the timeout of an attached row leaves the state of the earlier attempt",
-        _BATCH,
-        "isinstance(error, JobFailedError | JobCancelledError)):",
-        "isinstance(error, JobFailedError | JobCancelledError | JobTimeoutError)):",
+        "an artifact of the record is replaced by the next",
+        _RECORD,
+        "self._artifact, self._rows, self._characters = None, [], 0",
+        "self._rows, self._characters = [], 0",
     ),
     Mutant(
-        "a row that times out is cancelled, although cancel_on_timeout is off",
+        "a job that times out is cancelled, although cancel_on_timeout is off",
         _BATCH,
-        "if timeout is None or not self._options.cancel_on_timeout:",
-        "if timeout is None:",
+        "cancel_on_timeout=options.cancel_on_timeout,",
+        "cancel_on_timeout=True,",
     ),
     Mutant(
-        "a person's cancel passes over a submission that got no response",
+        "a person's cancel leaves the jobs of a batch running",
         _BATCH,
-        "        if job is None and not row.may_have_job:\n",
-        "        if job is None:\n",
-    ),
-    Mutant(
-        "a person's cancel passes over jobs that wait for their turn",
-        _BATCH,
-        "return_when=asyncio.FIRST_COMPLETED\n            )\n            for task in (stop, updates):",
-        "return_when=asyncio.FIRST_COMPLETED\n            )\n            for row in self._table.rows:\n"
-        "                row.job_id = None\n            for task in (stop, updates):",
+        "for outcome in await batch.cancel(reason):",
+        "for outcome in list[Any]():",
     ),
     # Interruptions.
     Mutant(

@@ -107,6 +107,11 @@ class Exchange:
         return parts[-2] if self.kind in ("cancel", "trace") else parts[-1]
 
     @property
+    def session(self) -> str:
+        """The session that it asks for, or in which it submits."""
+        return self.submission if self.kind == "session" else self.headers.get("x-session-id", "")
+
+    @property
     def surely_not_processed(self) -> bool:
         """Whether the client can tell that the service did nothing about it, or refused it."""
         if self.end == NOT_SENT:

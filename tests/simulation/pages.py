@@ -20,6 +20,7 @@ class Response:
     Attributes:
         origin: Who wrote it: `service`, or the name of a gateway.
         proves_absence: Whether it is the service's own word that a session holds no job.
+        listed: The submissions whose jobs the list of a session names, if it is one that can be read.
     """
 
     status: int
@@ -27,6 +28,7 @@ class Response:
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
     origin: str = _SERVICE
     proves_absence: bool = False
+    listed: frozenset[str] | None = None
 
     @property
     def own(self) -> bool:

@@ -21,6 +21,7 @@ from pydantic import SecretStr
 
 import noukai_prefect._artifacts
 import noukai_prefect._batch
+import noukai_prefect._batch_record
 import noukai_prefect._batch_table
 import noukai_prefect._cancellation
 import noukai_prefect._events
@@ -29,8 +30,9 @@ import noukai_prefect._run
 from noukai_core import AsyncNoukai, NoukaiError
 from noukai_core._http import connection
 from noukai_prefect import NoukaiCredentials
-from noukai_prefect._batch import Batch, BatchOptions
-from noukai_prefect._batch_table import WRITE_SECONDS, BatchTable
+from noukai_prefect._batch import BatchOptions, BatchRun
+from noukai_prefect._batch_inputs import BatchInputs
+from noukai_prefect._batch_table import WRITE_SECONDS
 from noukai_prefect._run import JobRequest, WaitOptions
 from noukai_prefect._run_context import RunContext
 from tests.simulation import core_state
@@ -321,16 +323,12 @@ class PrefectFlowRun:
         run = self._context(attempt, 1)
         options = BatchOptions(
             timeout=self.timeout,
-            poll_interval=None,
             cancel_on_timeout=self.cancel_on_timeout,
             max_concurrency=self.max_concurrency,
-            max_polls_per_second=50.0,
-            raise_on="none",
         )
-        inputs = [f"text {number}" for number in range(self.size)]
-        table = BatchTable(run, SLOT, FLOW, inputs, _CREDENTIALS)
-        requests = [JobRequest(FLOW, text) for text in inputs]
-        outcomes = await Batch(client.flow(FLOW), requests, options, run, table).outcomes()
+        inputs = BatchInputs(FLOW, [f"text {number}" for number in range(self.size)], "production", False)
+        batch = BatchRun(client.flow(FLOW), inputs, options, run, SLOT, _CREDENTIALS)
+        outcomes = [outcome async for outcome in batch.outcomes()]
         self.results += [(one.index, one.output) for one in outcomes if one.state == "completed"]
         for one in outcomes:
             if one.error is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -292,11 +292,13 @@ class Server:
             case _:
                 listed = rows
         name = "items" if habits.listing == "items" else "executions"
-        return _own(
+        page = _own(
             200,
             {"sessionId": session, name: listed},
             proves_absence=not mine and habits.listing == "executions",
         )
+        readable = habits.listing == "executions"
+        return replace(page, listed=frozenset(job.key for job in mine)) if readable else page
 
     def _row(self, job: ServerJob) -> Any:
         habits = self.habits

@@ -38,7 +38,15 @@ from noukai_core._engine.submit import Submitted, find, submit_request
 from noukai_core._engine.wait import Poller, reach_slot
 from noukai_core._options import ClientOptions
 from noukai_core._validation import FlowPath, Version, refused, shown
-from noukai_core.batch import SUBMITTED, SUBMITTING, JobOutcome, LedgerEntry, OutcomeState
+from noukai_core.batch import (
+    SUBMITTED,
+    SUBMITTING,
+    JobOutcome,
+    LedgerEntry,
+    OutcomeState,
+    new_session_of,
+    submission_id_of,
+)
 from noukai_core.cancellation import CancelOutcome
 from noukai_core.checks import check_choice, check_count, check_seconds
 from noukai_core.errors import (
@@ -293,7 +301,7 @@ class Batch:
             if lane is None or lane.full:
                 if lane is not None:
                     lane.close()
-                lane = self._open_lane(str(uuid.uuid4()))
+                lane = self._open_lane(new_session_of(self._id))
                 yield from self._watch_lane(lane)
             yield from self._submit_in(item, lane)
             submitted += 1
@@ -390,7 +398,7 @@ class Batch:
         resubmission = 0 if stored is None else stored.resubmission + 1
         return LedgerEntry(
             index=index,
-            submission_id=str(uuid.uuid5(self._id, f"{index}:{resubmission}")),
+            submission_id=submission_id_of(self._id, index, resubmission),
             session_id="",
             state=_NEW,
             resubmission=resubmission,
@@ -673,12 +681,12 @@ class Batch:
         resubmission = item.entry.resubmission + 1
         item.entry = LedgerEntry(
             index=item.index,
-            submission_id=str(uuid.uuid5(self._id, f"{item.index}:{resubmission}")),
+            submission_id=submission_id_of(self._id, item.index, resubmission),
             session_id="",
             state=_NEW,
             resubmission=resubmission,
         )
-        lane = self._open_lane(str(uuid.uuid4()), takes_jobs=False)
+        lane = self._open_lane(new_session_of(self._id), takes_jobs=False)
         yield from self._submit_in(item, lane)
 
     def _trace(self, item: _Item) -> Effects[RunTrace | None]:
@@ -811,7 +819,10 @@ class Batch:
             return None
         outcome = yield from self._cancel_job(item, job_id)
         if outcome.cancelled or outcome.not_needed:
-            item.entry = replace(item.entry, job_id=job_id, state=OutcomeState.CANCELLED.value)
+            status = outcome.status
+            ended = status is not None and status.state == JobState.COMPLETED
+            state = OutcomeState.COMPLETED if ended else OutcomeState.CANCELLED
+            item.entry = replace(item.entry, job_id=job_id, state=state.value)
             yield from self._record(item)
             self._items.pop(index, None)
             self._left_running.pop(index, None)
@@ -823,6 +834,9 @@ class Batch:
         lane = self._lanes.get(entry.session_id) or self._open_lane(entry.session_id, takes_jobs=False)
         lane.known.add_digests(entry.others)
         item = _Item(index, None, False, self._clock(), entry, lane=None if entry.in_users_session else lane)
+        item.submitted_at = (
+            item.started
+        )  # how old it is proves nothing, as another machine's clock may be wrong
         self._left_running[index] = item
         return item
 

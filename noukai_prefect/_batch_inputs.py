@@ -1,0 +1,166 @@
+"""The inputs of a batch: a list, anything to iterate over, or the lines of a JSONL or CSV file."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import reprlib
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, TypeAlias, TypeGuard, cast
+
+import fsspec  # type: ignore[import-untyped]  # pyright: ignore
+
+from noukai_core import InvalidInputError, JobInput, JobRequest
+from noukai_core.batch_files import INPUT_SUFFIXES, read_inputs
+
+Inputs: TypeAlias = Iterable[JobInput] | AsyncIterable[JobInput] | str | os.PathLike[str]
+"""What a batch takes: one input per job, or the path or URI of a file with them."""
+
+_FIELDS = ("message", "parameters", "block_overrides", "key")
+_FORMS = "a list with one input per job, or the path of a .jsonl or .csv file"
+_LINES_AT_ONCE = 200
+
+
+class BatchInputs:
+    """The inputs of a batch, checked as far as that is possible before the first one is taken.
+
+    Args:
+        flow: The Noukai flow.
+        inputs: The argument of the task.
+        version: The version of the flow.
+        trace: Whether runs are traced.
+
+    Attributes:
+        total: How many there are, if that is known.
+
+    Raises:
+        InvalidInputError: They have none of the forms that are possible.
+    """
+
+    def __init__(self, flow: str, inputs: Any, version: str | int, trace: bool) -> None:
+        self.total: int | None = None
+        self._given: Iterable[Any] | AsyncIterable[Any] = ()
+        self._path: str | None = None
+        self._content: Any = "iterable"
+        if isinstance(inputs, str | os.PathLike):
+            self._path = _path_of(os.fspath(cast("str | os.PathLike[str]", inputs)))
+        elif _is_list(inputs):
+            requests = [_request(flow, index, one, version, trace) for index, one in enumerate(inputs)]
+            self.total = len(requests)
+            self._given = requests
+            self._content = [request.arguments() for request in requests]
+        elif _is_iterable(inputs):
+            self._given = inputs
+        else:
+            raise InvalidInputError(f"inputs is a {type(inputs).__name__}, but must be {_FORMS}")
+        if self.total == 0:
+            raise InvalidInputError("inputs is empty: there is nothing to run")
+
+    async def check(self) -> None:
+        """Read a file once, before anything is paid for.
+
+        Raises:
+            InvalidInputError: A line is no input, the file cannot be read, or there is none.
+        """
+        if self._path is None:
+            return
+        self.total, details = await asyncio.to_thread(self._count)
+        if self.total == 0:
+            raise InvalidInputError(f"inputs {self._path} is empty: there is nothing to run")
+        self._content = [self._path, details]
+
+    @property
+    def content(self) -> Any:
+        """What tells these inputs from those of another batch, as JSON values."""
+        return self._content
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        """Yield the inputs."""
+        taken = 0
+        async for value in self._values():
+            taken += 1
+            yield value
+        if not taken:
+            raise InvalidInputError(
+                "inputs had nothing to read. A generator can be read only once, so a task that is retried "
+                "needs a list or a file"
+            )
+
+    async def _values(self) -> AsyncIterator[Any]:
+        if self._path is not None:
+            lines = self._read()
+            while chunk := await asyncio.to_thread(lambda: list(islice(lines, _LINES_AT_ONCE))):
+                for value in chunk:
+                    yield value
+        elif isinstance(self._given, AsyncIterable):
+            async for value in self._given:
+                yield value
+        else:
+            for value in self._given:
+                yield value
+
+    def _read(self) -> Iterator[Any]:
+        path = str(self._path)
+        try:
+            with _opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+                yield from read_inputs(file, path)
+        except (OSError, ImportError, ValueError) as error:
+            if isinstance(error, InvalidInputError):
+                raise
+            raise InvalidInputError(f"inputs {path}: cannot be opened: {error}") from error
+
+    def _count(self) -> tuple[int, list[str]]:
+        """Return the number of inputs in the file, and what is known of its version."""
+        count = sum(1 for _ in self._read())
+        opened = _opened(str(self._path))
+        details = cast("dict[str, Any]", opened.fs.info(opened.path))
+        known = [str(details[name]) for name in ("ETag", "etag", "mtime", "size") if name in details]
+        return count, known
+
+
+def _opened(path: str, *mode: str, **options: str) -> Any:
+    return cast("Any", fsspec).open(path, *mode, **options)
+
+
+def beginning_of(value: Any) -> str:
+    """Return the beginning of an input, for the table."""
+    message: Any = value
+    parameters: Any = None
+    if isinstance(value, JobRequest):
+        message, parameters = value.message, value.parameters
+    elif isinstance(value, Mapping):
+        fields = cast("Mapping[str, Any]", value)
+        message, parameters = fields.get("message"), fields.get("parameters")
+    return message[:200] if isinstance(message, str) else reprlib.repr(parameters)
+
+
+def _is_list(inputs: object) -> TypeGuard[Sequence[Any]]:
+    return isinstance(inputs, Sequence) and not isinstance(inputs, bytes)
+
+
+def _is_iterable(inputs: object) -> TypeGuard[Iterable[Any] | AsyncIterable[Any]]:
+    return isinstance(inputs, Iterable | AsyncIterable) and not isinstance(inputs, Mapping | bytes)
+
+
+def _path_of(path: str) -> str:
+    if not path.endswith(INPUT_SUFFIXES):
+        raise InvalidInputError(f"inputs is the text {path!r:.200}, but must be {_FORMS}")
+    return path
+
+
+def _request(flow: str, index: int, given: Any, version: str | int, trace: bool) -> JobRequest:
+    if isinstance(given, JobRequest):
+        return given
+    if not isinstance(given, str | Mapping):
+        raise InvalidInputError(
+            f"inputs[{index}] is a {type(given).__name__}, but must be a message or a mapping"
+        )
+    arguments = {"message": given} if isinstance(given, str) else cast("Mapping[str, Any]", given)
+    unknown = set(arguments) - set(_FIELDS)
+    if unknown:
+        raise InvalidInputError(
+            f"inputs[{index}] has {', '.join(sorted(map(str, unknown)))}, but may be a message, or have "
+            f"{', '.join(_FIELDS)}"
+        )
+    return JobRequest(flow, **arguments, version=version, trace=trace)
