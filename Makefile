@@ -10,7 +10,7 @@ SHELL := /bin/sh
 .DELETE_ON_ERROR:
 .PHONY: help demo screenshots test test-airflow test-prefect test-floor test-airflow-floor test-prefect-floor test-airflow-next test-pythons coverage \
 	.test-airflow-next test-deployment test-faults \
-	simulate check check-style check-types check-imports check-words check-api docs docs-serve environments format requirements clean
+	simulate check check-style check-types check-imports check-words check-api check-workflows docs docs-serve environments format requirements clean
 
 # What another environment, an orchestrator's settings or a developer's own key would change stays outside.
 unexport $(filter AIRFLOW_% PREFECT_% NOUKAI_% PIP_TARGET PIP_PREFIX PIP_REQUIRE_VIRTUALENV,$(.VARIABLES))
@@ -104,7 +104,7 @@ simulate: .venv/$(SIMULATED)/ready ## search a million schedules for a broken pr
 
 environments: .venv/airflow/ready .venv/prefect/ready .venv/airflow-floor/ready .venv/prefect-floor/ready ## build all that the tests need
 
-check: check-style check-types check-imports check-words check-api docs ## lint, format, types, who may import whom, the words, the public API, and the documentation
+check: check-style check-types check-imports check-words check-api check-workflows docs ## lint, format, types, who may import whom, the words, the public API, the workflows, and the documentation
 
 check-style: .venv/airflow/ready
 	$(call say,style)
@@ -132,6 +132,11 @@ check-words: .venv/airflow/ready .venv/docs/ready
 check-api: .venv/docs/ready
 	$(call say,public API)
 	@.ci/check-api
+
+# What a workflow could leak, or let others run; nothing is asked of the network.
+check-workflows: .venv/docs/ready
+	$(call say,workflows)
+	.venv/docs/bin/zizmor --quiet --offline .github
 
 docs: .venv/docs/ready ## build the documentation into .build/site
 	$(call say,documentation)
