@@ -31,6 +31,9 @@ from noukai_prefect._run_context import RunContext
 from noukai_prefect._signing import RecordSigner
 from noukai_prefect._text import markdown
 
+CLAIM_SECONDS = 1.0
+"""How long a claim has to stand before its task relies on it; another task may be writing its own."""
+
 _READ_PAUSE = 0.05
 _NAMESPACE = uuid.UUID("5d1f62a4-32b1-4d0a-8c0e-6f3f9f0f1b7e")
 
@@ -44,6 +47,8 @@ class JobRecord(SubmissionRecord):
         resubmission: How many jobs preceded it in its slot.
         ended: Whether this flow run saw it fail, or cancelled it. The next attempt then submits a new job.
         credentials: The name of the stored block whose key submitted the job, if it is a stored one.
+        claim: The attempt of the run and the detached task that use the slot. It is not signed, as it cannot
+            lead to another run's job.
         artifact_id: The artifact that keeps the record.
         signature: The signature with which the record was read.
     """
@@ -52,22 +57,31 @@ class JobRecord(SubmissionRecord):
     resubmission: int = 0
     ended: bool = False
     credentials: str | None = None
+    claim: str | None = None
     artifact_id: uuid.UUID | None = None
     signature: str | None = None
 
     def next(self) -> JobRecord:
         """Return the record of the job that replaces this one."""
-        return replace(_new_record(self.flow, self.slot, self.resubmission + 1), credentials=self.credentials)
+        new = _new_record(self.flow, self.slot, self.resubmission + 1)
+        return replace(new, credentials=self.credentials, claim=self.claim)
 
     def metadata(self, signer: RecordSigner) -> dict[str, str]:
         """Return it as the signed metadata of an artifact."""
-        content = self._content()
-        return {**content, "signature": signer.sign(content)}
+        return self._signed(signer.sign(self._content()))
+
+    def claimed_metadata(self, claim: str) -> dict[str, str]:
+        """Return the metadata with which it was read, but for its claim."""
+        return replace(self, claim=claim)._signed(self.signature)
 
     def verified_by(self, signer: RecordSigner) -> bool:
         """Return whether this run wrote the record with the signer's API key."""
         expected = _new_record(self.flow, self.slot, self.resubmission).submission_id
         return self.submission_id == expected and signer.verify(self._content(), self.signature)
+
+    def _signed(self, signature: str | None) -> dict[str, str]:
+        unsigned = {"claim": self.claim, "signature": signature}
+        return self._content() | {name: value for name, value in unsigned.items() if value is not None}
 
     def _content(self) -> dict[str, str]:
         own = {
@@ -88,6 +102,7 @@ class JobRecord(SubmissionRecord):
                 resubmission=int(metadata["resubmission"]),
                 ended="ended" in metadata,
                 credentials=metadata.get("credentials"),
+                claim=metadata.get("claim"),
                 artifact_id=artifact_id,
                 signature=metadata.get("signature"),
             )
@@ -126,7 +141,10 @@ class JobStore:
             api_key: The key that submits it, and has to have signed the record.
         """
         await self._read_once(run)
-        slot = self.slot(run, flow, inputs)
+        slot, claim = self.slot(run, flow, inputs), None
+        if run.detached_attempt is not None and run.task_run_id is not None:
+            claim = f"{run.detached_attempt} {run.task_run_id}"
+            slot = await self._claimed_slot(run, slot, claim)
         signer = RecordSigner(api_key, self._scope)
         with self._lock:
             self._signers[slot] = signer
@@ -135,8 +153,8 @@ class JobStore:
                     if record.verified_by(signer):
                         self._latest[slot] = record
         if slot in self._latest:
-            return self._latest[slot]
-        new = _new_record(flow, slot, 0)
+            return replace(self._latest[slot], claim=claim)
+        new = replace(_new_record(flow, slot, 0), claim=claim)
         if not self._stored[slot]:
             return new
         # The record was changed, or another key signed it. The server knows whether a job exists.
@@ -146,6 +164,41 @@ class JobStore:
             flow,
         )
         return replace(new, last_sent_at=now())
+
+    async def _claimed_slot(self, run: RunContext, own: str, claim: str) -> str:
+        """Return a slot that an earlier attempt has left to a detached task, or the task's own.
+
+        Detached tasks share no memory in which to count equal submissions, so each has its own slot. In a
+        rerun, each takes a slot that no other task of this attempt has taken: two equal submissions attach to
+        two jobs.
+        """
+        group, attempt = own.partition("/")[0], claim.partition(" ")[0]
+        records = [record for slot in list(self._stored) for record in self._stored[slot]]
+        while own not in self._latest and not self._stored.get(own):
+            in_slot = {one.slot: one for one in records if one.slot.startswith(f"{group}/")}
+            for slot in in_slot:
+                if in_slot[slot].claim == claim and slot not in self._latest:
+                    self._take(own, slot, records)
+                    return slot
+            left = [one for one in in_slot.values() if (one.claim or "").partition(" ")[0] != attempt]
+            if not left:
+                break
+            # Tasks that begin together begin with different slots.
+            chosen = left[run.task_run_id.int % len(left)] if run.task_run_id else left[0]
+            if chosen.artifact_id is not None:
+                async with get_client() as client:
+                    update = ArtifactUpdate(metadata_=chosen.claimed_metadata(claim))
+                    await client.update_artifact(chosen.artifact_id, update)
+            await asyncio.sleep(CLAIM_SECONDS)
+            records = _records_in(await own_artifacts(run, JOB_RECORDS))
+        return own
+
+    def _take(self, own: str, slot: str, records: Sequence[JobRecord]) -> None:
+        """Use a slot instead of the task's own, also in a retry of the task."""
+        with self._lock:
+            self._stored[slot] = [record for record in records if record.slot == slot]
+            for slots in self._slots.values():
+                slots[:] = [slot if one == own else one for one in slots]
 
     async def store(self, run: RunContext, record: JobRecord, text: str | None) -> JobRecord:
         """Store a record, before the request and again with the job's id.
@@ -215,10 +268,15 @@ class JobStore:
             turn = self._turns[caller, run.task_attempt]
             self._turns[caller, run.task_attempt] += 1
             if turn == len(slots):
-                number = self._counts[digest]
-                self._counts[digest] += 1
-                slots.append(str(uuid.uuid5(_NAMESPACE, f"{self._scope}:{digest}:{number}")))
+                slots.append(self._new_slot(run, digest, turn))
             return slots[turn]
+
+    def _new_slot(self, run: RunContext, digest: str, turn: int) -> str:
+        if run.detached_attempt is not None:
+            return f"{uuid.uuid5(_NAMESPACE, f'{self._scope}:{digest}')}/{run.task_run_id}:{turn}"
+        number = self._counts[digest]
+        self._counts[digest] += 1
+        return str(uuid.uuid5(_NAMESPACE, f"{self._scope}:{digest}:{number}"))
 
     async def _read_once(self, run: RunContext) -> None:
         """Read the records of earlier attempts. When many tasks begin together, only one does it."""

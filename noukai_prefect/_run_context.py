@@ -38,6 +38,8 @@ class RunContext:
         called_by: The task run that represents this flow run in its parent, if it is a subflow run.
         attempt: An object that exists exactly as long as this attempt of the flow run in this process; for a
             task without a flow, as long as this attempt of the task.
+        detached_attempt: Identifies this attempt of the flow run, if the task has only a copy of the flow's
+            context: in a process pool, with Dask or Ray, and in the background.
     """
 
     flow_run_id: UUID | None
@@ -47,6 +49,7 @@ class RunContext:
     cancel_event: threading.Event | None
     called_by: UUID | None = None
     attempt: FlowRunContext | TaskRunContext | None = None
+    detached_attempt: str | None = None
 
     @classmethod
     def current(cls) -> RunContext:
@@ -62,6 +65,7 @@ class RunContext:
             cancel_event=_cancel_event(flow, task_run.id if task_run else None),
             called_by=flow_run.parent_task_run_id if flow_run else None,
             attempt=flow or task,
+            detached_attempt=str(flow_run.run_count) if flow and flow_run and flow.detached else None,
         )
 
     @property
@@ -93,10 +97,10 @@ class RunContext:
         """Whether only Prefect's server knows that the task has to stop.
 
         The event for a task in a thread is a private part of Prefect, which its next version may not have.
-        Prefect does not notify a task in a separate process, such as one of a process pool.
+        Prefect does not notify a task in a separate process, such as one of a process pool or of Ray.
         """
         in_thread = threading.current_thread() is not threading.main_thread()
-        in_process = multiprocessing.parent_process() is not None
+        in_process = self.detached_attempt is not None or multiprocessing.parent_process() is not None
         no_event = self.cancel_event is None or self.cancel_event.is_set()
         return (in_thread or in_process) and self.flow_run_id is not None and no_event
 

@@ -17,6 +17,10 @@ R = TypeVar("R")
 
 _NOT_RETRYABLE = (PermanentError, InvalidInputError, JobCancelledError, NotSubmittedError)
 
+# A worker of background tasks persists every result, and replaces `NO_CACHE` by a policy under which equal
+# submissions of a flow run are one. A key of the task run's own takes precedence over that policy.
+_RESULT_KEY = "noukai-{task_run.id}"
+
 
 def is_retryable(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
     """Return whether a retry may succeed, for `retry_condition_fn`. Every task of this package has it set.
@@ -45,5 +49,6 @@ def noukai_task(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
         task_run_name=typed,
         cache_policy=NO_CACHE,
         persist_result=False,
+        result_storage_key=_RESULT_KEY,
         retry_condition_fn=is_retryable,
     )
