@@ -153,9 +153,7 @@ class JobOutcome:
         step = self.trace.failed_step
         if step is None:
             return ", before its first step" if self.traced and not self.trace.steps else ""
-        details = [step.model, None if step.attempt is None else f"attempt {step.attempt}"]
-        known = ", ".join(detail for detail in details if detail)
-        return f" in step {step.id or 'without an id'}" + (f" ({known})" if known else "")
+        return f" in step {step.label}"
 
     def _reason(self) -> str:
         reason = _shown(self.status.error)

@@ -11,7 +11,7 @@ from uuid import UUID
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 
-from noukai_core import AsyncJob, JobStatus, NoukaiError, RunTrace
+from noukai_core import AsyncJob, JobStatus, NoukaiError, TraceStep
 from noukai_prefect import _job_store
 from noukai_prefect._artifacts import PROGRESS_SECONDS, artifact_key
 from noukai_prefect._run_context import RunContext
@@ -25,12 +25,12 @@ class JobCost:
     Attributes:
         tokens: The tokens of its steps.
         cost_usd: The cost of its steps in US dollars.
-        failed_step: The step that failed, with its model and attempt.
+        step: The step that failed.
     """
 
     tokens: int | None = None
     cost_usd: Decimal | None = None
-    failed_step: str | None = None
+    step: TraceStep | None = None
 
     def __str__(self) -> str:
         tokens = [] if self.tokens is None else [f"{self.tokens:,} tokens"]
@@ -44,16 +44,7 @@ async def read_cost(job: AsyncJob, run: RunContext) -> JobCost:
     except NoukaiError as error:
         run.logger().info("Noukai job %s of %s: trace not available: %s", job.id, job.flow, error)
         return JobCost()
-    return JobCost(trace.total_tokens, trace.cost_usd, _failed_step(trace))
-
-
-def _failed_step(trace: RunTrace) -> str | None:
-    step = trace.failed_step
-    if step is None:
-        return None
-    details = [step.model, None if step.attempt is None else f"attempt {step.attempt}"]
-    known = ", ".join(detail for detail in details if detail)
-    return (step.id or "without an id") + (f" ({known})" if known else "")
+    return JobCost(trace.total_tokens, trace.cost_usd, trace.failed_step)
 
 
 def job_markdown(
@@ -83,7 +74,7 @@ def job_markdown(
     """
     lines = {
         "Reason": markdown(reason, 2000) if reason else None,
-        "Failed step": markdown(cost.failed_step) if cost and cost.failed_step else None,
+        "Failed step": markdown(cost.step.label) if cost and cost.step else None,
         "Progress": markdown(status.progress_text) if status and status.progress_text else None,
         "Version": None if version is None else markdown(str(version)),
         "Started": markdown(status.started_at) if status and status.started_at else None,

@@ -317,9 +317,9 @@ class _Wait:
                 reason = f"timed out after {timeout:g} s"
                 await self._artifact.write(JobState.CANCELLED.value, reason=reason, status=error.status)
             raise error from None
-        await self._show_outcome(status)
+        cost = await self._show_outcome(status)
         try:
-            return status.result_or_raise().output
+            return status.result_or_raise(step=cost.step).output
         except JobCancelledError as cancelled:
             if self._options.on_cancelled == "cancel":
                 return Cancelled(message=str(cancelled))
@@ -364,12 +364,13 @@ class _Wait:
         elif status.progress is not None and status.progress != before.progress:
             logger.info("Noukai job %s of %s: progress %s", job.id, job.flow, status.progress_text)
 
-    async def _show_outcome(self, status: JobStatus) -> None:
+    async def _show_outcome(self, status: JobStatus) -> JobCost:
         """Show how the job ended: in the log, an event, the artifact, and the record for a rerun."""
         job, run = self._job, self._run
-        cost = await read_cost(job, run) if self._traced else JobCost()
-        if status.state != JobState.FAILED:
-            cost = replace(cost, failed_step=None)  # a later attempt of the step has succeeded
+        failed = status.state == JobState.FAILED
+        cost = await read_cost(job, run) if self._traced or failed else JobCost()
+        if not failed:
+            cost = replace(cost, step=None)  # a later attempt of the step has succeeded
         if cost.tokens is not None or cost.cost_usd is not None:
             run.logger().info("Noukai job %s of %s: used %s", job.id, job.flow, cost)
         seconds = seconds_of(status, self._since)
@@ -379,7 +380,7 @@ class _Wait:
             seconds=seconds,
             tokens=cost.tokens,
             cost_usd=cost.cost_usd,
-            failed_step=cost.failed_step,
+            failed_step=None if cost.step is None else cost.step.label,
         )
         emit_job_event(run, status.state, job.flow, job.id, payload)
         if status.state != JobState.COMPLETED:
@@ -387,3 +388,4 @@ class _Wait:
         await self._artifact.write(
             str(status.state), reason=status.error, status=status, seconds=seconds, cost=cost
         )
+        return cost

@@ -35,7 +35,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from noukai_core.models import JobStatus
+    from noukai_core.models import JobStatus, TraceStep
     from noukai_core.submission import Submission
 
 
@@ -195,7 +195,22 @@ class JobError(NoukaiError):
 
 
 class JobFailedError(JobError):
-    """The job ended as `failed`."""
+    """The job ended as `failed`.
+
+    Attributes:
+        step: The step that failed, if the run's trace was read before the error was raised.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        job_id: str,
+        status: JobStatus | None = None,
+        step: TraceStep | None = None,
+    ) -> None:
+        super().__init__(message, job_id=job_id, status=status)
+        self.step = step
 
 
 class JobCancelledError(JobError):

@@ -99,8 +99,11 @@ class JobStatus(_Model, frozen=True):
         """The progress in words, such as `40 % (4 of 10)`; JSON if it has another form."""
         return None if self.progress is None else progress_text(self.progress)
 
-    def result_or_raise(self) -> ExecuteResult:
+    def result_or_raise(self, *, step: TraceStep | None = None) -> ExecuteResult:
         """Return the result of a completed job.
+
+        Args:
+            step: The step that failed, for the error; `RunTrace.failed_step` has it.
 
         Raises:
             JobFailedError: It failed.
@@ -113,7 +116,10 @@ class JobStatus(_Model, frozen=True):
             return self.result or ExecuteResult()
         if self.state == JobState.FAILED:
             reason = one_line(self.error or "the server gave no reason", _SHOWN_REASON)
-            raise JobFailedError(f"Noukai job {self.id} failed: {reason}", job_id=self.id, status=self)
+            where = "" if step is None else f" in step {step.label}"
+            raise JobFailedError(
+                f"Noukai job {self.id} failed{where}: {reason}", job_id=self.id, status=self, step=step
+            )
         if self.state == JobState.CANCELLED:
             raise JobCancelledError(
                 f"Noukai job {self.id} was cancelled on the Noukai side", job_id=self.id, status=self
@@ -140,6 +146,13 @@ class TraceStep(_Model, frozen=True):
     model: str | None = None
     tokens: int | None = None
     cost_usd: Decimal | None = None
+
+    @property
+    def label(self) -> str:
+        """What names the step, such as `draft (gpt-5, attempt 2)`."""
+        details = [self.model, None if self.attempt is None else f"attempt {self.attempt}"]
+        known = ", ".join(detail for detail in details if detail)
+        return one_line((self.id or "without an id") + (f" ({known})" if known else ""))
 
     @property
     def text(self) -> str:

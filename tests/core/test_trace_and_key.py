@@ -10,7 +10,10 @@ import pytest
 from noukai_core import (
     APIError,
     AuthenticationError,
+    JobFailedError,
     JobNotFoundError,
+    JobState,
+    JobStatus,
     PermanentError,
     PermissionDeniedError,
     ResponseTooLargeError,
@@ -89,6 +92,12 @@ def test_the_failed_step(scripted: MakeClient, server: ScriptedServer) -> None:
     assert step is not None
     assert (step.id, step.attempt, step.model) == ("check", 3, "m-1")
     assert step.error == "MODEL_OVERLOADED: try later"
+    status = JobStatus(id="job-1", state=JobState.FAILED, error="no luck")
+    with pytest.raises(
+        JobFailedError, match=r"job-1 failed in step check \(m-1, attempt 3\): no luck"
+    ) as failed:
+        status.result_or_raise(step=step)
+    assert failed.value.step is step
 
 
 @pytest.mark.parametrize(

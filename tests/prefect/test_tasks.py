@@ -96,6 +96,8 @@ async def test_failed(call: Call, credentials: NoukaiCredentials, emulator: Emul
     with pytest.raises(JobFailedError, match="no luck") as failed:
         await call("run", credentials, FLOW, "hello")
     assert failed.value.job_id == emulator.control.jobs()[0]["id"]
+    assert failed.value.step is not None
+    assert f"failed in step {failed.value.step.label}: no luck" in str(failed.value)
 
 
 async def test_cancelled(call: Call, credentials: NoukaiCredentials, emulator: Emulator) -> None:
