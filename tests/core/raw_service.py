@@ -30,8 +30,8 @@ def listed(*entries: dict[str, Any]) -> bytes:
 
 
 ACCEPTED = http(202, {"executionId": "job-1", "status": "started"})
-RUNNING = http(200, {"executionId": "job-1", "status": "running"})
-COMPLETED = http(200, {"executionId": "job-1", "status": "completed", "result": "done"})
+RUNNING = http(200, {"status": "running"})
+COMPLETED = http(200, {"status": "completed", "result": "done"})
 NO_SESSION = http(404, {"detail": {"code": "SESSION_NOT_FOUND", "message": "No such session."}})
 NO_JOB = http(404, {"detail": {"code": "JOB_NOT_FOUND", "message": "No such job."}})
 
@@ -59,6 +59,7 @@ class RawService(RawServer):
     Attributes:
         requests: The kind of each request, in their order.
         times: When each arrived.
+        last_request: The beginning of the last one.
     """
 
     def __init__(self) -> None:
@@ -67,6 +68,7 @@ class RawService(RawServer):
         self._reactions: dict[str, list[Reaction]] = {"submit": [ACCEPTED], "session": [NO_SESSION]}
         self._changed = threading.Condition()
         self.times: list[float] = []
+        self.last_request = b""
 
     def on(self, kind: str, *reactions: Reaction) -> RawService:
         """Set the reactions to submit, session, poll, cancel or trace."""
@@ -89,6 +91,7 @@ class RawService(RawServer):
         with self._changed:
             self.requests.append(kind)
             self.times.append(time.monotonic())
+            self.last_request = request
             reactions = self._reactions[kind]
             reaction = reactions.pop(0) if len(reactions) > 1 else reactions[0]
             self._changed.notify_all()

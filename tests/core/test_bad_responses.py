@@ -282,7 +282,7 @@ def test_a_redirect_is_not_followed(
     with pytest.raises(NoukaiError) as caught:
         acts[call]()
     assert {request.url.host for request in server.requests} == {"noukai.test"}
-    assert len(server.requests) == 1 or call != "submit"
+    assert sum(request.method == "POST" for request in server.requests) == 1 or call != "submit"
     assert str(code) in str(caught.value)
 
 

@@ -37,6 +37,9 @@ _LONGEST_BACKOFF = 66.0
 
 _TICK = 0.1
 
+_LAG = 30.0
+"""For how long a replica may not know a job that another one has shown."""
+
 
 class Violation(NamedTuple):
     """An invariant that does not hold."""
@@ -189,7 +192,9 @@ def _rejected_early(history: History, call: Call) -> str | None:
     error = call.error
     if not isinstance(error, APIError) or not (error.retryable and error.never_processed):
         return None
-    pause = max(error.retry_after or 0.0, _LONGEST_BACKOFF)
+    last = call.exchanges[-1].end if call.exchanges else None
+    by_date = isinstance(last, Response) and "date" in last.headers  # in two seconds, by the service's clock
+    pause = _LONGEST_BACKOFF if by_date else max(error.retry_after or 0.0, _LONGEST_BACKOFF)
     if _ended(call) < call.started + history.simulation.retry_timeout - pause - ROUNDING:
         return f"it gave up after {_ended(call) - call.started:.1f} s: {error!r}"
     return None
@@ -242,6 +247,8 @@ def _refusal(history: History, call: Call) -> str | None:
             return f"a job that is not found, by {last}"
         if ended < call.grace_ends - ROUNDING:
             return f"a job that is not found, {call.grace_ends - ended:.1f} s too early"
+        if call.kind == "wait" and any(_known(one, ended - _LAG) for one in call.exchanges):
+            return "a job that is not found, although it was known a moment ago"
         return None
     if isinstance(error, PermanentError):
         if isinstance(last, Response) and last.own and 400 <= last.status < 500:
@@ -250,6 +257,18 @@ def _refusal(history: History, call: Call) -> str | None:
     if isinstance(error, APIError):
         return _gave_up_early(history, call) if call.kind == "wait" else None
     return f"unexpected {error!r}"
+
+
+def _known(exchange: Exchange, since: float) -> bool:
+    """Tell whether a poll since some moment has shown the job."""
+    shown = isinstance(exchange.end, Response) and exchange.end.own and exchange.end.whole
+    return (
+        shown
+        and isinstance(exchange.end, Response)
+        and exchange.end.status == 200
+        and exchange.ended_at is not None
+        and exchange.ended_at > since
+    )
 
 
 def _gave_up_early(history: History, call: Call) -> str | None:

@@ -70,7 +70,43 @@ MUTANTS = (
         'raise malformed(response, operation, "has no list of executions")',
         "return ()",
     ),
+    Mutant(
+        "a page of the list counts as the whole",
+        _ENDPOINTS,
+        "whole = response.age == 0 and not _is_cut(value, len(listed))",
+        "whole = response.age == 0",
+    ),
+    Mutant(
+        "a list from a cache is believed",
+        _ENDPOINTS,
+        "whole = response.age == 0 and not _is_cut(value, len(listed))",
+        "whole = not _is_cut(value, len(listed))",
+    ),
+    Mutant(
+        "a 404 from a cache is the service's",
+        _PARSING,
+        "if response.status_code != 404 or response.age > 0:",
+        "if response.status_code != 404:",
+    ),
+    Mutant(
+        "the list of another session is believed",
+        _ENDPOINTS,
+        "return named is not None and uuid.UUID(named) != uuid.UUID(session_id)",
+        "return False",
+    ),
     # Submitting.
+    Mutant(
+        "any redirect says that there is no job",
+        _SUBMIT,
+        "(isinstance(error, RedirectError) and error.status_code in _ELSEWHERE)",
+        "isinstance(error, RedirectError)",
+    ),
+    Mutant(
+        "a date is read by the client's clock",
+        _PARSING,
+        '_date(response.headers.get("date", ""))',
+        "None",
+    ),
     Mutant(
         "the recovery window is inverted",
         _SUBMIT,
@@ -105,7 +141,7 @@ MUTANTS = (
     Mutant(
         "a response that cannot be read says that there is no job",
         _SUBMIT,
-        "if error.never_processed or isinstance(error, RedirectError):",
+        "if error.never_processed or (isinstance(error, RedirectError) and error.status_code in _ELSEWHERE):",
         "if error.never_processed or isinstance(error, InvalidResponseError):",
     ),
     Mutant(
@@ -265,6 +301,18 @@ MUTANTS = (
         "        raise self._timed_out()",
         '        yield Send(endpoints.cancel(FlowPath("acme", "spelling", "grade-3"), self._job_id))\n'
         "        raise self._timed_out()",
+    ),
+    Mutant(
+        "another job's response is believed",
+        _ENDPOINTS,
+        'if (_text(value, "executionId", "execution_id") or job_id).casefold() != job_id.casefold():',
+        "if False:",
+    ),
+    Mutant(
+        "a job that was known a moment ago is not found",
+        _WAIT,
+        "self._race_ends = max(self._race_ends, now + self._settings.not_found_grace)",
+        "pass",
     ),
     # Single calls.
     Mutant(

@@ -7,11 +7,22 @@ from typing import TypeAlias
 
 from tests.simulation.choices import Choices
 from tests.simulation.clock import Clock
-from tests.simulation.pages import CUT_OFF, FOREIGN_404, GATEWAY_ERRORS, Response
+from tests.simulation.pages import (
+    CUT_OFF,
+    ELSEWHERE,
+    FOREIGN_404,
+    GATEWAY_ERRORS,
+    OF_ANOTHER,
+    REDIRECTS,
+    REDIRECTS_AFTERWARDS,
+    Response,
+)
 from tests.simulation.server import Server, ServerJob
 from tests.simulation.story import Story
 
 LATENCY = 0.02
+
+CACHE_SECONDS = 90.0
 
 NOT_SENT = "not sent"
 """No connection was made."""
@@ -39,6 +50,9 @@ FATES = (
     "duplicated",
     "slow",
     "late",
+    "answered by a gateway with a redirect",
+    "replaced by a redirect",
+    "out of step",
 )
 
 
@@ -118,7 +132,7 @@ class Exchange:
             return True
         if not isinstance(self.end, Response):
             return False
-        if self.end.status in (425, 429):
+        if self.end.status in (425, 429) or (not self.end.own and self.end.status in ELSEWHERE):
             return True
         return self.end.own and 400 <= self.end.status < 500 and self.end.status not in (408, 409)
 
@@ -168,6 +182,8 @@ class Network:
         self._recovery_timeout = recovery_timeout
         self.exchanges: list[Exchange] = []
         self._cut_off: set[int] = set()
+        self._caches = harm > 0 and choices.happens("a cache before the service", 0.1)
+        self._cached: dict[str, tuple[float, Response]] = {}
 
     def send(
         self,
@@ -216,6 +232,9 @@ class Network:
             case "answered by a gateway with an error":
                 page = self._choices.pick(f"gateway's page for a {kind}", GATEWAY_ERRORS)
                 self._end_after(LATENCY, exchange, page, done)
+            case "answered by a gateway with a redirect":
+                page = self._choices.pick(f"redirect of a {kind}", REDIRECTS)
+                self._end_after(LATENCY, exchange, page, done)
             case "late":
                 self._end_after(timeout, exchange, TIMED_OUT, done)
                 lateness = self._choices.pick(
@@ -250,6 +269,10 @@ class Network:
                 response = self._choices.pick(f"404 for a {kind}", FOREIGN_404)
             case "replaced by a gateway's error":
                 response = self._choices.pick(f"gateway's page for a {kind}", GATEWAY_ERRORS)
+            case "replaced by a redirect":
+                response = self._choices.pick(f"redirect of a {kind}", REDIRECTS_AFTERWARDS)
+            case "out of step":
+                response = OF_ANOTHER.get(kind, response)
             # What the service has rejected, nobody sends again behind the client's back.
             case "duplicated" if not 400 <= response.status < 500:
                 later = self._choices.pick(f"pause before the duplicate of a {kind}", (0.0, 0.5, 20.0))
@@ -264,11 +287,23 @@ class Network:
         return self._receive(exchange)
 
     def _receive(self, exchange: Exchange) -> Response:
-        response = self._server.respond(exchange)
+        response = self._from_cache(exchange) or self._server.respond(exchange)
+        if self._caches and exchange.method == "GET" and response.own:
+            self._cached[exchange.path] = (self._clock.now, response)
         exchange.received.append(self._clock.now)
         if exchange.ended_at is not None or exchange.jobs:
             self._story.tell("{0}: the service answers {1}", exchange, response)
         return response
+
+    def _from_cache(self, exchange: Exchange) -> Response | None:
+        """Return what a cache has kept, although it was asked not to respond: it adds an `Age` at least."""
+        if not self._caches or exchange.method != "GET" or exchange.path not in self._cached:
+            return None
+        stored_at, response = self._cached[exchange.path]
+        age = self._clock.now - stored_at
+        if not 1.0 <= age < CACHE_SECONDS:
+            return None
+        return Response(response.status, response.body, {**response.headers, "age": str(int(age))}, "cache")
 
     def _end_after(self, seconds: float, exchange: Exchange, end: End, done: Callable[[End], None]) -> None:
         def arrive() -> None:

@@ -87,6 +87,41 @@ FOREIGN_404 = (
     ),
 )
 
+ELSEWHERE = (301, 307, 308)
+"""Redirects that ask for the same request at another address, so that it was not processed."""
+
+
+def _redirect(status: int, location: str) -> Response:
+    return _text("redirect", status, "", location=location)
+
+
+REDIRECTS_AFTERWARDS = (
+    _redirect(303, "/api/v1/seq/acme/spelling/grade-3/jobs/exec-1"),
+    _redirect(302, "https://login.test/"),
+)
+"""What may follow a request that was processed."""
+
+REDIRECTS = (
+    *REDIRECTS_AFTERWARDS,
+    _redirect(301, "https://noukai.test/api/v2"),
+    _redirect(307, "https://elsewhere.test/"),
+    _redirect(308, "https://elsewhere.test/"),
+)
+
+OF_ANOTHER: Mapping[str, Response] = {
+    "poll": _json(
+        "service, to another request",
+        200,
+        {"executionId": "exec-other", "status": "completed", "result": {"answer": "exec-other"}},
+    ),
+    "session": _json(
+        "service, to another request",
+        200,
+        {"sessionId": "5d3c1f3e-6f0a-4a37-9b59-0d7a7c6f2b11", "executions": []},
+    ),
+}
+"""What a connection that is out of step brings: the response to another request."""
+
 GATEWAY_ERRORS = (
     _text("nginx", 502, _NGINX.format("502 Bad Gateway")),
     _text("nginx", 504, _NGINX.format("504 Gateway Time-out")),

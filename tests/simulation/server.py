@@ -28,7 +28,11 @@ UNREADABLE_IDS = ("runId", "uuid", "with a slash", "null", "object", "bare text"
 
 TRIGGERS = ("job", "missing", "null", "JOB", "Job", "api", "async_job", "number")
 SLUGS = ("slug", "missing", "null", "full path", "upper case", "display name")
-LISTS = ("executions", "items", "by id", "null")
+LISTS = ("executions", "items", "by id", "null", "page with a cursor", "page with a total")
+PAGES: Mapping[str, Mapping[str, Any]] = {
+    "page with a cursor": {"nextCursor": "b2Zmc2V0"},
+    "page with a total": {"total": 99},
+}
 
 ABSENCES = (
     "own 404",
@@ -39,7 +43,7 @@ ABSENCES = (
     "another flow's step",
 )
 KEYS = ("ignored", "same job", "409 while busy", "409 for ever")
-CANCELS = ("202", "204", "405", "501", "FastAPI 404")
+CANCELS = ("202", "204", "405", "501", "FastAPI 404", "202, and ignored")
 
 WORDS: tuple[Mapping[str, str], ...] = (
     {},
@@ -66,6 +70,9 @@ class Habits:
         cancel: What the cancel route answers.
         words: Other words for states.
         state_name: The field of a state.
+        clock_error: By how many seconds the service's clock is wrong.
+        times_listed: How often the list has each job.
+        forgets: How probable it is that a replica does not know a job that another one knew a moment ago.
     """
 
     listing_lag: float
@@ -81,9 +88,12 @@ class Habits:
     cancel: str
     words: Mapping[str, str]
     state_name: str
+    clock_error: float
+    times_listed: int
+    forgets: float
 
     @classmethod
-    def chosen(cls, choices: Choices) -> Habits:
+    def chosen(cls, choices: Choices, trouble: float) -> Habits:
         """Choose the habits of one schedule."""
         odd = choices.pick("oddness of the service", (0.0, 0.3), 0.8)
         return cls(
@@ -92,7 +102,7 @@ class Habits:
             row_id=choices.pick("id in the list", READABLE_IDS + UNREADABLE_IDS, odd),
             trigger=choices.pick("triggerType in the list", TRIGGERS, odd),
             slug=choices.pick("slug in the list", SLUGS, odd),
-            listing=choices.pick("name of the list", LISTS, 0.05),
+            listing=choices.pick("form of the list", LISTS, 0.08),
             others=choices.pick("other entries", ((), ("step",), ("execute", "step")), 0.15),
             absence=choices.pick("absence", ABSENCES, 1.5 * odd),
             key=choices.pick("idempotency key", KEYS, 0.3),
@@ -100,6 +110,9 @@ class Habits:
             cancel=choices.pick("cancel route", CANCELS, 0.3),
             words=choices.pick("state words", WORDS, 0.2),
             state_name=choices.pick("state field", ("status", "state"), 0.1),
+            clock_error=choices.pick("error of the service's clock", (0.0, 7200.0, -7200.0), 0.15),
+            times_listed=choices.pick("times that the list has a job", (1, 2), 0.1),
+            forgets=choices.pick("replicas that lag", (0.0, 0.2), 0.2) if trouble else 0.0,
         )
 
     @property
@@ -130,6 +143,7 @@ class ServerJob:
         final: The state in which it then is.
         cancelled_at: When it was cancelled.
         cancels: How often it was told to end.
+        polled_at: When it was last polled with success.
         output: What it returns.
     """
 
@@ -143,6 +157,7 @@ class ServerJob:
         "id",
         "key",
         "output",
+        "polled_at",
         "session",
     )
 
@@ -156,6 +171,7 @@ class ServerJob:
         self.final = "completed"
         self.cancelled_at = math.inf
         self.cancels = 0
+        self.polled_at = -math.inf
         self.output = {"answer": job_id}
 
     def state(self, now: float) -> str:
@@ -273,7 +289,7 @@ class Server:
         if habits.absence == "no route":
             return _own(404, {"detail": "Not Found"})
         mine = [job for job in self.jobs.values() if job.session == session and self.listed(job)]
-        rows = [self._row(job) for job in mine]
+        rows = [self._row(job) for job in mine] * habits.times_listed
         if not rows:
             match habits.absence:
                 case "own 404":
@@ -284,9 +300,13 @@ class Server:
                     return _own(404, {"detail": "Not Found"})
         others = (*habits.others, "step") if habits.absence == "another flow's step" else habits.others
         rows[:0] = [_other(kind, number) for number, kind in enumerate(others)]
+        page: Mapping[str, Any] = {}
         match habits.listing:
+            case "page with a cursor" | "page with a total" if mine:
+                listed: Any = [] if habits.times_listed == 1 else rows
+                page = PAGES[habits.listing]
             case "by id":
-                listed: Any = {str(number): row for number, row in enumerate(rows)}
+                listed = {str(number): row for number, row in enumerate(rows)}
             case "null" if not mine:
                 listed = None
             case _:
@@ -294,8 +314,8 @@ class Server:
         name = "items" if habits.listing == "items" else "executions"
         page = _own(
             200,
-            {"sessionId": session, name: listed},
-            proves_absence=not mine and habits.listing == "executions",
+            {"sessionId": session, name: listed, **page},
+            proves_absence=not mine and habits.listing in ("executions", *PAGES),
         )
         readable = habits.listing == "executions"
         return replace(page, listed=frozenset(job.key for job in mine)) if readable else page
@@ -318,9 +338,12 @@ class Server:
         if habits.trigger != "missing":
             row["triggerType"] = {"null": None, "number": 3}.get(habits.trigger, habits.trigger)
         row["status"] = self._word(job)
-        row["startedAt"] = datetime.fromtimestamp(EPOCH + job.created_at, UTC).isoformat()
+        row["startedAt"] = self._stamp(job.created_at)
         row["snapshotsAvailable"] = False
         return row
+
+    def _stamp(self, moment: float) -> str:
+        return datetime.fromtimestamp(EPOCH + moment + self.habits.clock_error, UTC).isoformat()
 
     def _word(self, job: ServerJob) -> str:
         state = job.state(self._clock.now)
@@ -334,7 +357,13 @@ class Server:
         job = self._job(exchange, -1)
         if job is None:
             return _own_error(404, "JOB_NOT_FOUND", "no such job")
+        lags = self._clock.now < job.polled_at + 30.0 and self.habits.forgets
+        if lags and self._choices.happens("a replica does not know the job", self.habits.forgets):
+            return _own_error(404, "JOB_NOT_FOUND", "no such job")
+        job.polled_at = self._clock.now
         value: dict[str, Any] = {"executionId": job.id, self.habits.state_name: self._word(job)}
+        if self.habits.clock_error:
+            value |= {"createdAt": self._stamp(job.created_at), "progress": 0.5}
         if job.finished(self._clock.now):
             state = job.state(self._clock.now)
             if state == "completed":
@@ -359,10 +388,11 @@ class Server:
                 self._choices.pick("cancel of the ended", (409, 410)), "FINISHED", "it has ended"
             )
         job.cancels += 1
-        job.cancelled_at = min(
-            job.cancelled_at, self._clock.now + self._choices.pick("cancel takes", (0.0, 5.0), 0.3)
-        )
-        return _own(int(self.habits.cancel), {"executionId": job.id, "status": "cancelled"})
+        if self.habits.cancel != "202, and ignored":
+            job.cancelled_at = min(
+                job.cancelled_at, self._clock.now + self._choices.pick("cancel takes", (0.0, 5.0), 0.3)
+            )
+        return _own(int(self.habits.cancel[:3]), {"executionId": job.id, "status": "cancelled"})
 
 
 def _own(status: int, value: Any, *, proves_absence: bool = False, **headers: str) -> Response:
@@ -397,12 +427,18 @@ def _other(kind: str, number: int) -> dict[str, Any]:
 
 _RETRY_AFTER = {"retry-after": "2"}
 
+_LATER = "Tue, 01 Jan 2030 12:00:02 GMT"
+_SERVERS_DATE = {"date": "Tue, 01 Jan 2030 12:00:00 GMT", "retry-after": _LATER}
+
 _TROUBLES = (
     _own_error(503, "UNAVAILABLE", "try again"),
     _own_error(500, "INTERNAL_ERROR", "oops"),
     _own_error(429, "RATE_LIMITED", "slow down"),
     _own_error(429, "RATE_LIMITED", "slow down", **_RETRY_AFTER),
     _own_error(503, "UNAVAILABLE", "try again", **_RETRY_AFTER),
+    _own_error(429, "RATE_LIMITED", "slow down", **_SERVERS_DATE),
+    _own_error(503, "UNAVAILABLE", "try again", **{"retry-after": "-5"}),
+    _own_error(503, "UNAVAILABLE", "try again", **{"retry-after": "86400"}),
 )
 
 _SUBMIT_TROUBLES = (
@@ -415,6 +451,9 @@ _SUBMIT_TROUBLES = (
     (_own_error(500, "INTERNAL_ERROR", "oops"), True),
     (_own_error(429, "RATE_LIMITED", "slow down"), False),
     (_own_error(429, "RATE_LIMITED", "slow down", **_RETRY_AFTER), False),
+    (_own_error(429, "RATE_LIMITED", "slow down", **_SERVERS_DATE), False),
+    (_own_error(429, "RATE_LIMITED", "slow down", **{"retry-after": "soon"}), False),
+    (_own_error(503, "UNAVAILABLE", "try again", **{"retry-after": "86400"}), True),
     (_own_error(402, "INSUFFICIENT_CREDITS", "no credits"), False),
     (_own_error(404, "FLOW_NOT_FOUND", "no such flow"), False),
     (_own_error(422, "MISSING_MESSAGE", "no message"), False),

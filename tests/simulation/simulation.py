@@ -41,7 +41,7 @@ class Simulation:
         self.story = Story(clock, told=told)
         self.harm = choices.pick("harm of the network", (0.0, 0.1, 0.3, 0.6), 0.8)
         trouble = choices.pick("trouble of the service", (0.0, 0.1, 0.3), 0.6)
-        self.habits = Habits.chosen(choices)
+        self.habits = Habits.chosen(choices, trouble)
         self.recovery_timeout = choices.pick("recovery_timeout", (60.0, 10.0, 0.0), 0.15)
         self.retry_timeout = choices.pick("retry_timeout", (300.0, 20.0), 0.1)
         self.timeout = choices.pick("timeout", (30.0, 5.0), 0.15)

@@ -6,6 +6,7 @@ A new call is one more function here that returns a `Call`; both drivers can the
 from __future__ import annotations
 
 import sys
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
@@ -61,6 +62,9 @@ _OTHER_WORDS = {
 }
 """Words for a state beside the five."""
 
+_MORE = ("nextCursor", "next_cursor", "nextPageToken", "next_page_token", "next", "hasMore", "has_more")
+"""What a list says that is only a page of one."""
+
 _STATES = {state.value: state for state in JobState}
 
 
@@ -104,6 +108,10 @@ class Execution(NamedTuple):
     state: str | None = None
 
 
+UNREADABLE = Execution(None, None, None, None)
+"""An execution of which nothing can be read."""
+
+
 def submit(flow: FlowPath, version: int | None, body: bytes, headers: Mapping[str, str]) -> Call[JobAccepted]:
     """Submit a job. The version stands in the path only: none for production, `v0` for the draft."""
     operation = f"Submitting a job of {flow}"
@@ -138,6 +146,8 @@ def status(flow: FlowPath, job_id: str, state_bytes: int | None = None) -> Call[
             value, more = beginning_of(response, operation, job_id, missing=JobNotFoundError)
         else:
             value = object_of(response, operation, job_id, missing=JobNotFoundError)
+        if (_text(value, "executionId", "execution_id") or job_id).casefold() != job_id.casefold():
+            raise malformed(response, operation, "is about another job", job_id)
         state = _state(value)
         if state is None and more:
             raise too_large(response, operation, "does not begin with the state", job_id)
@@ -198,10 +208,15 @@ def session(session_id: str) -> Call[tuple[Execution, ...]]:
     def read(response: HttpResponse) -> tuple[Execution, ...]:
         if is_own_404(response):
             return ()
-        listed: object = object_of(response, operation).get("executions")
+        value = object_of(response, operation)
+        if _is_another_session(_text(value, "sessionId", "session_id"), session_id):
+            raise malformed(response, operation, "is about another session")
+        listed: object = value.get("executions")
         if not is_list(listed):
             raise malformed(response, operation, "has no list of executions")
-        return tuple(_executions(listed))
+        # What a list does not show, or did not show when a cache stored it, may be a job.
+        whole = response.age == 0 and not _is_cut(value, len(listed))
+        return (*_executions(listed), *(() if whole else (UNREADABLE,)))
 
     return Call("GET", f"seq/sessions/{_segment(session_id)}", operation, read)
 
@@ -354,6 +369,23 @@ def _progress(value: object) -> dict[str, Any] | None:
         return None
     kept: Any = shortened(value, TEXT_LENGTH)
     return dict(kept) if is_mapping(kept) else {"progress": kept}
+
+
+def _is_another_session(named: str | None, session_id: str) -> bool:
+    """Tell whether a list names another session. What is no UUID may be the server's own id for this one."""
+    try:
+        return named is not None and uuid.UUID(named) != uuid.UUID(session_id)
+    except ValueError:
+        return False
+
+
+def _is_cut(value: Mapping[str, Any], shown: int) -> bool:
+    """Tell whether a list has more than the response shows. No page is documented, in whichever form."""
+    for said in (value, mapping_of(value.get("pagination")), mapping_of(value.get("meta"))):
+        total = _count(_any(said, "total", "totalCount", "total_count"))
+        if (total is not None and total > shown) or any(said.get(name) for name in _MORE):
+            return True
+    return False
 
 
 def _executions(listed: Sequence[Any]) -> Iterator[Execution]:

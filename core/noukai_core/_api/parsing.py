@@ -56,7 +56,8 @@ _ADVICE: dict[type[APIError], str] = {
 }
 
 _FOREIGN_404 = (
-    "This 404 is not in the service's own form: check base_url, and the gateway or proxy before it."
+    "This 404 is not in the service's own form, or it is from a cache: check base_url, and the gateway or "
+    "proxy before it."
 )
 
 
@@ -80,6 +81,12 @@ class HttpResponse:
     def request_id(self) -> str | None:
         """What the server calls this request."""
         return one_line(self.headers.get("x-request-id", ""), _SHOWN_ID).rstrip("…") or None
+
+    @property
+    def age(self) -> int:
+        """How many seconds ago a cache stored the response; 0 if it comes from the server itself."""
+        age = self.headers.get("age", "").strip()
+        return int(age) if re.fullmatch(r"\d{1,9}", age, re.ASCII) else 0
 
     def hiding(self, key: str) -> HttpResponse:
         """Return the response so that what is read of it shows nothing of the key, should it repeat it."""
@@ -243,7 +250,7 @@ def _error(
     advice = f" {_ADVICE[error_type]}" if error_type in _ADVICE else ""
     if response.status_code == 404 and error_type is TransientError:
         advice = f" {_FOREIGN_404}"
-    pause = retry_after(response.headers.get("retry-after"))
+    pause = retry_after(response.headers.get("retry-after"), _date(response.headers.get("date", "")))
     return error_type(
         f"{headline}{quoted}.{advice}",
         status_code=response.status_code,
@@ -256,28 +263,36 @@ def _error(
 
 
 def retry_after(value: str | None, now: datetime | None = None) -> float | None:
-    """Return the seconds that a `Retry-After` header asks for, given as seconds or as an HTTP date."""
+    """Return the seconds that a `Retry-After` header asks for, given as seconds or as an HTTP date.
+
+    Args:
+        value: The header.
+        now: What time it is for the server, whose clock may be wrong; by default as here.
+    """
     if value is None:
         return None
     seconds = re.fullmatch(r"\s*(\d{1,9}(\.\d{1,6})?)\s*", value, re.ASCII)
     if seconds is not None:
         return float(seconds[1])
+    date = _date(value)
+    return None if date is None else max(0.0, (date - (now or datetime.now(UTC))).total_seconds())
+
+
+def _date(value: str) -> datetime | None:
     try:
         date = parsedate_to_datetime(value)
     except (ValueError, OverflowError):
         return None
-    if date.tzinfo is None:
-        date = date.replace(tzinfo=UTC)
-    return max(0.0, (date - (now or datetime.now(UTC))).total_seconds())
+    return date if date.tzinfo is not None else date.replace(tzinfo=UTC)
 
 
 def is_own_404(response: HttpResponse) -> bool:
     """Tell whether a response is a 404 of the service itself, in its own form: with a code in `detail`.
 
-    Gateways and routers send a 404 as well, many as JSON, and it means nothing about a job. To believe one
-    would be to give up a job that exists, or to submit a second one.
+    Gateways and routers send a 404 as well, many as JSON, and it means nothing about a job. Nor does one that
+    a cache has kept. To believe one would be to give up a job that exists, or to submit a second one.
     """
-    if response.status_code != 404:
+    if response.status_code != 404 or response.age > 0:
         return False
     code = mapping_of(mapping_of(_json(response)).get("detail")).get("code")
     return isinstance(code, str) and bool(code.strip())

@@ -53,6 +53,9 @@ GRACE_SHARE = 0.5
 BUSY_PAUSE = 0.1
 """Seconds between two checks whether another call with the same submission has ended."""
 
+_ELSEWHERE = (301, 307, 308)
+"""Redirects that ask for the same request at another address. After any other, a job may exist."""
+
 _OTHER_KINDS = ("step", "execute")
 _JOB_KINDS = ("", "job")
 
@@ -284,7 +287,7 @@ def find(
 
 def _unknown_outcome(error: APIError) -> bool:
     """Tell whether a request with this outcome may have made a job."""
-    if error.never_processed or isinstance(error, RedirectError):
+    if error.never_processed or (isinstance(error, RedirectError) and error.status_code in _ELSEWHERE):
         return False
     # A server that honours the Idempotency-Key responds 409 while it still works on the same submission.
     return error.retryable or isinstance(error, InvalidResponseError) or error.status_code == 409
@@ -315,7 +318,7 @@ def _look_up(
             if requests == 1:
                 logger.warning("Noukai submission %s to %s: lookup failed: %s", submission.id, flow, found)
             pause = max(pause, found.retry_after or 0.0)
-            if not found.retryable or clock() + pause > ends:
+            if not found.retryable or isinstance(found, RedirectError) or clock() + pause > ends:
                 raise _unknown(submission, state, flow, found)
         elif found is not None or now >= proves_from:
             return found
@@ -352,7 +355,7 @@ def _job_of(
     if not jobs:
         return InvalidResponseError(
             f"The session of the submission {submission.id} to {flow} holds an execution that may be its job "
-            "and cannot be read.",
+            "and cannot be read, or its list is incomplete or comes from a cache.",
         )
     earliest = min(jobs, key=lambda job: job.started_at or "~")
     return JobAccepted(id=str(earliest.id))

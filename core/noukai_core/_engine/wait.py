@@ -175,7 +175,9 @@ class Poller:
         if self._failures:
             self._log.info("%s: polling recovered after %d failures", self._name, self._failures)
         self._failures, self._last_error = 0, None
-        self._limiter.last_success_at = self._clock()
+        self._limiter.last_success_at = now = self._clock()
+        # One that was known a moment ago is not known to a replica that lags behind.
+        self._race_ends = max(self._race_ends, now + self._settings.not_found_grace)
         before, self._status = self._status, status
         logged, self._logged = self._logged, status
         if status.finished and (logged is None or logged.state != status.state):

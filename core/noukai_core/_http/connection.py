@@ -80,6 +80,8 @@ class BaseConnection:
             "User-Agent": _user_agent(),
             "Accept": "application/json",
             "Accept-Encoding": "gzip",
+            # A cache in between would show a session or a state of before.
+            "Cache-Control": "no-cache",
         }
 
     def _client_closed(self, call: Call[Any]) -> ClientClosedError:
