@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from noukai_core import JobOutcome
 from noukai_prefect._task_decorator import is_retryable
-from noukai_prefect.batch_tasks import arun_noukai_jobs, run_noukai_jobs
+from noukai_prefect.batch_tasks import arun_noukai_jobs, run_noukai_jobs, stream_noukai_jobs
 from noukai_prefect.credentials import NoukaiCredentials
 from noukai_prefect.hooks import cancel_noukai_jobs, log_resumable_noukai_jobs
 from noukai_prefect.jobs import NoukaiJob, NoukaiJobRun
@@ -33,6 +33,7 @@ __all__ = [
     "log_resumable_noukai_jobs",
     "run_noukai_job",
     "run_noukai_jobs",
+    "stream_noukai_jobs",
     "submit_noukai_job",
     "suspend_until_noukai_job",
     "wait_for_noukai_job",

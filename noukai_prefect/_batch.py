@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal, TypeAlias, get_args
 
 import anyio
+from prefect.filesystems import WritableFileSystem
 from pydantic import BaseModel
 
 from noukai_core import (
@@ -27,9 +28,11 @@ from noukai_core.output_types import check_output_type
 from noukai_prefect import _cancellation
 from noukai_prefect._artifacts import PROGRESS_SECONDS, ProgressArtifact
 from noukai_prefect._batch_inputs import BatchInputs, beginning_of
+from noukai_prefect._batch_output import OutputStorage, check_output_storage
 from noukai_prefect._batch_record import BatchRecordLog
 from noukai_prefect._batch_table import WRITE_SECONDS, BatchTable, size_text
 from noukai_prefect._cancellation import StoppedInThread
+from noukai_prefect._concurrency import LeasedSlots
 from noukai_prefect._events import emit_job_event, outcome_payload
 from noukai_prefect._run_context import RunContext
 from noukai_prefect.credentials import NoukaiCredentials
@@ -52,6 +55,8 @@ class BatchOptions:
     max_concurrency: int = 1000
     max_cost_usd: Decimal | float | str | None = None
     output_type: type[BaseModel] | None = None
+    output_storage: WritableFileSystem | None = None
+    concurrency: str | None = None
     raise_on: RaiseOn = "none"
 
     def __post_init__(self) -> None:
@@ -62,6 +67,7 @@ class BatchOptions:
         check_count(self.max_concurrency, "max_concurrency")
         check_choice(self.raise_on, get_args(RaiseOn), "raise_on")
         check_output_type(self.output_type)
+        check_output_storage(self.output_storage)
         if self.max_cost_usd is not None and not self.trace:
             raise InvalidInputError(
                 "max_cost_usd needs trace=True, since only the trace of a job tells what it cost"
@@ -105,6 +111,18 @@ class BatchRun:
         self._logged = ""
         self._log_at = time.monotonic() + _LOG_SECONDS
         self._store_at = 0.0
+        self._started = time.monotonic()
+        self._output: OutputStorage | None = None
+        self._slots = (
+            None if options.concurrency is None else LeasedSlots(options.concurrency, options.max_concurrency)
+        )
+
+    def manifest(self) -> dict[str, Any]:
+        """Return how many jobs ended in which state, what they used, and where the outcomes are."""
+        assert self.record is not None
+        assert self._output is not None
+        seconds = round(time.monotonic() - self._started, 1)
+        return {**self.record.summary(), "output_path": self._output.path, "seconds": seconds}
 
     async def outcomes(self) -> AsyncGenerator[JobOutcome, None]:
         """Run every job, and yield an outcome for each input, as it ends."""
@@ -127,8 +145,9 @@ class BatchRun:
                     raise StoppedInThread(f"The flow run was stopped while jobs of {path} ran")
                 waiting.discard(following)
                 if (outcome := following.result()) is None:
+                    await self._write_output()
                     return
-                self._note(outcome)
+                await self._note(outcome)
                 yield outcome
         except BaseException as error:
             if _cancellation.interrupts(error):
@@ -138,6 +157,8 @@ class BatchRun:
             with anyio.move_on_after(_cancellation.CLEANUP_SECONDS, shield=True):
                 await batch.stop()
                 await _cancellation.cancel_tasks(tuple(waiting))
+                if self._slots is not None:
+                    await self._slots.aclose()
                 await self._update(batch, final=True)
 
     async def _begin(self) -> AsyncJobBatch:
@@ -145,12 +166,18 @@ class BatchRun:
         record = self.record = BatchRecord.load(
             rows, self._log.append, retried=bool(rows), retry_cancelled=True
         )
+        options = self._options
+        if options.output_storage is not None:
+            self._output = OutputStorage(options.output_storage, self._slot, self._flow.path, record)
+            await self._output.open()
+        if self._slots is not None:
+            await self._slots.open()
         self._table.artifact = self._log.table
         await self._table.write(final=False)
         self._log.table = self._table.artifact
-        options = self._options
+        kept = {index for index, entry in record.read().items() if entry.kept}
         return self._flow.jobs(
-            self._taken_inputs(),
+            self._taken_inputs(kept),
             version=options.version,
             trace=options.trace,
             max_concurrency=options.max_concurrency,
@@ -164,18 +191,33 @@ class BatchRun:
             batch_id=self._slot,
         )
 
-    async def _taken_inputs(self) -> AsyncIterator[Any]:
+    async def _taken_inputs(self, kept: Collection[int]) -> AsyncIterator[Any]:
+        """Yield the inputs, each as soon as a slot is free for its job.
+
+        Args:
+            kept: The inputs whose outcomes an earlier attempt has written.
+        """
         index = 0
         async for value in self._inputs:
-            self._table.note_input(index, beginning_of(value))
+            if index in kept:
+                self._table.note_kept()
+            else:
+                self._table.note_input(index, beginning_of(value))
+                if self._slots is not None:
+                    await self._slots.take()
             index += 1
             yield value
 
-    def _note(self, outcome: JobOutcome) -> None:
+    async def _note(self, outcome: JobOutcome) -> None:
         assert self.record is not None
         self._table.note_outcome(outcome)
-        if outcome.state is not OutcomeState.COMPLETED:
-            self.record.add(outcome, keep_output=False, keep_failure=False)
+        if self._slots is not None:
+            self._slots.give_back()
+        completed = outcome.state is OutcomeState.COMPLETED
+        if not completed or self._output is not None:
+            row = self.record.add(outcome, keep_output=False, keep_failure=False)
+            if completed and self._output is not None:
+                await self._output.add(row)
         error = outcome.error
         if isinstance(error, JobFailedError | JobCancelledError):
             payload = outcome_payload(
@@ -186,6 +228,12 @@ class BatchRun:
                 cost_usd=outcome.cost_usd,
             )
             emit_job_event(self._run, outcome.state, self._flow.path, error.job_id, payload)
+
+    async def _write_output(self) -> None:
+        if self._output is not None and self.record is not None:
+            await self._output.flush()
+            failures = self.record.failures
+            await self._output.write_failed(failures[index] for index in sorted(failures))
 
     async def _update_regularly(self, batch: AsyncJobBatch) -> None:
         """Keep the record, the table and the progress bar up to date."""
@@ -200,6 +248,8 @@ class BatchRun:
         self._table.note_running(batch.states, jobs)
         self._log_counts(final=final)
         try:
+            if final and self._output is not None:
+                await self._output.flush()
             await self._store(final=final)
             await self._table.write(final=final)
         except Exception as error:

@@ -127,6 +127,10 @@ class BatchTable:
         else:
             self._others[index] = beginning
 
+    def note_kept(self) -> None:
+        """Count an input whose job has completed in an earlier attempt, which has kept its outcome."""
+        self._ended[OutcomeState.COMPLETED] += 1
+
     def note_running(self, states: Mapping[int, str], jobs: Mapping[int, str]) -> None:
         """Show the states of the unfinished jobs.
 

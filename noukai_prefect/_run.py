@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from prefect.client.schemas.objects import State
 from prefect.states import Cancelled
+from pydantic import BaseModel
 
 from noukai_core import (
     AsyncFlow,
@@ -17,6 +18,7 @@ from noukai_core import (
     AsyncNoukai,
     JobCancelledError,
     JobNotFoundError,
+    JobOutputInvalidError,
     JobRequest,
     JobState,
     JobStatus,
@@ -25,6 +27,7 @@ from noukai_core import (
 )
 from noukai_core.checks import check_choice, check_seconds
 from noukai_core.following import FOLLOW, Follow, StepCount, log_steps
+from noukai_core.output_types import check_output_type, typed_output
 from noukai_prefect import _job_store
 from noukai_prefect._artifacts import ProgressArtifact
 from noukai_prefect._cancellation import (
@@ -56,6 +59,7 @@ class WaitOptions:
         on_cancelled: How the task ends when the job was cancelled on the Noukai side.
         cancel_on_timeout: Whether the job is cancelled when the wait times out.
         follow: What of the job is logged while it runs: `"state"`, `"steps"` or, with `None`, nothing.
+        output_type: A pydantic model that the output has to be an instance of.
     """
 
     timeout: float | None = None
@@ -63,6 +67,7 @@ class WaitOptions:
     on_cancelled: OnCancelled = "fail"
     cancel_on_timeout: bool = True
     follow: Follow = "state"
+    output_type: type[BaseModel] | None = None
 
     def __post_init__(self) -> None:
         if self.timeout is not None:
@@ -71,6 +76,7 @@ class WaitOptions:
             check_seconds(self.poll_interval, "poll_interval")
         check_choice(self.on_cancelled, get_args(OnCancelled), "on_cancelled")
         check_choice(self.follow, FOLLOW, "follow")
+        check_output_type(self.output_type)
 
 
 async def submit(
@@ -317,13 +323,29 @@ class _Wait:
                 reason = f"timed out after {timeout:g} s"
                 await self._artifact.write(JobState.CANCELLED.value, reason=reason, status=error.status)
             raise error from None
-        cost = await self._show_outcome(status)
+        output, invalid = self._typed_output(status)
+        cost = await self._show_outcome(status, invalid)
+        if invalid is not None:
+            raise invalid
         try:
-            return status.result_or_raise(step=cost.step).output
+            status.result_or_raise(step=cost.step)
+            return output
         except JobCancelledError as cancelled:
             if self._options.on_cancelled == "cancel":
                 return Cancelled(message=str(cancelled))
             raise
+
+    def _typed_output(self, status: JobStatus) -> tuple[Any, JobOutputInvalidError | None]:
+        """Return the output of a completed job, and what is wrong with it, if something is."""
+        if status.state != JobState.COMPLETED:
+            return None, None
+        output, output_type = status.result_or_raise().output, self._options.output_type
+        if output_type is None:
+            return output, None
+        try:
+            return typed_output(output, output_type, job_id=self._job.id, flow=self._job.flow), None
+        except JobOutputInvalidError as error:
+            return None, error
 
     async def _watch(self) -> JobStatus:
         job = self._job
@@ -364,7 +386,7 @@ class _Wait:
         elif status.progress is not None and status.progress != before.progress:
             logger.info("Noukai job %s of %s: progress %s", job.id, job.flow, status.progress_text)
 
-    async def _show_outcome(self, status: JobStatus) -> JobCost:
+    async def _show_outcome(self, status: JobStatus, invalid: JobOutputInvalidError | None) -> JobCost:
         """Show how the job ended: in the log, an event, the artifact, and the record for a rerun."""
         job, run = self._job, self._run
         failed = status.state == JobState.FAILED
@@ -383,9 +405,10 @@ class _Wait:
             failed_step=None if cost.step is None else cost.step.label,
         )
         emit_job_event(run, status.state, job.flow, job.id, payload)
-        if status.state != JobState.COMPLETED:
+        if status.state != JobState.COMPLETED or invalid is not None:
             await _job_store.record_end(run, job)
+        reason = status.error if invalid is None else str(invalid)
         await self._artifact.write(
-            str(status.state), reason=status.error, status=status, seconds=seconds, cost=cost
+            str(status.state), reason=reason, status=status, seconds=seconds, cost=cost
         )
         return cost

@@ -1,16 +1,18 @@
-"""The task that runs many jobs."""
+"""Many jobs: as one task, or as a stream of outcomes in a flow."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from decimal import Decimal
 from typing import Any
 from uuid import uuid4
 
 from prefect.client.schemas.objects import State
+from prefect.filesystems import WritableFileSystem
 from pydantic import BaseModel
 
-from noukai_core import JobOutcome
+from noukai_core import JobOutcome, NoukaiError
 from noukai_prefect import _job_store
 from noukai_prefect._batch import BatchOptions, BatchRun, RaiseOn
 from noukai_prefect._batch_inputs import BatchInputs, Inputs
@@ -21,40 +23,57 @@ from noukai_prefect._task_decorator import noukai_task
 from noukai_prefect.credentials import NoukaiCredentials
 
 
-async def _run_batch(
+async def _stream(
     credentials: NoukaiCredentials,
     flow: str,
-    inputs: Any,
+    given: BatchInputs,
     options: BatchOptions,
     max_polls_per_second: float,
-) -> Any:
+    on_begin: Callable[[BatchRun], None] = lambda _: None,
+) -> AsyncGenerator[JobOutcome, None]:
+    """Run the batch of this place in the run, and yield its outcomes as they end."""
     run = RunContext.current()
     async with credentials.get_client("async", max_polls_per_second=max_polls_per_second) as client:
         noukai_flow = client.flow(flow)
-        given = BatchInputs(flow, inputs, options.version, options.trace)
         await given.check()
         slot = _slot(run, noukai_flow.path, credentials, given)
         batch = BatchRun(noukai_flow, given, options, run, slot, credentials)
-        outcomes = await as_cancelled_state(_outcomes(batch, options.raise_on))
-    if isinstance(outcomes, State):
-        return outcomes
-    errors = [outcome.error for outcome in outcomes if outcome.error is not None]
+        on_begin(batch)
+        async with aclosing(batch.outcomes()) as outcomes:
+            async for outcome in outcomes:
+                yield outcome
+
+
+async def _run_batch(
+    credentials: NoukaiCredentials, flow: str, inputs: Any, options: BatchOptions, max_polls_per_second: float
+) -> Any:
+    given = BatchInputs(flow, inputs, options.version, options.trace)
+    begun: list[BatchRun] = []
+    outcomes: list[JobOutcome] = []
+    errors: list[NoukaiError] = []
+
+    async def collect() -> int:
+        count = 0
+        stream = _stream(credentials, flow, given, options, max_polls_per_second, begun.append)
+        async with aclosing(stream) as ended:
+            async for outcome in ended:
+                count += 1
+                if outcome.error is not None:
+                    if options.raise_on == "first":
+                        raise outcome.error
+                    errors.append(outcome.error)
+                if options.output_storage is None:
+                    outcomes.append(outcome)
+        return count
+
+    count = await as_cancelled_state(collect())
+    if isinstance(count, State):
+        return count
     if errors and options.raise_on == "any":
-        raise ExceptionGroup(
-            f"{len(errors)} of {len(outcomes)} Noukai jobs of {flow} did not complete", errors
-        )
-    return outcomes
-
-
-async def _outcomes(batch: BatchRun, raise_on: RaiseOn) -> list[JobOutcome]:
-    """Return the outcomes in the order of the inputs."""
-    found: list[JobOutcome] = []
-    async with aclosing(batch.outcomes()) as outcomes:
-        async for outcome in outcomes:
-            if outcome.error is not None and raise_on == "first":
-                raise outcome.error
-            found.append(outcome)
-    return sorted(found, key=lambda outcome: outcome.index)
+        raise ExceptionGroup(f"{len(errors)} of {count} Noukai jobs of {flow} did not complete", errors)
+    if options.output_storage is not None:
+        return begun[0].manifest()
+    return sorted(outcomes, key=lambda outcome: outcome.index)
 
 
 def _slot(run: RunContext, flow: str, credentials: NoukaiCredentials, inputs: BatchInputs) -> str:
@@ -85,8 +104,10 @@ async def arun_noukai_jobs(
     max_polls_per_second: float = 50.0,
     max_cost_usd: Decimal | float | str | None = None,
     output_type: type[BaseModel] | None = None,
+    output_storage: WritableFileSystem | None = None,
+    concurrency: str | None = None,
     raise_on: RaiseOn = "any",
-) -> list[JobOutcome]:
+) -> Any:
     """Run many jobs, for async flows; see `run_noukai_jobs`."""
     options = BatchOptions(
         version=version,
@@ -97,10 +118,11 @@ async def arun_noukai_jobs(
         max_concurrency=max_concurrency,
         max_cost_usd=max_cost_usd,
         output_type=output_type,
+        output_storage=output_storage,
+        concurrency=concurrency,
         raise_on=raise_on,
     )
-    outcomes: list[JobOutcome] = await _run_batch(credentials, flow, inputs, options, max_polls_per_second)
-    return outcomes
+    return await _run_batch(credentials, flow, inputs, options, max_polls_per_second)
 
 
 @noukai_task("run-noukai-jobs")
@@ -118,8 +140,10 @@ def run_noukai_jobs(
     max_polls_per_second: float = 50.0,
     max_cost_usd: Decimal | float | str | None = None,
     output_type: type[BaseModel] | None = None,
+    output_storage: WritableFileSystem | None = None,
+    concurrency: str | None = None,
     raise_on: RaiseOn = "any",
-) -> list[JobOutcome]:
+) -> Any:
     """Run many jobs of one Noukai flow in one task run, and return their outcomes.
 
     The jobs share one event loop and one client, and one request tells the states of up to a hundred of them.
@@ -145,12 +169,17 @@ def run_noukai_jobs(
         max_cost_usd: Submit nothing more once the jobs that have ended cost this much. Needs `trace`.
         output_type: A pydantic model. Outputs are its instances; one that is none leads to a
             `JobOutputInvalidError`, and a retry submits a new job for it.
+        output_storage: A storage block, such as `LocalFileSystem`, for the outcomes, which are then not
+            returned: completed jobs in `part-00001.jsonl` and so on, the others in `failed.jsonl`.
+        concurrency: The name of a global concurrency limit of Prefect, each slot of which is for one running
+            job. Slots are leased in blocks.
         raise_on: `"any"` waits for all jobs, then raises an `ExceptionGroup` if some did not complete.
             `"first"` raises the first error at once, and leaves the other jobs running for a rerun. `"none"`
             never raises for a job.
 
     Returns:
-        The outcomes, in the order of the inputs.
+        The outcomes (`list[JobOutcome]`), in the order of the inputs. With `output_storage`, a manifest: a
+        dict with `jobs`, `counts` by state, `tokens`, `cost_usd`, `output_path` and `seconds`.
 
     Raises:
         InvalidInputError: An argument or an input is invalid. What only the job client can detect about an
@@ -177,6 +206,79 @@ def run_noukai_jobs(
         max_concurrency=max_concurrency,
         max_cost_usd=max_cost_usd,
         output_type=output_type,
+        output_storage=output_storage,
+        concurrency=concurrency,
         raise_on=raise_on,
     )
     return run_blocking(_run_batch(credentials, flow, inputs, options, max_polls_per_second))
+
+
+def stream_noukai_jobs(
+    credentials: NoukaiCredentials,
+    flow: str,
+    inputs: Inputs,
+    *,
+    version: str | int = "production",
+    trace: bool = False,
+    timeout: float | None = None,
+    poll_interval: float | None = None,
+    cancel_on_timeout: bool = True,
+    max_concurrency: int = 1000,
+    max_polls_per_second: float = 50.0,
+    max_cost_usd: Decimal | float | str | None = None,
+    output_type: type[BaseModel] | None = None,
+    concurrency: str | None = None,
+) -> AsyncGenerator[JobOutcome, None]:
+    """Run many jobs in an async flow, and yield the outcome of each as it ends.
+
+    It is no task, so that a flow can go on with each outcome while other jobs run. A rerun of the flow run
+    yields every outcome again, but submits only what is missing or did not complete. A job that does not
+    complete raises nothing. Whoever leaves the loop early leaves the jobs running; when a person cancels the
+    flow run, they are cancelled.
+
+    Args:
+        credentials: The project's credentials.
+        flow: The Noukai flow, as `org/project/slug`; a slug is enough if the credentials have the rest.
+        inputs: One per job, or the path or URI of a file; see `run_noukai_jobs`.
+        version: `"production"`, `"draft"` or the number of a published version.
+        trace: Whether the runs are traced.
+        timeout: The longest wait for one job in seconds; no limit by default.
+        poll_interval: Seconds between two polls of one job. By default the pause grows with the job's age.
+        cancel_on_timeout: Whether a job that times out is cancelled.
+        max_concurrency: The number of jobs that run at the same time. No more inputs are read.
+        max_polls_per_second: The rate limit for polls of all jobs together.
+        max_cost_usd: Submit nothing more once the jobs that have ended cost this much. Needs `trace`.
+        output_type: A pydantic model that outputs have to be instances of.
+        concurrency: The name of a global concurrency limit of Prefect, leased in blocks.
+
+    Returns:
+        An async iterator. Close it, for example with `contextlib.aclosing`, unless it is read to its end.
+
+    Raises:
+        InvalidInputError: An argument or an input is invalid.
+
+    Example:
+        ```python
+        from prefect import flow
+        from noukai_prefect import NoukaiCredentials, stream_noukai_jobs
+
+        @flow
+        async def spelling(texts: list[str]):
+            credentials = await NoukaiCredentials.aload("default")
+            async for outcome in stream_noukai_jobs(credentials, "acme/spelling/grade-3", texts):
+                print(outcome.index, outcome.state)
+        ```
+    """
+    options = BatchOptions(
+        version=version,
+        trace=trace,
+        timeout=timeout,
+        poll_interval=poll_interval,
+        cancel_on_timeout=cancel_on_timeout,
+        max_concurrency=max_concurrency,
+        max_cost_usd=max_cost_usd,
+        output_type=output_type,
+        concurrency=concurrency,
+    )
+    given = BatchInputs(flow, inputs, version, trace)
+    return _stream(credentials, flow, given, options, max_polls_per_second)

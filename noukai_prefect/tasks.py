@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from prefect.client.schemas.objects import State
+from pydantic import BaseModel
 
 from noukai_core import JobRequest
 from noukai_core.following import Follow
@@ -151,9 +152,10 @@ async def await_for_noukai_job(
     on_cancelled: OnCancelled = "fail",
     cancel_on_timeout: bool = True,
     follow: Follow = "state",
+    output_type: type[BaseModel] | None = None,
 ) -> Any:
     """Wait for a job, for async flows; see `wait_for_noukai_job`."""
-    wait_options = WaitOptions(timeout, poll_interval, on_cancelled, cancel_on_timeout, follow)
+    wait_options = WaitOptions(timeout, poll_interval, on_cancelled, cancel_on_timeout, follow, output_type)
     return await _wait(credentials, flow, job_id, submitted_at, wait_options)
 
 
@@ -169,6 +171,7 @@ def wait_for_noukai_job(
     on_cancelled: OnCancelled = "fail",
     cancel_on_timeout: bool = True,
     follow: Follow = "state",
+    output_type: type[BaseModel] | None = None,
 ) -> Any:
     """Wait for an existing job, regardless of what submitted it, and return its output.
 
@@ -188,18 +191,20 @@ def wait_for_noukai_job(
         cancel_on_timeout: Whether the job is cancelled when the wait times out.
         follow: What of the job is logged while it runs: `"state"`, with its progress; `"steps"`, the steps as
             well, live; or `None`, only the submission and the end.
+        output_type: A pydantic model that the output has to be an instance of.
 
     Returns:
-        The output of the completed job.
+        The output of the completed job; with `output_type`, an instance of it.
 
     Raises:
         JobFailedError: The job failed.
+        JobOutputInvalidError: The output is no instance of the `output_type`. The error names the fields.
         JobCancelledError: The job was cancelled on the Noukai side.
         JobTimeoutError: The wait timed out; the task run ends as `TimedOut`.
         JobNotFoundError: Noukai does not know the job.
         TransientError: There was no successful response for five minutes.
     """
-    wait_options = WaitOptions(timeout, poll_interval, on_cancelled, cancel_on_timeout, follow)
+    wait_options = WaitOptions(timeout, poll_interval, on_cancelled, cancel_on_timeout, follow, output_type)
     return run_blocking(_wait(credentials, flow, job_id, submitted_at, wait_options))
 
 
@@ -221,6 +226,7 @@ async def arun_noukai_job(
     on_cancelled: OnCancelled = "fail",
     cancel_on_timeout: bool = True,
     follow: Follow = "state",
+    output_type: type[BaseModel] | None = None,
 ) -> Any:
     """Run a job, for async flows; see `run_noukai_job`."""
     request = JobRequest(
@@ -234,7 +240,7 @@ async def arun_noukai_job(
         callback_url,
         callback_events,
     )
-    wait_options = WaitOptions(timeout, poll_interval, on_cancelled, cancel_on_timeout, follow)
+    wait_options = WaitOptions(timeout, poll_interval, on_cancelled, cancel_on_timeout, follow, output_type)
     return await _run(credentials, request, wait_options)
 
 
@@ -256,6 +262,7 @@ def run_noukai_job(
     on_cancelled: OnCancelled = "fail",
     cancel_on_timeout: bool = True,
     follow: Follow = "state",
+    output_type: type[BaseModel] | None = None,
 ) -> Any:
     """Submit a job, wait for it, and return its output.
 
@@ -278,9 +285,11 @@ def run_noukai_job(
         on_cancelled: `"fail"` or `"cancel"`; see `wait_for_noukai_job`.
         cancel_on_timeout: Whether the job is cancelled when the wait times out.
         follow: `"state"`, `"steps"` or `None`; see `wait_for_noukai_job`.
+        output_type: A pydantic model that the output has to be an instance of. If it is none, a retry submits
+            a new job.
 
     Returns:
-        The output of the completed job.
+        The output of the completed job; with `output_type`, an instance of it.
 
     Raises:
         NoukaiError: What `submit_noukai_job` and `wait_for_noukai_job` raise.
@@ -306,5 +315,5 @@ def run_noukai_job(
         callback_url,
         callback_events,
     )
-    wait_options = WaitOptions(timeout, poll_interval, on_cancelled, cancel_on_timeout, follow)
+    wait_options = WaitOptions(timeout, poll_interval, on_cancelled, cancel_on_timeout, follow, output_type)
     return run_blocking(_run(credentials, request, wait_options))

@@ -7,9 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from prefect import flow
+from pydantic import BaseModel
 
-from noukai_core import InvalidInputError, JobTimeoutError
-from noukai_prefect import NoukaiCredentials, arun_noukai_job, arun_noukai_jobs
+from noukai_core import InvalidInputError, JobOutputInvalidError, JobTimeoutError
+from noukai_prefect import (
+    NoukaiCredentials,
+    arun_noukai_job,
+    arun_noukai_jobs,
+    asubmit_noukai_job,
+    await_for_noukai_job,
+)
 
 if TYPE_CHECKING:
     from noukai_core.emulator import Emulator
@@ -67,3 +74,39 @@ async def test_parameters_with_keys_that_are_no_strings(
     good, bad = await arun_noukai_jobs(credentials, FLOW, inputs, raise_on="none")
     assert (good.output, type(bad.error)) == ({"message": "good"}, InvalidInputError)
     assert emulator.control.counts()["submit"] == 1
+
+
+class Echo(BaseModel):
+    """What the flow should return."""
+
+    message: str
+    points: int
+
+
+@pytest.mark.parametrize("run", [one, many])
+@pytest.mark.parametrize("caller", [flow, lambda run: run], ids=["in a flow", "without a flow"])
+async def test_retry_after_an_invalid_output(
+    credentials: NoukaiCredentials,
+    emulator: Emulator,
+    caller: Callable[..., Any],
+    run: Callable[..., Awaitable[Any]],
+) -> None:
+    """After a job whose output is not of the type, which the error says, the retry submits a new one."""
+    emulator.control.script("grade-3", result={"message": "hello"})
+    with pytest.raises(Exception, match=r"no Echo: points|did not complete") as raised:
+        await caller(run)(credentials, output_type=Echo)
+    (error,) = getattr(raised.value, "exceptions", (raised.value,))
+    assert isinstance(error, JobOutputInvalidError)
+    first, second = emulator.control.jobs()
+    assert first["session_id"] != second["session_id"]
+    assert (error.job_id, error.fields) == (second["id"], ("points",))
+
+
+async def test_typed_outputs(credentials: NoukaiCredentials, emulator: Emulator) -> None:
+    """An output of the type is an instance of it, from each task."""
+    emulator.control.script("grade-3", result={"message": "hello", "points": 3})
+    expected = Echo(message="hello", points=3)
+    assert await one(credentials, output_type=Echo) == expected
+    assert [outcome.output for outcome in await many(credentials, output_type=Echo)] == [expected]
+    job_id = await asubmit_noukai_job(credentials, FLOW, "hello")
+    assert await await_for_noukai_job(credentials, FLOW, job_id, output_type=Echo) == expected

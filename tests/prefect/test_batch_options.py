@@ -1,0 +1,240 @@
+"""What a batch can do beyond a list: files, generators, a storage, a stream, limits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect.filesystems import LocalFileSystem
+
+from noukai_core import InvalidInputError
+from noukai_prefect import NoukaiCredentials, arun_noukai_jobs, stream_noukai_jobs
+
+if TYPE_CHECKING:
+    from noukai_core.emulator import Emulator
+
+FLOW = "acme/spelling/grade-3"
+STEP = {"tokens": {"total": 10}, "costUsd": "0.25"}
+
+
+def scripted(message: str, **script: Any) -> dict[str, Any]:
+    """Return an input with a script for its job."""
+    return {"message": message, "key": message, "parameters": {"_emulator": script}}
+
+
+def jsonl(folder: Path, *lines: Any) -> Path:
+    """Return a file with inputs."""
+    path = folder / "inputs.jsonl"
+    path.write_text("".join(f"{line if isinstance(line, bytes) else json.dumps(line)}\n" for line in lines))
+    return path
+
+
+def read(manifest: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """Return the rows of a file of outcomes."""
+    return [json.loads(line) for line in (Path(manifest["output_path"]) / name).read_text().splitlines()]
+
+
+async def test_files(credentials: NoukaiCredentials, emulator: Emulator, tmp_path: Path) -> None:
+    """The lines of a JSONL file and the rows of a CSV file are inputs, named by a path or by a URI."""
+    path = jsonl(tmp_path, "a", {"message": "b", "key": "k"})
+    table = tmp_path / "inputs.csv"
+    table.write_text("message,grade\nc,3\n")
+    found = [
+        [
+            (outcome.output["message"], outcome.key)
+            for outcome in await arun_noukai_jobs(credentials, FLOW, given)
+        ]
+        for given in (path, path.as_uri(), str(table))
+    ]
+    assert found == [[("a", None), ("b", "k")]] * 2 + [[("c", None)]]
+    assert emulator.control.jobs()[-1]["parameters"] == {"grade": "3"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "reported"),
+    [
+        (["good", b"{"], r"inputs.jsonl, line 2: no JSON"),
+        (["good", 7], r"inputs.jsonl, line 2: neither a text nor an object"),
+        (["good", {"massage": "a"}], r"line 2: an object with the field 'massage'"),
+        ([], r"inputs.jsonl is empty"),
+    ],
+)
+async def test_a_bad_line_is_named_before_anything_is_sent(
+    credentials: NoukaiCredentials, emulator: Emulator, tmp_path: Path, lines: list[Any], reported: str
+) -> None:
+    """A file is read once before the first job, so that a bad line costs nothing."""
+    path = tmp_path / "inputs.jsonl"
+    path.write_bytes(
+        b"".join((line if isinstance(line, bytes) else json.dumps(line).encode()) + b"\n" for line in lines)
+    )
+    with pytest.raises(InvalidInputError, match=reported):
+        await arun_noukai_jobs(credentials, FLOW, path)
+    assert emulator.control.requests() == []
+
+
+def plain() -> Iterator[str]:
+    yield from ("a", "b")
+
+
+async def asynchronous() -> AsyncIterator[str]:
+    for message in ("a", "b"):
+        yield message
+
+
+@pytest.mark.parametrize("generator", [plain, asynchronous])
+async def test_generators(credentials: NoukaiCredentials, generator: Callable[[], Any]) -> None:
+    """A generator is read as jobs go out; an empty one is an error."""
+    outcomes = await arun_noukai_jobs(credentials, FLOW, generator())
+    assert [outcome.output["message"] for outcome in outcomes] == ["a", "b"]
+    with pytest.raises(InvalidInputError, match="nothing to read"):
+        await arun_noukai_jobs(credentials, FLOW, iter(()))
+
+
+async def test_a_cost_cap(credentials: NoukaiCredentials, emulator: Emulator) -> None:
+    """Once the jobs that have ended cost enough, nothing more is submitted."""
+    emulator.control.script("grade-3", steps=[STEP])
+    outcomes = await arun_noukai_jobs(
+        credentials, FLOW, ["a"] * 9, trace=True, max_cost_usd=0.5, max_concurrency=1, raise_on="none"
+    )
+    states = [outcome.state.value for outcome in outcomes]
+    assert states[:2] == ["completed"] * 2
+    assert states.count("not_submitted") == 9 - emulator.control.counts()["submit"]
+    assert "not_submitted" in states
+
+
+async def test_output_storage(credentials: NoukaiCredentials, emulator: Emulator, tmp_path: Path) -> None:
+    """Outcomes go to files, in the form of every orchestrator, and the return value is a manifest."""
+    inputs = [
+        scripted("good", steps=[STEP]),
+        scripted("bad", outcome="failed", error="no luck", steps=[STEP]),
+    ]
+    manifest = await arun_noukai_jobs(
+        credentials,
+        FLOW,
+        inputs,
+        trace=True,
+        output_storage=LocalFileSystem(basepath=str(tmp_path)),
+        raise_on="none",
+    )
+    assert (manifest["jobs"], manifest["counts"]) == (2, {"completed": 1, "failed": 1})
+    assert (manifest["tokens"], manifest["cost_usd"]) == (20, "0.50")
+    assert manifest["seconds"] >= 0
+    (good,), (bad,) = read(manifest, "part-00001.jsonl"), read(manifest, "failed.jsonl")
+    assert set(good) == {
+        "index",
+        "key",
+        "state",
+        "output",
+        "error",
+        "job_id",
+        "tokens",
+        "cost_usd",
+        "seconds",
+    }
+    assert (good["key"], good["state"], good["output"]["message"]) == ("good", "completed", "good")
+    assert (bad["index"], bad["error"]) == (1, "no luck")
+
+
+async def test_storage_that_cannot_be_written(
+    credentials: NoukaiCredentials, emulator: Emulator, tmp_path: Path
+) -> None:
+    """A storage that cannot be written, or is none, is an error before anything is sent."""
+    occupied = tmp_path / "file"
+    occupied.write_text("")
+    for block, reported in (
+        (LocalFileSystem(basepath=str(occupied)), "cannot be written"),
+        ("x", "is a str"),
+    ):
+        with pytest.raises(InvalidInputError, match=reported):
+            await arun_noukai_jobs.fn(credentials, FLOW, ["a"], output_storage=block)
+    assert emulator.control.counts()["submit"] == 0
+
+
+@pytest.mark.usefixtures("prefect_server")
+async def test_a_rerun_continues_in_the_storage(
+    credentials: NoukaiCredentials, emulator: Emulator, tmp_path: Path
+) -> None:
+    """A rerun writes what is missing: it neither fetches nor submits again what the files have."""
+    inputs = [scripted("good"), scripted("bad", outcome="failed"), scripted("also good")]
+    manifests: list[Any] = []
+
+    @flow(retries=1)
+    async def batch() -> None:
+        storage = LocalFileSystem(basepath=str(tmp_path))
+        manifests.append(
+            await arun_noukai_jobs(credentials, FLOW, inputs, output_storage=storage, raise_on="none")
+        )
+        if len(manifests) == 1:
+            raise ValueError("once more")
+
+    await batch()
+    first, second = manifests
+    assert first["counts"] == second["counts"] == {"completed": 2, "failed": 1}
+    assert first["output_path"] == second["output_path"]
+    assert emulator.control.counts()["submit"] == 4
+    assert sorted(row["index"] for row in read(second, "part-00001.jsonl")) == [0, 2]
+    assert [row["index"] for row in read(second, "failed.jsonl")] == [1]
+    polled = [emulator.control.counts(job["id"])["poll"] for job in emulator.control.jobs()]
+    assert polled[0] == 1
+
+
+async def test_a_stream(credentials: NoukaiCredentials, emulator: Emulator) -> None:
+    """Outcomes come as their jobs end, and one that did not complete raises nothing."""
+    inputs = [scripted("slow", after_seconds=2), scripted("quick"), scripted("bad", outcome="failed")]
+    outcomes = [outcome async for outcome in stream_noukai_jobs(credentials, FLOW, inputs)]
+    assert outcomes[-1].key == "slow"
+    assert {outcome.state.value for outcome in outcomes} == {"completed", "failed"}
+
+
+async def test_a_stream_that_is_left(credentials: NoukaiCredentials, emulator: Emulator) -> None:
+    """Whoever leaves the loop leaves the other jobs running."""
+    inputs = [scripted("quick"), scripted("endless", outcome="never")]
+    async with aclosing(stream_noukai_jobs(credentials, FLOW, inputs)) as outcomes:
+        async for _ in outcomes:
+            break
+    assert sorted(job["state"] for job in emulator.control.jobs())[0] == "completed"
+    assert emulator.control.counts()["cancel"] == 0
+
+
+@pytest.fixture
+async def limit(prefect_server: None) -> AsyncIterator[str]:
+    """A global concurrency limit of three."""
+    name = f"noukai-{uuid4().hex}"
+    async with get_client() as client:
+        await client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=3))
+        yield name
+        limit = await client.read_global_concurrency_limit_by_name(name)
+        assert limit.active_slots == 0
+
+
+async def test_a_global_concurrency_limit(
+    credentials: NoukaiCredentials, emulator: Emulator, limit: str
+) -> None:
+    """No more jobs run than the limit has slots, and all slots are given back."""
+    emulator.control.script("grade-3", after_seconds=0.5)
+    running: list[int] = []
+
+    async def inputs() -> AsyncIterator[str]:
+        for number in range(8):
+            yield f"m{number}"
+            running.append(sum(job["state"] in ("pending", "running") for job in emulator.control.jobs()))
+
+    outcomes = await arun_noukai_jobs(credentials, FLOW, inputs(), concurrency=limit)
+    assert [outcome.state.value for outcome in outcomes] == ["completed"] * 8
+    assert max(running) <= 3
+
+
+@pytest.mark.usefixtures("prefect_server")
+async def test_a_limit_that_does_not_exist(credentials: NoukaiCredentials, emulator: Emulator) -> None:
+    """A limit that Prefect does not know is an error, and nothing is sent."""
+    with pytest.raises(InvalidInputError, match="no global concurrency limit of that name"):
+        await arun_noukai_jobs(credentials, FLOW, ["a"], concurrency="nowhere")
+    assert emulator.control.requests() == []
