@@ -7,7 +7,8 @@
   `json.loads` of the same body in the same run. Pauses are the shortest of three runs.
 - neighbours: a thousand triggers of one connection, polled every ten seconds, first alone, then beside one
   trigger whose server sends the worst response of each kind in turn, up to four times a second. The delay of
-  a poll is the time since the job's previous poll, less the interval.
+  a poll is the time since the job's previous poll, less the interval. `pause` is the longest pause of the
+  event loop in processor time, which other processes do not prolong.
 """
 
 from __future__ import annotations
@@ -210,8 +211,12 @@ def kinds() -> None:
     server.stop()
 
 
-async def neighbours_of(prepared: list[bytes] | None) -> list[float]:
-    """Let a thousand triggers wait, beside one with hostile responses or alone, and return their delays."""
+async def neighbours_of(prepared: list[bytes] | None) -> tuple[list[float], float]:
+    """Let a thousand triggers wait, beside one with hostile responses or alone.
+
+    Returns:
+        The delays of their polls, and the longest pause of the event loop.
+    """
     server = Server(prepared or [RUNNING])
     extra = {"max_polls_per_second": 150}
     settings = {
@@ -235,31 +240,32 @@ async def neighbours_of(prepared: list[bytes] | None) -> list[float]:
             worst = NoukaiJobTrigger("worst", FLOW, "worst", poll_interval=HOSTILE_INTERVAL)
             waiting.append(asyncio.create_task(wait(worst)))
         began = time.monotonic()
-        await asyncio.sleep(STEADY)
+        pause = await paused(lambda: asyncio.sleep(STEADY))
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
     polls = server.stop()
     if prepared:
         print(f"{len(polls['worst'])} hostile responses of {len(prepared)} kinds", flush=True)
-    return [
+    delays = [
         later - earlier - INTERVAL
         for job, times in polls.items()
         if job != "worst"
         for earlier, later in itertools.pairwise(times)
         if later >= began
     ]
+    return delays, pause
 
 
 def neighbours() -> None:
     """Print the delays of a thousand triggers' polls."""
     prepared = list(responses(2 * MEGABYTE).values())
-    print(f"{'':12}{'polls':>8}{'median s':>10}{'99 % s':>10}{'99.9 % s':>10}{'latest s':>10}")
+    print(f"{'':12}{'polls':>8}{'median s':>10}{'99 % s':>10}{'99.9 % s':>10}{'latest s':>10}{'pause s':>10}")
     rows: list[list[float]] = []
     for name, sent in (("alone", None), ("neighbour", prepared)):
-        delays = asyncio.run(neighbours_of(sent))
+        delays, pause = asyncio.run(neighbours_of(sent))
         share = statistics.quantiles(delays, n=1000)
-        rows.append([statistics.median(delays), share[989], share[998], max(delays)])
+        rows.append([statistics.median(delays), share[989], share[998], max(delays), pause])
         print(f"{name:12}{len(delays):>8}" + "".join(f"{value:>10.3f}" for value in rows[-1]), flush=True)
 
 

@@ -1,6 +1,6 @@
 """A thousand deferred jobs in a real triggerer, polled every 10 s over TLS, beside its peers.
 
-    .venv/airflow-peers/bin/python benchmarks/triggerer.py [sleep bare spread noukai databricks dbt]
+    .venv/airflow-peers/bin/python benchmarks/triggerer.py [KIND …]
 
 (`make .venv/airflow-peers/ready` builds that environment.) For each row of the table, a separate triggerer
 starts, is idle, and then finds a thousand deferred tasks in the database at once:
@@ -8,16 +8,18 @@ starts, is idle, and then finds a thousand deferred tasks in the database at onc
 - sleep: triggers that only sleep;
 - bare: triggers that poll over one shared aiohttp session, a thousand together, as they started;
 - spread: the same, but spread as evenly as this project's polls;
-- noukai: this project's trigger, with a fixed interval of 10 s and a rate limit of 150 polls per second;
+- noukai: this project's trigger, with a fixed interval of 10 s and a rate limit of 150 polls per second,
+  which follows the states of its job (`follow="state"`);
+- unfollowed, streams: the same without (`follow=None`), and with the streams of the steps of 50 of the jobs;
 - databricks, dbt: the triggers of those providers, their interval set to 10 s.
 
-All poll one local server. The first four start one after the other and are then measured at the same
-time, so that the noise of the machine is the same for all; the two others, each of which keeps a core busy,
+All poll one local server. All but the last two start one after the other and are then measured at the same
+time, so that the noise of the machine is the same for all; those two, each of which keeps a core busy,
 follow one by one. CPU is that of `STEADY` seconds, as seconds a minute; memory is what a thousand
 triggers add to what the idle processes have written to and share with no other. `blocked` counts Airflow's
-warnings of a blocked loop from their start on; `pause` is the longest time that a trigger beside the
-thousand waited for its turn, while they started and after that. Last comes what follows for larger numbers
-(`scale.py`). Everything ends by itself after about nine minutes.
+warnings of a blocked loop from their start on, `lines` what the triggers logged of their jobs; `pause` is the
+longest time that a trigger beside the thousand waited for its turn, while they started and after that. Last
+comes what follows for larger numbers (`scale.py`). Everything ends by itself after about twelve minutes.
 """
 
 from __future__ import annotations
@@ -55,7 +57,8 @@ IDLE, STARTING, MORE, STEADY = 5, 25, 95, 60
 FOREVER = 7200.0
 Trigger = tuple[str, dict[str, Any]]
 BARE = {"bare": "triggerer_peers.BareTrigger", "spread": "triggerer_peers.SpreadTrigger"}
-SIDE_BY_SIDE = (("sleep", "bare", "spread", "noukai"), ("databricks",), ("dbt",))
+SIDE_BY_SIDE = (("sleep", "bare", "spread", "unfollowed", "noukai", "streams"), ("databricks",), ("dbt",))
+STREAMS = 50
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class Spent:
     starting_pause: float
     steady_pause: float
     blocked: int
+    lines: int
     polls: float
 
 
@@ -126,7 +130,12 @@ def _triggers(kind: str, services: Services) -> list[Trigger]:
         url = f"{services.base_url}/seq/{FLOW}/jobs"
         return [(BARE[kind], {"seconds": INTERVAL, "url": f"{url}/{job}"}) for job in jobs]
     ours = "noukai_airflow.triggers.noukai.NoukaiJobTrigger"
-    return [(ours, {"job_id": job, "flow": FLOW, "poll_interval": INTERVAL}) for job in jobs]
+    arguments = {"flow": FLOW, "poll_interval": INTERVAL, "follow": None if kind == "unfollowed" else "state"}
+    streams = STREAMS if kind == "streams" else 0
+    return [
+        (ours, arguments | {"job_id": job} | ({"follow": "steps"} if place < streams else {}))
+        for place, job in enumerate(jobs)
+    ]
 
 
 def _peer(kind: str, run: int) -> Trigger:
@@ -202,7 +211,10 @@ def main() -> None:
                 raise SystemExit(f"{command} failed:\n{(done.stdout + done.stderr)[-4000:]}")
         print(f"{'':11}{'CPU s/min of the':>22}{'':>9}{'longest pause s':>19}")
         heads = f"{'':11}{'runner':>8}{'supervisor':>14}{'MB':>9}{'starting':>10}{'steady':>9}"
-        print(f"{heads}{'blocked':>9}{'polls/s':>9}   runner / bare's, / spread's, supervisor / sleep's")
+        print(
+            f"{heads}{'blocked':>9}{'lines':>7}{'polls/s':>9}   runner / bare's, / spread's, "
+            "supervisor / sleep's; runner, MB / unfollowed's"
+        )
         spent: dict[str, Spent] = {}
         for group in SIDE_BY_SIDE:
             found = side_by_side([kind for kind in group if kind in chosen], home, settings, services)
@@ -217,11 +229,14 @@ def line_of(kind: str, spent: dict[str, Spent]) -> str:
     """Return the line of the table for one kind."""
     found = spent[kind]
     line = f"{kind:11}{found.runner:>8.2f}{found.supervisor:>14.2f}{found.memory:>9.1f}"
-    line += f"{found.starting_pause:>10.2f}{found.steady_pause:>9.2f}{found.blocked:>9}{found.polls:>9.1f}"
+    line += f"{found.starting_pause:>10.2f}{found.steady_pause:>9.2f}{found.blocked:>9}{found.lines:>7}"
+    line += f"{found.polls:>9.1f}"
     peers = [spent[peer].runner for peer in BARE if peer in spent]
     line += "  " + "".join(f"{found.runner / peer:>8.2f}" for peer in peers)
     if "sleep" in spent:
         line += f"{found.supervisor / spent['sleep'].supervisor:>8.2f}"
+    if kind in ("noukai", "streams") and (without := spent.get("unfollowed")):
+        line += f"{found.runner / without.runner:>8.2f}{found.memory / without.memory:>8.2f}"
     return line
 
 
@@ -298,8 +313,13 @@ class Watched:
             starting_pause=max((pause for at, pause in late if at < self._began), default=0.0),
             steady_pause=max((pause for at, pause in late if at >= self._began), default=0.0),
             blocked=self._log.read_text(errors="replace")[self._said :].count("async thread was blocked"),
+            lines=self._lines(),
             polls=polls / seconds,
         )
+
+    def _lines(self) -> int:
+        folder = self._home / "logs" / "dag_id=benchmark" / f"run_id=later-{self.kind}"
+        return sum(each.read_text(errors="replace").count('"Noukai job') for each in folder.rglob("*.log"))
 
     def _memory(self) -> int:
         # Not the USS: when others start, a triggerer loses the libraries that it shares with them.

@@ -26,7 +26,7 @@ from noukai_core.job_request import JobRequest
 from noukai_core.models import JobAccepted, JobState, JobStatus, RunTrace
 from noukai_core.runs import EndedRuns, FlowRun, RunsCursor
 from noukai_core.submission import Submission
-from noukai_core.telemetry import in_span
+from noukai_core.telemetry import JobSpan
 
 _MILLISECONDS = 1000.0
 _LISTED_STATES = ("running", "completed", "failed", "cancelled")
@@ -63,10 +63,10 @@ class FlowHandle(Generic[R]):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.path!r})"
 
-    def _submitting(self, request: JobRequest, submission: Submission) -> Effects[Submitted]:
+    def _submitting(self, request: JobRequest, submission: Submission, span: JobSpan) -> Effects[Submitted]:
         """Check everything, and return the effects that submit a job once."""
         effects = submit_request(request, _checked(submission), self._path, self._settings, time.monotonic)
-        return in_span(effects, "submit", self.path)
+        return span.submission(effects)
 
     def _batch(self, inputs: object, options: BatchOptions) -> Batch:
         check_inputs(inputs)
@@ -118,8 +118,10 @@ class JobHandle(Generic[R]):
         submitted_at: datetime | None = None,
         accepted: JobAccepted | None = None,
         last_status: JobStatus | None = None,
+        span: JobSpan | None = None,
     ) -> None:
         self._runner = runner
+        self._span = span
         self._id = _validation.job_id(job_id)
         self._path = path
         self._settings = settings
@@ -199,7 +201,8 @@ class JobHandle(Generic[R]):
             log_changes=log_changes,
             state_bytes=None if max_poll_bytes is None else check_count(max_poll_bytes, "max_poll_bytes"),
         )
-        return in_span(self._recorded(poller), "wait", self.flow, self._id)
+        span, self._span = self._span or JobSpan(self.flow, self._id), None
+        return span.wait(self._recorded(poller))
 
     def _recorded(self, poller: Poller) -> Effects[JobStatus]:
         try:

@@ -37,6 +37,7 @@ from noukai_core.job_request import JobRequest
 from noukai_core.models import ExecuteResult, JobAccepted, JobStatus, KeyInfo, RunTrace, TraceStep
 from noukai_core.runs import EndedRuns, FlowRun, RunsCursor
 from noukai_core.submission import Submission
+from noukai_core.telemetry import JobSpan
 
 if TYPE_CHECKING:
     import httpx
@@ -229,9 +230,10 @@ class AsyncFlow(FlowHandle[AsyncRunner]):
 
     async def submit(self, request: JobRequest, *, submission: Submission | None = None) -> AsyncJob:
         """Submit the job of a request, once; see `Flow.submit`."""
-        effects = self._submitting(request, Submission.new() if submission is None else submission)
+        span = JobSpan(self.path)
+        effects = self._submitting(request, Submission.new() if submission is None else submission, span)
         submitted = await self._runner.run(effects)
-        return self._job(submitted.job.id, submitted.at, submitted.job)
+        return self._job(submitted.job.id, submitted.at, submitted.job, span=span)
 
     def jobs(
         self,
@@ -316,6 +318,7 @@ class AsyncFlow(FlowHandle[AsyncRunner]):
         submitted_at: datetime | None,
         accepted: JobAccepted | None,
         last_status: JobStatus | None = None,
+        span: JobSpan | None = None,
     ) -> AsyncJob:
         return AsyncJob(
             self._runner,
@@ -325,6 +328,7 @@ class AsyncFlow(FlowHandle[AsyncRunner]):
             submitted_at=submitted_at,
             accepted=accepted,
             last_status=last_status,
+            span=span,
         )
 
 

@@ -36,6 +36,7 @@ from noukai_core.job_request import JobRequest
 from noukai_core.models import ExecuteResult, JobAccepted, JobStatus, KeyInfo, RunTrace, TraceStep
 from noukai_core.runs import EndedRuns, FlowRun, RunsCursor
 from noukai_core.submission import Submission
+from noukai_core.telemetry import JobSpan
 
 if TYPE_CHECKING:
     import httpx
@@ -304,9 +305,10 @@ class Flow(FlowHandle[Runner]):
             request: The inputs of the job. Its flow must be this one.
             submission: The identity, if you keep it yourself. By default a new one.
         """
-        effects = self._submitting(request, Submission.new() if submission is None else submission)
+        span = JobSpan(self.path)
+        effects = self._submitting(request, Submission.new() if submission is None else submission, span)
         submitted = self._runner.run(effects)
-        return self._job(submitted.job.id, submitted.at, submitted.job)
+        return self._job(submitted.job.id, submitted.at, submitted.job, span=span)
 
     def jobs(
         self,
@@ -477,6 +479,7 @@ class Flow(FlowHandle[Runner]):
         submitted_at: datetime | None,
         accepted: JobAccepted | None,
         last_status: JobStatus | None = None,
+        span: JobSpan | None = None,
     ) -> Job:
         return Job(
             self._runner,
@@ -486,6 +489,7 @@ class Flow(FlowHandle[Runner]):
             submitted_at=submitted_at,
             accepted=accepted,
             last_status=last_status,
+            span=span,
         )
 
 

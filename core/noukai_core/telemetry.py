@@ -7,7 +7,9 @@ not, nothing is measured. Prompts, outputs and keys are in no span, metric or at
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar
@@ -91,55 +93,81 @@ def _instrument(name: str) -> Any:
     return getattr(meter, f"create_{kind}")(name, unit=unit, description=description, **advice)
 
 
-def in_span(
-    effects: Generator[Any, Any, T], operation: str, flow: str, job_id: str | None = None
-) -> Generator[Any, Any, T]:
-    """Run effects in a span under the current one, whose context goes out with each of their requests.
+class JobSpan:
+    """The span of one job in this process: from its submission, or the start of a wait, until a wait ends.
 
-    The span is not the current one: other code may run between the effects.
+    It is a child of the span that is current when it begins, and goes out with each of the job's requests. It
+    is not the current one itself: other code may run between the effects. Without a wait, it ends with the
+    submission. Without OpenTelemetry, it is nothing.
 
     Args:
-        effects: What to run. Their value is a job, or its status.
-        operation: What is done: `submit` or `wait`.
         flow: The job's flow.
         job_id: The job, if there is one already.
     """
-    trace: Any = sys.modules.get("opentelemetry.trace")
-    if trace is None:
-        return effects
-    return _in_span(effects, trace, operation, flow, job_id)
 
+    def __init__(self, flow: str, job_id: str | None = None) -> None:
+        self._attributes = {"noukai.flow": flow} | ({} if job_id is None else {"noukai.job.id": job_id})
+        self._span: Any = None
+        self._headers: dict[str, str] = {}
+        self._seen = 0
 
-def _in_span(
-    effects: Generator[Any, Any, T], trace: Any, operation: str, flow: str, job_id: str | None
-) -> Generator[Any, Any, T]:
-    attributes = {"noukai.flow": flow} | ({} if job_id is None else {"noukai.job.id": job_id})
-    span = trace.get_tracer(_SCOPE).start_span(
-        f"noukai.job.{operation}", kind=trace.SpanKind.CLIENT, attributes=attributes
-    )
-    outcome: Any = None
-    try:
-        headers = _context_headers(trace, span)
-        while True:
-            try:
-                effect = effects.send(outcome)
-            except StopIteration as end:
-                value: T = end.value
-                _describe(trace, span, value)
-                return value
-            call = getattr(effect, "call", None)
-            if headers and call is not None:
-                effect = replace(effect, call=replace(call, headers={**call.headers, **headers}))
-            outcome = yield effect
-    except NoukaiError as error:
-        span.set_attribute("error.type", type(error).__name__)
-        if isinstance(error, APIError) and error.status_code is not None:
-            span.set_attribute("http.response.status_code", error.status_code)
-        span.set_status(trace.StatusCode.ERROR, type(error).__name__)
-        raise
-    finally:
-        effects.close()
-        span.end()
+    def submission(self, effects: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
+        """Run the effects that submit the job. The span ends if they fail, and else waits for a wait."""
+        return self._run(effects, "submitted", ends=False)
+
+    def wait(self, effects: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
+        """Run the effects that wait for the job, and end the span."""
+        return self._run(effects, "waited", ends=True)
+
+    def _run(self, effects: Generator[Any, Any, T], event: str, *, ends: bool) -> Generator[Any, Any, T]:
+        trace: Any = sys.modules.get("opentelemetry.trace")
+        if trace is None:
+            return (yield from effects)
+        span = self._begun(trace)
+        outcome: Any = None
+        try:
+            while True:
+                try:
+                    effect = effects.send(outcome)
+                except StopIteration as end:
+                    value: T = end.value
+                    _describe(trace, span, value)
+                    span.add_event(event)
+                    return value
+                call = getattr(effect, "call", None)
+                if self._headers and call is not None:
+                    effect = replace(effect, call=replace(call, headers={**call.headers, **self._headers}))
+                outcome = yield effect
+        except NoukaiError as error:
+            ends = True
+            span.set_attribute("error.type", type(error).__name__)
+            if isinstance(error, APIError) and error.status_code is not None:
+                span.set_attribute("http.response.status_code", error.status_code)
+            span.set_status(trace.StatusCode.ERROR, type(error).__name__)
+            raise
+        finally:
+            effects.close()
+            self._seen = time.time_ns()
+            if ends:
+                self._end()
+
+    def _begun(self, trace: Any) -> Any:
+        if self._span is None:
+            self._span = trace.get_tracer(_SCOPE).start_span(
+                "noukai.job", kind=trace.SpanKind.CLIENT, attributes=self._attributes
+            )
+            self._headers = _context_headers(trace, self._span)
+        return self._span
+
+    def _end(self) -> None:
+        span, self._span = self._span, None
+        if span is not None:
+            span.end(self._seen)
+
+    def __del__(self) -> None:
+        """End the span of a job that nobody has waited for, at the time of its submission."""
+        with suppress(Exception):  # the process may be ending
+            self._end()
 
 
 def _context_headers(trace: Any, span: Any) -> dict[str, str]:

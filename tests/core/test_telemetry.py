@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,10 +79,10 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("client_type", [Noukai, AsyncNoukai])
-async def test_a_job_has_two_spans(
+async def test_a_job_has_one_span(
     client_type: type[Any], server: ScriptedServer, spans: InMemorySpanExporter, key: str
 ) -> None:
-    """The submission and the wait are spans under the caller's, and go out with each of their requests."""
+    """The submission and the wait are in one span under the caller's, which goes out with each request."""
     server.on("poll", state("completed", result="secret output"))
     client = client_type(key, base_url="https://noukai.test/api/v1", transport=server.transport)
     with trace.get_tracer("test").start_as_current_span("task") as task:
@@ -88,17 +90,44 @@ async def test_a_job_has_two_spans(
         job = await job if inspect.isawaitable(job) else job
         result = job.wait(timeout_ms=60_000)
         _ = await result if inspect.isawaitable(result) else result
-    submit, wait, _ = spans.get_finished_spans()
-    assert [submit.name, wait.name] == ["noukai.job.submit", "noukai.job.wait"]
-    for span in (submit, wait):
-        assert span.parent == task.get_span_context()
-        assert attributes_of(span) | {"noukai.flow": FLOW, "noukai.job.id": "job-1"} == attributes_of(span)
-        assert "secret" not in span.to_json()
-    assert attributes_of(wait)["noukai.job.state"] == "completed"
-    for kind, span in (("submit", submit), ("poll", wait)):
+    span, _ = spans.get_finished_spans()
+    assert (span.name, span.parent) == ("noukai.job", task.get_span_context())
+    assert attributes_of(span) == {
+        "noukai.flow": FLOW,
+        "noukai.job.id": "job-1",
+        "noukai.job.state": "completed",
+    }
+    assert [event.name for event in span.events] == ["submitted", "waited"]
+    assert "secret" not in span.to_json()
+    for kind in ("submit", "poll"):
         (request,) = server.made(kind)
         _, trace_id, span_id, _ = request.headers["traceparent"].split("-")
         assert (int(trace_id, 16), int(span_id, 16)) == (span.context.trace_id, span.context.span_id)
+
+
+def test_a_job_that_nobody_waits_for(
+    scripted: MakeClient, server: ScriptedServer, spans: InMemorySpanExporter
+) -> None:
+    """The span of a job without a wait ends with the submission, once its handle is gone."""
+    job = scripted().flow(FLOW).job("x")
+    submitted_by = time.time_ns()
+    assert not spans.get_finished_spans()
+    del job
+    gc.collect()
+    (span,) = spans.get_finished_spans()
+    assert span.end_time <= submitted_by
+    assert span.status.status_code is trace.StatusCode.UNSET
+
+
+def test_a_second_wait(scripted: MakeClient, server: ScriptedServer, spans: InMemorySpanExporter) -> None:
+    """A wait after the first one, and one for an attached job, is a span for itself."""
+    server.on("poll", state("completed"))
+    job = scripted().flow(FLOW).job("x")
+    for each in (job, job, scripted().flow(FLOW).attach("job-1")):
+        each.wait(timeout_ms=60_000)
+    found = spans.get_finished_spans()
+    assert [span.name for span in found] == ["noukai.job"] * 3
+    assert [len(span.events) for span in found] == [2, 1, 1]
 
 
 @pytest.mark.parametrize("end", ["failed", "cancelled"])
@@ -138,7 +167,7 @@ def test_a_wait_that_is_left_ends_its_span(
     assert measured()["noukai.jobs.waiting",] == 1
     watch.close()
     assert measured()["noukai.jobs.waiting",] == 0
-    assert [span.name for span in spans.get_finished_spans()] == ["noukai.job.wait"]
+    assert [span.name for span in spans.get_finished_spans()] == ["noukai.job"]
 
 
 def test_metrics(patient: MakeClient, server: ScriptedServer, measured: Any) -> None:
