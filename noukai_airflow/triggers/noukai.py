@@ -261,7 +261,7 @@ class NoukaiJobTrigger(CancellingTrigger):
         return log_steps(self._job(client), log, self._steps)
 
     def _remaining(self) -> float | None:
-        """Return the time until the deadline, at least a millisecond: even a past deadline gets one poll."""
+        """Return the time until the deadline, or that for one poll if it has passed."""
         if self.deadline is None:
             return None
         return max(self.deadline - time.time(), LAST_POLL_SECONDS)

@@ -18,6 +18,8 @@ from noukai_core import (
     JobCancelledError,
     JobFailedError,
     JobNotFoundError,
+    JobState,
+    JobStatus,
     JobTimeoutError,
     Noukai,
     TransientError,
@@ -158,3 +160,18 @@ def test_an_iteration_that_is_left_gives_its_slot_back(client: Any, service: Raw
         statuses.close()
     service.on("poll", COMPLETED)
     assert client.flow(FLOW).attach("job-x").wait(timeout_ms=10_000).output == "done"
+
+
+def test_the_progress_of_an_ended_job_is_not_logged(
+    client: Any, service: RawService, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A job whose end is known has no line about its progress, and the status keeps it."""
+    caplog.set_level("INFO")
+    service.on(
+        "poll", http(200, {"status": "completed", "result": "done", "progress": {"step": 9, "of": 10}})
+    )
+    known = JobStatus(id="job-1", state=JobState.COMPLETED)
+    job = client.flow(FLOW).attach("job-1", last_status=known)
+    assert job.wait(timeout_ms=60_000).output == "done"
+    assert "progress" not in caplog.text
+    assert job.last_status.progress == {"step": 9, "of": 10}
