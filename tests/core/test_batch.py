@@ -249,6 +249,34 @@ def test_rerun(driver: str, emulator: Emulator) -> None:
     assert len(emulator.control.jobs()) == 5
 
 
+def test_a_detached_rerun_polls_only_what_has_ended(driver: str, emulator: Emulator) -> None:
+    """A detached batch asks for a session once, and then only for those of its jobs that have ended."""
+    emulator.control.script("grade-3", outcome="never")
+    ledger, inputs = MemoryLedger(), [f"m{number}" for number in range(10)]
+    detached: dict[str, Any] = {"ledger": ledger, "batch_id": BATCH, "detach": True}
+    assert run(driver, emulator, inputs, **detached) == []
+    ended = {ledger.entries[index].job_id for index in (2, 5, 6)}
+    for job_id in ended:
+        emulator.control.finish(str(job_id))
+    assert {outcome.job_id for outcome in run(driver, emulator, inputs, **detached)} == ended
+    counts = emulator.control.counts()
+    sessions = {entry.session_id for entry in ledger.entries.values()}
+    assert (counts["poll"], counts["session"], counts["submit"]) == (3, len(sessions), 10)
+
+
+def test_a_detached_rerun_without_a_list_polls_each_job(driver: str, emulator: Emulator) -> None:
+    """Where the list cannot be read, a detached batch polls each job of the earlier run."""
+    emulator.control.script("grade-3", outcome="never")
+    ledger, inputs = MemoryLedger(), [f"m{number}" for number in range(5)]
+    detached: dict[str, Any] = {"ledger": ledger, "batch_id": BATCH, "detach": True}
+    run(driver, emulator, inputs, **detached)
+    for entry in ledger.entries.values():
+        emulator.control.finish(str(entry.job_id))
+    emulator.control.fault("status", on="session", times=None, status=403)
+    assert len(run(driver, emulator, inputs, **detached)) == 5
+    assert emulator.control.counts()["poll"] == 5
+
+
 def _fields(entry: LedgerEntry) -> dict[str, Any]:
     return {name: getattr(entry, name) for name in entry.__slots__}
 

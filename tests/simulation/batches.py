@@ -75,30 +75,35 @@ class Batching:
         process = simulation.process()
         number = len(self.outcomes)
         self.outcomes.append([])
-        dies = number + 1 < _MOST_TRIES and choices.happens("death of a process", 0.6)
+        last = number + 1 == _MOST_TRIES
+        detach = not last and choices.happens("a detached try", 0.3)
+        dies = not last and choices.happens("death of a process", 0.6)
         if dies:
             effect = 1 + choices.index("effect at which it dies", 60)
             delay = choices.pick("seconds after it", (0.0, 0.01, 0.03, 5.0))
 
             def die() -> None:
-                if process.alive and number not in self.ended:
+                if process.alive and len(self.outcomes) == number + 1 and number not in self.ended:
                     simulation.story.tell("process {0} dies", process.number)
                     process.kill()
-                    pause = choices.pick("pause before the next try", (1.0, 30.0, 300.0))
-                    simulation.clock.after(pause, self.begin)
+                    self._begin_later()
 
             def on_effect(count: int, _: object) -> None:
                 if count == effect:
                     simulation.clock.after(delay, die)
 
             process.on_effect = on_effect
-        process.start("the batch", self._run(process, number), self._note)
+        process.start("the batch", self._run(process, number, detach), self._note)
+
+    def _begin_later(self) -> None:
+        pause = self._choices.pick("pause before the next try", (1.0, 30.0, 300.0))
+        self._simulation.clock.after(pause, self.begin)
 
     def _note(self, task: Task) -> None:
         if task.error is not None:
             self.errors.append(task.error)
 
-    async def _run(self, process: Process, number: int) -> None:
+    async def _run(self, process: Process, number: int, detach: bool) -> None:
         ledger = WeakLedger(self._durable, lazy=self.lazy)
         batch = process.flow.jobs(
             (f"input {index}" for index in range(self.inputs)),
@@ -106,11 +111,17 @@ class Batching:
             batch_id=str(_BATCH),
             max_concurrency=self.most,
             in_order=self.in_order,
+            detach=detach,
         )
         async for outcome in batch:
             self._simulation.story.tell("process {0}: {1!r}", process.number, outcome)
             self.outcomes[number].append(outcome)
-        self.ended.append(number)
+        running = self.inputs - len(self.outcomes[number])
+        if detach and running:
+            self._simulation.story.tell("process {0}: {1} jobs are left running", process.number, running)
+            self._begin_later()
+        else:
+            self.ended.append(number)
 
 
 def violations(history: History, scenario: Batching) -> Iterator[Violation]:

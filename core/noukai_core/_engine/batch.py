@@ -32,7 +32,7 @@ from noukai_core._engine.effects import (
     Wake,
     send_with_retries,
 )
-from noukai_core._engine.lanes import Lane, Trust, WatchedJob
+from noukai_core._engine.lanes import BELIEVED_FOR, Lane, Trust, WatchedJob
 from noukai_core._engine.rate_limit import shared_rate_limiter
 from noukai_core._engine.submit import Submitted, find, submit_request
 from noukai_core._engine.wait import Poller, reach_slot
@@ -594,10 +594,12 @@ class Batch:
 
     def _park(self, item: _Item) -> Effects[None]:
         """Leave a job running, unless an earlier run submitted it and it has ended since."""
-        attached = item.request is not None
+        timeout, sent_at = self._options.timeout, item.entry.sent_at
+        age = 0.0 if sent_at is None else (datetime.now(UTC) - sent_at).total_seconds()
+        overdue = timeout is not None and age >= timeout
         status: JobStatus | None = None
-        if attached and item.entry.job_id is not None:
-            call = endpoints.status(self.flow, item.entry.job_id)
+        if (yield from self._may_have_ended(item, believes_list=age < BELIEVED_FOR and not overdue)):
+            call = endpoints.status(self.flow, str(item.entry.job_id))
             yield from reach_slot(self._limiter, self._clock)
             try:
                 status = yield from send_with_retries(call, self._clock)
@@ -610,9 +612,7 @@ class Batch:
                     self._unwatch(item, ended=True)
                     yield from self._end_by(item, status)
                     return
-        timeout, sent_at = self._options.timeout, item.entry.sent_at
-        age = 0.0 if sent_at is None else (datetime.now(UTC) - sent_at).total_seconds()
-        if timeout is not None and age >= timeout:
+        if timeout is not None and overdue:
             self._unwatch(item, ended=False)
             job_id = str(item.entry.job_id)
             message = f"Noukai job {job_id} of {self.flow} timed out after {timeout:g} s"
@@ -620,6 +620,15 @@ class Batch:
             return
         self._parked += 1
         self.changed.ring()
+
+    def _may_have_ended(self, item: _Item, *, believes_list: bool) -> Effects[bool]:
+        """Tell whether a job has to be polled: not if this run has submitted it, or its session lists it."""
+        attached, job_id = item.request is not None, item.entry.job_id
+        if not attached or job_id is None:
+            return False
+        if item.lane is None or not believes_list:
+            return True
+        return not (yield from item.lane.lists_as_unfinished(job_id))
 
     def _end_by(self, item: _Item, status: JobStatus) -> Effects[None]:
         trace = yield from self._trace(item)

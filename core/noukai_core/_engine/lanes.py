@@ -16,7 +16,7 @@ from hashlib import blake2b
 from noukai_core._api import endpoints
 from noukai_core._api.endpoints import Execution
 from noukai_core._engine import schedule
-from noukai_core._engine.effects import Clock, Effects, Send, Sleep, Wake
+from noukai_core._engine.effects import Clock, Effects, Send, Sleep, Wake, send_with_retries
 from noukai_core._engine.rate_limit import PollRateLimiter
 from noukai_core._engine.submit import SharedSession, may_be_job
 from noukai_core._engine.wait import reach_slot
@@ -41,6 +41,9 @@ OWN_SHARE = 0.2
 STALE_AFTER = 15.0
 """Seconds after which a list that does not show the end of a job is not believed any more; or a tenth of
 the job's age, if that is more."""
+
+BELIEVED_FOR = 1800.0
+"""Seconds from the submission for which a list alone says that a job of an earlier run has not ended."""
 
 MAX_FAILURES = 3
 """How often in a row the list may fail before each job is polled instead."""
@@ -190,6 +193,9 @@ class Lane:
         self._asked = False
         self._changed = Wake()
         self._failures = 0
+        self._listed: dict[str, JobState | str] | None = None
+        self._asking = False
+        self._responded = Wake()
 
     @property
     def unfinished(self) -> int:
@@ -236,6 +242,34 @@ class Lane:
         # A job that is not listed has not begun to run, if the lists of this server tell at all.
         return job.listed or (not job.running and self.trust.proven) or not self._asked
 
+    def lists_as_unfinished(self, job_id: str) -> Effects[bool]:
+        """Tell whether the list says of a job of an earlier run that it has not ended.
+
+        One request is sent, for all jobs of the session. Where it fails, the list says nothing.
+        """
+        if len(self.known) <= FEW_JOBS:
+            return False
+        while self._listed is None:
+            if self._asking:
+                yield Sleep(math.inf, self._responded)
+                continue
+            self._asking = True
+            try:
+                self._listed = yield from self._states()
+            finally:
+                self._asking = False
+                self._responded.ring()
+        return job_id in self._listed and self._listed[job_id] not in _ENDED
+
+    def _states(self) -> Effects[dict[str, JobState | str]]:
+        yield from reach_slot(self._limiter, self._clock)
+        try:
+            listed = yield from send_with_retries(endpoints.session(self.session.id), self._clock)
+        except APIError as error:
+            self.trust.complain(error)
+            return {}
+        return _states_of(listed)
+
     def watch(self) -> Effects[None]:
         """Ask for the list again and again, until no job is left and no more come."""
         while self._jobs or self.takes_jobs:
@@ -277,7 +311,7 @@ class Lane:
         """Take note of a list."""
         covered = [job for job in self._jobs.values() if self.tells_of(job)]
         self._asked = self._readable = True
-        states = {one.id: one.state for one in executions if one.id is not None and one.state is not None}
+        states = _states_of(executions)
         for job in self._jobs.values():
             state = states.get(job.job_id)
             job.listed, job.ended = state is not None, state in _ENDED
@@ -326,3 +360,7 @@ class Lane:
             self.close()
             if self._on_unknown is not None:
                 self._on_unknown()
+
+
+def _states_of(listed: tuple[Execution, ...]) -> dict[str, JobState | str]:
+    return {one.id: one.state for one in listed if one.id is not None and one.state is not None}
