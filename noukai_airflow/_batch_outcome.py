@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from noukai_core.batch_record import BatchRecord
 
 FailOn: TypeAlias = Literal["any", "all"] | float
+
+PROGRESS_SECONDS = 10.0
+"""How often the progress is written at most."""
 
 _NAMED_FAILURES = 3
 _MAX_REASON = 300
@@ -65,6 +69,19 @@ def progress_text(record: BatchRecord, *, total: int | None, running: int) -> st
     if record.cost_usd:
         parts.append(f"${record.cost_usd}")
     return ", ".join(parts)
+
+
+def deferred_status(collected: Mapping[str, Any], *, total: int | None, unfinished: int) -> dict[str, Any]:
+    """Return the XCom `batch_status` of a deferred task. The lists of its sessions tell only what has ended.
+
+    Args:
+        collected: The XCom of the time when the task was deferred.
+        total: How many inputs there are, if that is known.
+        unfinished: How many jobs have not ended.
+    """
+    ended = collected.get("jobs", 0) + max(0, collected.get("running", 0) - unfinished)
+    of = "" if total is None else f" of {total:,}"
+    return {**collected, "progress": f"{ended:,}{of} ended, {unfinished:,} running", "running": unfinished}
 
 
 def check_outcomes(record: BatchRecord, fail_on: FailOn, *, skip_cancelled: bool, flow: str) -> None:

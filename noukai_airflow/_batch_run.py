@@ -15,7 +15,7 @@ from noukai_airflow import _xcoms
 from noukai_airflow._batch_inputs import BatchInputs
 from noukai_airflow._batch_kill import cancel_and_log, kill, log_cancel
 from noukai_airflow._batch_log import BatchLog, FolderLog, StateStoreLog, TemporaryStore, task_state_store
-from noukai_airflow._batch_outcome import FailOn, check_outcomes, progress_text
+from noukai_airflow._batch_outcome import PROGRESS_SECONDS, FailOn, check_outcomes, progress_text
 from noukai_airflow._batch_output import OutputFolder
 from noukai_airflow._batch_thread import BatchOptions, BatchThread
 from noukai_airflow._compat import CLEAR_DISCARDS_STATE
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_PROGRESS_SECONDS = 10.0
 _STOP_SECONDS = 30.0
 _CANCEL_SECONDS = 60.0
 
@@ -88,6 +87,9 @@ class BatchRun:
         inputs: The inputs.
         resumed: Whether this try was deferred before.
         can_defer: Whether to wait in the triggerer, if the options say so.
+
+    Attributes:
+        batch_id: The batch, once it has begun.
     """
 
     def __init__(
@@ -115,7 +117,14 @@ class BatchRun:
         )
         self._log = self._open_log()
         self._thread: BatchThread | None = None
+        self._record: BatchRecord | None = None
+        self.batch_id: str | None = None
         self._next_progress = 0.0
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """What came of the jobs so far, once the batch has begun."""
+        return None if self._record is None else self._record.summary()
 
     def segment(self, started: float) -> Any:
         """Run the batch to its end or to the next deferral.
@@ -124,7 +133,8 @@ class BatchRun:
             started: When this segment started, in seconds since the epoch.
         """
         header, retried = self._header(started)
-        record = self._load_record(retried=retried)
+        record = self._record = self._load_record(retried=retried)
+        self.batch_id = header["batch_id"]
         output = None if self._folder is None else OutputFolder(self._folder)
         thread = self._thread = BatchThread(
             self._settings, self._engine_options(header, record), self._inputs, record, output
@@ -135,7 +145,7 @@ class BatchRun:
         thread.check()
         self._push_status(record, thread.waiting)
         if thread.waiting:
-            self._wait_in_triggerer(thread, thread.waiting, header)
+            self._wait_in_triggerer(thread, record, header)
         return self._finish(header, record)
 
     def kill(self) -> None:
@@ -302,7 +312,7 @@ class BatchRun:
         now = time.monotonic()
         if now < self._next_progress:
             return
-        first, self._next_progress = self._next_progress == 0.0, now + _PROGRESS_SECONDS
+        first, self._next_progress = self._next_progress == 0.0, now + PROGRESS_SECONDS
         if not first:
             log.info("Noukai batch of %s: progress %s", self._options.flow, self._progress(record, running))
             self._push_status(record, running)
@@ -312,11 +322,15 @@ class BatchRun:
 
     def _push_status(self, record: BatchRecord, running: int) -> None:
         if self._options.push_xcoms:
-            summary = {"progress": self._progress(record, running), "running": running, **record.summary()}
-            self._task.xcom_push(_xcoms.BATCH_STATUS, summary)
+            self._task.xcom_push(_xcoms.BATCH_STATUS, self._status(record, running))
 
-    def _wait_in_triggerer(self, thread: BatchThread, running: int, header: dict[str, Any]) -> NoReturn:
-        options = self._options
+    def _status(self, record: BatchRecord, running: int) -> dict[str, Any]:
+        return {"progress": self._progress(record, running), "running": running, **record.summary()}
+
+    def _wait_in_triggerer(
+        self, thread: BatchThread, record: BatchRecord, header: dict[str, Any]
+    ) -> NoReturn:
+        options, running = self._options, thread.waiting
         until = header["until"]
         if until is not None and time.time() >= until:
             record = self._load_record(retried=False)
@@ -344,6 +358,8 @@ class BatchRun:
                 deadline=deadline,
                 poll_interval=options.poll_interval,
                 cancel_on_kill=options.cancel_on_kill,
+                status=self._status(record, running) if options.push_xcoms else None,
+                total=self._inputs.total,
             ),
             method_name="execute_complete",
             timeout=None if deadline is None else backstop(deadline),

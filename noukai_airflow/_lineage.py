@@ -1,11 +1,12 @@
-"""What is reported to OpenLineage about a job. Imported only by request of Airflow's OpenLineage provider."""
+"""What is reported to OpenLineage about a job or a batch. Imported only by request of its provider."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
-from airflow.providers.common.compat.openlineage.facet import ExternalQueryRunFacet, RunFacet
+from airflow.providers.common.compat.openlineage.facet import Dataset, ExternalQueryRunFacet, RunFacet
 from airflow.providers.openlineage.extractors import OperatorLineage
 
 if TYPE_CHECKING:
@@ -39,6 +40,71 @@ class NoukaiJobRunFacet(RunFacet):
     failedStepModel: str | None = None  # noqa: N815
     totalTokens: int | None = None  # noqa: N815
     costUsd: str | None = None  # noqa: N815
+
+
+@attrs.define
+class NoukaiBatchRunFacet(RunFacet):
+    """The batch of a task's run.
+
+    Attributes:
+        flow: The flow as `org/project/slug`; while there is no batch, as the task names it.
+        batchId: The batch, once there is one.
+        jobs: How many inputs have ended. This and the rest only at the end of the task.
+        counts: How many of them in which state.
+        totalTokens: The tokens that they used, as far as they are known.
+        costUsd: What they cost in US dollars, as a decimal string, as far as it is known.
+    """
+
+    flow: str
+    batchId: str | None = None  # noqa: N815
+    jobs: int | None = None
+    counts: dict[str, int] | None = None
+    totalTokens: int | None = None  # noqa: N815
+    costUsd: str | None = None  # noqa: N815
+
+
+def batch_lineage(
+    flow: str,
+    batch_id: str | None,
+    summary: Mapping[str, Any] | None,
+    *,
+    inputs: str | None,
+    outputs: str | None,
+) -> Lineage:
+    """Return the facets of a task that runs a batch, and its files as datasets.
+
+    Args:
+        flow: The flow.
+        batch_id: The batch, once there is one.
+        summary: What came of it, once it has ended or the task has.
+        inputs: The URI of the file with the inputs, if they are in one.
+        outputs: The URI of the folder with the outcomes, if there is one.
+    """
+    known: Mapping[str, Any] = {} if summary is None else summary
+    facet = NoukaiBatchRunFacet(
+        flow,
+        batch_id,
+        jobs=known.get("jobs"),
+        counts=known.get("counts"),
+        totalTokens=known.get("tokens"),
+        costUsd=known.get("cost_usd"),
+    )
+    facets: dict[str, RunFacet] = {"noukai_batch": facet}
+    if batch_id is not None:
+        facets["externalQuery"] = ExternalQueryRunFacet(externalQueryId=batch_id, source="noukai")
+    return OperatorLineage(  # pyright: ignore[reportUnknownArgumentType]
+        inputs=_datasets(inputs), outputs=_datasets(outputs), run_facets=facets
+    )
+
+
+def _datasets(uri: str | None) -> list[Dataset]:
+    if uri is None or "://" not in uri:
+        return []
+    scheme, _, path = uri.partition("://")
+    if scheme == "file":
+        return [Dataset(namespace="file", name=path)]
+    bucket, _, name = path.partition("/")
+    return [Dataset(namespace=f"{scheme}://{bucket}", name=name)]
 
 
 def job_lineage(flow: str, job_id: str | None, outcome: JobOutcome | None = None) -> Lineage:

@@ -14,7 +14,6 @@ from airflow.sdk.execution_time.comms import GetTaskStates
 from airflow.sdk.execution_time.xcom import XCom
 
 from noukai_airflow._kill_policy import state_of
-from noukai_airflow._xcoms import JOB_STATUS
 
 
 async def state_of_task(task: Any) -> str | None:
@@ -43,12 +42,12 @@ async def published_by_task(task: Any, key: str) -> str | None:
     return value if isinstance(value, str) else None
 
 
-async def push_status(task: Any, summary: dict[str, Any]) -> None:
-    """Write the XCom `job_status` of a task instance, from Airflow 3.3 on. Before, every write blocks."""
+async def push_status(task: Any, key: str, summary: dict[str, Any]) -> None:
+    """Write an XCom of a task instance, from Airflow 3.3 on. Before, every write blocks."""
     push = getattr(XCom, "aset", None)
     if push is not None:
         await push(
-            JOB_STATUS,
+            key,
             summary,
             dag_id=task.dag_id,
             task_id=task.task_id,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
@@ -79,6 +79,7 @@ class FlowHandle(Generic[R]):
         age: float,
         timeout: float | None,
         poll_interval: float | None,
+        report: Callable[[int], None],
     ) -> Effects[int]:
         settings = self._settings
         limiter = shared_rate_limiter(settings.base_url, settings.api_key, settings.max_polls_per_second)
@@ -91,6 +92,7 @@ class FlowHandle(Generic[R]):
             age=age,
             timeout=timeout,
             poll_interval=poll_interval,
+            report=report,
         )
 
     def _finding(self, submission: Submission) -> Effects[JobAccepted | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Self, Unpack
@@ -287,9 +287,10 @@ class AsyncFlow(FlowHandle[AsyncRunner]):
         age: float = 0.0,
         timeout: float | None = None,
         poll_interval: float | None = None,
+        report: Callable[[int], None] = lambda unfinished: None,
     ) -> int:
         """Wait for the jobs of a batch by the lists of their sessions; see `Flow.wait_for_sessions`."""
-        effects = self._waiting_for_sessions(sessions, until, age, timeout, poll_interval)
+        effects = self._waiting_for_sessions(sessions, until, age, timeout, poll_interval, report)
         return await self._runner.run(effects)
 
     async def running_in(self, session_id: str) -> tuple[list[AsyncJob], int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Self, Unpack
@@ -403,6 +403,7 @@ class Flow(FlowHandle[Runner]):
         age: float = 0.0,
         timeout: float | None = None,
         poll_interval: float | None = None,
+        report: Callable[[int], None] = lambda unfinished: None,
     ) -> int:
         """Wait for the jobs of a batch by the lists of their sessions, without the jobs' ids.
 
@@ -415,6 +416,7 @@ class Flow(FlowHandle[Runner]):
             age: How long ago the last job was submitted, in seconds. The pause between polls grows with it.
             timeout: Return after this time in any case, in seconds.
             poll_interval: A fixed pause between polls, in seconds.
+            report: Is called after each round of polls with how many jobs have not ended.
 
         Returns:
             How many jobs have not ended.
@@ -422,7 +424,9 @@ class Flow(FlowHandle[Runner]):
         Raises:
             APIError: The server rejected the request, or did not respond for too long.
         """
-        return self._runner.run(self._waiting_for_sessions(sessions, until, age, timeout, poll_interval))
+        return self._runner.run(
+            self._waiting_for_sessions(sessions, until, age, timeout, poll_interval, report)
+        )
 
     def running_in(self, session_id: str) -> tuple[list[Job], int]:
         """Return the jobs that a session lists and that have not ended, and how many have.

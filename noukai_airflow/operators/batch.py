@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from noukai_airflow._batch_outcome import FailOn
     from noukai_airflow._batch_run import BatchRun
     from noukai_airflow._connection import ConnectionSettings
+    from noukai_airflow._lineage import Lineage
     from noukai_airflow._wait import OnCancelled
     from noukai_airflow.hooks.noukai import NoukaiHook
     from noukai_core.checks import Duration
@@ -121,6 +122,7 @@ class NoukaiRunJobsOperator(BaseOperator):
         self.cancel_on_timeout = cancel_on_timeout
         self.durable = durable
         self._run: BatchRun | None = None
+        self._ended_run: BatchRun | None = None
         self._kill_requested = False
 
     @without_frames
@@ -177,7 +179,22 @@ class NoukaiRunJobsOperator(BaseOperator):
                 timed_out.time_out()
             raise
         finally:
-            self._run = None
+            self._ended_run, self._run = self._run or self._ended_run, None
+
+    def get_openlineage_facets_on_start(self) -> Lineage:
+        """Report the flow and the file with the inputs to OpenLineage; there is no batch yet."""
+        return self._lineage(None, None)
+
+    def get_openlineage_facets_on_complete(self, task_instance: object) -> Lineage:
+        """Report the batch and what came of it to OpenLineage, even when the task has failed."""
+        run = self._ended_run
+        return self._lineage(None, None) if run is None else self._lineage(run.batch_id, run.summary)
+
+    def _lineage(self, batch_id: str | None, summary: dict[str, Any] | None) -> Lineage:
+        from noukai_airflow._lineage import batch_lineage
+
+        inputs = self.inputs if isinstance(self.inputs, str) else None
+        return batch_lineage(self.flow, batch_id, summary, inputs=inputs, outputs=self.output_path)
 
     def _prepare(self, context: Context, *, resumed: bool, can_defer: bool) -> BatchRun:
         from noukai_airflow._batch_run import BatchRun, BatchTaskOptions

@@ -9,8 +9,9 @@ from typing import Any
 
 from airflow.triggers.base import TriggerEvent
 
+from noukai_airflow._batch_outcome import PROGRESS_SECONDS, deferred_status
 from noukai_airflow._cancelling_trigger import CancellingTrigger
-from noukai_airflow._xcoms import BATCH_ID
+from noukai_airflow._xcoms import BATCH_ID, BATCH_STATUS
 from noukai_airflow.triggers.noukai import wake_up_delay
 
 # A list of jobs is only a hint. After this time, the task itself polls the jobs.
@@ -34,6 +35,9 @@ class NoukaiBatchTrigger(CancellingTrigger):
         deadline: When to resume it in any case, in seconds since the epoch.
         poll_interval: A fixed pause between polls, in seconds; by default it grows with the age of the jobs.
         cancel_on_kill: Whether to cancel the jobs when a user ends the task.
+        status: The XCom `batch_status` when the task was deferred. It is kept current from then on; `None` to
+            push none.
+        total: How many inputs there are, if that is known.
         deferred_at: When the task was deferred, in seconds since the epoch.
     """
 
@@ -49,6 +53,8 @@ class NoukaiBatchTrigger(CancellingTrigger):
         deadline: float | None = None,
         poll_interval: float | None = None,
         cancel_on_kill: bool = False,
+        status: Mapping[str, Any] | None = None,
+        total: int | None = None,
         deferred_at: float | None = None,
     ) -> None:
         super().__init__(cancel_on_kill=cancel_on_kill)
@@ -59,6 +65,9 @@ class NoukaiBatchTrigger(CancellingTrigger):
         self.until = until
         self.deadline = deadline
         self.poll_interval = poll_interval
+        self.status = None if status is None else dict(status)
+        self.total = total
+        self._unfinished: int | None = None
         self.deferred_at = time.time() if deferred_at is None else deferred_at
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -74,6 +83,8 @@ class NoukaiBatchTrigger(CancellingTrigger):
                 "deadline": self.deadline,
                 "poll_interval": self.poll_interval,
                 "cancel_on_kill": self.cancel_on_kill,
+                "status": self.status,
+                "total": self.total,
                 "deferred_at": self.deferred_at,
             },
         )
@@ -81,12 +92,15 @@ class NoukaiBatchTrigger(CancellingTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and yield one event. Whatever it says, the task polls its jobs."""
         clock = asyncio.get_running_loop().time
+        publishing = asyncio.create_task(self._publish())
         started, delay = clock(), wake_up_delay(max(0.0, time.time() - self.deferred_at))
         try:
             reason = f"{await self._wait()} jobs have not ended"
         except Exception as error:
             self.log.warning("%s: trigger failed: %s", self.subject, error)
             reason = TRIGGER_FAILED
+        finally:
+            publishing.cancel()
         await asyncio.sleep(started + delay - clock())
         yield TriggerEvent({"batch_id": self.batch_id, "reason": reason})  # type: ignore[no-untyped-call]
 
@@ -104,7 +118,33 @@ class NoukaiBatchTrigger(CancellingTrigger):
                 age=max(0.0, now - self.deferred_at),
                 timeout=max(timeout, 0.0),
                 poll_interval=self.poll_interval,
+                report=self._note,
             )
+
+    def _note(self, unfinished: int) -> None:
+        self._unfinished = unfinished
+
+    async def _publish(self) -> None:
+        """Write how far the batch is, to the log and the XCom, when that has changed."""
+        published = None
+        while True:
+            await asyncio.sleep(PROGRESS_SECONDS)
+            if self._unfinished is None or self._unfinished == published:
+                continue
+            published = self._unfinished
+            status = deferred_status(self.status or {}, total=self.total, unfinished=published)
+            self.log.info("%s: progress %s", self.subject, status["progress"])
+            if self.status is not None and self.task_instance is not None:
+                await self._push(status)
+
+    async def _push(self, status: dict[str, Any]) -> None:
+        try:
+            from noukai_airflow._task_states import push_status
+
+            await push_status(self.task_instance, BATCH_STATUS, status)
+        except Exception as error:  # the jobs are what matters
+            self.status = None
+            self.log.warning("%s: not recorded (%r)", self.subject, error)
 
     @property
     def xcom_value(self) -> str:

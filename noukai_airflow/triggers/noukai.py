@@ -17,7 +17,7 @@ from noukai_airflow._cancelling_trigger import CancellingTrigger
 from noukai_airflow._compat import RESUMES_SAFELY
 from noukai_airflow._outcome import StatusUpdates, status_summary
 from noukai_airflow._trigger_event import JobEvent, Reason
-from noukai_airflow._xcoms import JOB_ID
+from noukai_airflow._xcoms import JOB_ID, JOB_STATUS
 from noukai_core.following import StepCount, log_steps
 
 if TYPE_CHECKING:
@@ -301,7 +301,7 @@ class NoukaiJobTrigger(CancellingTrigger):
         try:
             from noukai_airflow._task_states import push_status
 
-            await push_status(self.task_instance, status_summary(status))
+            await push_status(self.task_instance, JOB_STATUS, status_summary(status))
         except Exception as error:  # the job is what matters
             self.push_status = False
             self.log.warning("Noukai job %s of %s: not recorded (%r)", self.job_id, self.flow, error)

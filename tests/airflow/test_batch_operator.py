@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from airflow.providers.common.compat.sdk import TaskDeferred
 
+from noukai_airflow import _task_states
 from noukai_airflow._batch_run import BatchRun
 from noukai_airflow._compat import AirflowTaskTerminated
 from noukai_airflow.exceptions import (
@@ -371,6 +372,41 @@ async def test_the_trigger(context: Any, emulator: Emulator, monkeypatch: pytest
     event = await waiting
     assert event.payload == {"batch_id": trigger.batch_id, "reason": "0 jobs have not ended"}
     assert emulator.control.counts().get("poll", 0) == 0
+
+
+async def test_the_status_of_a_deferred_batch(
+    context: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the task is deferred, its trigger keeps the XCom `batch_status` current."""
+    emulator.control.script("flow", outcome="never")
+    task = operator(["one", "two", "three"], deferrable=True)
+    trigger = await asyncio.to_thread(deferred, task, context)
+    assert context["ti"].xcoms["batch_status"]["running"] == 3
+    pushed: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+    async def push_status(_: object, key: str, status: dict[str, Any]) -> None:
+        assert key == "batch_status"
+        await pushed.put(status)
+
+    await serve(monkeypatch)
+    monkeypatch.setattr(batch_trigger, "PROGRESS_SECONDS", 0.05)
+    monkeypatch.setattr(_task_states, "push_status", push_status)
+    trigger = NoukaiBatchTrigger(**trigger.serialize()[1])
+    trigger.task_instance = context["ti"]
+    waiting = asyncio.ensure_future(anext(trigger.run()))
+    first = await pushed.get()
+    assert first == {
+        "progress": "0 of 3 ended, 3 running",
+        "running": 3,
+        "jobs": 0,
+        "counts": {},
+        "tokens": 0,
+        "cost_usd": "0",
+    }
+    emulator.control.finish(emulator.control.jobs()[0]["id"], result=1)
+    assert (await pushed.get())["progress"] == "1 of 3 ended, 2 running"
+    await asyncio.to_thread(finish_all, emulator, result=1)
+    await waiting
 
 
 async def test_a_kill_of_the_trigger(

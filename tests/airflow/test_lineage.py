@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.sdk import Asset
 from airflow.sdk.execution_time.context import OutletEventAccessors
 
-from noukai_airflow.exceptions import NoukaiJobFailedException, NoukaiSensorJobFailedException
+from noukai_airflow.exceptions import (
+    NoukaiBatchFailedException,
+    NoukaiJobFailedException,
+    NoukaiSensorJobFailedException,
+)
 from noukai_airflow.hooks.noukai import NoukaiHook
+from noukai_airflow.operators.batch import NoukaiRunJobsOperator
 from noukai_airflow.operators.noukai import NoukaiRunJobOperator
 from noukai_airflow.sensors.noukai import NoukaiJobSensor
 from noukai_core import RunUrlTemplate
@@ -40,13 +47,17 @@ print("noukai_airflow._lineage" in sys.modules)
 
 
 def facets(task: Any, state: str) -> dict[str, Any]:
+    """Return the facets of a task's lineage as the provider extracts it in a state."""
+    return dict(lineage(task, state).run_facets)
+
+
+def lineage(task: Any, state: str) -> Any:
     """Return a task's lineage as the provider extracts it in a state."""
     from airflow.providers.openlineage.extractors.manager import ExtractorManager
     from airflow.utils.state import TaskInstanceState
 
     run = task_instance = FakeTask()
-    lineage = ExtractorManager().extract_metadata(run, task, TaskInstanceState(state), task_instance)
-    return dict(lineage.run_facets)
+    return ExtractorManager().extract_metadata(run, task, TaskInstanceState(state), task_instance)
 
 
 @pytest.mark.parametrize("state", ["success", "failed"])
@@ -102,6 +113,41 @@ def test_the_outcome(
         assert (facet.failedStep, facet.failedStepModel) == ("draft", "m")
         assert (facet.totalTokens, facet.costUsd) == (12, "0.00012")
         assert facet.url == f"https://noukai.test/flow/{sensor.job_id}"
+
+
+@pytest.mark.parametrize("outcome", ["completed", "failed"])
+def test_a_batch(
+    outcome: str,
+    settings: ConnectionSettings,
+    store: MemoryStore,
+    emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """The facet of a batch says what came of its jobs, even if the task has failed; files are datasets."""
+    monkeypatch.setattr(NoukaiHook, "settings", settings)
+    emulator.control.script("flow", outcome=outcome, after_seconds=0)
+    (tmp_path / "in.jsonl").write_text('"one"\n"two"\n')
+    task = NoukaiRunJobsOperator(
+        task_id="task",
+        flow=FLOW,
+        inputs=f"file://{tmp_path}/in.jsonl",
+        output_path=f"file://{tmp_path}/out",
+        trace=True,
+        poll_interval=0.05,
+    )
+    started = lineage(task, "running")
+    assert (started.run_facets["noukai_batch"].flow, set(started.run_facets)) == (FLOW, {"noukai_batch"})
+    with nullcontext() if outcome == "completed" else pytest.raises(NoukaiBatchFailedException):
+        task.execute({"ti": FakeTask(), "task_state_store": store})  # type: ignore[typeddict-item]
+    ended = lineage(task, "success" if outcome == "completed" else "failed")
+    facet = ended.run_facets["noukai_batch"]
+    assert (facet.jobs, facet.counts, facet.totalTokens, facet.costUsd) == (2, {outcome: 2}, 24, "0.00024")
+    assert ended.run_facets["externalQuery"].externalQueryId == facet.batchId
+    assert [(one.namespace, one.name) for one in (*ended.inputs, *ended.outputs)] == [
+        ("file", f"{tmp_path}/in.jsonl"),
+        ("file", f"{tmp_path}/out"),
+    ]
 
 
 def test_the_events_of_assets(

@@ -116,7 +116,7 @@ async def test_the_status_is_kept_current(
     caplog.set_level(logging.INFO)
     pushed: list[Any] = []
 
-    async def push_status(_: object, summary: dict[str, Any]) -> None:
+    async def push_status(_: object, key: str, summary: dict[str, Any]) -> None:
         pushed.append(summary)
 
     monkeypatch.setattr(_task_states, "push_status", push_status)
@@ -151,7 +151,7 @@ async def test_a_status_that_cannot_be_written(
 ) -> None:
     """A job whose status Airflow does not store is waited for all the same."""
 
-    async def push_status(_: object, summary: dict[str, Any]) -> None:
+    async def push_status(_: object, key: str, summary: dict[str, Any]) -> None:
         raise RuntimeError("the database is locked")
 
     monkeypatch.setattr(_task_states, "push_status", push_status)

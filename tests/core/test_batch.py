@@ -157,6 +157,7 @@ def test_an_error_of_the_inputs_ends_the_batch(driver: str, emulator: Emulator) 
         ({"version": "latest"}, "version is 'latest'"),
         ({"batch_id": "mine"}, "batch_id is 'mine'"),
         ({"in_order": "yes"}, "in_order is 'yes'"),
+        ({"in_order": True, "detach": True}, "in_order and detach exclude each other"),
     ],
 )
 def test_bad_arguments(driver: str, emulator: Emulator, arguments: dict[str, Any], message: str) -> None:

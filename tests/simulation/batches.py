@@ -67,6 +67,7 @@ class Batching:
         self.lazy = choices.pick("lazy ledger", (False, True), 0.5)
         self.outcomes: list[list[JobOutcome]] = []
         self.ended: list[int] = []
+        self._detached: list[int] = []
         self.errors: list[BaseException] = []
 
     def begin(self) -> None:
@@ -76,14 +77,14 @@ class Batching:
         number = len(self.outcomes)
         self.outcomes.append([])
         last = number + 1 == _MOST_TRIES
-        detach = not last and choices.happens("a detached try", 0.3)
+        detach = not last and not self.in_order and choices.happens("a detached try", 0.3)
         dies = not last and choices.happens("death of a process", 0.6)
         if dies:
             effect = 1 + choices.index("effect at which it dies", 60)
             delay = choices.pick("seconds after it", (0.0, 0.01, 0.03, 5.0))
 
             def die() -> None:
-                if process.alive and len(self.outcomes) == number + 1 and number not in self.ended:
+                if process.alive and number not in (*self.ended, *self._detached):
                     simulation.story.tell("process {0} dies", process.number)
                     process.kill()
                     self._begin_later()
@@ -119,6 +120,7 @@ class Batching:
         running = self.inputs - len(self.outcomes[number])
         if detach and running:
             self._simulation.story.tell("process {0}: {1} jobs are left running", process.number, running)
+            self._detached.append(number)
             self._begin_later()
         else:
             self.ended.append(number)

@@ -122,6 +122,10 @@ class BatchOptions:
         if self.batch_id is not None:
             _validation.session_id(self.batch_id, "batch_id")
         check_output_type(self.output_type)
+        if self.in_order and self.detach:
+            raise refused(
+                "in_order and detach exclude each other: a detached batch waits for no earlier input"
+            )
         self.most_usd()
 
     def most_usd(self) -> Decimal | None:

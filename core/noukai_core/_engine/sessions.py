@@ -6,7 +6,7 @@ The list of a session is a hint. Who waits by it asks for the jobs themselves be
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from noukai_core._api import endpoints
 from noukai_core._api.endpoints import Execution
@@ -31,6 +31,7 @@ def wait_for_sessions(
     age: float,
     timeout: float | None,
     poll_interval: float | None,
+    report: Callable[[int], None] = lambda unfinished: None,
 ) -> Effects[int]:
     """Poll sessions until few of their jobs have not ended, or the time is over, and return how many.
 
@@ -43,6 +44,7 @@ def wait_for_sessions(
         age: How long ago the last job was submitted, in seconds.
         timeout: How long to wait, in seconds.
         poll_interval: A fixed pause between two rounds, in seconds.
+        report: Is called after each round with how many have not ended.
 
     Raises:
         APIError: The server rejected a request, or did not respond for too long.
@@ -69,6 +71,7 @@ def wait_for_sessions(
             break  # the others would meet the same
         now = clock()
         unfinished = sum(left.values())
+        report(unfinished)
         if unfinished <= until or now >= deadline:
             return unfinished
         pause = schedule.align_to_tick(now, schedule.pause_before_poll(now - submitted_at, poll_interval))
