@@ -46,9 +46,9 @@ async def own_artifacts(run: RunContext, wanted: ArtifactFilter) -> list[Artifac
     """Return artifacts from all attempts of a flow run, or of a task run without a flow."""
     if run.flow_run_id is not None:
         return await artifacts_of([run.called_by or run.flow_run_id], wanted)
-    if run.task_run_id is None:
+    if run.recorded_on is None:
         return []
-    own = ArtifactFilterTaskRunId(any_=[run.task_run_id])
+    own = ArtifactFilterTaskRunId(any_=[run.recorded_on])
     async with get_client() as client:
         return await _read_all(
             client.read_artifacts, artifact_filter=wanted.model_copy(update={"task_run_id": own})

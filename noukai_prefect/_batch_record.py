@@ -121,7 +121,7 @@ class BatchRecordLog:
                     data=self._data(),
                     metadata_=self._metadata(),
                     flow_run_id=self._run.flow_run_id,
-                    task_run_id=self._run.task_run_id,
+                    task_run_id=self._run.recorded_on,
                 )
             )
             self._artifact = artifact.id

@@ -15,7 +15,7 @@ import threading
 import uuid
 import weakref
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
@@ -141,10 +141,11 @@ class JobStore:
             api_key: The key that submits it, and has to have signed the record.
         """
         await self._read_once(run)
-        slot, claim = self.slot(run, flow, inputs), None
-        if run.detached_attempt is not None and run.task_run_id is not None:
-            claim = f"{run.detached_attempt} {run.task_run_id}"
-            slot = await self._claimed_slot(run, slot, claim)
+        if run.detached_attempt is None:
+            slot, claim = self.slot(run, flow, inputs), None
+        else:
+            claim = f"{run.detached_attempt} {run.outermost_task}"
+            slot = await self._claimed_slot(run, self._detached_slot(run, flow, inputs), claim)
         signer = RecordSigner(api_key, self._scope)
         with self._lock:
             self._signers[slot] = signer
@@ -184,7 +185,7 @@ class JobStore:
             if not left:
                 break
             # Tasks that begin together begin with different slots.
-            chosen = left[run.task_run_id.int % len(left)] if run.task_run_id else left[0]
+            chosen = left[run.outermost_task.int % len(left)] if run.outermost_task else left[0]
             if chosen.artifact_id is not None:
                 async with get_client() as client:
                     update = ArtifactUpdate(metadata_=chosen.claimed_metadata(claim))
@@ -222,7 +223,7 @@ class JobStore:
                         data=text,
                         metadata_=metadata,
                         flow_run_id=run.flow_run_id,
-                        task_run_id=run.task_run_id,
+                        task_run_id=run.recorded_on,
                     )
                 )
                 record = replace(record, artifact_id=artifact.id)
@@ -259,24 +260,37 @@ class JobStore:
     def slot(self, run: RunContext, flow: str, inputs: Mapping[str, Any]) -> str:
         """Return the slot of a submission. Equal submissions of one attempt are distinguished by a number.
 
-        The retry of a task gets the numbers of its earlier tries.
+        The retry of a task gets the slots of its earlier tries. So do the tasks that the retry calls, which
+        are new task runs.
         """
         digest = _digest([flow, inputs])
-        caller = (run.task_run_id, digest)
-        with self._lock:
-            slots = self._slots[caller]
-            turn = self._turns[caller, run.task_attempt]
-            self._turns[caller, run.task_attempt] += 1
-            if turn == len(slots):
-                slots.append(self._new_slot(run, digest, turn))
-            return slots[turn]
 
-    def _new_slot(self, run: RunContext, digest: str, turn: int) -> str:
-        if run.detached_attempt is not None:
-            return f"{uuid.uuid5(_NAMESPACE, f'{self._scope}:{digest}')}/{run.task_run_id}:{turn}"
-        number = self._counts[digest]
-        self._counts[digest] += 1
-        return str(uuid.uuid5(_NAMESPACE, f"{self._scope}:{digest}:{number}"))
+        def counted(turn: int) -> str:
+            number = self._counts[digest]
+            self._counts[digest] += 1
+            return str(uuid.uuid5(_NAMESPACE, f"{self._scope}:{digest}:{number}"))
+
+        return self._slot(run, digest, counted)
+
+    def _detached_slot(self, run: RunContext, flow: str, inputs: Mapping[str, Any]) -> str:
+        """Return the slot of a submission of a detached task: its group, the task run, and a number."""
+        digest = _digest([flow, inputs])
+        group = uuid.uuid5(_NAMESPACE, f"{self._scope}:{digest}")
+        return self._slot(run, digest, lambda turn: f"{group}/{run.outermost_task}:{turn}")
+
+    def _slot(self, run: RunContext, digest: str, new: Callable[[int], str]) -> str:
+        with self._lock:
+            return self._slot_in(((run.task_run_id, run.task_attempt), *run.enclosing), digest, new)
+
+    def _slot_in(
+        self, tasks: Sequence[tuple[uuid.UUID | None, int]], digest: str, new: Callable[[int], str]
+    ) -> str:
+        (task, attempt), *outer = tasks
+        slots, turn = self._slots[task, digest], self._turns[(task, digest), attempt]
+        self._turns[(task, digest), attempt] += 1
+        if turn == len(slots):
+            slots.append(self._slot_in(outer, digest, new) if outer else new(turn))
+        return slots[turn]
 
     async def _read_once(self, run: RunContext) -> None:
         """Read the records of earlier attempts. When many tasks begin together, only one does it."""

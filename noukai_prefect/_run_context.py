@@ -36,8 +36,10 @@ class RunContext:
         times_out_at: When Prefect's timeout of the task or of the flow expires, on the monotonic clock.
         cancel_event: Prefect's event for a task that runs in a thread.
         called_by: The task run that represents this flow run in its parent, if it is a subflow run.
+        enclosing: The task runs of this flow run inside which the task was called, the innermost first, each
+            with how often it has been started.
         attempt: An object that exists exactly as long as this attempt of the flow run in this process; for a
-            task without a flow, as long as this attempt of the task.
+            task without a flow, as long as this attempt of the outermost task.
         detached_attempt: Identifies this attempt of the flow run, if the task has only a copy of the flow's
             context: in a process pool, with Dask or Ray, and in the background.
     """
@@ -48,6 +50,7 @@ class RunContext:
     times_out_at: float | None
     cancel_event: threading.Event | None
     called_by: UUID | None = None
+    enclosing: tuple[tuple[UUID, int], ...] = ()
     attempt: FlowRunContext | TaskRunContext | None = None
     detached_attempt: str | None = None
 
@@ -55,6 +58,7 @@ class RunContext:
     def current(cls) -> RunContext:
         """Return where the calling code runs."""
         task, flow = TaskRunContext.get(), FlowRunContext.get()
+        enclosing = _enclosing(task)
         task_run = task.task_run if task else None
         flow_run = flow.flow_run if flow else None
         return cls(
@@ -64,14 +68,25 @@ class RunContext:
             times_out_at=_times_out_at(task, flow),
             cancel_event=_cancel_event(flow, task_run.id if task_run else None),
             called_by=flow_run.parent_task_run_id if flow_run else None,
-            attempt=flow or task,
+            enclosing=tuple((one.task_run.id, one.task_run.run_count) for one in enclosing),
+            attempt=flow or (enclosing[-1] if enclosing else task),
             detached_attempt=str(flow_run.run_count) if flow and flow_run and flow.detached else None,
         )
 
     @property
     def scope(self) -> UUID | None:
         """The id that stays the same when the code runs again, even if a subflow gets a new flow run."""
-        return self.called_by or self.flow_run_id or self.task_run_id
+        return self.called_by or self.flow_run_id or self.outermost_task
+
+    @property
+    def outermost_task(self) -> UUID | None:
+        """The task run that was not called inside another one of the flow run."""
+        return self.enclosing[-1][0] if self.enclosing else self.task_run_id
+
+    @property
+    def recorded_on(self) -> UUID | None:
+        """The task run of the artifacts that keep records: without a flow, the one that a rerun has again."""
+        return self.outermost_task if self.flow_run_id is None else self.task_run_id
 
     @property
     def timed_out(self) -> bool:
@@ -117,6 +132,24 @@ def timed_in_thread() -> bool:
     task = TaskRunContext.get()
     timed = task is not None and task.task.timeout_seconds is not None
     return timed and threading.current_thread() is not threading.main_thread()
+
+
+def _enclosing(task: TaskRunContext | None) -> list[TaskRunContext]:
+    """Return the contexts of the tasks of the same flow run inside which a task was called.
+
+    Prefect has no public access to them: a context knows the one before it only from how it is taken back.
+    """
+    found = list[TaskRunContext]()
+    inner: Any = task
+    while inner is not None:
+        token: Any = getattr(inner, "_token", None)
+        outer: Any = getattr(token, "old_value", None)
+        if not isinstance(outer, TaskRunContext) or outer.task_run.flow_run_id != inner.task_run.flow_run_id:
+            break
+        if outer.task_run.id != inner.task_run.id:  # Prefect enters the context of a task more than once
+            found.append(outer)
+        inner = outer
+    return found
 
 
 def _times_out_at(task: TaskRunContext | None, flow: FlowRunContext | None) -> float | None:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from prefect import flow
+from prefect import flow, task
 from pydantic import BaseModel
 
 from noukai_core import InvalidInputError, JobOutputInvalidError, JobTimeoutError
@@ -61,6 +61,31 @@ async def test_retry_of_a_failed_job_without_a_flow(
     with pytest.raises(Exception, match=r"failed|did not complete"):
         await run(credentials)
     assert len({job["session_id"] for job in emulator.control.jobs()}) == 2
+
+
+@pytest.mark.parametrize("run", [one, many])
+@pytest.mark.parametrize("caller", [flow, lambda run: run], ids=["in a flow", "without a flow"])
+async def test_retry_of_a_task_that_calls_the_task(
+    credentials: NoukaiCredentials,
+    emulator: Emulator,
+    caller: Callable[..., Any],
+    run: Callable[..., Awaitable[Any]],
+) -> None:
+    """The retry of a user's task finds each job of the tasks that its first try called."""
+    tries: list[Any] = []
+
+    @task(retries=1)
+    async def outer(credentials: NoukaiCredentials) -> None:
+        tries.append([await run(credentials), await run(credentials)])
+        raise RuntimeError("after the jobs")
+
+    async def call(credentials: NoukaiCredentials) -> None:
+        await outer(credentials)
+
+    with pytest.raises(RuntimeError, match="after the jobs"):
+        await caller(call)(credentials)
+    assert len(tries) == 2
+    assert emulator.control.counts()["submit"] == 2
 
 
 @pytest.mark.parametrize("parameters", [{1: "a", "b": 2}, {("a", "b"): 1}])

@@ -142,3 +142,11 @@ def test_a_detached_task_asks_for_a_cancellation() -> None:
     """Nothing notifies a task that runs in the main thread of another process, as a worker of Ray does."""
     assert RunContext(uuid4(), uuid4(), 1, None, None, detached_attempt=FIRST).must_ask_server
     assert not RunContext(uuid4(), uuid4(), 1, None, None).must_ask_server
+
+
+def test_a_rerun_of_a_batch_has_the_same_slot() -> None:
+    """A batch in a detached task has the slot of the attempt before, which is a UUID."""
+    scope = uuid4()
+    runs = [RunContext(scope, uuid4(), 1, None, None, detached_attempt=one) for one in (FIRST, SECOND)]
+    first, second = (JobStore(scope).slot(run, FLOW, INPUTS) for run in runs)
+    assert UUID(first) == UUID(second)
