@@ -68,6 +68,7 @@ class TaskJob:
         self.polled: Job | None = None
         self._in_flight: Submission | None = None
         self._unsettled: tuple[Job, str] | None = None
+        self._sought: list[str] = []
 
     def log_in_flight(self) -> None:
         """Name what may be left running: the task is killed, maybe in the middle of a request or a write."""
@@ -80,6 +81,12 @@ class TaskJob:
         if self._unsettled is not None:
             job, reason = self._unsettled
             log.warning("Noukai job %s of %s: left running (%s)", job.id, job.flow, reason)
+        for submission_id in self._sought:
+            log.warning(
+                "Noukai submission %s to %s: may be left running (interrupted before its job was found)",
+                submission_id,
+                self._flow().path,
+            )
 
     def obtain(self) -> Job:
         """Return the job that this try waits for."""
@@ -158,6 +165,7 @@ class TaskJob:
         """Submit without a record of earlier tries, whose jobs are found by their submissions."""
         first = max(1, self._task.max_tries - self._retries + 1)
         if self._can_ask_server():
+            self._sought = [self._key.submission_id(number) for number in range(1, self._task.try_number)]
             if self._cancel_on_kill:
                 self._stop_job_before(first)
             # The id of a submission is stored before it is sent, so with an empty store there is no job.
@@ -165,6 +173,7 @@ class TaskJob:
                 job = self._job_since(first)
                 if job is not None:
                     return job
+            self._sought = []
         return self._submit(None)
 
     def _stop_job_before(self, first: int) -> None:

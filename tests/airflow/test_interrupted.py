@@ -17,7 +17,7 @@ from airflow.providers.common.compat.sdk import AirflowTaskTimeout
 
 from noukai_airflow._compat import AirflowTaskTerminated
 from noukai_airflow._connection import ConnectionSettings
-from noukai_airflow._job_store import JobRecord, JobStore
+from noukai_airflow._job_store import JobRecord, JobStore, TaskKey
 from noukai_airflow.exceptions import NoukaiException
 from noukai_airflow.hooks.noukai import NoukaiHook
 from noukai_airflow.operators.noukai import NoukaiRunJobOperator
@@ -231,3 +231,24 @@ def test_nothing_is_sent_that_the_store_does_not_know(
         operator().execute(last_try)
     assert service.count("submit") == 0
     assert f"Noukai submission {SUBMISSION} to {FLOW}: may be left running (not recorded)" in caplog.text
+
+
+def test_a_kill_while_earlier_jobs_are_looked_for(
+    service: RawService, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a store, a task that is killed while it asks for earlier jobs names their submissions."""
+    service.on("session", interrupting(listed()), listed())
+    cleared = FakeTask(try_number=3, max_tries=3)
+    cleared.states = {cleared.run_id: {"task": "running"}}
+    context: Any = {"ti": cleared}
+    task = operator()
+    named = list[str]()
+
+    def on_kill() -> None:
+        task.on_kill()
+        named.append(caplog.text)
+
+    with signalled(on_kill), pytest.raises(NoukaiException):
+        task.execute(context)
+    earlier = TaskKey.of(context).submission_id(1)
+    assert f"Noukai submission {earlier} to {FLOW}: may be left running" in named[0]

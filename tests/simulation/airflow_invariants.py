@@ -15,6 +15,7 @@ from tests.simulation.invariants import (
     one_job_per_submission,
     poll_rate_within_limit,
 )
+from tests.simulation.pages import Response
 from tests.simulation.server import ServerJob
 
 
@@ -53,9 +54,23 @@ def one_job_at_a_time(task: AirflowTask) -> Iterator[str]:
 
 
 def _nobody_can_know(task: AirflowTask, job: ServerJob) -> bool:
-    """Whether nothing leads to a job: no record, no look-up, and a process that knew it was killed."""
+    """Whether nothing leads to a job: without a store, what was killed, or what is not listed in time."""
     remembered = task.durable_store or task.simulation.recovery_timeout > 0
-    return not remembered and (job.exchange.process in task.killed or task.triggerer_killed)
+    if not remembered and (job.exchange.process in task.killed or task.triggerer_killed):
+        return True
+    return not task.durable_store and bool(task.acts) and _denied(task, job)
+
+
+def _denied(task: AirflowTask, job: ServerJob) -> bool:
+    """Whether the service said that there is none when the task of a job was cleared, and it showed later."""
+    return any(
+        exchange.kind == "session"
+        and exchange.submission == job.exchange.submission
+        and exchange.sent_at >= job.exchange.sent_at
+        and isinstance(exchange.end, Response)
+        and exchange.end.proves_absence
+        for exchange in task.simulation.network.exchanges
+    )
 
 
 def running_jobs_are_named(task: AirflowTask) -> Iterator[str]:

@@ -92,7 +92,11 @@ class LivingClock:
 
         self._replacements: dict[int, Any] = {
             id(real_time): SimpleNamespace(
-                monotonic=self.monotonic, time=self.wall, sleep=self.sleep, perf_counter=self.monotonic
+                monotonic=self.monotonic,
+                time=self.wall,
+                time_ns=lambda: int(self.wall() * 1e9),
+                sleep=self.sleep,
+                perf_counter=self.monotonic,
             ),
             id(real_time.monotonic): self.monotonic,
             id(real_datetime.datetime): VirtualDatetime,
