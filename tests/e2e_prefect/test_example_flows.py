@@ -140,6 +140,39 @@ def test_many(examples: dict[str, Example]) -> None:
     assert all(row["tokens"] > 0 for row in rows)
 
 
+def test_jsonl(examples: dict[str, Example]) -> None:
+    """The lines of a file lead to rows in files, and the result is a manifest."""
+    example = examples["noukai_jsonl"]
+    assert example.end() == "Completed"
+    manifest = example.result()
+    assert manifest["counts"] == {"completed": 20}
+    rows = (Path(manifest["output_path"]) / "part-00001.jsonl").read_text().splitlines()
+    assert sorted(json.loads(row)["key"] for row in rows) == sorted(f"essay-{number}" for number in range(20))
+
+
+def test_cost_cap(examples: dict[str, Example]) -> None:
+    """Some jobs complete, and the others are not submitted."""
+    example = examples["noukai_cost_cap"]
+    assert example.end() == "Completed"
+    counts = example.result()
+    assert set(counts) == {"completed", "not_submitted"}
+    assert sum(counts.values()) == 20
+
+
+def test_typed(examples: dict[str, Example]) -> None:
+    """The outputs are instances of the model."""
+    example = examples["noukai_typed"]
+    assert example.end() == "Completed"
+    assert example.result() == ["Helo", "wrold"]
+
+
+def test_stream(examples: dict[str, Example]) -> None:
+    """The flow gets each outcome."""
+    example = examples["noukai_stream"]
+    assert example.end() == "Completed"
+    assert example.result() == {"words": 20, "failed": 0}
+
+
 def test_hooks(examples: dict[str, Example]) -> None:
     """A flow with the hooks for cancellation and crash completes like any other flow."""
     example = examples["noukai_hooks"]

@@ -5,8 +5,15 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from prefect import flow
+from prefect.filesystems import LocalFileSystem
 
-from noukai_prefect import JobOutcome, NoukaiCredentials, arun_noukai_jobs, run_noukai_jobs
+from noukai_prefect import (
+    JobOutcome,
+    NoukaiCredentials,
+    arun_noukai_jobs,
+    run_noukai_jobs,
+    stream_noukai_jobs,
+)
 
 
 def summaries(outcomes: list[JobOutcome]) -> list[dict[str, Any]]:
@@ -67,3 +74,39 @@ async def batch_timed_out(flow: str, seconds: float) -> Any:
 def batch_submitted(flow: str) -> Any:
     credentials = NoukaiCredentials.load("default")
     return run_noukai_jobs.submit(credentials, flow, ["a", "b", "c"]).result()
+
+
+@flow
+async def batch_capped(flow: str) -> list[dict[str, Any]]:
+    credentials = await NoukaiCredentials.aload("default")
+    outcomes = await arun_noukai_jobs(
+        credentials,
+        flow,
+        [f"m{number}" for number in range(20)],
+        trace=True,
+        max_cost_usd=1,
+        max_concurrency=2,
+        raise_on="none",
+    )
+    return summaries(outcomes)
+
+
+@flow
+def batch_of_many(flow: str, size: int) -> list[dict[str, Any]]:
+    credentials = NoukaiCredentials.load("default")
+    return summaries(run_noukai_jobs(credentials, flow, [f"m{number}" for number in range(size)]))
+
+
+@flow
+async def batch_stored(flow: str, size: int, folder: str) -> Any:
+    credentials = await NoukaiCredentials.aload("default")
+    storage = LocalFileSystem(basepath=folder)
+    inputs = (f"m{number}" for number in range(size))
+    return await arun_noukai_jobs(credentials, flow, inputs, output_storage=storage)
+
+
+@flow
+async def batch_streamed(flow: str, size: int) -> list[dict[str, Any]]:
+    credentials = await NoukaiCredentials.aload("default")
+    inputs = [f"m{number}" for number in range(size)]
+    return summaries([outcome async for outcome in stream_noukai_jobs(credentials, flow, inputs)])
