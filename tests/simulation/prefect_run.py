@@ -387,6 +387,8 @@ def prefect_world(flow_run: PrefectFlowRun, clock: Clock) -> Iterator[None]:
         stack.enter_context(patch.object(connection, "async_transport", async_transport))
         # As often as the record is written; more often changes nothing that is checked, and takes time.
         stack.enter_context(patch.object(noukai_prefect._batch, "PROGRESS_SECONDS", WRITE_SECONDS))
+        # So that the few rows of a small batch fill several artifacts.
+        stack.enter_context(patch.object(noukai_prefect._batch_record, "_CHUNK_CHARACTERS", 800))
         # Tasks in threads are not simulated, so that nothing ever asks for a stop.
         stack.enter_context(patch.object(noukai_prefect._cancellation, "STOP_CHECK_SECONDS", 1e4))
         stack.enter_context(patch.object(noukai_prefect._events, "emit_event", lambda *_, **__: None))
