@@ -69,6 +69,18 @@ class BatchInputs:
             return None
         return hashlib.sha256(json.dumps(self._items, sort_keys=True, default=str).encode()).hexdigest()
 
+    def check(self) -> None:
+        """Read a file once, before anything is paid for, and count its inputs.
+
+        Raises:
+            NoukaiPermanentException: A line is no input, or there is none.
+        """
+        if self._path is None:
+            return
+        self.total = sum(1 for _ in self._lines(self._path))
+        if not self.total:
+            raise NoukaiPermanentException(f"inputs {self._path} is empty: there is nothing to run")
+
     def __iter__(self) -> Iterator[Any]:
         """Yield the messages and mappings.
 

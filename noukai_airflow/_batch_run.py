@@ -224,6 +224,8 @@ class BatchRun:
                     "The inputs are not those of the task's earlier try, whose jobs were paid for: restore "
                     "them, or clear the task to submit all jobs again"
                 )
+            if isinstance(header.get("total"), int):
+                self._inputs.total = header["total"]
             retried = header["try_number"] != self._task.try_number
             if retried:
                 header |= self._try(started)
@@ -259,6 +261,7 @@ class BatchRun:
             OutputFolder(self._folder).remove_files()
 
     def _new_header(self, started: float, fingerprint: str | None, *, first: bool) -> dict[str, Any]:
+        self._inputs.check()
         if self._folder is not None:
             output = OutputFolder(self._folder)
             check_writable(self._folder)
@@ -273,6 +276,7 @@ class BatchRun:
             "flow": self._options.flow,
             "max_tries": self._task.max_tries,
             "inputs": fingerprint,
+            "total": self._inputs.total,
             "started": started,
             **self._try(started),
         }

@@ -136,6 +136,8 @@ def test_inputs_that_are_none(context: Any, emulator: Emulator, inputs: Any, mes
     [
         ('"one"\n{"message": \n', "line 2: no JSON"),
         ('"one"\n\n7\n', "line 3: neither a text nor an object"),
+        ("", "is empty: there is nothing to run"),
+        ("\n\n", "is empty: there is nothing to run"),
         ('{"text": "one"}\n', "line 1: an object with the field 'text'"),
         (b'"\xff"\n', "cannot be read"),
     ],
@@ -143,11 +145,12 @@ def test_inputs_that_are_none(context: Any, emulator: Emulator, inputs: Any, mes
 def test_a_malformed_line(
     context: Any, emulator: Emulator, tmp_path: Path, content: str | bytes, message: str
 ) -> None:
-    """A line that is no input ends the task, which names the line."""
+    """A line that is no input ends the task, which names the line, and nothing is sent."""
     source = tmp_path / "inputs.jsonl"
     source.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(NoukaiPermanentException, match=re.escape(message)):
         operator(f"file://{source}").execute(context)
+    assert submissions(emulator) == 0
 
 
 @pytest.mark.parametrize("path", ["out", "/out", "nosuchscheme://bucket/out", "file:///proc/out"])

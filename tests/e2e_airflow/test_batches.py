@@ -16,6 +16,7 @@ import pytest
 from devtools.processes import wait_until
 
 if TYPE_CHECKING:
+    from devtools.airflow_server import LocalAirflow
     from tests.e2e_airflow.conftest import Run, Runs
 
 pytestmark = pytest.mark.side_by_side
@@ -23,6 +24,11 @@ pytestmark = pytest.mark.side_by_side
 JOBS = 30
 NEVER = {"outcome": "never"}
 FAILED = {"outcome": "failed", "error": "MODEL_OVERLOADED"}
+FAULTS: tuple[dict[str, Any], ...] = (
+    {"kind": "drop_after", "on": "submit"},
+    {"kind": "status", "on": "submit", "status": 503},
+    {"kind": "status", "on": "poll", "status": 500},
+)
 STEP = {"stepId": "draft", "costUsd": "0.02"}
 
 
@@ -36,6 +42,9 @@ class Batch:
         rows = specs or ({},) * JOBS
         inputs.write_text("".join(f"{json.dumps(_input(place, spec))}\n" for place, spec in enumerate(rows)))
         self.run: Run = runs.prepare(dag_id, **script)
+        if dag_id == "batch_patient":
+            for fault in FAULTS:
+                self.run.control.fault(flow=self.run.flow, probability=0.2, seed=7, **fault)
         conf = {"inputs": f"file://{inputs}", "output": f"file://{self.folder}/out"}
         self.run.start(**conf)
 
@@ -94,6 +103,8 @@ def batches(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> dict[str, B
         "mark deferred": batch("batch_deferred", **NEVER),
         "clear": batch("batch_deferred", **NEVER),
         "crash": batch("batch_waiting_retry", **NEVER),
+        "faults": batch("batch_patient", after_seconds=2),
+        "orphan": batch("batch_deferred", **NEVER),
     }
 
 
@@ -185,4 +196,24 @@ def test_a_crash(batches: dict[str, Batch]) -> None:
     wait_until(lambda: batch.run.tries() == 2, "the retry")
     batch.finish(result=1)
     assert batch.run.wait_for("success") == "success"
+    batch.check(completed=JOBS)
+
+
+def test_faults(batches: dict[str, Batch]) -> None:
+    """Though many requests fail, and responses to submissions are lost, every input leads to one job."""
+    batch = batches["faults"]
+    assert batch.run.wait_for() == "success"
+    states = list(batch.outcomes().values())
+    assert (states, len(batch.run.jobs())) == (["completed"] * JOBS, JOBS)
+
+
+def test_a_triggerer_that_is_killed(batches: dict[str, Batch], airflow: LocalAirflow) -> None:
+    """After a SIGKILL of the triggerer, the next one waits for the same jobs."""
+    batch = batches["orphan"]
+    batch.wait_for_jobs()
+    batch.run.wait_until_watched()
+    airflow.triggerer.kill()
+    batch.finish(result=1)
+    airflow.triggerer.start()
+    assert batch.run.wait_for() == "success"
     batch.check(completed=JOBS)

@@ -24,6 +24,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "batch_deferred_retry": {"deferrable": True, **RETRY},
     "batch_waves": {"deferrable": True, "max_concurrency": 20},
     "batch_tolerant": {"deferrable": False, "fail_on": 0.5},
+    "batch_patient": {"deferrable": False, "noukai_conn_id": "noukai_patient"},
     "batch_budget": {"deferrable": False, "trace": True, "max_cost_usd": "0.05", "max_concurrency": 2},
 }
 
