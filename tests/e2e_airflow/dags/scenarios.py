@@ -47,8 +47,8 @@ FLOW = "acme/tests/{{ dag_run.conf['flow'] }}"
 RETRY = {"retries": 1, "retry_delay": timedelta(seconds=1)}
 # A busy scheduler may fail a task that is resumed sooner after its deferral: see test_states.py.
 UNHURRIED = 8
-# Long enough for a busy machine to submit a job.
-AMPLE = timedelta(seconds=40)
+# Usually long enough for a busy machine to submit a job.
+AMPLE = timedelta(seconds=20)
 PROMPT = {"inline_wait": 0, "poll_interval": 0.5}
 
 TASKS: dict[str, dict[str, Any]] = {
