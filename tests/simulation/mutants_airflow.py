@@ -21,8 +21,8 @@ MUTANTS = (
     Mutant(
         "a submission is repeated as if it had never been sent",
         _SUBMIT,
-        "return self._send_recorded(record.sent_now(), record.submission)",
-        "return self._send_recorded(record.sent_now(), core.Submission(record.submission_id))",
+        "return self._send_recorded(record, record.submission)",
+        "return self._send_recorded(record, core.Submission(record.submission_id))",
     ),
     Mutant(
         "the record of an unknown submission is forgotten",
@@ -33,8 +33,8 @@ MUTANTS = (
     Mutant(
         "a submission is recorded only when its job is known",
         _SUBMIT,
-        "        self._store.write(record)\n        try:\n            job = self._send(submission)",
-        "        try:\n            job = self._send(submission)",
+        "        self._store.write(record)\n        return self._send_recorded(record, core.Submission(",
+        "        return self._send_recorded(record, core.Submission(",
     ),
     Mutant(
         "a job whose status cannot be read is replaced",
@@ -45,8 +45,8 @@ MUTANTS = (
     Mutant(
         "a running job is replaced",
         _SUBMIT,
-        "if state == core.JobState.FAILED or (cleared and state == core.JobState.CANCELLED):",
-        "if state == core.JobState.RUNNING or state == core.JobState.FAILED:",
+        "if state == core.JobState.FAILED or (cleared",
+        "if state == core.JobState.RUNNING or state == core.JobState.FAILED or (cleared",
     ),
     Mutant(
         "without a store, the jobs of earlier tries are not looked for",

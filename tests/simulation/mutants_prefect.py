@@ -35,8 +35,8 @@ MUTANTS = (
     Mutant(
         "a job that replaces another has the same submission",
         _STORE,
-        "replace(_new_record(self.flow, self.slot, self.resubmission + 1), credentials",
-        "replace(_new_record(self.flow, self.slot, self.resubmission), credentials",
+        "new = _new_record(self.flow, self.slot, self.resubmission + 1)",
+        "new = _new_record(self.flow, self.slot, self.resubmission)",
     ),
     Mutant(
         "records are never read",
