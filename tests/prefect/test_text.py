@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import pytest
 
-from noukai_core import JobStatus
+from noukai_core import JobStatus, TraceStep
 from noukai_prefect._job_artifact import JobCost, job_markdown
 from noukai_prefect._text import dollars, markdown, markdown_link
 
@@ -62,7 +62,7 @@ def test_job_markdown() -> None:
         version=7,
         status=status,
         seconds=6.04,
-        cost=JobCost(1234, Decimal("0.41"), "check (m-1, attempt 3)"),
+        cost=JobCost(1234, Decimal("0.41"), TraceStep(id="check", model="m-1", attempt=3)),
     )
     assert text.splitlines() == [
         "Noukai job [job_1](https://noukai.test/job_1) of acme/spelling/grade-3: **failed**",
