@@ -120,6 +120,7 @@ class BatchRun:
         self._record: BatchRecord | None = None
         self.batch_id: str | None = None
         self._next_progress = 0.0
+        self._published: set[str] | None = None
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -141,7 +142,9 @@ class BatchRun:
         )
         thread.start()
         while not thread.wait(1.0):
+            self._publish_sessions(thread.sessions)
             self._report_progress(record, thread.running)
+        self._publish_sessions(thread.sessions)
         thread.check()
         self._push_status(record, thread.waiting)
         if thread.waiting:
@@ -320,6 +323,18 @@ class BatchRun:
         if not first:
             log.info("Noukai batch of %s: progress %s", self._options.flow, self._progress(record, running))
             self._push_status(record, running)
+
+    def _publish_sessions(self, sessions: set[str]) -> None:
+        """Let the API server know whose jobs to cancel if this process cannot when a user ends the task."""
+        options = self._options
+        if sessions != self._published and options.push_xcoms and options.cancel_on_kill:
+            self._published = sessions
+            value = {
+                "sessions": sorted(sessions),
+                "flow": options.flow,
+                "cancel_with": options.noukai_conn_id,
+            }
+            self._task.xcom_push(_xcoms.BATCH_SESSIONS, value)
 
     def _progress(self, record: BatchRecord, running: int) -> str:
         return progress_text(record, total=self._inputs.total, running=running)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from noukai_core import acancel_job
@@ -18,14 +18,15 @@ _CANCEL_CONCURRENCY = 32
 _LISTING_PAUSE = 2.0
 
 
-async def cancel_sessions(flow: AsyncFlow, sessions: Mapping[str, int], log: Logger) -> int:
+async def cancel_sessions(flow: AsyncFlow, sessions: Mapping[str, int | None], log: Logger) -> int:
     """Cancel all jobs of sessions that have not ended, even those that the lists show only later.
 
     It ends when the lists have shown all jobs, so its time should be limited.
 
     Args:
         flow: The flow of the jobs.
-        sessions: How many jobs each session has.
+        sessions: How many jobs each session has; `None` if that is not known, so that a list without a new
+            job is the last.
         log: Where a cancel that fails is logged.
 
     Returns:
@@ -40,7 +41,7 @@ async def cancel_sessions(flow: AsyncFlow, sessions: Mapping[str, int], log: Log
             outcome.log(REASON, log)
         return outcome.cancelled
 
-    async def cancel_session(session_id: str, jobs: int) -> int:
+    async def cancel_session(session_id: str, jobs: int | None) -> int:
         tried: set[str] = set()
         cancelled = 0
         while True:
@@ -48,7 +49,7 @@ async def cancel_sessions(flow: AsyncFlow, sessions: Mapping[str, int], log: Log
             new = [job for job in running if job.id not in tried]
             tried.update(job.id for job in new)
             cancelled += sum(await asyncio.gather(*map(cancel, new)))
-            if len(tried) + ended >= jobs:
+            if not new if jobs is None else len(tried) + ended >= jobs:
                 return cancelled
             await asyncio.sleep(_LISTING_PAUSE)
 
@@ -60,7 +61,7 @@ def log_cancelled_sessions(flow: str, cancelled: int, log: Logger) -> None:
     log.info("Noukai batch of %s: cancelled (%s; %d jobs)", flow, REASON, cancelled)
 
 
-def log_failed_cancel(flow: str, sessions: Mapping[str, int], reason: str, log: Logger) -> None:
+def log_failed_cancel(flow: str, sessions: Iterable[str], reason: str, log: Logger) -> None:
     """Log that jobs of a batch may still be running, with their sessions."""
     log.warning(
         "Noukai batch of %s: cancel failed (%s; may still be running: jobs of the sessions %s)",

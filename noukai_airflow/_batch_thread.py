@@ -122,6 +122,12 @@ class BatchThread:
         return 0 if batch is None else len(batch.unfinished)
 
     @property
+    def sessions(self) -> set[str]:
+        """The sessions in which jobs may be running."""
+        batch = self._batch
+        return set() if batch is None else {entry.session_id for entry in batch.unfinished.values()}
+
+    @property
     def stopped(self) -> str | None:
         """Why nothing more is submitted, if so."""
         return None if self._batch is None else self._batch.stopped

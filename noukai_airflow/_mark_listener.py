@@ -73,9 +73,9 @@ class _JobToCancel:
 
 @dataclass(frozen=True)
 class _BatchToCancel:
-    """The jobs that a marked task waited for: how many each of their sessions has."""
+    """The jobs that a marked task waited for: how many each of their sessions has, if that is known."""
 
-    sessions: dict[str, int]
+    sessions: dict[str, int | None]
     flow: str
     noukai_conn_id: str
 
@@ -250,7 +250,7 @@ async def _job_to_cancel(marked: _Marked) -> _JobToCancel | _BatchToCancel | Non
             if task is None:
                 return None
             if has_ended(task.state):
-                return marked.job or _recorded_job(task.record)
+                return marked.job or _recorded_job(task.record) or _recorded_batch(task.batch)
         await asyncio.sleep(_CHECK_SECONDS)
     return None
 
@@ -261,6 +261,14 @@ def _recorded_job(record: JobRecord | None) -> _JobToCancel | None:
     return _JobToCancel(
         record.job_id, record.flow, record.cancel_with, record.last_sent_at, record.submission
     )
+
+
+def _recorded_batch(published: Any) -> _BatchToCancel | None:
+    match published:
+        case {"sessions": [str(), *_] as sessions, "flow": str(flow), "cancel_with": str(connection)}:
+            return _BatchToCancel(dict.fromkeys(sessions), flow, connection)
+        case _:
+            return None
 
 
 async def _cancel_if_running(client: AsyncNoukai, found: _JobToCancel) -> None:

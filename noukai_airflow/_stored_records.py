@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from noukai_airflow._compat import HAS_REGIONS
 from noukai_airflow._job_store import RECORD_KEY, JobRecord, read_record
+from noukai_airflow._xcoms import BATCH_SESSIONS
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -20,10 +21,12 @@ class StoredTask:
     Attributes:
         state: Its state.
         record: What it has stored about its job, if that was wanted.
+        batch: What it has published about the jobs of its batch, under the same condition.
     """
 
     state: str
     record: JobRecord | None
+    batch: Any = None
 
 
 def stored_task(task_instance_id: object, *, with_record: bool) -> StoredTask | None:
@@ -35,10 +38,11 @@ def stored_task(task_instance_id: object, *, with_record: bool) -> StoredTask | 
         found: Any = session.get(TaskInstance, task_instance_id)
         if found is None:
             return None
-        record: JobRecord | None = None
-        if with_record:
-            record = read_record(_in_state_store(session, found)) or read_record(_in_xcoms(session, found))
-        return StoredTask(str(found.state), record)
+        if not with_record:
+            return StoredTask(str(found.state), None)
+        stored = _in_state_store(session, found)
+        record = read_record(stored) or read_record(_in_xcoms(session, found, RECORD_KEY))
+        return StoredTask(str(found.state), record, _in_xcoms(session, found, BATCH_SESSIONS))
 
 
 def tasks_with_jobs(session: Session, dag_run: Any) -> list[Any]:
@@ -62,8 +66,11 @@ def tasks_with_jobs(session: Session, dag_run: Any) -> list[Any]:
 
 
 def _xcoms_of_run(session: Session, dag_run: Any) -> list[tuple[str, int]]:
-    rows = _xcoms(session, dag_ids=dag_run.dag_id, run_id=dag_run.run_id, region_id=None)
-    return [(row.task_id, row.map_index) for row in rows]
+    return [
+        (row.task_id, row.map_index)
+        for key in (RECORD_KEY, BATCH_SESSIONS)
+        for row in _xcoms(session, key, dag_ids=dag_run.dag_id, run_id=dag_run.run_id, region_id=None)
+    ]
 
 
 def _stores_of_run(session: Session, dag_run: Any) -> list[tuple[str, int]]:
@@ -99,11 +106,12 @@ def _in_state_store(session: Session, task_instance: Any) -> Any:
     return None if stored is None else json.loads(stored)
 
 
-def _in_xcoms(session: Session, task_instance: Any) -> Any:
+def _in_xcoms(session: Session, task_instance: Any, key: str) -> Any:
     from airflow.sdk.execution_time.xcom import XCom
 
     rows = _xcoms(
         session,
+        key,
         dag_ids=task_instance.dag_id,
         run_id=task_instance.run_id,
         task_ids=task_instance.task_id,
@@ -114,9 +122,9 @@ def _in_xcoms(session: Session, task_instance: Any) -> Any:
     return backend.deserialize_value(rows[0]) if rows else None
 
 
-def _xcoms(session: Session, *, region_id: Any, **which: Any) -> list[Any]:
+def _xcoms(session: Session, key: str, *, region_id: Any, **which: Any) -> list[Any]:
     from airflow.models.xcom import XComModel
 
     if HAS_REGIONS:
         which["region_id"] = region_id
-    return list(session.scalars(XComModel.get_many(key=RECORD_KEY, **which)))
+    return list(session.scalars(XComModel.get_many(key=key, **which)))

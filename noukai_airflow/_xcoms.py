@@ -13,6 +13,8 @@ JOB_URL = "job_url"
 JOB_STATUS = "job_status"
 BATCH_ID = "batch_id"
 BATCH_STATUS = "batch_status"
+BATCH_SESSIONS = "batch_sessions"
+"""For the API server: the sessions in which jobs of a batch may be running, while its task is on a worker."""
 
 
 def task_instance_of(context: Context) -> RuntimeTaskInstanceProtocol:

@@ -426,6 +426,18 @@ async def test_a_kill_of_the_trigger(
     assert {job["state"] for job in jobs} == {"cancelled"}
 
 
+def test_the_sessions_are_published(context: Any, emulator: Emulator) -> None:
+    """While jobs run, the task publishes their sessions for the API server, and none when all have ended."""
+    emulator.control.script("flow", outcome="never")
+    task = operator(["one", "two"], deferrable=True)
+    trigger = deferred(task, context)
+    published = {"sessions": sorted(trigger.sessions), "flow": FLOW, "cancel_with": "noukai_default"}
+    assert context["ti"].xcoms["batch_sessions"] == published
+    finish_all(emulator, result=1)
+    task.execute_complete(context)
+    assert context["ti"].xcoms["batch_sessions"] == published | {"sessions": []}
+
+
 @pytest.mark.parametrize("deferrable", [False, True])
 def test_jobs_that_time_out(context: Any, emulator: Emulator, deferrable: bool) -> None:
     """A job that is left running after its time has an outcome, and the task does not wait for it again."""

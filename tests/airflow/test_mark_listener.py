@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from noukai_airflow import _client_cache, _mark_listener, _stored_records
+from noukai_airflow import _batch_sessions, _client_cache, _mark_listener, _stored_records
 from noukai_airflow._job_store import JobRecord
 from noukai_airflow._stored_records import StoredTask
 from noukai_airflow.hooks.noukai import NoukaiHook
@@ -52,9 +52,11 @@ def acts(monkeypatch: pytest.MonkeyPatch) -> list[Coroutine[Any, Any, None]]:
     return found
 
 
-def store(monkeypatch: pytest.MonkeyPatch, state: str | None, record: JobRecord | None) -> None:
+def store(
+    monkeypatch: pytest.MonkeyPatch, state: str | None, record: JobRecord | None, batch: Any = None
+) -> None:
     """Let the database contain a task in a state, or none."""
-    task = None if state is None else StoredTask(state, record)
+    task = None if state is None else StoredTask(state, record, batch)
     monkeypatch.setattr(_stored_records, "stored_task", lambda task_instance_id, with_record: task)
 
 
@@ -321,3 +323,41 @@ async def test_a_deferred_batch(
     await act
     assert {(await asyncio.to_thread(job.status)).state for job in jobs} == {"cancelled"}
     assert (await asyncio.to_thread(other.status)).state != "cancelled"
+
+
+async def test_a_batch_on_a_worker(
+    connected: ConnectionSettings,
+    acts: list[Coroutine[Any, Any, None]],
+    emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The jobs of a batch on a worker are cancelled by the sessions that its task has published."""
+    monkeypatch.setattr(_batch_sessions, "_LISTING_PAUSE", 0.01)
+    emulator.control.script("flow", outcome="never")
+    flow = _client_cache.shared_client(connected).flow(FLOW)
+    session_id = Submission.new().id
+    jobs = [flow.job(str(place), session_id=session_id) for place in range(3)]
+    store(
+        monkeypatch,
+        "failed",
+        None,
+        {"sessions": [session_id], "flow": FLOW, "cancel_with": "noukai_default"},
+    )
+    _mark_listener.on_task_instance_failed(on_a_worker(), MANUALLY)
+    await acts[0]
+    assert {(await asyncio.to_thread(job.status)).state for job in jobs} == {"cancelled"}
+
+
+@pytest.mark.parametrize("published", [None, {}, {"sessions": []}, {"sessions": [1]}, [1]])
+async def test_a_batch_that_has_published_nothing(
+    published: Any,
+    connected: ConnectionSettings,
+    acts: list[Coroutine[Any, Any, None]],
+    emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without the sessions of running jobs, nothing is sent."""
+    store(monkeypatch, "failed", None, published)
+    _mark_listener.on_task_instance_failed(on_a_worker(), MANUALLY)
+    await acts[0]
+    assert sum(emulator.control.counts().values()) == 0

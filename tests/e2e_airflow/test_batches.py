@@ -100,6 +100,7 @@ def batches(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> dict[str, B
         "failed": batch("batch_deferred_retry", FAILED, {}, after_seconds=1),
         "budget": batch("batch_budget", after_seconds=0.5, steps=[STEP]),
         "mark waiting": batch("batch_waiting", **NEVER),
+        "mark missed": batch("batch_waiting", **NEVER),
         "mark deferred": batch("batch_deferred", **NEVER),
         "clear": batch("batch_deferred", **NEVER),
         "crash": batch("batch_waiting_retry", **NEVER),
@@ -160,6 +161,17 @@ def test_mark_failed_on_a_worker(batches: dict[str, Batch]) -> None:
     """Marking the task as failed cancels its jobs."""
     batch = batches["mark waiting"]
     batch.wait_for_jobs()
+    batch.run.mark("failed")
+    batch.wait_for_jobs("cancelled")
+    assert batch.run.submissions() == JOBS
+
+
+def test_mark_failed_on_a_worker_that_cannot_act(batches: dict[str, Batch]) -> None:
+    """If the process of a marked task is killed before it can act, the API server cancels the jobs."""
+    batch = batches["mark missed"]
+    batch.wait_for_jobs()
+    wait_until(lambda: (batch.run.xcom("batch_sessions") or {}).get("sessions"), "the sessions")
+    batch.run.end_process(signal.SIGSTOP)
     batch.run.mark("failed")
     batch.wait_for_jobs("cancelled")
     assert batch.run.submissions() == JOBS

@@ -245,7 +245,7 @@ class Batch:
         entries = {index: item.entry for index, item in items.items() if item.entry.state != _NEW}
         not_taken = {
             index: entry
-            for index, entry in self._stored.items()
+            for index, entry in list(self._stored.items())  # another thread may ask
             if entry.unfinished and not entry.kept and index not in entries
         }
         return not_taken | entries
