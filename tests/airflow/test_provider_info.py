@@ -8,9 +8,11 @@ import subprocess
 import sys
 from importlib.metadata import distribution, entry_points
 from importlib.resources import files
+from pathlib import Path
 
 import jsonschema
 
+from noukai_airflow import exceptions
 from noukai_airflow._connection import EXTRA_FIELDS
 from noukai_airflow.provider_info import get_provider_info
 
@@ -75,3 +77,15 @@ def test_the_plugin_is_one_that_airflow_takes() -> None:
     plugin = entry.load()
     manager = get_listener_manager()
     assert all(listener in manager.pm.get_plugins() for listener in plugin.listeners)
+
+
+def test_every_exception_is_explained() -> None:
+    """The page on troubleshooting says of each exception of the provider what to do."""
+    page = (Path(__file__).parents[2] / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    own = [
+        name
+        for name, value in vars(exceptions).items()
+        if isinstance(value, type) and value.__module__ == exceptions.__name__ and name.endswith("Exception")
+    ]
+    assert "NoukaiBatchFailedException" in own
+    assert [name for name in own if f"`{name}`" not in page] == []
