@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias, TypeVar
 
@@ -32,7 +31,7 @@ class Choices:
     def __init__(self, seed: int, replayed: Mapping[Decision, int] | None = None) -> None:
         self._random = random.Random(seed)
         self._replayed = replayed
-        self._counts: Counter[str] = Counter()
+        self._counts: dict[str, int] = {}
         self.made: dict[Decision, int] = {}
         self.described: dict[Decision, str] = {}
         self.jitter = random.Random(seed)
@@ -52,7 +51,7 @@ class Choices:
 
     def index(self, label: str, count: int, harm: float = 1.0) -> int:
         """Return the number of one of so many options; 0 is the harmless one."""
-        number = self._counts[label]
+        number = self._counts.get(label, 0)
         self._counts[label] = number + 1
         if self._replayed is not None:
             chosen = min(self._replayed.get((label, number), 0), count - 1)
@@ -66,7 +65,7 @@ class Choices:
 
     def happens(self, label: str, harm: float) -> bool:
         """Tell whether something bad happens."""
-        number = self._counts[label]
+        number = self._counts.get(label, 0)
         self._counts[label] = number + 1
         if self._replayed is not None:
             happens = (label, number) in self._replayed

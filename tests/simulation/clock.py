@@ -45,7 +45,9 @@ class Clock:
 
     def after(self, seconds: float, event: Callable[[], None]) -> None:
         """Let something happen after some seconds."""
-        self.at(self.now + seconds, event)
+        self._number += 1
+        now = self.now
+        heapq.heappush(self._events, (now + seconds if seconds > 0.0 else now, self._number, event))
 
     def next_at(self) -> float | None:
         """Return when the next event comes."""
@@ -56,7 +58,8 @@ class Clock:
         if not self._events:
             return False
         moment, _, event = heapq.heappop(self._events)
-        self.now = max(self.now, moment)
+        if moment > self.now:
+            self.now = moment
         event()
         return True
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
+
+from pydantic_core import to_json
 
 from tests.simulation.choices import Choices
 from tests.simulation.clock import EPOCH, Clock
@@ -396,7 +397,7 @@ class Server:
 
 
 def _own(status: int, value: Any, *, proves_absence: bool = False, **headers: str) -> Response:
-    body = json.dumps(value).encode()
+    body = to_json(value)
     return Response(
         status, body, {"content-type": "application/json", **headers}, proves_absence=proves_absence
     )
