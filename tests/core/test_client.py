@@ -59,6 +59,22 @@ def test_the_address_without_any_setting(
     assert str(server.requests[0].url).startswith(address)
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"), [("NOUKAI_ENV", "dev"), ("NOUKAI_BASE_URL", "http://127.0.0.1:8090/api/v1")]
+)
+def test_a_production_key_and_a_variable(
+    scripted: MakeClient, variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A production key goes to the local server only if the caller says so, not because a variable does."""
+    monkeypatch.setenv(variable, value)
+    live, test = (f"nk_{kind}_12345678_abcdefghijklmnopqrstuvwxyz012345" for kind in ("live", "test"))
+    with pytest.raises(InvalidInputError, match=f"nk_live_, but .*{variable}") as refused:
+        scripted(api_key=live, base_url=None)
+    assert live not in str(refused.value)
+    scripted(api_key=test, base_url=None)
+    scripted(api_key=live, base_url="http://127.0.0.1:8090/api/v1")
+
+
 def test_an_address_without_encryption_is_refused(scripted: MakeClient, server: ScriptedServer) -> None:
     """No key is sent in the clear to another machine unless the user allows it; on this machine it may be."""
     with pytest.raises(InvalidInputError, match=r"http://noukai.test.*allow_insecure_http"):
