@@ -21,6 +21,11 @@ def _server(state: str) -> RawServer:
     return RawServer(lambda _: [response.encode()])
 
 
+def test_a_change_is_seen_within_a_minute() -> None:
+    """A connection is read often enough, with time to spare for the reading."""
+    assert _connection_changes.CHECK_SECONDS + 10 <= 60
+
+
 def test_a_changed_connection_reaches_waiting_triggers(monkeypatch: pytest.MonkeyPatch) -> None:
     """A trigger that waits goes on with the new server, without an error of the old one."""
     with _server("running") as old, _server("completed") as new:

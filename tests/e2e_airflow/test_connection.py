@@ -8,12 +8,16 @@ import pytest
 
 from devtools.processes import wait_until
 from noukai_airflow.provider_info import connection_type
+from tests.core.raw_service import http
 from tests.e2e_airflow.conftest import AIRFLOW, KEY
+from tests.fuzz.raw_server import RawServer
 
 if TYPE_CHECKING:
     from devtools.airflow_server import LocalAirflow
     from noukai_core.emulator import Emulator
     from tests.e2e_airflow.conftest import Runs
+
+COMPLETED = http(200, {"status": "completed", "result": "moved"})
 
 
 def press_test(airflow: LocalAirflow, **fields: Any) -> tuple[bool, str]:
@@ -91,3 +95,36 @@ def test_a_connection_of_the_web_page(airflow: LocalAirflow, runs: Runs, emulato
     assert run.wait_for() == "success"
     assert (run.xcom(), run.submissions(), run.cancels(job["id"])) == ({"whole": True}, 1, 0)
     assert not run.said("Skipping masking for a secret")
+
+
+def test_a_change_without_a_rejection(airflow: LocalAirflow, runs: Runs, emulator_server: Emulator) -> None:
+    """A deferred task goes on with the new server and key although the old server rejects nothing."""
+    run = runs.prepare("of_the_form", outcome="never")
+    airflow.add_connection(
+        run.dag_id,
+        conn_type="noukai",
+        password=KEY,
+        host=emulator_server.base_url,
+        login="acme",
+        schema="tests",
+    )
+    run.start().wait_until_watched()
+    job = run.job()
+    run.wait_for_polls(job["id"])
+    new_key, received = KEY.replace("e2e", "new"), list[bytes]()
+
+    def respond(request: bytes) -> list[bytes]:
+        received.append(request)
+        return [COMPLETED]
+
+    with RawServer(respond) as moved:
+        airflow.change_connection(run.dag_id, conn_type="noukai", password=new_key, host=moved.base_url)
+        wait_until(lambda: run.said("connection changed (polling continues)"), "the trigger to use it")
+        assert run.wait_for() == "success"
+    assert (run.xcom(), run.submissions(), run.cancels(job["id"])) == ("moved", 1, 0)
+    assert received
+    for request in received:
+        assert f"/jobs/{job['id']}".encode() in request
+        assert new_key.encode() in request
+        assert KEY.encode() not in request
+    assert not run.said("API key")
