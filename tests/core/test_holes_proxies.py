@@ -10,6 +10,8 @@ import pytest
 
 from noukai_core import (
     JobNotFoundError,
+    JobState,
+    JobStatus,
     JobTimeoutError,
     RateLimitError,
     RedirectError,
@@ -112,6 +114,13 @@ def test_a_job_that_a_replica_does_not_know_yet(client: Any, service: RawService
     """A job that was known a moment ago is polled on, although a replica that lags behind responds 404."""
     service.on("poll", RUNNING, NO_JOB, COMPLETED)
     assert client.flow(FLOW).attach("job-1").wait(timeout_ms=60_000).output == "done"
+
+
+def test_a_job_that_another_process_has_seen(client: Any, service: RawService) -> None:
+    """A wait that continues another one, as after a deferral, is not ended by a replica that lags behind."""
+    service.on("poll", NO_JOB, COMPLETED)
+    seen = JobStatus(id="job-1", state=JobState.RUNNING)
+    assert client.flow(FLOW).attach("job-1", last_status=seen).wait(timeout_ms=60_000).output == "done"
 
 
 def test_a_job_that_was_deleted_is_not_found(

@@ -432,7 +432,8 @@ INVARIANTS: tuple[Callable[[History], Iterator[str]], ...] = (
 
 
 NAMED = re.compile(
-    r"left running|may still be running|not known whether|not cancelled|replaced \(unknown|lookup failed"
+    r"left running|may still be running|not known whether|not cancelled|replaced \(unknown|lookup failed|"
+    r"HTTP 404 JOB_NOT_FOUND"
 )
 """What a line says that names a job which may be running."""
 

@@ -250,8 +250,8 @@ MUTANTS = (
     Mutant(
         "the race is over at once",
         _WAIT,
-        "-math.inf if submitted_at is None else submitted_at + settings.not_found_grace",
-        "-math.inf",
+        "(moment + settings.not_found_grace for moment in known if moment is not None)",
+        "()",
     ),
     Mutant(
         "the last poll may take as long as any other",

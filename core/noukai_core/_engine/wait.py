@@ -110,7 +110,11 @@ class Poller:
         self._interval = interval if interval is not None else settings.poll_interval
         started = clock()
         self._submitted_at = started if submitted_at is None else submitted_at
-        self._race_ends = -math.inf if submitted_at is None else submitted_at + settings.not_found_grace
+        known = (submitted_at, None if last_status is None else started)
+        # One that was known a moment ago is not known to a replica that lags behind.
+        self._race_ends = max(
+            (moment + settings.not_found_grace for moment in known if moment is not None), default=-math.inf
+        )
         self._timeout = timeout
         self._deadline = math.inf if timeout is None else started + timeout
         self._failures = 0
@@ -176,7 +180,6 @@ class Poller:
             self._log.info("%s: polling recovered after %d failures", self._name, self._failures)
         self._failures, self._last_error = 0, None
         self._limiter.last_success_at = now = self._clock()
-        # One that was known a moment ago is not known to a replica that lags behind.
         self._race_ends = max(self._race_ends, now + self._settings.not_found_grace)
         before, self._status = self._status, status
         logged, self._logged = self._logged, status
