@@ -211,7 +211,7 @@ class Batch:
         self._each_job_log = EachJobLog(clock)
         self._stored: dict[int, LedgerEntry] = {}
         self._known: dict[str, set[str]] = {}
-        self._lanes: dict[str, Lane] = {}
+        self._earlier_lanes: dict[str, Lane] = {}
         self._items: dict[int, _Item] = {}
         self._left_running: dict[int, _Item] = {}
         self._parked = 0
@@ -369,7 +369,13 @@ class Batch:
             takes_jobs=takes_jobs,
         )
         lane.known.ids.update(self._known.get(session_id, ()))
-        self._lanes[session_id] = lane
+        return lane
+
+    def _earlier_lane(self, session_id: str) -> Lane:
+        """Return the lane of a session in which an earlier run submitted. Those of this run are not kept."""
+        lane = self._earlier_lanes.get(session_id)
+        if lane is None:
+            lane = self._earlier_lanes[session_id] = self._open_lane(session_id, takes_jobs=False)
         return lane
 
     def _watch_lane(self, lane: Lane) -> Effects[None]:
@@ -504,9 +510,7 @@ class Batch:
 
     def _go_on(self, item: _Item) -> Effects[None]:
         """Go on with what an earlier run has submitted, or was submitting."""
-        lane = self._lanes.get(item.entry.session_id)
-        if lane is None:
-            lane = self._open_lane(item.entry.session_id, takes_jobs=False)
+        lane = self._earlier_lane(item.entry.session_id)
         assert item.request is not None
         if item.request.session_id is None:
             item.lane = lane
@@ -844,7 +848,7 @@ class Batch:
     def _item_not_taken(self, index: int) -> _Item:
         """Return what an earlier run left, and whose input this run has not reached."""
         entry = self._stored.pop(index)
-        lane = self._lanes.get(entry.session_id) or self._open_lane(entry.session_id, takes_jobs=False)
+        lane = self._earlier_lane(entry.session_id)
         lane.known.add_digests(entry.others)
         item = _Item(index, None, False, self._clock(), entry, lane=None if entry.in_users_session else lane)
         item.submitted_at = (
