@@ -79,7 +79,7 @@ class FlowHandle(Generic[R]):
         age: float,
         timeout: float | None,
         poll_interval: float | None,
-        report: Callable[[int], None],
+        report: Callable[[int], None] | None,
     ) -> Effects[int]:
         settings = self._settings
         limiter = shared_rate_limiter(settings.base_url, settings.api_key, settings.max_polls_per_second)

@@ -287,7 +287,7 @@ class AsyncFlow(FlowHandle[AsyncRunner]):
         age: float = 0.0,
         timeout: float | None = None,
         poll_interval: float | None = None,
-        report: Callable[[int], None] = lambda unfinished: None,
+        report: Callable[[int], None] | None = None,
     ) -> int:
         """Wait for the jobs of a batch by the lists of their sessions; see `Flow.wait_for_sessions`."""
         effects = self._waiting_for_sessions(sessions, until, age, timeout, poll_interval, report)

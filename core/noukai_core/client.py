@@ -403,7 +403,7 @@ class Flow(FlowHandle[Runner]):
         age: float = 0.0,
         timeout: float | None = None,
         poll_interval: float | None = None,
-        report: Callable[[int], None] = lambda unfinished: None,
+        report: Callable[[int], None] | None = None,
     ) -> int:
         """Wait for the jobs of a batch by the lists of their sessions, without the jobs' ids.
 

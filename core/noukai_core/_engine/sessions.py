@@ -31,7 +31,7 @@ def wait_for_sessions(
     age: float,
     timeout: float | None,
     poll_interval: float | None,
-    report: Callable[[int], None] = lambda unfinished: None,
+    report: Callable[[int], None] | None = None,
 ) -> Effects[int]:
     """Poll sessions until few of their jobs have not ended, or the time is over, and return how many.
 
@@ -71,7 +71,8 @@ def wait_for_sessions(
             break  # the others would meet the same
         now = clock()
         unfinished = sum(left.values())
-        report(unfinished)
+        if report is not None:
+            report(unfinished)
         if unfinished <= until or now >= deadline:
             return unfinished
         pause = schedule.align_to_tick(now, schedule.pause_before_poll(now - submitted_at, poll_interval))
