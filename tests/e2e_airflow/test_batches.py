@@ -26,7 +26,7 @@ NEVER = {"outcome": "never"}
 FAILED = {"outcome": "failed", "error": "MODEL_OVERLOADED"}
 FAULTS: tuple[dict[str, Any], ...] = (
     {"kind": "drop_after", "on": "submit"},
-    {"kind": "status", "on": "submit", "status": 503},
+    {"kind": "status", "on": "submit", "status": 429},
     {"kind": "status", "on": "poll", "status": 500},
 )
 STEP = {"stepId": "draft", "costUsd": "0.02"}
