@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from prefect import flow
+from prefect import flow, task
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import State, TaskRun
 from prefect.task_worker import TaskWorker
 from prefect.tasks import Task
 
@@ -30,10 +32,20 @@ async def saved(credentials: NoukaiCredentials) -> NoukaiCredentials:
     return credentials
 
 
-async def run_in_worker(delayed: Task[..., Any], task_run_id: UUID) -> State[Any]:
-    """Run a task that is scheduled, as the worker of background tasks does."""
+@task
+async def calls_the_task(credentials: NoukaiCredentials, noukai_flow: str, message: str) -> Any:
+    """Run a job in a task of the user's own."""
+    return await arun_noukai_job(credentials, noukai_flow, message)
+
+
+async def read(task_run_id: UUID) -> TaskRun:
+    """Read a task run."""
     async with get_client() as client:
-        task_run = await client.read_task_run(task_run_id)
+        return await client.read_task_run(task_run_id)
+
+
+async def run_in_worker(delayed: Task[..., Any], task_run: TaskRun) -> State[Any]:
+    """Run a task that is scheduled, as the worker of background tasks does."""
     await TaskWorker(delayed).execute_task_run(task_run)
     assert task_run.state is not None
     return task_run.state
@@ -51,6 +63,28 @@ async def test_equal_submissions_are_separate_jobs(
         return [delayed.delay(saved, NOUKAI_FLOW, "a").task_run_id for _ in range(2)]
 
     for task_run_id in await twice():
-        state = await run_in_worker(delayed, task_run_id)
+        state = await run_in_worker(delayed, await read(task_run_id))
         assert state.name == "Completed"
     assert len(emulator.control.jobs()) == 2
+
+
+@pytest.mark.parametrize("delayed", [arun_noukai_job, calls_the_task])
+async def test_a_task_that_starts_again_attaches(
+    saved: NoukaiCredentials, emulator: Emulator, delayed: Task[..., Any]
+) -> None:
+    """A background task that was interrupted, and is scheduled again, attaches to its job."""
+    emulator.control.script("grade-3", outcome="never")
+    scheduled = await read(delayed.delay(saved, NOUKAI_FLOW, "a").task_run_id)
+    again = scheduled.model_copy(deep=True)
+    interrupted = asyncio.create_task(run_in_worker(delayed, scheduled))
+    await asyncio.to_thread(emulator.control.wait_for, "poll", 1, timeout=120)
+    interrupted.cancel()
+    with suppress(asyncio.CancelledError):
+        await interrupted
+    (job,) = emulator.control.jobs()
+    assert job["state"] == "running"
+
+    emulator.control.finish(job["id"])
+    state = await run_in_worker(delayed, again)
+    assert state.is_completed()
+    assert len(emulator.control.jobs()) == 1
