@@ -169,9 +169,15 @@ def outcomes_are_true(history: History) -> Iterator[str]:
         if call.ended is None or isinstance(call.error, asyncio.CancelledError):
             continue
         check = _OUTCOMES.get(call.kind)
+        if call.kind in ("wait", "cancel") and call.about not in history.simulation.server.jobs:
+            check = _not_a_job
         wrong = check(history, call) if check else None
         if wrong:
             yield f"{call.kind}() about {call.about}: {wrong}"
+
+
+def _not_a_job(history: History, call: Call) -> str | None:
+    return "the service has no such job"
 
 
 def _job_outcome(history: History, call: Call) -> str | None:
@@ -381,9 +387,10 @@ def ends_are_seen_soon(history: History) -> Iterator[str]:
     simulation = history.simulation
     if simulation.harm or simulation.server.trouble:
         return
-    waits = [call for call in history.calls if call.kind == "wait"]
+    jobs = simulation.server.jobs
+    waits = [call for call in history.calls if call.kind == "wait" and call.about in jobs]
     for call in waits:
-        job = simulation.server.jobs[call.about]
+        job = jobs[call.about]
         if call.ended is None or isinstance(call.error, asyncio.CancelledError):
             continue
         known_at = job.created_at + simulation.habits.polling_lag
