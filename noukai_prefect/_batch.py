@@ -162,7 +162,7 @@ class BatchRun:
                 await self._update(batch, final=True)
 
     async def _begin(self) -> AsyncJobBatch:
-        rows = await self._log.rows()
+        rows = await self._log.rows(self._flow)
         record = self.record = BatchRecord.load(
             rows, self._log.append, retried=bool(rows), retry_cancelled=True
         )

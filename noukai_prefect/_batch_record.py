@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.objects import Artifact
 
-from noukai_core import InvalidInputError, JobState, LedgerEntry
-from noukai_core.batch import SUBMITTING, is_session_of, submission_id_of
+from noukai_core import AsyncFlow, InvalidInputError, JobState, LedgerEntry
+from noukai_core.batch import SUBMITTED, SUBMITTING, is_session_of, submission_id_of
 from noukai_core.batch_record import Row, entries_of
 from noukai_prefect._artifacts import BATCH_RECORDS, own_artifacts, scoped_artifacts
 from noukai_prefect._job_store import now
@@ -62,8 +62,11 @@ class BatchRecordLog:
         self._rows: list[str] = []
         self._characters = 0
 
-    async def rows(self) -> list[Row]:
+    async def rows(self, flow: AsyncFlow) -> list[Row]:
         """Read what earlier attempts wrote.
+
+        Args:
+            flow: The Noukai flow, which is asked for the jobs in sessions whose record is not verified.
 
         Raises:
             InvalidInputError: Somebody else has changed the record, so it is not safe to submit anything.
@@ -83,7 +86,7 @@ class BatchRecordLog:
         for batch in stored:
             rows += batch.verified_rows(self._signer)
             self.table = self.table or batch.table(self._signer)
-        known = set(entries_of(rows))
+        known = entries_of(rows)
         unsure = [entry for batch in stored for entry in batch.unsure_entries() if entry.index not in known]
         if unsure:
             self._run.logger().warning(
@@ -91,6 +94,7 @@ class BatchRecordLog:
                 self._size,
                 self._flow,
             )
+            unsure = await _settled(unsure, {entry.job_id for entry in known.values()}, flow)
         return rows + [{"entry": entry.to_list()} for entry in unsure]
 
     async def append(self, rows: list[Row]) -> None:
@@ -136,6 +140,37 @@ class BatchRecordLog:
         if self.table is not None:
             content["table"] = str(self.table)
         return {**content, "signature": self._signer.sign(content)}
+
+
+async def _settled(
+    unsure: Sequence[LedgerEntry], known: set[str | None], flow: AsyncFlow
+) -> list[LedgerEntry]:
+    """Return entries that are not verified, with the jobs that the server lists in the batch's own sessions.
+
+    Raises:
+        InvalidInputError: Of several inputs in one session, it is not known which job is whose.
+    """
+    settled: list[LedgerEntry] = []
+    by_session: defaultdict[str, list[LedgerEntry]] = defaultdict(list)
+    for entry in unsure:
+        by_session[entry.session_id].append(entry)
+    for session_id, entries in by_session.items():
+        listed = await flow.jobs_in(session_id) - known
+        claimed = Counter(entry.job_id for entry in entries)
+        proven = [entry for entry in entries if entry.job_id in listed and claimed[entry.job_id] == 1]
+        settled += [replace(entry, state=SUBMITTED) for entry in proven]
+        others = [replace(entry, job_id=None) for entry in entries if entry not in proven]
+        if len(others) > 1:
+            raise _changed(flow.path)
+        settled += others
+    return settled
+
+
+def _changed(flow: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"the record of a Noukai batch of {flow} was changed, so it is not known which jobs exist. Nothing "
+        "was submitted. Cancel its jobs in the Noukai console, and start a new flow run"
+    )
 
 
 def _content(slot: str, row: Any) -> dict[str, Any]:
@@ -216,7 +251,7 @@ class StoredBatch:
         ]
 
     def unsure_entries(self) -> Iterator[LedgerEntry]:
-        """Yield what the record says, if nothing of it is to be trusted: jobs may have been submitted.
+        """Yield what the record says, if nothing of it is verified: jobs may have been submitted.
 
         Raises:
             InvalidInputError: A session is not one of this batch, so nobody knows where its jobs are.
@@ -224,16 +259,13 @@ class StoredBatch:
         batch_id = uuid.UUID(self.slot)
         for entry in entries_of([row for chunk in self.chunks for row, _ in chunk.rows]).values():
             if not is_session_of(entry.session_id, batch_id):
-                raise InvalidInputError(
-                    f"the record of the Noukai batch {self.slot} of {self.flow} was changed, so it is not "
-                    "known which jobs exist. Nothing was submitted. Cancel its jobs in the Noukai console, "
-                    "and start a new flow run"
-                )
+                raise _changed(self.flow)
             submission_id = submission_id_of(batch_id, entry.index, entry.resubmission)
             yield LedgerEntry(
                 index=entry.index,
                 submission_id=submission_id,
                 session_id=entry.session_id,
+                job_id=entry.job_id,
                 state=SUBMITTING,
                 resubmission=entry.resubmission,
                 sent_at=now(),

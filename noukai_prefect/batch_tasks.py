@@ -22,6 +22,9 @@ from noukai_prefect._sync import run_blocking
 from noukai_prefect._task_decorator import noukai_task
 from noukai_prefect.credentials import NoukaiCredentials
 
+# Submissions that go out together are recorded on Prefect's server together, with one request.
+_CONCURRENT_SUBMISSIONS = 64
+
 
 async def _stream(
     credentials: NoukaiCredentials,
@@ -33,7 +36,11 @@ async def _stream(
 ) -> AsyncGenerator[JobOutcome, None]:
     """Run the batch of this place in the run, and yield its outcomes as they end."""
     run = RunContext.current()
-    async with credentials.get_client("async", max_polls_per_second=max_polls_per_second) as client:
+    async with credentials.get_client(
+        "async",
+        max_polls_per_second=max_polls_per_second,
+        max_concurrent_submissions=_CONCURRENT_SUBMISSIONS,
+    ) as client:
         noukai_flow = client.flow(flow)
         await given.check()
         slot = _slot(run, noukai_flow.path, credentials, given)

@@ -26,7 +26,7 @@ from noukai_core._engine.effects import (
     T,
     send_with_retries,
 )
-from noukai_core._engine.sessions import running_in
+from noukai_core._engine.sessions import jobs_in, running_in
 from noukai_core._handles import FlowHandle, JobHandle, listing_runs, reading_ended_runs
 from noukai_core._http.connection import AsyncConnection
 from noukai_core._http.event_receiver import AsyncEventReceiver
@@ -297,6 +297,10 @@ class AsyncFlow(FlowHandle[AsyncRunner]):
         """Return the jobs of a session that have not ended, and how many have; see `Flow.running_in`."""
         job_ids, ended = await self._runner.run(running_in(session_id, time.monotonic))
         return [self._job(job_id, None, None) for job_id in job_ids], ended
+
+    async def jobs_in(self, session_id: str) -> frozenset[str]:
+        """Return the ids of all jobs that a session lists; see `Flow.jobs_in`."""
+        return await self._runner.run(jobs_in(session_id, time.monotonic))
 
     def attach(
         self,

@@ -25,7 +25,7 @@ from noukai_core._engine.effects import (
     T,
     send_with_retries,
 )
-from noukai_core._engine.sessions import running_in
+from noukai_core._engine.sessions import jobs_in, running_in
 from noukai_core._handles import FlowHandle, JobHandle, listing_runs, reading_ended_runs
 from noukai_core._http.connection import Connection
 from noukai_core._http.event_receiver import EventReceiver
@@ -439,6 +439,17 @@ class Flow(FlowHandle[Runner]):
         """
         job_ids, ended = self._runner.run(running_in(session_id, time.monotonic))
         return [self._job(job_id, None, None) for job_id in job_ids], ended
+
+    def jobs_in(self, session_id: str) -> frozenset[str]:
+        """Return the ids of all jobs that a session lists, of which some may have ended.
+
+        Args:
+            session_id: The session.
+
+        Raises:
+            APIError: The list cannot be read.
+        """
+        return self._runner.run(jobs_in(session_id, time.monotonic))
 
     def attach(
         self,

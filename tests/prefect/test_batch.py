@@ -72,7 +72,7 @@ async def test_jobs_that_wait_for_their_turn(
         )
         rows.append({"entry": entry.to_list()})
 
-    async def stored(_: BatchRecordLog) -> list[Any]:
+    async def stored(*_: object) -> list[Any]:
         return rows
 
     monkeypatch.setattr(BatchRecordLog, "rows", stored)

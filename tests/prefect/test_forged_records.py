@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from prefect import Flow, flow
@@ -17,6 +17,7 @@ from prefect.client.schemas.objects import Artifact
 from prefect.context import FlowRunContext
 from pydantic import SecretStr
 
+from noukai_core import InvalidInputError
 from noukai_prefect import (
     NoukaiCredentials,
     arun_noukai_job,
@@ -241,3 +242,36 @@ async def test_a_rotated_key_pays_for_nothing_twice(
 
     assert await rerun() == {"message": "mine"}
     assert control.counts()["submit"] == 1
+
+
+@pytest.mark.parametrize("changed", ["key", "jobs", "sessions"])
+async def test_a_batch_whose_record_is_not_verified(
+    ours: NoukaiCredentials, control: EmulatorControl, changed: str
+) -> None:
+    """With a new key, each input gets its own output; where the record was changed, nothing is submitted."""
+    attempts: list[str] = []
+    messages = [f"m{number}" for number in range(5)]
+
+    @flow(retries=1)
+    async def rerun() -> Any:
+        attempts.append("attempt")
+        if len(attempts) == 2:
+            ours.api_key = SecretStr(ours.api_key.get_secret_value().replace("unitpref", "rotated0"))
+            for job in control.jobs():
+                control.finish(job["id"])
+            if changed == "jobs":
+                for job in control.jobs():
+                    await change(run_id(), lambda one, job=job: replaced(one, job["id"], "job-of-others"))
+            if changed == "sessions":
+                session = control.jobs()[0]["session_id"]
+                await change(run_id(), lambda one: replaced(one, session, str(uuid4())))
+            outcomes = await arun_noukai_jobs(ours, FLOW, messages)
+            return [outcome.output["message"] for outcome in outcomes]
+        return await arun_noukai_jobs(ours, FLOW, messages, **TIMES_OUT)
+
+    if changed == "key":
+        assert await rerun() == messages
+    else:
+        with pytest.raises(InvalidInputError, match="was changed, so it is not known which jobs exist"):
+            await rerun()
+    assert control.counts()["submit"] == 5

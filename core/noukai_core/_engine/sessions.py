@@ -95,3 +95,13 @@ def running_in(session_id: str, clock: Clock) -> Effects[tuple[list[str], int]]:
     listed: tuple[Execution, ...] = yield from send_with_retries(endpoints.session(session_id), clock)
     running = [one.id for one in listed if one.id is not None and one.state not in _ENDED]
     return running, _ended(listed)
+
+
+def jobs_in(session_id: str, clock: Clock) -> Effects[frozenset[str]]:
+    """Return the ids that a session lists.
+
+    Raises:
+        APIError: The list cannot be read.
+    """
+    listed: tuple[Execution, ...] = yield from send_with_retries(endpoints.session(session_id), clock)
+    return frozenset(one.id for one in listed if one.id is not None)
