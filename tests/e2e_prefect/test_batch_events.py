@@ -62,7 +62,6 @@ def finish_with_a_kill(run: Run, prefect: LocalPrefect) -> Any:
     run.wait_for("Crashed")
     prefect.retry(run.id)
     run.wait_for("Running", "Retrying")
-    run.attached_again(left)
     for job in left:
         run.control.finish(job)
     assert run.wait_for() == "Completed"
