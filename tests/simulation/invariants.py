@@ -186,6 +186,9 @@ def _job_outcome(history: History, call: Call) -> str | None:
         return None if call.result.id in made else f"it returned {call.result.id}, which it did not make"
     if isinstance(call.error, SubmissionUnknownError):
         return _needlessly_unknown(history, call)
+    last = call.exchanges[-1].end if call.exchanges else None
+    if isinstance(last, Response) and last.own and last.status == 409:
+        return f"the service works on it, and it was taken for refused: {call.error!r}"
     if isinstance(call.error, PermanentError) and not any(
         isinstance(exchange.end, Response) and 400 <= exchange.end.status < 500 for exchange in call.exchanges
     ):
