@@ -33,7 +33,7 @@ class Grade(BaseModel):
     mistakes: list[Mistake] = []
 
 
-GOOD = {"points": 3, "on": "2026-01-02", "mistakes": [{"word": "teh"}]}
+GOOD = {"points": 3, "on": "2026-01-02", "mistakes": [{"word": "kat"}]}
 
 
 def typed(output: Any) -> Grade:
@@ -43,7 +43,7 @@ def typed(output: Any) -> Grade:
 
 def test_an_output_becomes_an_instance() -> None:
     """An output is read as JSON, so that a strict model accepts a date as text."""
-    assert typed(GOOD) == Grade(points=3, on=date(2026, 1, 2), mistakes=[Mistake(word="teh")])
+    assert typed(GOOD) == Grade(points=3, on=date(2026, 1, 2), mistakes=[Mistake(word="kat")])
 
 
 def test_the_error_names_the_job_and_the_fields() -> None:
