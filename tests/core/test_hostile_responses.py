@@ -124,6 +124,21 @@ def test_memory_of_halves_of_surrogate_pairs(driver: str, kind: str) -> None:
             tracemalloc.stop()
 
 
+def test_memory_of_many_texts_with_halves(driver: str) -> None:
+    """The copy in which halves are replaced counts among what a response may take."""
+    size = 2 * MEGABYTE
+    unit = rb'\ud800\ud800\ud800","'
+    body = b'{"status":"running","error":["' + unit * (size // len(unit)) + b'"]}'
+    with job_of(http(body), driver, max_response_bytes=size + MEGABYTE) as job:
+        tracemalloc.start()
+        try:
+            with pytest.raises(InvalidResponseError):
+                job.status()
+            assert tracemalloc.get_traced_memory()[1] < 5 * size
+        finally:
+            tracemalloc.stop()
+
+
 def test_what_follows_a_gzip_member(driver: str) -> None:
     """Bytes behind the packed body are refused, and not collected."""
     body = gzip.compress(b'{"status":"running"}') + b"\1" * (4 * MEGABYTE)

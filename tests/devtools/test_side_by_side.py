@@ -42,6 +42,7 @@ def test_skipped(two):
 
 def test_tests_that_wait_for_each_other(tmp_path: Path) -> None:
     """All tests of a module run at the same time, each fails by itself, and a skipped one does not run."""
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")  # or the settings of a folder above would count
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_meeting.py").write_text(TESTS)
     done = subprocess.run(

@@ -73,6 +73,7 @@ def test_the_metadata_keep_the_ranges_wide(wheel: Wheel) -> None:
         "apache-airflow-providers-common-compat>=1.23;extra=='airflow'",
         "prefect>=3.6;extra=='prefect'",
         "anyio>=4.4;extra=='prefect'",
+        "fsspec>=2022.5;extra=='prefect'",
         "apache-airflow-providers-openlineage>=2.20;extra=='openlineage'",
         "opentelemetry-api<2,>=1.30;extra=='otel'",
         "starlette>=0.40;extra=='emulator'",

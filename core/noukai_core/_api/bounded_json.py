@@ -18,14 +18,17 @@ _BEGINNING = 64 * 1024
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b'",{['))
 _STEP = 64 * 1024
 
-# JSON has no NUL: with two of them in place of each escaped backslash, what is left begins an escape.
-_ESCAPED_BACKSLASH, _STAND_IN = b"\\\\", b"\0\0"
-# Without a backslash, with which `re` would expand it for each half.
-_REPLACEMENT_CHARACTER = "\ufffd".encode().decode("latin-1")
+_ANY_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+# Up to the next half of a surrogate pair that is alone, and its digits. What is skipped is skipped in one
+# piece, so that no escape is read from its middle; at the end of a body no half follows.
 _LONE_SURROGATE = re.compile(
-    r"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
-    r"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    rb"(?:[^\\]++|\\[^u]|\\u(?![dD][89a-fA-F][0-9a-fA-F]{2})"
+    rb"|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})*+"
+    rb"(?:\\u([dD][89a-fA-F][0-9a-fA-F]{2}))?",
+    re.DOTALL,
 )
+_REPLACEMENT_CHARACTER = b"fffd"
 
 
 class TooMuchMemoryError(Exception):
@@ -44,16 +47,18 @@ def parse(body: bytes, memory: int, *, partial: bool = False) -> Any:
         TooMuchMemoryError: The body has too many values.
         ValueError: It is not JSON.
     """
-    if _cost(body) > max(memory, _MEMORY_SHARE * len(body)):
+    cost, most = _cost(body), max(memory, _MEMORY_SHARE * len(body))
+    if cost > most:
         raise TooMuchMemoryError
     body = body.removeprefix(b"\xef\xbb\xbf")
     try:
         return from_json(body, allow_partial=partial)
     except ValueError:
-        repaired = _without_lone_surrogates(body)
-        if repaired is body:
+        if not _ANY_SURROGATE.search(body):
             raise
-        return from_json(repaired, allow_partial=partial)
+    if cost + len(body) > most:
+        raise TooMuchMemoryError
+    return from_json(_without_lone_surrogates(body), allow_partial=partial)
 
 
 def parse_beginning(body: bytes, memory: int, *, partial: bool) -> tuple[Any, bool]:
@@ -87,11 +92,12 @@ def _structure_cost(body: bytes) -> int:
     return sum(body.count(mark) * size for mark, size in _BYTES_OF.items())
 
 
-def _without_lone_surrogates(body: bytes) -> bytes:
+def _without_lone_surrogates(body: bytes) -> bytearray:
     """Replace halves of surrogate pairs: they are no text, and a flow that cuts a text makes them."""
-    if not re.search(rb"\\u[dD][89a-fA-F]", body) or b"\0" in body:
-        return body
-    # As text of one byte a character: to join many pieces, bytes need ten times the memory.
-    text = body.replace(_ESCAPED_BACKSLASH, _STAND_IN).decode("latin-1")
-    text = _LONE_SURROGATE.sub(_REPLACEMENT_CHARACTER, text)
-    return text.encode("latin-1").replace(_STAND_IN, _ESCAPED_BACKSLASH)
+    # In place and of the same length, so that many of them take no more memory than one.
+    repaired = bytearray(body)
+    for half in _LONE_SURROGATE.finditer(body):
+        begin = half.start(1)
+        if begin >= 0:
+            repaired[begin : begin + 4] = _REPLACEMENT_CHARACTER
+    return repaired
