@@ -15,7 +15,7 @@ import httpcore
 import httpx
 import pytest
 
-from noukai_core import AsyncNoukai, ClientClosedError, NoukaiError
+from noukai_core import AsyncNoukai, ClientClosedError, Noukai, NoukaiError
 from noukai_core._api import endpoints
 from noukai_core._engine import schedule
 from noukai_core._http import connection_limiter, transports
@@ -207,6 +207,25 @@ async def test_a_client_that_is_closed_while_a_crowd_waits(key: str) -> None:
     late = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
     assert len(late) == 8
     assert all(isinstance(error, ClientClosedError) and "closed" in str(error) for error in late)
+
+
+def test_a_client_that_is_closed_while_a_connection_is_opened(
+    key: str, counter: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that was not open yet when another thread closed the client is closed after all."""
+    opened = list[Any]()
+    connect = transports._Sockets.connect_tcp  # pyright: ignore[reportPrivateUsage]
+
+    def slowly(sockets: Any, *arguments: Any, **options: Any) -> Any:
+        stream = connect(sockets, *arguments, **options)
+        opened.append(stream.get_extra_info("socket"))
+        client.close()
+        return stream
+
+    monkeypatch.setattr(transports._Sockets, "connect_tcp", slowly)  # pyright: ignore[reportPrivateUsage]
+    client = Noukai(key, base_url=f"http://127.0.0.1:{counter.server_port}/api/v1")
+    client.flow(FLOW).attach("job-1").status()
+    assert [socket.fileno() for socket in opened] == [-1]
 
 
 def test_a_stream_is_read_as_httpcores_is() -> None:

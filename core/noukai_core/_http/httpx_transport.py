@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from functools import lru_cache
+from typing import Any
 
 import httpx
 
@@ -20,11 +21,17 @@ class HttpxTransport:
 
     def __init__(self, transport: httpx.BaseTransport) -> None:
         self._transport = transport
+        self._closed = False
 
     def exchange(self, request: HttpRequest, most_bytes: int) -> HttpResponse:
         """Send a request, and return its response. Errors are httpx's."""
         ends = time.monotonic() + request.timeout
-        return read_response(self.open(request), most_bytes, request.cut_at, ends)
+        response = self.open(request)
+        try:
+            return read_response(response, most_bytes, request.cut_at, ends)
+        finally:
+            if self._closed and (connection := _connection_of(response)) is not None:
+                connection.close()
 
     def open(self, request: HttpRequest) -> httpx.Response:
         """Send a request, and return its response, whose body is still to be read. Errors are httpx's."""
@@ -32,6 +39,7 @@ class HttpxTransport:
 
     def close(self) -> None:
         """Close the connections."""
+        self._closed = True
         self._transport.close()
 
 
@@ -40,10 +48,16 @@ class AsyncHttpxTransport:
 
     def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
         self._transport = transport
+        self._closed = False
 
     async def exchange(self, request: HttpRequest, most_bytes: int) -> HttpResponse:
         """Send a request, and return its response. Errors are httpx's. The caller limits the time."""
-        return await aread_response(await self.open(request), most_bytes, request.cut_at)
+        response = await self.open(request)
+        try:
+            return await aread_response(response, most_bytes, request.cut_at)
+        finally:
+            if self._closed and (connection := _connection_of(response)) is not None:
+                await connection.aclose()
 
     async def open(self, request: HttpRequest) -> httpx.Response:
         """Send a request, and return its response, whose body is still to be read. Errors are httpx's."""
@@ -51,7 +65,13 @@ class AsyncHttpxTransport:
 
     async def aclose(self) -> None:
         """Close the connections."""
+        self._closed = True
         await self._transport.aclose()
+
+
+def _connection_of(response: httpx.Response) -> Any:
+    """Return the connection of a response: httpcore forgets one that is opened while its pool is closed."""
+    return response.extensions.get("network_stream")
 
 
 def read_response(response: httpx.Response, most_bytes: int, cut_at: int | None, ends: float) -> HttpResponse:
