@@ -6,7 +6,6 @@ process can go on with it: it takes what has completed, attaches to what runs, a
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any, Protocol, Self, TypeAlias
-from uuid import UUID, uuid5
+from uuid import UUID, uuid4, uuid5
 
 from noukai_core import _validation
 from noukai_core.errors import JobFailedError, NoukaiError
@@ -192,7 +191,7 @@ def _moment(text: str | None) -> datetime | None:
 
 def new_session_of(batch_id: UUID) -> str:
     """Return a new session for jobs of a batch."""
-    return str(UUID(bytes=_session_prefix(batch_id) + os.urandom(10), version=4))
+    return str(UUID(bytes=_session_prefix(batch_id) + uuid4().bytes[6:], version=4))
 
 
 def is_session_of(session_id: str, batch_id: UUID) -> bool:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 NOUKAI_FLOW = "acme/spelling/grade-3"
 
+# Prefect changes a task that is delayed, so these are copies.
+FORMS = (run_noukai_job.with_options(), arun_noukai_job.with_options())
+
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
@@ -51,12 +54,11 @@ async def run_in_worker(delayed: Task[..., Any], task_run: TaskRun) -> State[Any
     return task_run.state
 
 
-@pytest.mark.parametrize("delayed", [run_noukai_job, arun_noukai_job])
+@pytest.mark.parametrize("delayed", FORMS)
 async def test_equal_submissions_are_separate_jobs(
     saved: NoukaiCredentials, emulator: Emulator, delayed: Task[..., Any]
 ) -> None:
     """Two equal background tasks of one flow run are two jobs: a worker replays no result."""
-    delayed = delayed.with_options()  # Prefect changes a task that is delayed
 
     @flow
     async def twice() -> list[UUID]:
@@ -68,7 +70,7 @@ async def test_equal_submissions_are_separate_jobs(
     assert len(emulator.control.jobs()) == 2
 
 
-@pytest.mark.parametrize("delayed", [arun_noukai_job, calls_the_task])
+@pytest.mark.parametrize("delayed", [FORMS[1], calls_the_task])
 async def test_a_task_that_starts_again_attaches(
     saved: NoukaiCredentials, emulator: Emulator, delayed: Task[..., Any]
 ) -> None:

@@ -104,6 +104,7 @@ class LivingClock:
             id(real_time.monotonic): self.monotonic,
             id(real_datetime.datetime): VirtualDatetime,
             id(real_random): SimpleNamespace(random=self.random, uniform=self.uniform),
+            id(real_uuid.uuid4): self.uuid4,
             id(real_uuid): SimpleNamespace(**{**vars(real_uuid), "uuid4": self.uuid4}),
         }
 

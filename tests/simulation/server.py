@@ -318,7 +318,7 @@ class Server:
             {"sessionId": session, name: listed, **page},
             proves_absence=not mine and habits.listing in ("executions", *PAGES),
         )
-        readable = habits.listing == "executions"
+        readable = habits.listing == "executions" or (habits.listing == "null" and mine)
         return replace(page, listed=frozenset(job.key for job in mine)) if readable else page
 
     def _row(self, job: ServerJob) -> Any:
