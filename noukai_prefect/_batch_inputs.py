@@ -6,8 +6,10 @@ import asyncio
 import os
 import reprlib
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Any, TypeAlias, TypeGuard, cast
+from weakref import WeakSet
 
 import fsspec  # type: ignore[import-untyped]  # pyright: ignore
 
@@ -20,6 +22,11 @@ Inputs: TypeAlias = Iterable[JobInput] | AsyncIterable[JobInput] | str | os.Path
 _FIELDS = ("message", "parameters", "block_overrides", "key")
 _FORMS = "a list with one input per job, or the path of a .jsonl or .csv file"
 _LINES_AT_ONCE = 200
+
+_READ_ONCE = "A generator can be read only once, so a task that is retried needs a list or a file"
+
+# What is left of one would take the places of the inputs that were read before.
+_read_before: WeakSet[Any] = WeakSet()
 
 
 class BatchInputs:
@@ -77,15 +84,17 @@ class BatchInputs:
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         """Yield the inputs."""
+        if _is_read_once(self._given):
+            if self._given in _read_before:
+                raise InvalidInputError(f"inputs was read before. {_READ_ONCE}")
+            with suppress(TypeError):  # not every iterator can be referred to
+                _read_before.add(self._given)
         taken = 0
         async for value in self._values():
             taken += 1
             yield value
         if not taken:
-            raise InvalidInputError(
-                "inputs had nothing to read. A generator can be read only once, so a task that is retried "
-                "needs a list or a file"
-            )
+            raise InvalidInputError(f"inputs had nothing to read. {_READ_ONCE}")
 
     async def _values(self) -> AsyncIterator[Any]:
         if self._path is not None:
@@ -141,6 +150,10 @@ def _is_list(inputs: object) -> TypeGuard[Sequence[Any]]:
 
 def _is_iterable(inputs: object) -> TypeGuard[Iterable[Any] | AsyncIterable[Any]]:
     return isinstance(inputs, Iterable | AsyncIterable) and not isinstance(inputs, Mapping | bytes)
+
+
+def _is_read_once(inputs: Iterable[Any] | AsyncIterable[Any]) -> bool:
+    return isinstance(inputs, Iterator | AsyncIterator)
 
 
 def _path_of(path: str) -> str:

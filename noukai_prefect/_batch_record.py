@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
@@ -81,21 +81,47 @@ class BatchRecordLog:
             )
             if batch.slot == self._slot
         ]
-        self._chunk = max((batch.chunks[-1].number for batch in stored), default=0)
-        rows: list[Row] = []
-        for batch in stored:
-            rows += batch.verified_rows(self._signer)
-            self.table = self.table or batch.table(self._signer)
+        # Each attempt of a subflow is a flow run of its own, and continues the numbers of those before.
+        chunks = sorted((chunk for batch in stored for chunk in batch.chunks), key=lambda chunk: chunk.number)
+        self._chunk = max((chunk.number for chunk in chunks), default=0)
+        self.table = next((table for batch in stored if (table := batch.table(self._signer))), None)
+        rows = [row for chunk in chunks for row in chunk.verified_rows(self._slot, self._signer)]
         known = entries_of(rows)
-        unsure = [entry for batch in stored for entry in batch.unsure_entries() if entry.index not in known]
+        unsure = self._unsure_entries([row for chunk in chunks for row, _ in chunk.rows], known)
         if unsure:
             self._run.logger().warning(
                 "Noukai batch of %s jobs of %s: record not verified; checking whether jobs exist",
                 self._size,
                 self._flow,
             )
-            unsure = await _settled(unsure, {entry.job_id for entry in known.values()}, flow)
+            unsure = await _with_jobs(unsure, {entry.job_id for entry in known.values()}, flow)
         return rows + [{"entry": entry.to_list()} for entry in unsure]
+
+    def _unsure_entries(self, rows: list[Row], known: Mapping[int, LedgerEntry]) -> list[LedgerEntry]:
+        """Return what rows say that no verified row says: jobs may have been submitted.
+
+        Raises:
+            InvalidInputError: A session is not one of this batch, so nobody knows where its jobs are.
+        """
+        batch_id, unsure = uuid.UUID(self._slot), list[LedgerEntry]()
+        for entry in entries_of(rows).values():
+            verified = known.get(entry.index)
+            if verified is not None and verified.resubmission >= entry.resubmission:
+                continue
+            if not is_session_of(entry.session_id, batch_id):
+                raise _changed(self._flow)
+            unsure.append(
+                LedgerEntry(
+                    index=entry.index,
+                    submission_id=submission_id_of(batch_id, entry.index, entry.resubmission),
+                    session_id=entry.session_id,
+                    job_id=entry.job_id,
+                    state=SUBMITTING,
+                    resubmission=entry.resubmission,
+                    sent_at=now(),
+                )
+            )
+        return unsure
 
     async def append(self, rows: list[Row]) -> None:
         """Append rows. They are stored when this returns."""
@@ -142,7 +168,7 @@ class BatchRecordLog:
         return {**content, "signature": self._signer.sign(content)}
 
 
-async def _settled(
+async def _with_jobs(
     unsure: Sequence[LedgerEntry], known: set[str | None], flow: AsyncFlow
 ) -> list[LedgerEntry]:
     """Return entries that are not verified, with the jobs that the server lists in the batch's own sessions.
@@ -150,7 +176,7 @@ async def _settled(
     Raises:
         InvalidInputError: Of several inputs in one session, it is not known which job is whose.
     """
-    settled: list[LedgerEntry] = []
+    found: list[LedgerEntry] = []
     by_session: defaultdict[str, list[LedgerEntry]] = defaultdict(list)
     for entry in unsure:
         by_session[entry.session_id].append(entry)
@@ -158,12 +184,12 @@ async def _settled(
         listed = await flow.jobs_in(session_id) - known
         claimed = Counter(entry.job_id for entry in entries)
         proven = [entry for entry in entries if entry.job_id in listed and claimed[entry.job_id] == 1]
-        settled += [replace(entry, state=SUBMITTED) for entry in proven]
+        found += [replace(entry, state=SUBMITTED) for entry in proven]
         others = [replace(entry, job_id=None) for entry in entries if entry not in proven]
         if len(others) > 1:
             raise _changed(flow.path)
-        settled += others
-    return settled
+        found += others
+    return found
 
 
 def _changed(flow: str) -> InvalidInputError:
@@ -195,7 +221,7 @@ class _Chunk:
             data: Any = json.loads(artifact.data) if isinstance(artifact.data, str) else artifact.data
             uuid.UUID(metadata["slot"])
             number = int(metadata["chunk"])
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         rows: list[tuple[Row, str | None]] = []
         signed_rows: list[Any] = [*data] if isinstance(data, list) else []  # pyright: ignore
@@ -206,6 +232,9 @@ class _Chunk:
                 case _:
                     pass
         return cls(number, metadata, rows)
+
+    def verified_rows(self, slot: str, signer: RecordSigner) -> list[Row]:
+        return [row for row, signature in self.rows if signer.verify(_content(slot, row), signature)]
 
     def verified_by(self, signer: RecordSigner) -> bool:
         content = {name: value for name, value in self.metadata.items() if name != "signature"}
@@ -243,33 +272,7 @@ class StoredBatch:
 
     def verified_rows(self, signer: RecordSigner) -> list[Row]:
         """Return the rows that this run wrote with the signer's API key, oldest first."""
-        return [
-            row
-            for chunk in self.chunks
-            for row, signature in chunk.rows
-            if signer.verify(_content(self.slot, row), signature)
-        ]
-
-    def unsure_entries(self) -> Iterator[LedgerEntry]:
-        """Yield what the record says, if nothing of it is verified: jobs may have been submitted.
-
-        Raises:
-            InvalidInputError: A session is not one of this batch, so nobody knows where its jobs are.
-        """
-        batch_id = uuid.UUID(self.slot)
-        for entry in entries_of([row for chunk in self.chunks for row, _ in chunk.rows]).values():
-            if not is_session_of(entry.session_id, batch_id):
-                raise _changed(self.flow)
-            submission_id = submission_id_of(batch_id, entry.index, entry.resubmission)
-            yield LedgerEntry(
-                index=entry.index,
-                submission_id=submission_id,
-                session_id=entry.session_id,
-                job_id=entry.job_id,
-                state=SUBMITTING,
-                resubmission=entry.resubmission,
-                sent_at=now(),
-            )
+        return [row for chunk in self.chunks for row in chunk.verified_rows(self.slot, signer)]
 
     def entries(self, signer: RecordSigner) -> dict[int, LedgerEntry]:
         """Return the last verified entry of each input."""

@@ -61,6 +61,7 @@ class BatchRecord:
         self.part = 0
         self._entries: dict[int, LedgerEntry] = {}
         self._ended: dict[int, LedgerEntry] = {}
+        self._spent: set[str | None] = set()
         self._jobs_of: defaultdict[str, set[int]] = defaultdict(set)
         self._pending: list[Row] = []
         self._appended = self._durable = 0
@@ -127,7 +128,8 @@ class BatchRecord:
             if keep_failure:
                 self._keep(row)
             elif outcome.cost_usd is not None:
-                self._append({"spent": {"tokens": outcome.tokens or 0, "cost_usd": str(outcome.cost_usd)}})
+                spent = {"job_id": outcome.job_id, "tokens": outcome.tokens or 0}
+                self._append({"spent": spent | {"cost_usd": str(outcome.cost_usd)}})
         elif keep_output:
             self.outputs[outcome.index] = row["output"]
             if len(json.dumps(row)) <= _MAX_ROW_BYTES:
@@ -209,19 +211,23 @@ class BatchRecord:
                 self._note_job(entry)
                 done = entry.kept and entry.state == OutcomeState.COMPLETED
                 self._entries[entry.index] = _DONE if done else entry
-            if "spent" in row:
-                spent = cast("dict[str, Any]", row["spent"])
+            # A row whose write seemed to fail may be there twice.
+            if (
+                "spent" in row
+                and (spent := cast("dict[str, Any]", row["spent"]))["job_id"] not in self._spent
+            ):
+                self._spent.add(spent["job_id"])
                 self.tokens += spent["tokens"]
                 self.cost_usd += Decimal(spent["cost_usd"])
-            if "part" in row:
-                part = cast("dict[str, Any]", row["part"])
+            if "part" in row and (part := cast("dict[str, Any]", row["part"]))["part"] > self.part:
                 self.part = part["part"]
                 self.counts["completed"] += part["completed"]
                 self.tokens += part["tokens"]
                 self.cost_usd += Decimal(part["cost_usd"])
             if "outcome" in row:
                 outcome = cast("dict[str, Any]", row["outcome"])
-                self._count(outcome)
+                if outcome["index"] not in self.outputs and outcome["index"] not in self.failures:
+                    self._count(outcome)
                 if outcome["state"] == OutcomeState.COMPLETED:
                     self.outputs[outcome["index"]] = outcome["output"]
                 else:

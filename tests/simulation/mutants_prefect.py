@@ -60,8 +60,8 @@ MUTANTS = (
     Mutant(
         "the jobs of an earlier attempt are not attached to",
         _RECORD,
-        "            rows += batch.verified_rows(self._signer)\n",
-        "            pass\n",
+        "rows = [row for chunk in chunks for row in chunk.verified_rows(self._slot, self._signer)]",
+        "rows = list[Row]()",
     ),
     Mutant(
         "an artifact of the record is replaced by the next",
