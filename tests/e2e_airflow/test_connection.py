@@ -77,7 +77,7 @@ def test_a_connection_of_the_web_page(airflow: LocalAirflow, runs: Runs, emulato
     """A task uses a stored connection, and while it is deferred, the key that replaces a rejected one."""
     run = runs.prepare("of_the_form", outcome="never")
     airflow.add_connection(
-        run.dag_id,
+        run.flow,
         conn_type="noukai",
         password=KEY,
         host=emulator_server.base_url,
@@ -88,7 +88,7 @@ def test_a_connection_of_the_web_page(airflow: LocalAirflow, runs: Runs, emulato
     job = run.job()
     run.wait_for_polls(job["id"])
     assert job["flow"] == f"acme/tests/{run.flow}"
-    airflow.change_connection(run.dag_id, conn_type="noukai", password=KEY.replace("e2e", "new"))
+    airflow.change_connection(run.flow, conn_type="noukai", password=KEY.replace("e2e", "new"))
     run.control.fault("status", on="poll", times=1, flow=run.flow, status=401)
     wait_until(lambda: run.said("connection changed (polling continues)"), "the trigger to use it")
     run.control.finish(job["id"], result={"whole": True})
@@ -101,7 +101,7 @@ def test_a_change_without_a_rejection(airflow: LocalAirflow, runs: Runs, emulato
     """A deferred task goes on with the new server and key although the old server rejects nothing."""
     run = runs.prepare("of_the_form", outcome="never")
     airflow.add_connection(
-        run.dag_id,
+        run.flow,
         conn_type="noukai",
         password=KEY,
         host=emulator_server.base_url,
@@ -118,7 +118,7 @@ def test_a_change_without_a_rejection(airflow: LocalAirflow, runs: Runs, emulato
         return [COMPLETED]
 
     with RawServer(respond) as moved:
-        airflow.change_connection(run.dag_id, conn_type="noukai", password=new_key, host=moved.base_url)
+        airflow.change_connection(run.flow, conn_type="noukai", password=new_key, host=moved.base_url)
         wait_until(lambda: run.said("connection changed (polling continues)"), "the trigger to use it")
         assert run.wait_for() == "success"
     assert (run.xcom(), run.submissions(), run.cancels(job["id"])) == ("moved", 1, 0)

@@ -120,7 +120,7 @@ with DAG("of_the_form", schedule=None) as of_the_form:
         task_id="job",
         flow="{{ dag_run.conf['flow'] }}",
         message="Hello",
-        noukai_conn_id="{{ dag.dag_id }}",
+        noukai_conn_id="{{ dag_run.conf['flow'] }}",
         deferrable=True,
         **PROMPT,
     )
