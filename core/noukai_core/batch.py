@@ -16,7 +16,7 @@ from typing import Any, Protocol, Self, TypeAlias
 from uuid import UUID, uuid4, uuid5
 
 from noukai_core import _validation
-from noukai_core.errors import JobFailedError, NoukaiError
+from noukai_core.errors import JobFailedError, JobOutputInvalidError, NoukaiError
 from noukai_core.job_request import JobRequest
 
 JobInput: TypeAlias = str | Mapping[str, Any] | JobRequest
@@ -83,9 +83,21 @@ class JobOutcome:
         return re.sub(rf"^Noukai job {re.escape(self.job_id)}(?: of \S+)?:? ", "", str(self.error))
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON values, for a line of JSONL."""
+        """Return it as JSON values, for a line of JSONL.
+
+        Raises:
+            JobOutputInvalidError: The output is an instance of a model that cannot be written as JSON.
+        """
         dump = getattr(self.output, "model_dump", None)
-        output = self.output if dump is None else dump(mode="json")
+        try:
+            output = self.output if dump is None else dump(mode="json")
+        except Exception as error:
+            # Its text may hold values of the output.
+            raise JobOutputInvalidError(
+                f"Noukai job {self.job_id}: the output cannot be written as JSON: "
+                f"{type(self.output).__name__}.model_dump raised {type(error).__name__}",
+                job_id=str(self.job_id),
+            ) from None
         return {
             "index": self.index,
             "key": self.key,

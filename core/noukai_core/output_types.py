@@ -57,14 +57,20 @@ def typed_output(output: Any, output_type: type[Model], *, job_id: str, flow: st
     from pydantic import ValidationError
 
     try:
-        # As JSON, in which even a strict model accepts a date or an enum as text.
-        return output_type.model_validate_json(json.dumps(output))
+        # As JSON, in which even a strict model accepts a date or an enum as text. Half of a surrogate pair
+        # cannot be encoded, and is replaced.
+        return output_type.model_validate_json(
+            json.dumps(output, ensure_ascii=False).encode(errors="replace")
+        )
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=False, include_input=False)
         reasons = {
             ".".join(str(part) for part in problem["loc"]) or _WHOLE_OUTPUT: problem["msg"]
             for problem in problems
         }
+    except Exception as error:
+        # A validator may raise anything, and its text may hold values of the output.
+        reasons = {_WHOLE_OUTPUT: f"a validator raised {type(error).__name__}"}
     named = [f"{field}: {reason}" for field, reason in list(reasons.items())[:_NAMED_FIELDS]]
     if (rest := len(reasons) - _NAMED_FIELDS) > 0:
         named.append(f"and {rest:,} more")

@@ -7,9 +7,9 @@ from datetime import date
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_serializer, field_validator
 
-from noukai_core import InvalidInputError, JobOutputInvalidError, MemoryLedger
+from noukai_core import InvalidInputError, JobOutcome, JobOutputInvalidError, MemoryLedger, OutcomeState
 from noukai_core.output_types import check_output_type, typed_output
 from tests.core.test_batch import BATCH, run, scripted
 
@@ -62,6 +62,43 @@ def test_an_output_of_another_form(output: Any) -> None:
     """Whatever a flow returns leads to this error and to no other."""
     with pytest.raises(JobOutputInvalidError, match="the whole output"):
         typed(output)
+
+
+class Strange(BaseModel):
+    """A model whose author expects another form."""
+
+    name: str
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def _name(cls, value: Any) -> str:
+        return value["text"]
+
+    @field_serializer("name")
+    def _text(self, name: str) -> str:
+        raise KeyError(name)
+
+
+def test_a_validator_that_raises_another_error() -> None:
+    """An error of a validator that is no `ValueError` is named by its type, without values."""
+    for output, raised in (({"name": "secret"}, "TypeError"), ({"name": {"secret": 1}}, "KeyError")):
+        with pytest.raises(JobOutputInvalidError, match=f"no Strange: .*raised {raised}$"):
+            typed_output(output, Strange, job_id="job-1", flow="acme/spelling/grade-3")
+
+
+def test_half_of_a_surrogate_pair() -> None:
+    """A text that cannot be encoded is still read."""
+    assert typed_output({"word": "a\ud800"}, Mistake, job_id="job-1", flow="a/b/c") == Mistake(word="a?")
+
+
+def test_an_instance_that_cannot_be_written() -> None:
+    """An error of a serializer is named by its type, without values."""
+    outcome = JobOutcome(0, "job-1", OutcomeState.COMPLETED, Strange.model_construct(name="secret"))
+    with pytest.raises(
+        JobOutputInvalidError, match=r"job-1: .*Strange\.model_dump raised \w+Error$"
+    ) as raised:
+        outcome.to_json()
+    assert "secret" not in str(raised.value)
 
 
 def test_many_wrong_fields_are_counted() -> None:
