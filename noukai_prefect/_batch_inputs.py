@@ -14,7 +14,7 @@ from weakref import WeakSet
 import fsspec  # type: ignore[import-untyped]  # pyright: ignore
 
 from noukai_core import InvalidInputError, JobInput, JobRequest
-from noukai_core.batch_files import INPUT_SUFFIXES, read_inputs
+from noukai_core.batch_files import INPUT_SUFFIXES, read_inputs, shown_path, shown_reason
 
 Inputs: TypeAlias = Iterable[JobInput] | AsyncIterable[JobInput] | str | os.PathLike[str]
 """What a batch takes: one input per job, or the path or URI of a file with them."""
@@ -74,7 +74,7 @@ class BatchInputs:
             return
         self.total, details = await asyncio.to_thread(self._count)
         if self.total == 0:
-            raise InvalidInputError(f"inputs {self._path} is empty: there is nothing to run")
+            raise InvalidInputError(f"inputs {shown_path(self._path)} is empty: there is nothing to run")
         self._content = [self._path, details]
 
     @property
@@ -114,10 +114,12 @@ class BatchInputs:
         try:
             with _opened(path, "rt", encoding="utf-8-sig", newline="") as file:
                 yield from read_inputs(file, path)
-        except (OSError, ImportError, ValueError) as error:
-            if isinstance(error, InvalidInputError):
-                raise
-            raise InvalidInputError(f"inputs {path}: cannot be opened: {error}") from error
+        except InvalidInputError:
+            raise
+        except Exception as error:
+            # A file system raises errors of its own, which may name the URI with its query.
+            reason = shown_reason(error, path)
+            raise InvalidInputError(f"inputs {shown_path(path)}: cannot be opened: {reason}") from None
 
     def _count(self) -> tuple[int, list[str]]:
         """Return the number of inputs in the file, and what is known of its version."""
@@ -157,8 +159,9 @@ def _is_read_once(inputs: Iterable[Any] | AsyncIterable[Any]) -> bool:
 
 
 def _path_of(path: str) -> str:
-    if not path.endswith(INPUT_SUFFIXES):
-        raise InvalidInputError(f"inputs is the text {path!r:.200}, but must be {_FORMS}")
+    shown = shown_path(path)
+    if not shown.endswith(INPUT_SUFFIXES):
+        raise InvalidInputError(f"inputs is the text {shown!r:.200}, but must be {_FORMS}")
     return path
 
 

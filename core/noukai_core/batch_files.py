@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
@@ -18,9 +19,29 @@ FAILED = "failed.jsonl"
 
 _FIELDS = ("message", "parameters", "block_overrides", "key")
 
+_USER = re.compile(r"(?<=://)[^\s/?#]*@")
+_QUERY = re.compile(r"(://[^\s?]*)\?[^\s'\")>]*")
 _MAX_ROWS = 1_000
 _MAX_BYTES = 8 * 1024 * 1024
 _MAX_SECONDS = 30.0
+
+
+def shown_path(path: str) -> str:
+    """Return a path or URI without its query and its user, which may be a signature and a password."""
+    return _USER.sub("", path.partition("?")[0]) if "://" in path else path
+
+
+def shown_reason(error: BaseException, path: str) -> str:
+    """Return the text of an error about a file, in which no URI has a query or a user.
+
+    Args:
+        error: The error.
+        path: The path or URI of the file, as it was given.
+    """
+    text = str(error) or type(error).__name__
+    if "://" in path and (query := path.partition("?")[2]):
+        text = text.replace(f"?{query}", "")  # also where the file system names the path alone
+    return _QUERY.sub(r"\1", _USER.sub("", text))
 
 
 def read_inputs(lines: Iterable[str], name: str) -> Iterator[Any]:
@@ -31,15 +52,17 @@ def read_inputs(lines: Iterable[str], name: str) -> Iterator[Any]:
 
     Args:
         lines: The lines of the file, whose line ends are kept.
-        name: Its path, which decides the form, and which errors name.
+        name: Its path or URI. The ending decides the form, and errors name it without query and user.
 
     Raises:
         InvalidInputError: A line is no input, or the file cannot be read.
     """
+    shown = shown_path(name)
     try:
-        yield from _csv_rows(lines, name) if name.endswith(".csv") else _json_lines(lines, name)
+        yield from _csv_rows(lines, shown) if shown.endswith(".csv") else _json_lines(lines, shown)
     except (UnicodeDecodeError, OSError, csv.Error) as error:
-        raise InvalidInputError(f"inputs {name}: cannot be read: {error}") from error
+        # The error may name the URI with its query, so it is no cause that is shown.
+        raise InvalidInputError(f"inputs {shown}: cannot be read: {shown_reason(error, name)}") from None
 
 
 def _json_lines(lines: Iterable[str], name: str) -> Iterator[Any]:

@@ -16,7 +16,9 @@ from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.filesystems import LocalFileSystem
 
 from noukai_core import InvalidInputError
+from noukai_core.batch_files import read_inputs, shown_reason
 from noukai_prefect import NoukaiCredentials, arun_noukai_jobs, stream_noukai_jobs
+from noukai_prefect._batch_inputs import BatchInputs
 
 if TYPE_CHECKING:
     from noukai_core.emulator import Emulator
@@ -78,6 +80,23 @@ async def test_a_bad_line_is_named_before_anything_is_sent(
     with pytest.raises(InvalidInputError, match=reported):
         await arun_noukai_jobs(credentials, FLOW, path)
     assert emulator.control.requests() == []
+
+
+async def test_a_secret_in_a_uri_is_not_shown(tmp_path: Path) -> None:
+    """Errors name a file without the query and the user of its URI, and its ending is the path's."""
+    missing = f"file://{tmp_path}/inputs.csv?sig=hunter2"
+    closed = "https://user:hunter2@127.0.0.1:1/inputs.jsonl?sig=hunter2"
+    for uri in ("https://user:hunter2@example.org/inputs.txt?sig=hunter2&name=.csv", missing, closed):
+        with pytest.raises(InvalidInputError, match=r"inputs\.(txt|csv|jsonl)") as raised:
+            await BatchInputs(FLOW, uri, "production", False).check()
+        assert "hunter2" not in str(raised.value)
+        assert raised.value.__cause__ is None
+    with pytest.raises(InvalidInputError, match=r"^inputs s3://bucket/in\.csv, line 2: a row") as raised:
+        list(read_inputs(["message\n", "a,b\n"], "s3://key:hunter2@bucket/in.csv?sig=hunter2"))
+    reason = shown_reason(
+        ValueError("404, url='https://host/in.csv?sig=hunter2%20' of sftp://me:hunter2@host/x"), "in"
+    )
+    assert reason == "404, url='https://host/in.csv' of sftp://host/x"
 
 
 def plain() -> Iterator[str]:
