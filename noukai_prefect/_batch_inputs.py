@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import reprlib
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from typing import Any, TypeAlias, TypeGuard, cast
@@ -72,10 +73,10 @@ class BatchInputs:
         """
         if self._path is None:
             return
-        self.total, details = await asyncio.to_thread(self._count)
+        self.total, digest = await asyncio.to_thread(self._count)
         if self.total == 0:
             raise InvalidInputError(f"inputs {shown_path(self._path)} is empty: there is nothing to run")
-        self._content = [self._path, details]
+        self._content = [os.path.splitext(shown_path(self._path))[1], digest]
 
     @property
     def content(self) -> Any:
@@ -109,11 +110,12 @@ class BatchInputs:
             for value in self._given:
                 yield value
 
-    def _read(self) -> Iterator[Any]:
+    def _read(self, on_line: Callable[[bytes], None] = lambda _: None) -> Iterator[Any]:
+        """Yield the inputs in the file."""
         path = str(self._path)
         try:
             with _opened(path, "rt", encoding="utf-8-sig", newline="") as file:
-                yield from read_inputs(file, path)
+                yield from read_inputs(_shown_to(on_line, file), path)
         except InvalidInputError:
             raise
         except Exception as error:
@@ -121,13 +123,16 @@ class BatchInputs:
             reason = shown_reason(error, path)
             raise InvalidInputError(f"inputs {shown_path(path)}: cannot be opened: {reason}") from None
 
-    def _count(self) -> tuple[int, list[str]]:
-        """Return the number of inputs in the file, and what is known of its version."""
-        count = sum(1 for _ in self._read())
-        opened = _opened(str(self._path))
-        details = cast("dict[str, Any]", opened.fs.info(opened.path))
-        known = [str(details[name]) for name in ("ETag", "etag", "mtime", "size") if name in details]
-        return count, known
+    def _count(self) -> tuple[int, str]:
+        """Return the number of inputs in the file, and a digest of its content."""
+        digest = hashlib.sha256()
+        return sum(1 for _ in self._read(digest.update)), digest.hexdigest()
+
+
+def _shown_to(on_line: Callable[[bytes], None], lines: Iterable[str]) -> Iterator[str]:
+    for line in lines:
+        on_line(line.encode())
+        yield line
 
 
 def _opened(path: str, *mode: str, **options: str) -> Any:

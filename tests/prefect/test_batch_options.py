@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -97,6 +98,20 @@ async def test_a_secret_in_a_uri_is_not_shown(tmp_path: Path) -> None:
         ValueError("404, url='https://host/in.csv?sig=hunter2%20' of sftp://me:hunter2@host/x"), "in"
     )
     assert reason == "404, url='https://host/in.csv' of sftp://host/x"
+
+
+async def test_a_file_is_known_by_its_content(tmp_path: Path) -> None:
+    """The same bytes are the same batch, whenever and wherever they were written."""
+    contents: list[Any] = []
+    for folder, message in (("one", "a"), ("two", "a"), ("three", "b")):
+        (tmp_path / folder).mkdir()
+        path = jsonl(tmp_path / folder, message)
+        os.utime(path, (len(contents), len(contents)))
+        inputs = BatchInputs(FLOW, path, "production", False)
+        await inputs.check()
+        contents.append(inputs.content)
+    assert contents[0] == contents[1]
+    assert contents[0] != contents[2]
 
 
 def plain() -> Iterator[str]:
