@@ -51,6 +51,10 @@ class BatchInputs:
         self._given: Iterable[Any] | AsyncIterable[Any] = ()
         self._path: str | None = None
         self._content: Any = "iterable"
+        self._jobs = {"version": version, "trace": trace}
+        if isinstance(inputs, set | frozenset):
+            kind = type(cast("object", inputs)).__name__
+            raise InvalidInputError(f"inputs is a {kind}, whose order differs in each process: sort it first")
         if isinstance(inputs, str | os.PathLike):
             self._path = _path_of(os.fspath(cast("str | os.PathLike[str]", inputs)))
         elif _is_list(inputs):
@@ -80,8 +84,8 @@ class BatchInputs:
 
     @property
     def content(self) -> Any:
-        """What tells these inputs from those of another batch, as JSON values."""
-        return self._content
+        """What tells these inputs and their jobs from those of another batch, as JSON values."""
+        return {**self._jobs, "inputs": self._content}
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         """Yield the inputs."""

@@ -114,6 +114,21 @@ async def test_a_file_is_known_by_its_content(tmp_path: Path) -> None:
     assert contents[0] != contents[2]
 
 
+def test_another_version_is_another_batch() -> None:
+    """What came of a draft's jobs is never taken for what came of production's, nor without a trace."""
+    given = [("production", False), ("draft", False), ("production", True), (3, False)]
+    contents = [BatchInputs(FLOW, iter("a"), version, trace).content for version, trace in given]
+    assert len({json.dumps(content) for content in contents}) == len(given)
+    assert contents[0] == BatchInputs(FLOW, iter("b"), "production", False).content
+
+
+@pytest.mark.parametrize("kind", [set, frozenset])
+def test_a_set_is_refused(kind: type[Any]) -> None:
+    """A set has another order in each process, so a rerun could not tell which job is for which input."""
+    with pytest.raises(InvalidInputError, match=f"inputs is a {kind.__name__}, whose order differs"):
+        BatchInputs(FLOW, kind("ab"), "production", False)
+
+
 def plain() -> Iterator[str]:
     yield from ("a", "b")
 
