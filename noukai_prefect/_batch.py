@@ -133,6 +133,7 @@ class BatchRun:
         stop = asyncio.ensure_future(_cancellation.watch_for_stop(run))
         updates = asyncio.ensure_future(self._update_regularly(batch))
         waiting: set[asyncio.Future[Any]] = {stop, updates}
+        interrupted = False
         try:
             while True:
                 following = asyncio.ensure_future(anext(batch, None))
@@ -150,12 +151,14 @@ class BatchRun:
                 await self._note(outcome)
                 yield outcome
         except BaseException as error:
-            if _cancellation.interrupts(error):
+            if interrupted := _cancellation.interrupts(error):
                 await self._cancel_or_keep(batch, error)
             raise
         finally:
             with anyio.move_on_after(_cancellation.CLEANUP_SECONDS, shield=True):
                 await batch.stop()
+                if not interrupted:
+                    self._log_left(batch)
                 await _cancellation.cancel_tasks(tuple(waiting))
                 if self._slots is not None:
                     await self._slots.aclose()
@@ -279,18 +282,12 @@ class BatchRun:
 
     async def _cancel_or_keep(self, batch: AsyncJobBatch, interruption: BaseException) -> None:
         """Cancel the unfinished jobs, if the interruption calls for that."""
-        logger, size, path = self._run.logger(), size_text(self._inputs.total), self._flow.path
+        logger = self._run.logger()
         with anyio.move_on_after(_cancellation.CLEANUP_SECONDS, shield=True):
             await batch.stop()  # or each job that ends admits one more
             reason = await _cancellation.cancel_reason(self._run, interruption)
             if reason is None:
-                logger.warning(
-                    "Noukai batch of %s jobs of %s: left running (%s; a rerun of this flow run attaches to "
-                    "them)",
-                    size,
-                    path,
-                    _named(batch),
-                )
+                self._log_left(batch)
                 return
             unfinished = batch.unfinished
             for outcome in await batch.cancel(reason):
@@ -303,11 +300,21 @@ class BatchRun:
         logger.warning(
             "Noukai batch of %s jobs of %s: cancel failed (no confirmation within %g s; may still be "
             "running: %s)",
-            size,
-            path,
+            size_text(self._inputs.total),
+            self._flow.path,
             _cancellation.CLEANUP_SECONDS,
             _named(batch),
         )
+
+    def _log_left(self, batch: AsyncJobBatch) -> None:
+        """Name the jobs that are left running, also those of an earlier attempt whose input did not come."""
+        if batch.unfinished:
+            self._run.logger().warning(
+                "Noukai batch of %s jobs of %s: left running (%s; a rerun of this flow run attaches to them)",
+                size_text(self._inputs.total),
+                self._flow.path,
+                _named(batch),
+            )
 
 
 def _named(batch: AsyncJobBatch) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from decimal import Decimal
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -24,6 +25,9 @@ from noukai_core import (
     NoukaiError,
     OutcomeState,
 )
+from noukai_core._engine.batch import Batch, BatchOptions
+from noukai_core._options import ClientOptions
+from noukai_core._validation import FlowPath
 
 if TYPE_CHECKING:
     from noukai_core.emulator import Emulator
@@ -387,3 +391,23 @@ def test_faults_do_not_flood_the_log(
 def test_the_reason_of_an_outcome(error: NoukaiError, reason: str) -> None:
     """The reason does not repeat the job's id."""
     assert JobOutcome(0, "job_1", OutcomeState.UNKNOWN, error=error).reason == reason
+
+
+def resumed(entry: LedgerEntry, **options: Any) -> Batch:
+    """Return a batch that goes on with what an earlier run left for its first input."""
+    settings = ClientOptions(api_key="nk_test", base_url="http://127.0.0.1:1")
+    batch = Batch(
+        FlowPath("acme", "spelling", "grade-3"), settings, BatchOptions(batch_id=BATCH, **options), monotonic
+    )
+    batch.resume({0: entry})
+    return batch
+
+
+def test_an_interrupted_submission_in_a_users_session_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    """A cancel cannot find the job of such a submission, and says that it may be left running."""
+    entry = LedgerEntry(index=0, submission_id=BATCH, session_id=str(uuid4()), in_users_session=True)
+    with pytest.raises(StopIteration):
+        next(resumed(entry).cancelling(0))
+    assert caplog.messages == [
+        f"Noukai submission {BATCH} to {FLOW}: may be left running (interrupted before the response)"
+    ]

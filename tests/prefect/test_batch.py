@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -78,6 +79,42 @@ async def test_jobs_that_wait_for_their_turn(
     monkeypatch.setattr(BatchRecordLog, "rows", stored)
     batch = batch_of_two(flow, credentials)
     assert await interrupt(batch, emulator, ("poll", 1)) == ["cancelled"] * 2
+
+
+@pytest.mark.parametrize("fails", [True, False])
+async def test_what_is_left_is_named(
+    flow: AsyncFlow,
+    credentials: NoukaiCredentials,
+    emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    fails: bool,
+) -> None:
+    """An error that ends the batch, and inputs that are fewer than before, leave jobs that a line names."""
+
+    def inputs() -> Iterator[str]:
+        yield "hello"
+        if fails:
+            raise ValueError("no more")
+
+    async def stored(*_: object) -> list[Any]:
+        return [{"entry": entry.to_list()}]
+
+    job = await flow.job("hello")
+    entry = LedgerEntry(
+        index=2, submission_id=str(uuid4()), session_id=str(uuid4()), job_id=job.id, state="submitted"
+    )
+    emulator.control.script("grade-3")
+    monkeypatch.setattr(BatchRecordLog, "rows", stored)
+    monkeypatch.setattr(RunContext, "logger", lambda _: logging.getLogger("noukai_core"))
+    given = BatchInputs(FLOW, inputs(), "production", False)
+    batch = BatchRun(flow, given, BatchOptions(), TIMED_OUT, str(uuid4()), credentials)
+    with pytest.raises(ValueError, match="no more") if fails else nullcontext():
+        async for _ in batch.outcomes():
+            pass
+    (line,) = [message for message in caplog.messages if "a rerun of this flow run attaches" in message]
+    assert "left running" in line
+    assert job.id in line
 
 
 async def test_jobs_that_timed_out(

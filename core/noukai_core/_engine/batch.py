@@ -858,25 +858,31 @@ class Batch:
         return item
 
     def _find_interrupted(self, item: _Item) -> Effects[str | None]:
-        if item.lane is None or item.entry.state == _NEW:
+        if item.entry.state == _NEW:
             return None
-        item.lane.known.add_digests(item.entry.others)
         submission = Submission(item.entry.submission_id, item.entry.sent_at)
+        # The list of a user's session cannot tell which job this is.
+        job_id = None if item.lane is None else (yield from self._look_up(item, submission, item.lane))
+        if job_id is None:
+            log.warning(
+                "Noukai submission %s to %s: may be left running (interrupted before the response)",
+                submission.id,
+                self.flow,
+            )
+        return job_id
+
+    def _look_up(self, item: _Item, submission: Submission, lane: Lane) -> Effects[str | None]:
+        lane.known.add_digests(item.entry.others)
         for attempt in range(CANCEL_LOOKUPS):
             if attempt:
                 yield Sleep(CANCEL_LOOKUP_PAUSE)
             try:
-                found = yield from find(submission, self.flow, self._clock, item.lane.session)
+                found = yield from find(submission, self.flow, self._clock, lane.session)
             except NoukaiError as error:
                 log.warning("Noukai submission %s to %s: lookup failed: %s", submission.id, self.flow, error)
                 continue
             if found is not None:
                 return found.id
-        log.warning(
-            "Noukai submission %s to %s: may be left running (interrupted before the response)",
-            submission.id,
-            self.flow,
-        )
         return None
 
     def _cancel_job(self, item: _Item, job_id: str) -> Effects[CancelOutcome]:
