@@ -26,6 +26,7 @@ from noukai_core import (
     OutcomeState,
 )
 from noukai_core._engine.batch import Batch, BatchOptions
+from noukai_core._engine.effects import Given
 from noukai_core._options import ClientOptions
 from noukai_core._validation import FlowPath
 
@@ -411,3 +412,14 @@ def test_an_interrupted_submission_in_a_users_session_is_named(caplog: pytest.Lo
     assert caplog.messages == [
         f"Noukai submission {BATCH} to {FLOW}: may be left running (interrupted before the response)"
     ]
+
+
+@pytest.mark.parametrize("state", ["submitted", "completed"])
+def test_an_invalid_input_of_a_rerun_ends_no_capped_batch(state: str) -> None:
+    """With a cap, the first input has to be valid. A rerun whose first jobs are known is past that."""
+    entry = LedgerEntry(index=0, submission_id=BATCH, session_id=BATCH, job_id="job-1", state=state)
+    batch = resumed(entry, trace=True, max_cost_usd=5)
+    for given in (Given(0, "good"), Given(1, {"massage": "typo"})):
+        batch._item(given)
+    assert batch.error is None
+    assert [outcome.state for outcome in batch.outcomes] == ["rejected"]

@@ -273,6 +273,7 @@ class Batch:
     def resume(self, stored: Mapping[int, LedgerEntry]) -> None:
         """Take note of what an earlier run left."""
         self._stored = dict(stored)
+        self._submitted = sum(entry.kept or entry.job_id is not None for entry in stored.values())
         self._check_cost()
         for entry in self._stored.values():
             if entry.job_id is not None:
