@@ -165,7 +165,8 @@ def run_noukai_jobs(
             `block_overrides` and `key` (your own name of the input, which comes back with its outcome). They
             may be a list, a generator, an async generator, or the path or URI of a file: a `.jsonl` file with
             one of them on each line, or a `.csv` file with a header, whose columns other than `message` and
-            `key` are parameters. What is no list must be the same, in the same order, in a rerun.
+            `key` are parameters. In a rerun, a generator has to yield
+            the same inputs in the same order: they are not compared. A set is refused, since it has no order.
         version: `"production"`, `"draft"` or the number of a published version.
         trace: Whether the runs are traced. The outcomes then have tokens and cost, if traces are readable.
         timeout: The longest wait for one job in seconds; no limit by default.
@@ -240,8 +241,8 @@ def stream_noukai_jobs(
 
     It is no task, so that a flow can go on with each outcome while other jobs run. A rerun of the flow run
     yields every outcome again, but submits only what is missing or did not complete. A job that does not
-    complete raises nothing. Whoever leaves the loop early leaves the jobs running; when a person cancels the
-    flow run, they are cancelled.
+    complete raises nothing. A flow that leaves the loop early leaves the jobs running. When a person cancels
+    the flow run, the jobs are cancelled.
 
     Args:
         credentials: The project's credentials.

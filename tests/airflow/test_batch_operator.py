@@ -266,7 +266,7 @@ def test_waves(context: Any, emulator: Emulator, output: dict[str, Any]) -> None
 
 
 def test_a_retry(context: Any, emulator: Emulator, output: dict[str, Any]) -> None:
-    """A retry attaches to the jobs that run, submits those that failed again, and keeps what completed."""
+    """A retry attaches to the jobs that run, submits what failed again, and keeps what has completed."""
     emulator.control.script("flow", outcome="never")
     inputs = ["one", "two", "three", "four"]
     deferred(operator(inputs, deferrable=True, **output), context)

@@ -232,7 +232,7 @@ def test_timeout(driver: str, emulator: Emulator) -> None:
 
 
 def test_rerun(driver: str, emulator: Emulator) -> None:
-    """A rerun takes what completed, attaches to what runs, and submits what failed or is missing."""
+    """A rerun takes what has completed, attaches to what runs, and submits what failed or is missing."""
     ledger = MemoryLedger()
     emulator.control.script("grade-3", outcome="failed")
     run(driver, emulator, ["a"], ledger=ledger, batch_id=BATCH)

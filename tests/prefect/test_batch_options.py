@@ -244,7 +244,7 @@ async def test_a_stream(credentials: NoukaiCredentials, emulator: Emulator) -> N
 
 
 async def test_a_stream_that_is_left(credentials: NoukaiCredentials, emulator: Emulator) -> None:
-    """Whoever leaves the loop leaves the other jobs running."""
+    """A flow that leaves the loop early leaves the other jobs running."""
     inputs = [scripted("quick"), scripted("endless", outcome="never")]
     async with aclosing(stream_noukai_jobs(credentials, FLOW, inputs)) as outcomes:
         async for _ in outcomes:
