@@ -20,6 +20,7 @@ from noukai_core import (
     JobCancelledError,
     JobFailedError,
     JobOutcome,
+    LedgerEntry,
     OutcomeState,
 )
 from noukai_core.batch_record import BatchRecord
@@ -158,7 +159,7 @@ class BatchRun:
             with anyio.move_on_after(_cancellation.CLEANUP_SECONDS, shield=True):
                 await batch.stop()
                 if not interrupted:
-                    self._log_left(batch)
+                    self._log_left(batch.unfinished)
                 await _cancellation.cancel_tasks(tuple(waiting))
                 if self._slots is not None:
                     await self._slots.aclose()
@@ -170,11 +171,12 @@ class BatchRun:
             rows, self._log.append, retried=bool(rows), retry_cancelled=True
         )
         options = self._options
-        if options.output_storage is not None:
-            self._output = OutputStorage(options.output_storage, self._slot, self._flow.path, record)
-            await self._output.open()
-        if self._slots is not None:
-            await self._slots.open()
+        try:
+            await self._open_places(record)
+        except Exception:
+            entries = record.read().items()
+            self._log_left({index: one for index, one in entries if one.unfinished and not one.kept})
+            raise
         self._table.artifact = self._log.table
         await self._table.write(final=False)
         self._log.table = self._table.artifact
@@ -193,6 +195,14 @@ class BatchRun:
             ledger=record,
             batch_id=self._slot,
         )
+
+    async def _open_places(self, record: BatchRecord) -> None:
+        storage = self._options.output_storage
+        if storage is not None:
+            self._output = OutputStorage(storage, self._slot, self._flow.path, record)
+            await self._output.open()
+        if self._slots is not None:
+            await self._slots.open()
 
     async def _taken_inputs(self, kept: Collection[int]) -> AsyncIterator[Any]:
         """Yield the inputs, each as soon as a slot is free for its job.
@@ -287,7 +297,7 @@ class BatchRun:
             await batch.stop()  # or each job that ends admits one more
             reason = await _cancellation.cancel_reason(self._run, interruption)
             if reason is None:
-                self._log_left(batch)
+                self._log_left(batch.unfinished)
                 return
             unfinished = batch.unfinished
             for outcome in await batch.cancel(reason):
@@ -303,23 +313,22 @@ class BatchRun:
             size_text(self._inputs.total),
             self._flow.path,
             _cancellation.CLEANUP_SECONDS,
-            _named(batch),
+            _named(batch.unfinished),
         )
 
-    def _log_left(self, batch: AsyncJobBatch) -> None:
+    def _log_left(self, unfinished: Mapping[int, LedgerEntry]) -> None:
         """Name the jobs that are left running, also those of an earlier attempt whose input did not come."""
-        if batch.unfinished:
+        if unfinished:
             self._run.logger().warning(
                 "Noukai batch of %s jobs of %s: left running (%s; a rerun of this flow run attaches to them)",
                 size_text(self._inputs.total),
                 self._flow.path,
-                _named(batch),
+                _named(unfinished),
             )
 
 
-def _named(batch: AsyncJobBatch) -> str:
+def _named(entries: Mapping[int, LedgerEntry]) -> str:
     """Return how many jobs may be running, and which: the first ones, by their ids."""
-    entries: Mapping[int, Any] = batch.unfinished
     names = [
         entry.job_id or f"submission {entry.submission_id}" for entry in list(entries.values())[:_MAX_NAMED]
     ]

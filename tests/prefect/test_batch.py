@@ -7,10 +7,12 @@ import logging
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import nullcontext, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
+from prefect.filesystems import LocalFileSystem
 
 from noukai_core import AsyncFlow, LedgerEntry, Submission
 from noukai_prefect import NoukaiCredentials
@@ -81,20 +83,21 @@ async def test_jobs_that_wait_for_their_turn(
     assert await interrupt(batch, emulator, ("poll", 1)) == ["cancelled"] * 2
 
 
-@pytest.mark.parametrize("fails", [True, False])
+@pytest.mark.parametrize("end", ["inputs fail", "inputs end", "storage fails"])
 async def test_what_is_left_is_named(
     flow: AsyncFlow,
     credentials: NoukaiCredentials,
     emulator: Emulator,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    fails: bool,
+    tmp_path: Path,
+    end: str,
 ) -> None:
     """An error that ends the batch, and inputs that are fewer than before, leave jobs that a line names."""
 
     def inputs() -> Iterator[str]:
         yield "hello"
-        if fails:
+        if end == "inputs fail":
             raise ValueError("no more")
 
     async def stored(*_: object) -> list[Any]:
@@ -108,8 +111,12 @@ async def test_what_is_left_is_named(
     monkeypatch.setattr(BatchRecordLog, "rows", stored)
     monkeypatch.setattr(RunContext, "logger", lambda _: logging.getLogger("noukai_core"))
     given = BatchInputs(FLOW, inputs(), "production", False)
-    batch = BatchRun(flow, given, BatchOptions(), TIMED_OUT, str(uuid4()), credentials)
-    with pytest.raises(ValueError, match="no more") if fails else nullcontext():
+    (tmp_path / "file").touch()
+    storage = LocalFileSystem(basepath=str(tmp_path / "file")) if end == "storage fails" else None
+    options = BatchOptions(output_storage=storage)
+    batch = BatchRun(flow, given, options, TIMED_OUT, str(uuid4()), credentials)
+    reported = r"no more|cannot be written"
+    with nullcontext() if end == "inputs end" else pytest.raises(ValueError, match=reported):
         async for _ in batch.outcomes():
             pass
     (line,) = [message for message in caplog.messages if "a rerun of this flow run attaches" in message]
