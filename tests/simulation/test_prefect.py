@@ -13,7 +13,7 @@ from tests.simulation.test_mutants import assert_every_mutant_is_found
 
 SCHEDULES = 1_500
 CHUNK = 250
-MUTANT_SCHEDULES = 4_000
+MUTANT_SCHEDULES = 8_000
 
 
 @pytest.mark.parametrize("first_seed", range(0, SCHEDULES, CHUNK))
