@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from noukai_airflow._storage import storage_path
 from noukai_airflow.exceptions import NoukaiPermanentException
-from noukai_core.batch_files import INPUT_SUFFIXES, read_inputs
+from noukai_core.batch_files import INPUT_SUFFIXES, read_inputs, shown_path
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -52,11 +52,11 @@ class BatchInputs:
     def _file(uri: str, conn_id: str | None) -> ObjectStoragePath:
         if "://" not in uri:
             raise NoukaiPermanentException(f"inputs is the text {uri!r:.200}, but must be {_FORMS}")
-        path = storage_path(uri, conn_id, "inputs")
+        path, shown = storage_path(uri, conn_id, "inputs"), shown_path(uri)
         if path.suffix not in INPUT_SUFFIXES:
-            raise NoukaiPermanentException(f"inputs is {uri!r:.200}, but must be {_FORMS}")
+            raise NoukaiPermanentException(f"inputs is {shown!r:.200}, but must be {_FORMS}")
         if not path.is_file():
-            raise NoukaiPermanentException(f"inputs is {uri!r:.200}, but there is no such file")
+            raise NoukaiPermanentException(f"inputs is {shown!r:.200}, but there is no such file")
         return path
 
     def fingerprint(self) -> str | None:
@@ -79,7 +79,9 @@ class BatchInputs:
             return
         self.total = sum(1 for _ in self._lines(self._path))
         if not self.total:
-            raise NoukaiPermanentException(f"inputs {self._path} is empty: there is nothing to run")
+            raise NoukaiPermanentException(
+                f"inputs {shown_path(str(self._path))} is empty: there is nothing to run"
+            )
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the messages and mappings.

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from noukai_airflow.exceptions import NoukaiException, NoukaiPermanentException
+from noukai_core.batch_files import shown_path, shown_reason
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -34,9 +35,10 @@ def storage_path(uri: str, conn_id: str | None, argument: str) -> ObjectStorageP
         path = ObjectStoragePath(uri, conn_id=conn_id)
         path.fs.protocol  # noqa: B018 - connects, so that a missing provider is reported here
     except (ValueError, ImportError) as error:
+        # The error may name the URI with its signature or password, so it is no cause that is shown.
         raise NoukaiPermanentException(
-            f"{argument} is {uri!r:.200}, which cannot be opened: {error}"
-        ) from error
+            f"{argument} is {shown_path(uri)!r:.200}, which cannot be opened: {shown_reason(error, uri)}"
+        ) from None
     return path
 
 

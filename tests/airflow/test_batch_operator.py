@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import time
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,6 +130,21 @@ def test_inputs_that_are_none(context: Any, emulator: Emulator, inputs: Any, mes
     with pytest.raises(NoukaiPermanentException, match=re.escape(message)):
         operator(inputs).execute(context)
     assert submissions(emulator) == 0
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "file:///nowhere/inputs.jsonl?sig=SECRET",
+        "file:///nowhere/inputs.txt?sig=SECRET",
+        "nosuchscheme://user:SECRET@host/inputs.jsonl",
+    ],
+)
+def test_no_secret_of_a_uri_is_shown(context: Any, uri: str) -> None:
+    """An error about a file names it without the signature or password in its URI."""
+    with pytest.raises(NoukaiPermanentException, match="inputs is") as raised:
+        operator(uri).execute(context)
+    assert "SECRET" not in "".join(traceback.format_exception(raised.value))
 
 
 @pytest.mark.parametrize(

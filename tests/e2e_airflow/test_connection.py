@@ -15,7 +15,7 @@ from tests.fuzz.raw_server import RawServer
 if TYPE_CHECKING:
     from devtools.airflow_server import LocalAirflow
     from noukai_core.emulator import Emulator
-    from tests.e2e_airflow.conftest import Runs
+    from tests.e2e_airflow.conftest import Run, Runs
 
 COMPLETED = http(200, {"status": "completed", "result": "moved"})
 
@@ -73,9 +73,8 @@ def test_a_connection_that_does_not(airflow: LocalAirflow, fields: dict[str, Any
     assert KEY not in message
 
 
-def test_a_connection_of_the_web_page(airflow: LocalAirflow, runs: Runs, emulator_server: Emulator) -> None:
-    """A task uses a stored connection, and while it is deferred, the key that replaces a rejected one."""
-    run = runs.prepare("of_the_form", outcome="never")
+def _job_over_stored_connection(airflow: LocalAirflow, run: Run, emulator_server: Emulator) -> dict[str, Any]:
+    """Return the job of a deferred task whose connection is stored, as the web page does it."""
     airflow.add_connection(
         run.flow,
         conn_type="noukai",
@@ -87,6 +86,13 @@ def test_a_connection_of_the_web_page(airflow: LocalAirflow, runs: Runs, emulato
     run.start().wait_until_watched()
     job = run.job()
     run.wait_for_polls(job["id"])
+    return job
+
+
+def test_a_connection_of_the_web_page(airflow: LocalAirflow, runs: Runs, emulator_server: Emulator) -> None:
+    """A task uses a stored connection, and while it is deferred, the key that replaces a rejected one."""
+    run = runs.prepare("of_the_form", outcome="never")
+    job = _job_over_stored_connection(airflow, run, emulator_server)
     assert job["flow"] == f"acme/tests/{run.flow}"
     airflow.change_connection(run.flow, conn_type="noukai", password=KEY.replace("e2e", "new"))
     run.control.fault("status", on="poll", times=1, flow=run.flow, status=401)
@@ -100,17 +106,7 @@ def test_a_connection_of_the_web_page(airflow: LocalAirflow, runs: Runs, emulato
 def test_a_change_without_a_rejection(airflow: LocalAirflow, runs: Runs, emulator_server: Emulator) -> None:
     """A deferred task goes on with the new server and key although the old server rejects nothing."""
     run = runs.prepare("of_the_form", outcome="never")
-    airflow.add_connection(
-        run.flow,
-        conn_type="noukai",
-        password=KEY,
-        host=emulator_server.base_url,
-        login="acme",
-        schema="tests",
-    )
-    run.start().wait_until_watched()
-    job = run.job()
-    run.wait_for_polls(job["id"])
+    job = _job_over_stored_connection(airflow, run, emulator_server)
     new_key, received = KEY.replace("e2e", "new"), list[bytes]()
 
     def respond(request: bytes) -> list[bytes]:

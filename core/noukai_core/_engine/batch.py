@@ -462,15 +462,7 @@ class Batch:
         )
         submission = Submission(item.entry.submission_id)
         try:
-            effects = submit_request(
-                item.request,
-                submission,
-                self.flow,
-                self._settings,
-                self._clock,
-                lane.session,
-                self._each_job_log,
-            )
+            effects = self._submitting(item, submission, lane)
         except InvalidInputError as error:
             item.entry = replace(item.entry, state=_NEW)
             yield from self._end(item, OutcomeState.REJECTED, error)
@@ -478,6 +470,18 @@ class Batch:
         if not (yield from self._record(item)):
             return
         yield from self._finish_submission(item, effects)
+
+    def _submitting(self, item: _Item, submission: Submission, lane: Lane) -> Effects[Submitted]:
+        assert item.request is not None
+        return submit_request(
+            item.request,
+            submission,
+            self.flow,
+            self._settings,
+            self._clock,
+            lane.session,
+            self._each_job_log,
+        )
 
     def _finish_submission(self, item: _Item, effects: Effects[Submitted]) -> Effects[None]:
         lane = item.lane
@@ -525,15 +529,7 @@ class Batch:
         lane.known.add_digests(item.entry.others)
         submission = Submission(item.entry.submission_id, item.entry.sent_at or datetime.now(UTC))
         try:
-            effects = submit_request(
-                item.request,
-                submission,
-                self.flow,
-                self._settings,
-                self._clock,
-                lane.session,
-                self._each_job_log,
-            )
+            effects = self._submitting(item, submission, lane)
         except InvalidInputError as error:
             yield from self._end(item, OutcomeState.REJECTED, error)
             return
