@@ -12,6 +12,7 @@ import atexit
 import contextlib
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import time
@@ -365,6 +366,7 @@ class LocalAirflow:
         with contextlib.closing(sqlite3.connect(self._database)) as database:
             # Readers and a writer do not lock each other out then; the mode stays with the file.
             database.execute("PRAGMA journal_mode=WAL")
+            _never_reuse_trigger_ids(database)
 
     def responds(self) -> bool:
         """Return whether the API server responds."""
@@ -430,6 +432,24 @@ class LocalAirflow:
                 f"{request.method} {request.url} -> {response.status_code}: {response.text[:1000]}"
             )
         return response.json() if response.content else None
+
+
+def _never_reuse_trigger_ids(database: sqlite3.Connection) -> None:
+    """Give each trigger an id of its own, as PostgreSQL and MySQL do.
+
+    In Airflow's own schema SQLite gives the id of the last trigger away again once that trigger is deleted.
+    After a clear, an event of the earlier try then resumes the next one a moment after its deferral, which
+    the scheduler takes for a failure (docs/upstream/airflow-trigger-ids.md).
+    """
+    select = "SELECT sql FROM sqlite_master WHERE tbl_name = 'trigger' AND type = ? AND sql NOT NULL"
+    [(table,)] = database.execute(select, ["table"])
+    indexes = [index for (index,) in database.execute(select, ["index"])]
+    with_sequence = table.replace("id INTEGER NOT NULL", "id INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL")
+    with_sequence = re.sub(r",\s*CONSTRAINT trigger_pkey PRIMARY KEY \(id\)", "", with_sequence)
+    if "AUTOINCREMENT" not in with_sequence or "trigger_pkey" in with_sequence:
+        raise ServerError(f"Airflow defines its triggers in another way:\n{table}")
+    for statement in ("DROP TABLE trigger", with_sequence, *indexes):
+        database.execute(statement)
 
 
 def _database_was_busy(response: httpx.Response) -> bool:

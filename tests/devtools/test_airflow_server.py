@@ -1,0 +1,37 @@
+"""The real Airflow of the demo and the tests, as far as it can be tested without one."""
+
+import sqlite3
+from contextlib import closing
+
+import pytest
+
+from devtools.airflow_server import _never_reuse_trigger_ids
+from devtools.processes import ServerError
+
+AIRFLOWS_OWN = """CREATE TABLE "trigger" (
+\tid INTEGER NOT NULL, \n\tclasspath VARCHAR(1000) NOT NULL, \n\tteam_name VARCHAR(50), \n\tCONSTRAINT trigger_pkey PRIMARY KEY (id), \n\tCONSTRAINT trigger_team_name_fkey FOREIGN KEY(team_name) REFERENCES team (name) ON DELETE SET NULL
+)"""  # noqa: E501
+
+
+def test_trigger_ids() -> None:
+    """The id of a deleted trigger is not given to the next one, and the indexes stay."""
+    with closing(sqlite3.connect(":memory:")) as database:
+        database.execute(AIRFLOWS_OWN)
+        database.execute('CREATE INDEX idx_trigger_team_name ON "trigger" (team_name)')
+        _never_reuse_trigger_ids(database)
+        ids = []
+        for _ in range(2):
+            ids.append(database.execute("INSERT INTO trigger (classpath) VALUES ('a')").lastrowid)
+            database.execute("DELETE FROM trigger")
+        assert ids == [1, 2]
+        assert database.execute("SELECT name FROM sqlite_master WHERE type = 'index'").fetchall() == [
+            ("idx_trigger_team_name",)
+        ]
+
+
+def test_another_schema() -> None:
+    """A definition that is not recognized is reported, and not changed."""
+    with closing(sqlite3.connect(":memory:")) as database:
+        database.execute("CREATE TABLE trigger (id BIGINT)")
+        with pytest.raises(ServerError, match="id BIGINT"):
+            _never_reuse_trigger_ids(database)
