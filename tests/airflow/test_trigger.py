@@ -444,6 +444,13 @@ async def test_a_kill_that_leaves_the_job_running(
     assert emulator.control.counts(job_id).get("cancel", 0) == 0
 
 
+def decide_quickly(monkeypatch: pytest.MonkeyPatch, *, undecided: bool) -> None:
+    """Shorten the pause between two decisions, and how long to wait for one only if none ever comes."""
+    monkeypatch.setattr(_cancelling_trigger, "_DECISION_PAUSE", 0.01)
+    if undecided:
+        monkeypatch.setattr(_cancelling_trigger, "_DECISION_SECONDS", 0.2)
+
+
 @pytest.mark.parametrize(
     ("then", "cancels"),
     [(("running", True), 0), (("running", False), 1), (("queued", True), 0)],
@@ -474,8 +481,7 @@ async def test_a_kill_while_the_task_is_on_its_way_to_a_worker(
 
     monkeypatch.setattr(_task_states, "state_of_task", state_of_task)
     monkeypatch.setattr(_task_states, "published_by_task", published_by_task)
-    monkeypatch.setattr(_cancelling_trigger, "_DECISION_SECONDS", 0.2)
-    monkeypatch.setattr(_cancelling_trigger, "_DECISION_PAUSE", 0.01)
+    decide_quickly(monkeypatch, undecided=then[0] == "queued")
     await waiting.on_kill()
     assert emulator.control.counts(waiting.job_id).get("cancel", 0) == cancels
 
@@ -510,8 +516,7 @@ async def test_a_kill_after_a_clear(
 
     monkeypatch.setattr(_task_states, "state_of_task", state_of_task)
     monkeypatch.setattr(_task_states, "published_by_task", published_by_task)
-    monkeypatch.setattr(_cancelling_trigger, "_DECISION_SECONDS", 0.2)
-    monkeypatch.setattr(_cancelling_trigger, "_DECISION_PAUSE", 0.01)
+    decide_quickly(monkeypatch, undecided=then[0] == "queued")
     await waiting.on_kill()
     assert emulator.control.counts(waiting.job_id).get("cancel", 0) == cancels
 
@@ -548,8 +553,7 @@ async def test_a_kill_while_the_tasks_state_is_unavailable(
 
     monkeypatch.setattr(_task_states, "state_of_task", state_of_task)
     monkeypatch.setattr(_task_states, "published_by_task", published_by_task)
-    monkeypatch.setattr(_cancelling_trigger, "_DECISION_SECONDS", 0.2)
-    monkeypatch.setattr(_cancelling_trigger, "_DECISION_PAUSE", 0.01)
+    decide_quickly(monkeypatch, undecided=silent == 1000)
     await waiting.on_kill()
     assert emulator.control.counts(waiting.job_id).get("cancel", 0) == cancels
 
