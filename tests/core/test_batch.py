@@ -186,6 +186,23 @@ def test_cost(driver: str, emulator: Emulator) -> None:
     assert "max_cost_usd $1" in str(rest[0].error)
 
 
+@pytest.mark.parametrize("sent", [False, True])
+def test_an_interrupted_submission_after_the_cap(driver: str, emulator: Emulator, sent: bool) -> None:
+    """Beyond the cap, an earlier run's submission is attached to if it has a job, and otherwise not sent."""
+    entry = LedgerEntry(index=0, submission_id=BATCH, session_id=str(uuid4()))
+    if sent:
+        with Noukai("nk_test_key", base_url=emulator.base_url) as client:
+            client.flow(FLOW).job(message="a", session_id=entry.session_id, trace=True)
+    ledger = MemoryLedger()
+    ledger.write(entry)
+    options: Any = {"trace": True, "max_cost_usd": 1, "spent_usd": Decimal(2), "recovery_timeout": 0.5}
+    outcomes = run(driver, emulator, ["a", "b"], ledger=ledger, batch_id=BATCH, **options)
+    states = [outcome.state.value for outcome in sorted(outcomes, key=lambda outcome: outcome.index)]
+    assert states == ["completed" if sent else "not_submitted", "not_submitted"]
+    assert len(emulator.control.jobs()) == int(sent)
+    assert not ledger.entries[0].unfinished
+
+
 def test_cost_without_readable_traces(driver: str, emulator: Emulator) -> None:
     """With a budget, one job at most is submitted where traces cannot be read."""
     emulator.control.fault("status", on="trace", status=403, times=None)

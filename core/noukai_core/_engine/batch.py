@@ -481,6 +481,7 @@ class Batch:
             self._clock,
             lane.session,
             self._each_job_log,
+            lambda: self.stopped,
         )
 
     def _finish_submission(self, item: _Item, effects: Effects[Submitted]) -> Effects[None]:
@@ -491,6 +492,11 @@ class Batch:
             submitted = yield from effects
         except SubmissionUnknownError as error:
             yield from self._end(item, OutcomeState.UNKNOWN, error)
+            return
+        except NotSubmittedError as error:
+            if lane is not None:
+                lane.submitting = False
+            yield from self._end(item, OutcomeState.NOT_SUBMITTED, error)
             return
         except APIError as error:
             if isinstance(error, _CONCERNS_EVERY_JOB):
@@ -897,7 +903,7 @@ class Batch:
 
 
 _NEW = "new"
-_LEAVES_ENTRY = (OutcomeState.UNKNOWN, OutcomeState.TIMED_OUT, OutcomeState.NOT_SUBMITTED)
+_LEAVES_ENTRY = (OutcomeState.UNKNOWN, OutcomeState.TIMED_OUT)
 
 
 def _state_of(item: _Item) -> str:

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from noukai_core import _validation
 from noukai_core._api import endpoints
@@ -31,6 +31,7 @@ from noukai_core.errors import (
     APIError,
     InvalidInputError,
     InvalidResponseError,
+    NotSubmittedError,
     RedirectError,
     SubmissionUnknownError,
 )
@@ -52,6 +53,9 @@ GRACE_SHARE = 0.5
 
 BUSY_PAUSE = 0.1
 """Seconds between two checks whether another call with the same submission has ended."""
+
+Stopped: TypeAlias = Callable[[], str | None]
+"""Tells why nothing more is sent, or returns `None`."""
 
 _ELSEWHERE = (301, 307, 308)
 """Redirects that ask for the same request at another address. After any other, a job may exist."""
@@ -90,6 +94,7 @@ def submit_request(
     clock: Clock,
     shared: SharedSession | None = None,
     logger: Logger = log,
+    stopped: Stopped = lambda: None,
 ) -> Effects[Submitted]:
     """Check a request, and return the effects that submit its job once.
 
@@ -102,6 +107,7 @@ def submit_request(
         shared: The session that it shares with other submissions; by default it has its own. A session of
             the user's wins.
         logger: Where the lines about the submission go.
+        stopped: Why nothing more is sent, if so.
 
     Raises:
         InvalidInputError: The request is invalid. Nothing was sent.
@@ -132,6 +138,7 @@ def submit_request(
         retry_timeout=settings.retry_timeout,
         shared=None if users else shared,
         logger=logger,
+        stopped=stopped,
     )
 
 
@@ -146,6 +153,7 @@ def submit(
     retry_timeout: float,
     shared: SharedSession | None = None,
     logger: Logger = log,
+    stopped: Stopped = lambda: None,
 ) -> Effects[Submitted]:
     """Submit a job, so that it exists once, however often this process passes the same submission.
 
@@ -168,6 +176,7 @@ def submit(
             retry_timeout=retry_timeout,
             shared=shared,
             logger=logger,
+            stopped=stopped,
         )
         state.job_id, state.submitted_at = submitted.job.id, submitted.at
         return submitted
@@ -186,6 +195,7 @@ def submit_once(
     retry_timeout: float,
     shared: SharedSession | None = None,
     logger: Logger = log,
+    stopped: Stopped = lambda: None,
 ) -> Effects[Submitted]:
     """Submit a job, so that it exists once.
 
@@ -199,8 +209,10 @@ def submit_once(
         retry_timeout: Seconds for which a request that was surely not processed is sent again.
         shared: The session that it is submitted in, if it shares one with others.
         logger: Where the lines about it go.
+        stopped: Why nothing more is sent, if so. It is asked whenever there is surely no job.
 
     Raises:
+        NotSubmittedError: There is no job, and nothing more is to be sent.
         SubmissionUnknownError: Whether a job exists could not be determined.
         APIError: The server rejected the job, so there is none.
     """
@@ -226,6 +238,8 @@ def submit_once(
             state.possibly_sent_at = unknown_since = None
             if cause is not None and (sends >= MAX_SENDS or not cause.retryable):
                 raise cause
+        if (reason := stopped()) is not None:
+            raise NotSubmittedError(reason)
         state.possibly_sent_at = datetime.now(UTC)
         outcome: JobAccepted | APIError = yield Send(call)
         if isinstance(outcome, JobAccepted):
