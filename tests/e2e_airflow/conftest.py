@@ -56,6 +56,9 @@ PROMPT = {
     "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
     # The DAGs do not change. Airflow parses all of them again every 30 s by default.
     "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "120",
+    # Tests share DAGs, and leave runs behind that still wait. By default, the 17th of a DAG does not start.
+    "AIRFLOW__CORE__MAX_ACTIVE_RUNS_PER_DAG": "1000",
+    "AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG": "1000",
 }
 
 

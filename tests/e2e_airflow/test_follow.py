@@ -84,8 +84,7 @@ def test_the_stream_changes_nothing(started: dict[str, Run], name: str) -> None:
     run = started[name]
 
     def followed() -> bool:
-        # A refused stream is logged on the worker, and in the triggerer.
-        return run.said("steps not followed") == 2 if name == "refused" else len(steps_of(run)) >= 2
+        return run.said("steps not followed") >= 1 if name == "refused" else len(steps_of(run)) >= 2
 
     wait_until(followed, "the steps in the log")
     run.control.finish(run.job()["id"], result=7)
@@ -94,7 +93,8 @@ def test_the_stream_changes_nothing(started: dict[str, Run], name: str) -> None:
     lines = steps_of(run)
     if name == "refused":
         assert lines == []
-        assert run.said("steps not followed") == 2
+        # Once in the triggerer, and once on the worker, if it has heard so before it defers.
+        assert run.said("steps not followed") in (1, 2)
     else:
         assert lines == [line for line in SHOWN if line in lines]
     assert run.submissions() == 1
