@@ -20,6 +20,7 @@ from noukai_core import (
     JobCancelledError,
     JobFailedError,
     JobOutcome,
+    JobOutputInvalidError,
     LedgerEntry,
     OutcomeState,
 )
@@ -29,7 +30,7 @@ from noukai_core.output_types import check_output_type
 from noukai_prefect import _cancellation
 from noukai_prefect._artifacts import PROGRESS_SECONDS, ProgressArtifact
 from noukai_prefect._batch_inputs import BatchInputs, beginning_of
-from noukai_prefect._batch_output import OutputStorage, check_output_storage
+from noukai_prefect._batch_output import OutputStorage, another_storage, check_output_storage
 from noukai_prefect._batch_record import BatchRecordLog
 from noukai_prefect._batch_table import WRITE_SECONDS, BatchTable, size_text
 from noukai_prefect._cancellation import StoppedInThread
@@ -118,6 +119,11 @@ class BatchRun:
             None if options.concurrency is None else LeasedSlots(options.concurrency, options.max_concurrency)
         )
 
+    @property
+    def progress(self) -> str:
+        """How many jobs are in each state."""
+        return self._table.counts()
+
     def manifest(self) -> dict[str, Any]:
         """Return how many jobs ended in which state, what they used, and where the outcomes are."""
         assert self.record is not None
@@ -149,8 +155,7 @@ class BatchRun:
                 if (outcome := following.result()) is None:
                     await self._write_output()
                     return
-                await self._note(outcome)
-                yield outcome
+                yield await self._note(outcome)
         except BaseException as error:
             if interrupted := _cancellation.interrupts(error):
                 await self._cancel_or_keep(batch, error)
@@ -201,6 +206,8 @@ class BatchRun:
         if storage is not None:
             self._output = OutputStorage(storage, self._slot, self._flow.path, record)
             await self._output.open()
+        elif record.part:
+            raise another_storage(record, "would be missing in what this attempt returns, which has none")
         if self._slots is not None:
             await self._slots.open()
 
@@ -221,16 +228,21 @@ class BatchRun:
             index += 1
             yield value
 
-    async def _note(self, outcome: JobOutcome) -> None:
+    async def _note(self, outcome: JobOutcome) -> JobOutcome:
+        """Record and show an outcome, and return what is to be made of it."""
         assert self.record is not None
-        self._table.note_outcome(outcome)
         if self._slots is not None:
             self._slots.give_back()
-        completed = outcome.state is OutcomeState.COMPLETED
-        if not completed or self._output is not None:
-            row = self.record.add(outcome, keep_output=False, keep_failure=False)
-            if completed and self._output is not None:
-                await self._output.add(row)
+        row: dict[str, Any] | None = None
+        if outcome.state is not OutcomeState.COMPLETED or self._output is not None:
+            try:
+                row = self.record.add(outcome, keep_output=False, keep_failure=False)
+            except JobOutputInvalidError as invalid:
+                outcome = self.record.without_output(outcome, invalid)
+                self.record.add(outcome, keep_output=False, keep_failure=False)
+        self._table.note_outcome(outcome)
+        if row is not None and outcome.state is OutcomeState.COMPLETED and self._output is not None:
+            await self._output.add(row)
         error = outcome.error
         if isinstance(error, JobFailedError | JobCancelledError):
             payload = outcome_payload(
@@ -241,6 +253,7 @@ class BatchRun:
                 cost_usd=outcome.cost_usd,
             )
             emit_job_event(self._run, outcome.state, self._flow.path, error.job_id, payload)
+        return outcome
 
     async def _write_output(self) -> None:
         if self._output is not None and self.record is not None:
@@ -300,12 +313,14 @@ class BatchRun:
                 self._log_left(batch.unfinished)
                 return
             unfinished = batch.unfinished
+            states: dict[str, str] = {}
             for outcome in await batch.cancel(reason):
                 outcome.log(reason, logger)
+                if outcome.status is not None and outcome.status.finished:
+                    states[outcome.job_id] = str(outcome.status.state)
             left = batch.unfinished
-            self._table.note_cancelled(
-                {index: entry.job_id or "" for index, entry in unfinished.items() if index not in left}
-            )
+            jobs = {index: entry.job_id or "" for index, entry in unfinished.items() if index not in left}
+            self._table.note_cancelled(jobs, states)
             return
         logger.warning(
             "Noukai batch of %s jobs of %s: cancel failed (no confirmation within %g s; may still be "

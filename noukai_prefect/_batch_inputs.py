@@ -7,7 +7,6 @@ import hashlib
 import os
 import reprlib
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from itertools import islice
 from typing import Any, TypeAlias, TypeGuard, cast
 from weakref import WeakSet
@@ -24,10 +23,14 @@ _FIELDS = ("message", "parameters", "block_overrides", "key")
 _FORMS = "a list with one input per job, or the path of a .jsonl or .csv file"
 _LINES_AT_ONCE = 200
 
-_READ_ONCE = "A generator can be read only once, so a task that is retried needs a list or a file"
+_READ_ONCE = "A generator or iterator can be read only once, so a task that is retried needs a list or a file"
 
 # What is left of one would take the places of the inputs that were read before.
 _read_before: WeakSet[Any] = WeakSet()
+
+# Those to which no weak reference is possible, such as `zip` and `map`, by id. One leaves when nothing is
+# left of it, so only what an interrupted attempt was reading is kept alive.
+_partly_read: dict[int, Any] = {}
 
 
 class BatchInputs:
@@ -90,14 +93,12 @@ class BatchInputs:
     async def __aiter__(self) -> AsyncIterator[Any]:
         """Yield the inputs."""
         if _is_read_once(self._given):
-            if self._given in _read_before:
-                raise InvalidInputError(f"inputs was read before. {_READ_ONCE}")
-            with suppress(TypeError):  # not every iterator can be referred to
-                _read_before.add(self._given)
+            _note_read(self._given)
         taken = 0
         async for value in self._values():
             taken += 1
             yield value
+        _partly_read.pop(id(self._given), None)
         if not taken:
             raise InvalidInputError(f"inputs had nothing to read. {_READ_ONCE}")
 
@@ -165,6 +166,22 @@ def _is_iterable(inputs: object) -> TypeGuard[Iterable[Any] | AsyncIterable[Any]
 
 def _is_read_once(inputs: Iterable[Any] | AsyncIterable[Any]) -> bool:
     return isinstance(inputs, Iterator | AsyncIterator)
+
+
+def _note_read(inputs: Any) -> None:
+    """Take note that an iterator is read.
+
+    Raises:
+        InvalidInputError: It was read before.
+    """
+    try:
+        before = inputs in _read_before
+        _read_before.add(inputs)
+    except TypeError:
+        before = id(inputs) in _partly_read
+        _partly_read[id(inputs)] = inputs
+    if before:
+        raise InvalidInputError(f"inputs was read before. {_READ_ONCE}")
 
 
 def _path_of(path: str) -> str:

@@ -15,6 +15,10 @@ from noukai_core.batch_files import FAILED, OutcomePart, json_line
 from noukai_core.batch_record import BatchRecord
 
 _FOLDER = "noukai-jobs"
+_DESCRIPTION = "batch.json"
+
+MAX_SECONDS = 300.0
+"""How long a storage may take to read or write a file. Jobs are left running when it takes longer."""
 
 
 def check_output_storage(block: object) -> WritableFileSystem | None:
@@ -28,6 +32,20 @@ def check_output_storage(block: object) -> WritableFileSystem | None:
     raise InvalidInputError(
         f"output_storage is a {type(block).__name__}, but must be a block to which files can be written, "
         "such as LocalFileSystem or S3Bucket"
+    )
+
+
+def another_storage(record: BatchRecord, where: str) -> InvalidInputError:
+    """Return the error of a rerun that would lose the outcomes which earlier attempts have written.
+
+    Args:
+        record: What earlier attempts recorded.
+        where: Why they would be lost.
+    """
+    return InvalidInputError(
+        f"earlier attempts wrote the outcomes of {record.counts['completed']} completed jobs to an "
+        f"output_storage, and they {where}. Nothing was submitted. Pass the same output_storage as before, "
+        "or start a new flow run"
     )
 
 
@@ -60,12 +78,23 @@ class OutputStorage:
         """Write a file that describes the batch, before anything is paid for.
 
         Raises:
-            InvalidInputError: That is not possible.
+            InvalidInputError: That is not possible, or earlier attempts wrote to another storage.
         """
+        if self._record.part:
+            await self._check_earlier_parts()
         try:
-            await self._write("batch.json", json.dumps({"flow": self._flow}))
+            await self._write(_DESCRIPTION, json.dumps({"flow": self._flow}))
         except Exception as error:
             raise InvalidInputError(f"output_storage {self.path} cannot be written: {error}") from error
+
+    async def _check_earlier_parts(self) -> None:
+        """Make sure that earlier attempts wrote to this storage: a rerun does not return their outcomes."""
+        try:
+            await self._call("read_path", _DESCRIPTION)
+        except Exception as error:
+            raise another_storage(
+                self._record, f"are not in the output_storage {self.path} ({error})"
+            ) from error
 
     async def add(self, row: Mapping[str, Any]) -> None:
         """Add a completed job, and write the part if it is large or old enough."""
@@ -86,11 +115,22 @@ class OutputStorage:
         await self._write(FAILED, "".join(f"{json_line(row)}\n" for row in rows))
 
     async def _write(self, name: str, text: str) -> None:
-        # Blocks of Prefect write asynchronously here; blocks of others may block, or not be coroutines.
-        write: Any = getattr(self._block, "awrite_path", None) or self._block.write_path
-        if not inspect.iscoroutinefunction(write):
-            written = await asyncio.to_thread(write, f"{self._folder}/{name}", text.encode())
-        else:
-            written = write(f"{self._folder}/{name}", text.encode())
-        if inspect.isawaitable(written):
-            await written
+        await self._call("write_path", name, text.encode())
+
+    async def _call(self, operation: str, name: str, *arguments: bytes) -> None:
+        """Read or write a file in the folder."""
+        # Blocks of Prefect do it asynchronously here; blocks of others may block, or not be coroutines.
+        method: Any = getattr(self._block, f"a{operation}", None) or getattr(self._block, operation)
+        path = f"{self._folder}/{name}"
+        try:
+            async with asyncio.timeout(MAX_SECONDS):
+                if inspect.iscoroutinefunction(method):
+                    called = method(path, *arguments)
+                else:
+                    called = await asyncio.to_thread(method, path, *arguments)
+                if inspect.isawaitable(called):
+                    await called
+        except TimeoutError as error:
+            raise TimeoutError(
+                str(error) or f"output_storage {self.path}: {name}: no response within {MAX_SECONDS:g} s"
+            ) from error

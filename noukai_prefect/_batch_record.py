@@ -20,7 +20,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.objects import Artifact
 
-from noukai_core import AsyncFlow, InvalidInputError, JobState, LedgerEntry
+from noukai_core import AsyncFlow, InvalidInputError, LedgerEntry
 from noukai_core.batch import SUBMITTED, SUBMITTING, is_session_of, submission_id_of
 from noukai_core.batch_record import Row, entries_of
 from noukai_prefect._artifacts import BATCH_RECORDS, own_artifacts, scoped_artifacts
@@ -305,9 +305,9 @@ class StoredLedger:
         """Keep an entry until `store`."""
         self._written.append(entry)
 
-    def ended(self) -> list[int]:
-        """Return the inputs whose jobs have ended."""
-        return [entry.index for entry in self._written if entry.state == JobState.CANCELLED]
+    def ended(self) -> dict[int, str]:
+        """Return the states of the jobs that have ended, by the index of their input."""
+        return {entry.index: entry.state for entry in self._written}
 
     async def store(self) -> None:
         """Append what was written to the batch's log."""

@@ -154,12 +154,18 @@ class BatchTable:
         if row is not None:
             row.note(outcome)
 
-    def note_cancelled(self, cancelled: Mapping[int, str]) -> None:
-        """Show which jobs, by the index of their input, were cancelled because the task was interrupted."""
+    def note_cancelled(self, cancelled: Mapping[int, str], states: Mapping[str, str]) -> None:
+        """Show how jobs ended that were cancelled because the task was interrupted.
+
+        Args:
+            cancelled: The job of each, by the index of its input.
+            states: The states of jobs after the cancel, as far as they are known: one may have completed.
+        """
         for index, job_id in cancelled.items():
-            self._ended[JobState.CANCELLED] += 1
+            state = states.get(job_id, JobState.CANCELLED.value)
+            self._ended[state] += 1
             if (row := self._rows.get(index)) is not None:
-                row.job_id, row.state = job_id, JobState.CANCELLED.value
+                row.job_id, row.state = job_id, state
         self._running = {index: state for index, state in self._running.items() if index not in cancelled}
 
     def _replace_completed(self, row: BatchRow) -> BatchRow | None:
@@ -220,17 +226,16 @@ def size_text(size: int | None) -> str:
     return "many" if size is None else str(size)
 
 
-async def show_cancelled(table: uuid.UUID, indexes: list[int]) -> None:
-    """Show in the table of a batch which jobs were cancelled."""
+async def show_ended(table: uuid.UUID, states: Mapping[int, str]) -> None:
+    """Show in the table of a batch how jobs ended, by the index of their input."""
     wanted = ArtifactFilter(id=ArtifactFilterId(any_=[table]))
     async with get_client() as client:
         for artifact in await client.read_artifacts(artifact_filter=wanted):
-            await client.update_artifact(artifact.id, ArtifactUpdate(data=_with_cancelled(artifact, indexes)))
+            await client.update_artifact(artifact.id, ArtifactUpdate(data=_with_states(artifact, states)))
 
 
-def _with_cancelled(table: Artifact, indexes: list[int]) -> str:
+def _with_states(table: Artifact, states: Mapping[int, str]) -> str:
     data: Any = json.loads(table.data) if isinstance(table.data, str) else table.data
     for row in data:
-        if row["#"] in indexes:
-            row["state"] = JobState.CANCELLED.value
+        row["state"] = states.get(row["#"], row["state"])
     return json.dumps(data)

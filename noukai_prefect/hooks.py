@@ -19,7 +19,7 @@ from prefect.logging.loggers import flow_run_logger
 from noukai_core import AsyncJob, AsyncNoukai, CancelOutcome, JobState, NoukaiError, acancel_job, one_line
 from noukai_prefect._artifacts import with_subflows
 from noukai_prefect._batch_record import StoredBatch, StoredLedger, read_batches
-from noukai_prefect._batch_table import show_cancelled
+from noukai_prefect._batch_table import show_ended
 from noukai_prefect._cancellation import CANCEL_CONCURRENCY
 from noukai_prefect._job_artifact import job_markdown
 from noukai_prefect._job_store import JobRecord, mark_ended, read_records
@@ -209,7 +209,7 @@ async def _cancel_batch(
     try:
         await ledger.store()
         if (table := batch.table(signer)) is not None and (ended := ledger.ended()):
-            await show_cancelled(table, ended)
+            await show_ended(table, ended)
     except Exception as error:
         logger.warning("Noukai batch of %s jobs of %s: table not written: %s", batch.size, batch.flow, error)
 

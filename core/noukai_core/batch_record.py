@@ -15,7 +15,7 @@ from decimal import Decimal
 from typing import Any, TypeAlias, cast
 
 from noukai_core.batch import SUBMITTING, JobOutcome, LedgerEntry, OutcomeState
-from noukai_core.errors import JobTimeoutError
+from noukai_core.errors import JobOutputInvalidError, JobTimeoutError
 
 Row: TypeAlias = Mapping[str, Any]
 """A row of the log, of JSON values."""
@@ -136,6 +136,20 @@ class BatchRecord:
                 self._keep(row)
         self._count(row)
         return row
+
+    def without_output(self, outcome: JobOutcome, error: JobOutputInvalidError) -> JobOutcome:
+        """Take back that a job completed, since its output cannot be written: a retry submits another.
+
+        Args:
+            outcome: The outcome, which was not added.
+            error: Why the output cannot be written.
+        """
+        state = OutcomeState.INVALID_OUTPUT
+        entry = self._ended.get(outcome.index)
+        if entry is not None:
+            entry = self._ended[outcome.index] = replace(entry, state=state.value)
+            self._append({"entry": entry.to_list()})
+        return replace(outcome, state=state, output=None, error=error)
 
     def add_part(self, rows: Iterable[Row]) -> None:
         """Record that completed jobs are in the next part of the output folder."""

@@ -15,7 +15,7 @@ import pytest
 from prefect.filesystems import LocalFileSystem
 
 from noukai_core import AsyncFlow, LedgerEntry, Submission
-from noukai_prefect import NoukaiCredentials
+from noukai_prefect import NoukaiCredentials, _cancellation
 from noukai_prefect._batch import BatchOptions, BatchRun
 from noukai_prefect._batch_inputs import BatchInputs
 from noukai_prefect._batch_record import BatchRecordLog
@@ -122,6 +122,26 @@ async def test_what_is_left_is_named(
     (line,) = [message for message in caplog.messages if "a rerun of this flow run attaches" in message]
     assert "left running" in line
     assert job.id in line
+
+
+async def test_a_job_that_completes_before_its_cancel(
+    flow: AsyncFlow,
+    credentials: NoukaiCredentials,
+    emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The table says of a job that completed before the cancel that it completed."""
+    reason_of = _cancellation.cancel_reason
+
+    async def cancel_reason(*arguments: Any) -> str | None:
+        emulator.control.finish(emulator.control.jobs()[0]["id"], result=1)
+        return await reason_of(*arguments)
+
+    monkeypatch.setattr(_cancellation, "cancel_reason", cancel_reason)
+    inputs = BatchInputs(FLOW, ["hello"] * 2, "production", False)
+    batch = BatchRun(flow, inputs, BatchOptions(), TIMED_OUT, str(uuid4()), credentials)
+    assert sorted(await interrupt(batch, emulator, ("poll", 2))) == ["cancelled", "completed"]
+    assert batch.progress == "1 completed, 1 cancelled"
 
 
 async def test_jobs_that_timed_out(

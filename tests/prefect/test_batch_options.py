@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -14,11 +15,12 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
-from prefect.filesystems import LocalFileSystem
+from prefect.filesystems import LocalFileSystem, WritableFileSystem
+from pydantic import BaseModel, field_serializer
 
 from noukai_core import InvalidInputError
 from noukai_core.batch_files import read_inputs, shown_reason
-from noukai_prefect import NoukaiCredentials, arun_noukai_jobs, stream_noukai_jobs
+from noukai_prefect import NoukaiCredentials, _batch_output, arun_noukai_jobs, stream_noukai_jobs
 from noukai_prefect._batch_inputs import BatchInputs
 
 if TYPE_CHECKING:
@@ -233,6 +235,103 @@ async def test_a_rerun_continues_in_the_storage(
     assert [row["index"] for row in read(second, "failed.jsonl")] == [1]
     polled = [emulator.control.counts(job["id"])["poll"] for job in emulator.control.jobs()]
     assert polled[0] == 1
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize("second", ["another storage", "no storage"])
+async def test_a_rerun_with_another_storage(
+    credentials: NoukaiCredentials, emulator: Emulator, tmp_path: Path, second: str
+) -> None:
+    """A rerun that would lose what earlier attempts have written is an error before anything is sent."""
+    inputs = [scripted("good"), scripted("bad", outcome="failed")]
+    storages: list[Any] = [
+        LocalFileSystem(basepath=str(tmp_path / "first")),
+        LocalFileSystem(basepath=str(tmp_path / "second")) if second == "another storage" else None,
+        LocalFileSystem(basepath=str(tmp_path / "first")),
+    ]
+    errors: list[str] = []
+
+    @flow(retries=2)
+    async def batch() -> Any:
+        try:
+            return await arun_noukai_jobs(credentials, FLOW, inputs, output_storage=storages.pop(0))
+        except Exception as error:
+            errors.append(str(error))
+            counts.append(emulator.control.counts()["submit"])
+            raise
+
+    counts: list[int] = []
+    with pytest.raises(ExceptionGroup, match="1 of 1 Noukai jobs"):
+        await batch()
+    assert "earlier attempts wrote the outcomes of 1 completed jobs to an output_storage" in errors[1]
+    assert not (tmp_path / "second").exists()
+    assert counts == [2, 2, 3]
+
+
+class Grade(BaseModel):
+    """An output that cannot always be written as JSON."""
+
+    message: str
+
+    @field_serializer("message")
+    def _serialized(self, message: str) -> str:
+        if message == "bad":
+            raise ValueError("hunter2")
+        return message
+
+
+@pytest.mark.usefixtures("prefect_server")
+async def test_an_output_that_cannot_be_written(
+    credentials: NoukaiCredentials, emulator: Emulator, tmp_path: Path
+) -> None:
+    """An output whose model cannot write it is that input's outcome, and a rerun submits another job."""
+    manifests: list[Any] = []
+
+    @flow(retries=1)
+    async def batch() -> None:
+        storage = LocalFileSystem(basepath=str(tmp_path))
+        inputs = ["good", "bad"]
+        options: Any = {"output_storage": storage, "output_type": Grade, "raise_on": "none"}
+        manifests.append(await arun_noukai_jobs(credentials, FLOW, inputs, **options))
+        if len(manifests) == 1:
+            raise ValueError("once more")
+
+    await batch()
+    assert [manifest["counts"] for manifest in manifests] == [{"completed": 1, "invalid_output": 1}] * 2
+    (row,) = read(manifests[1], "failed.jsonl")
+    assert (row["index"], row["output"]) == (1, None)
+    assert "Grade.model_dump raised" in row["error"]
+    assert "hunter2" not in row["error"]
+    assert emulator.control.counts()["submit"] == 3
+
+
+class HangingStorage(WritableFileSystem):
+    """A storage whose writes end only for the first files."""
+
+    written: int = 0
+    ends: int = 0
+
+    async def read_path(self, path: str) -> bytes:
+        raise ValueError(path)
+
+    async def write_path(self, path: str, content: bytes) -> None:
+        self.written += 1
+        if self.written > self.ends:
+            await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(("ends", "error"), [(0, InvalidInputError), (1, TimeoutError)])
+async def test_a_storage_that_hangs(
+    credentials: NoukaiCredentials,
+    monkeypatch: pytest.MonkeyPatch,
+    ends: int,
+    error: type[Exception],
+) -> None:
+    """A write that does not end is an error that names the file."""
+    monkeypatch.setattr(_batch_output, "MAX_SECONDS", 0.5)
+    name = "part-00001.jsonl" if ends else "batch.json"
+    with pytest.raises(error, match=f"{name}: no response within 0.5 s"):
+        await arun_noukai_jobs(credentials, FLOW, ["a"], output_storage=HangingStorage(ends=ends))
 
 
 async def test_a_stream(credentials: NoukaiCredentials, emulator: Emulator) -> None:

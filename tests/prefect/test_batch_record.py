@@ -99,13 +99,15 @@ async def test_a_record_that_is_nested_too_deeply(rows_of: Callable[..., Any]) -
     assert await rows_of(artifact(1, data="[" * 200_000), artifact(2, entry(0, "failed"))) == [(0, "job-0")]
 
 
-async def test_a_generator_is_not_read_again() -> None:
-    """What a first attempt left of a generator never takes the places of the inputs that it read."""
+def generator() -> Iterator[str]:
+    yield from ("a", "b", "c")
 
-    def inputs() -> Iterator[str]:
-        yield from ("a", "b", "c")
 
-    given = inputs()
+@pytest.mark.parametrize(
+    "given", [generator(), map(str.lower, "ABC"), iter(["a", "b", "c"])], ids=["generator", "map", "iterator"]
+)
+async def test_a_generator_is_not_read_again(given: Iterator[str]) -> None:
+    """What a first attempt left of an iterator never takes the places of the inputs that it read."""
     first = aiter(BatchInputs(FLOW, given, "production", trace=False))
     assert await anext(first) == "a"
     with pytest.raises(InvalidInputError, match="was read before"):

@@ -839,10 +839,9 @@ class Batch:
             return None
         outcome = yield from self._cancel_job(item, job_id)
         if outcome.cancelled or outcome.not_needed:
-            status = outcome.status
-            ended = status is not None and status.state == JobState.COMPLETED
-            state = OutcomeState.COMPLETED if ended else OutcomeState.CANCELLED
-            item.entry = replace(item.entry, job_id=job_id, state=state.value)
+            ended = outcome.status is not None and outcome.status.finished
+            state = outcome.status.state if outcome.status is not None and ended else JobState.CANCELLED
+            item.entry = replace(item.entry, job_id=job_id, state=str(state))
             yield from self._record(item)
             self._items.pop(index, None)
             self._left_running.pop(index, None)
