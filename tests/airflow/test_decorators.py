@@ -1,0 +1,102 @@
+"""The decorators, with a fake task and a local Noukai."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from airflow.sdk import DAG
+
+from noukai_airflow.decorators.batch import noukai_jobs_task
+from noukai_airflow.decorators.noukai import noukai_task
+from noukai_airflow.exceptions import NoukaiPermanentException
+from noukai_airflow.hooks.noukai import NoukaiHook
+from tests.airflow.conftest import FakeTask, MemoryStore
+
+if TYPE_CHECKING:
+    from noukai_airflow._connection import ConnectionSettings
+    from noukai_core.emulator import Emulator
+
+FLOW = "acme/demo/flow"
+SESSION = "00000000-0000-4000-8000-000000000001"
+
+
+@pytest.fixture(autouse=True)
+def connected(settings: ConnectionSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use the connection to the local Noukai instead of Airflow's."""
+    monkeypatch.setattr(NoukaiHook, "settings", settings)
+
+
+@pytest.fixture
+def context(store: MemoryStore) -> Any:
+    """The context that Airflow passes to a task."""
+    return {"ti": FakeTask(), "task_state_store": store}
+
+
+def run(make: Any, function: Any, context: Any, *arguments: Any) -> Any:
+    """Decorate a function, call it in a DAG, and run the task that comes of it."""
+    with DAG("dag", schedule=None):
+        task = make(flow=FLOW, poll_interval=0.05, deferrable=False)(function)(*arguments)
+    return task.operator.execute(context)
+
+
+def returning(value: object) -> Any:
+    """A function without arguments that returns a value."""
+
+    def inputs() -> object:
+        return value
+
+    return inputs
+
+
+def test_a_function_that_returns_a_message(context: Any, emulator: Emulator) -> None:
+    """The function gets the arguments of its call and the context, and a text it returns is the message."""
+
+    def greeting(text: str, ti: Any) -> str:
+        return f"{text} from {ti.task_id}"
+
+    assert run(noukai_task, greeting, context, "Hello") == {"message": "Hello from task"}
+
+
+def test_a_function_that_returns_inputs(context: Any, emulator: Emulator) -> None:
+    """A dict holds any inputs of the job, and what it leaves out stays as the decorator says."""
+    inputs = {"message": "Hello", "parameters": {"level": 3}, "version": "draft", "session_id": SESSION}
+    run(noukai_task, returning(inputs), context)
+    (job,) = emulator.control.jobs()
+    assert (job["message"], job["parameters"]) == ("Hello", {"level": 3})
+    assert (job["version"], job["session_id"]) == ("draft", SESSION)
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (7, "returned int, but must return the message as a string, or a dict with some of message, param"),
+        (None, "returned NoneType"),
+        ({"text": "Hello", "message": "Hello"}, "returned text, but a job's inputs are message, parameters"),
+    ],
+)
+def test_a_function_that_returns_no_inputs(
+    returned: object, message: str, context: Any, emulator: Emulator
+) -> None:
+    """The task fails without a retry, the error says what may be returned, and nothing is sent."""
+    with pytest.raises(NoukaiPermanentException, match=re.escape(message)):
+        run(noukai_task, returning(returned), context)
+    assert emulator.control.counts().get("submit", 0) == 0
+
+
+def test_a_function_that_returns_a_batch(context: Any, emulator: Emulator) -> None:
+    """Each input that the function returns leads to a job, and the outputs come back in their order."""
+
+    def texts(first: str, second: str) -> list[str]:
+        return [first, second]
+
+    outputs = run(noukai_jobs_task, texts, context, "one", "two")
+    assert outputs == [{"message": "one"}, {"message": "two"}]
+
+
+def test_a_function_that_returns_no_batch(context: Any, emulator: Emulator) -> None:
+    """What is no list of inputs fails the task without a retry, and nothing is sent."""
+    with pytest.raises(NoukaiPermanentException, match="inputs is a int"):
+        run(noukai_jobs_task, returning(7), context)
+    assert emulator.control.counts().get("submit", 0) == 0
