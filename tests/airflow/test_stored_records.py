@@ -17,13 +17,17 @@ from airflow.models.dagrun import DagRun
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.xcom import XComModel
 from airflow.utils import session as airflow_session
-from sqlalchemy import create_engine, insert
+from sqlalchemy import String, create_engine, insert
 from sqlalchemy.orm import Session
 
+from noukai_airflow import _mark_listener
+from noukai_airflow._compat import HAS_REGIONS
 from noukai_airflow._job_store import RECORD_KEY, JobRecord, JobStore
 from noukai_airflow._stored_records import stored_task, tasks_with_jobs
 from noukai_airflow._xcoms import BATCH_SESSIONS, JOB_ID
 from tests.airflow.conftest import MemoryStore
+
+pytestmark = pytest.mark.skipif(HAS_REGIONS, reason="the rows are those of Airflow before 3.4")
 
 FLOW = "acme/demo/flow"
 RUN = SimpleNamespace(dag_id="dag", run_id="run")
@@ -52,14 +56,23 @@ def database(monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
 
 def add(session: Session, model: Any, **values: Any) -> None:
     """Add a row to the table of a model."""
+    columns = model.__table__.columns
+    if "span_status" in columns:  # before Airflow 3.2
+        values["span_status"] = "not_started"
     session.execute(insert(model.__table__).values(**values))
+
+
+def new_id() -> object:
+    """Return the id of a task instance, in the type of its column."""
+    column: Any = TaskInstance.__table__.columns["id"]
+    return str(uuid.uuid4()) if isinstance(column.type, String) else uuid.uuid4()
 
 
 def add_task(
     session: Session, task_id: str = "task", map_index: int = -1, *, run_id: str = "run", **values: Any
-) -> uuid.UUID:
+) -> object:
     """Add a task instance, and return its id."""
-    added = uuid.uuid4()
+    added = new_id()
     key = {"id": added, "dag_id": "dag", "run_id": run_id, "task_id": task_id, "map_index": map_index}
     shared = {"state": "running", "pool": "default_pool", "pool_slots": 1, "max_tries": 0, "try_number": 1}
     add(session, TaskInstance, **key, **shared | values)
@@ -75,9 +88,7 @@ def add_xcom(session: Session, key: str, value: object, task_id: str = "task", m
 def add_stored(session: Session, value: object, task_id: str = "task", map_index: int = -1) -> None:
     """Add an entry of the task state store."""
     model: Any = pytest.importorskip("airflow.models.task_state_store").TaskStateStoreModel
-    columns = model.__table__.columns
-    index = {"region_index" if "region_index" in columns else "map_index": map_index}
-    where = {"dag_id": "dag", "run_id": "run", "task_id": task_id, "dag_run_id": 1, **index}
+    where = {"dag_id": "dag", "run_id": "run", "task_id": task_id, "map_index": map_index, "dag_run_id": 1}
     add(session, model, key=RECORD_KEY, value=json.dumps(value), **where)
 
 
@@ -91,7 +102,7 @@ def record(number: int) -> tuple[JobRecord, Any]:
 
 def test_a_task_that_was_replaced(database: Session) -> None:
     """A task instance whose row a later try has replaced is none."""
-    assert stored_task(uuid.uuid4(), with_record=True) is None
+    assert stored_task(new_id(), with_record=True) is None
 
 
 def test_the_record_of_a_task(database: Session) -> None:
@@ -156,3 +167,34 @@ def test_the_tasks_of_a_run_with_a_store(database: Session) -> None:
         add_task(database, "recorded", map_index)
     add_stored(database, record(1)[1], "recorded", 1)
     assert [task.map_index for task in tasks_with_jobs(database, RUN)] == [1]
+
+
+@pytest.mark.parametrize(
+    ("notifies", "message", "acted_on"),
+    [
+        (True, "", {"skipped"}),
+        (False, "", {"skipped", "recorded"}),
+        (True, "the run's own tasks failed", set()),
+    ],
+    ids=["a user", "a user, before 3.3", "the scheduler"],
+)
+def test_a_marked_run(
+    notifies: bool,
+    message: str,
+    acted_on: set[str],
+    database: Session,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A user who marks a run ends the jobs of its tasks, also of those that Airflow calls no hook for."""
+    monkeypatch.setattr(_mark_listener, "NOTIFIES_TRIGGERS", notifies)
+    found: list[str] = []
+    monkeypatch.setattr(_mark_listener, "_cancel_later", lambda task: found.append(task.task_id))
+    add_task(database, "skipped", state="skipped", trigger_id=7)
+    add_task(database, "recorded", state="failed")
+    add_xcom(database, RECORD_KEY, record(1)[1], "recorded")
+    run: Any = database.get(DagRun, 1)
+    _mark_listener.on_dag_run_failed(run, message)
+    assert set(found) == acted_on
+    found.clear()
+    _mark_listener.on_dag_run_success(run, message)
+    assert set(found) == acted_on
