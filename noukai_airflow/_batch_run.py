@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from noukai_airflow import _xcoms
 from noukai_airflow._batch_inputs import BatchInputs
-from noukai_airflow._batch_kill import cancel_and_log, kill, log_cancel
+from noukai_airflow._batch_kill import BatchKilled, cancel_and_log, kill, log_cancel
 from noukai_airflow._batch_log import BatchLog, FolderLog, StateStoreLog, TemporaryStore, task_state_store
 from noukai_airflow._batch_outcome import PROGRESS_SECONDS, FailOn, check_outcomes, progress_text
 from noukai_airflow._batch_output import OutputFolder
@@ -118,6 +118,7 @@ class BatchRun:
         self._log = self._open_log()
         self._thread: BatchThread | None = None
         self._record: BatchRecord | None = None
+        self._kill_requested = False
         self.batch_id: str | None = None
         self._next_progress = 0.0
         self._published: set[str] | None = None
@@ -136,6 +137,9 @@ class BatchRun:
         header, retried = self._header(started)
         record = self._record = self._load_record(retried=retried)
         self.batch_id = header["batch_id"]
+        if self._kill_requested:
+            running = sum(entry.unfinished for entry in record.read().values())
+            raise BatchKilled(f"nothing was submitted; {running:,} jobs left running", by_user=False)
         output = None if self._folder is None else OutputFolder(self._folder)
         thread = self._thread = BatchThread(
             self._settings, self._engine_options(header, record), self._inputs, record, output
@@ -152,7 +156,8 @@ class BatchRun:
         return self._finish(header, record)
 
     def kill(self) -> None:
-        """End the batch because of a signal."""
+        """End the batch because of a signal, at once or before it begins."""
+        self._kill_requested = True
         if self._thread is None:
             return
         options = self._options

@@ -1,0 +1,289 @@
+"""How a batch ends when a person, a worker or a limit ends its task, and what its next try finds."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowTaskTimeout, TaskDeferred
+from airflow.sdk.io import fs
+from fsspec.implementations.memory import MemoryFileSystem
+
+from noukai_airflow import _batch_kill, _batch_run
+from noukai_airflow._batch_log import FolderLog
+from noukai_airflow._batch_run import BatchRun
+from noukai_airflow._compat import AirflowTaskTerminated
+from noukai_airflow._storage import storage_path
+from noukai_airflow.exceptions import (
+    NoukaiException,
+    NoukaiJobTimeoutException,
+    NoukaiPermanentException,
+)
+from noukai_airflow.hooks.noukai import NoukaiHook
+from noukai_airflow.operators.batch import NoukaiRunJobsOperator
+from tests.airflow.conftest import FakeTask, MemoryStore
+
+if TYPE_CHECKING:
+    from noukai_airflow._connection import ConnectionSettings
+    from noukai_core.emulator import Emulator
+
+FLOW = "acme/demo/flow"
+TEXTS = ["one", "two", "three"]
+
+# What Airflow resumes a task with when its own limit for a deferral has passed.
+DEFERRAL_TIMEOUT: Any = ("__fail__", {"error": "Trigger timeout"})
+
+
+@pytest.fixture(autouse=True)
+def connected(settings: ConnectionSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use the connection to the local Noukai instead of Airflow's."""
+    monkeypatch.setattr(NoukaiHook, "settings", settings)
+
+
+@pytest.fixture
+def context(store: MemoryStore) -> Any:
+    """The context that Airflow passes to a task."""
+    return {"ti": FakeTask(), "task_state_store": store}
+
+
+@pytest.fixture
+def running(emulator: Emulator) -> None:
+    """Let the jobs run until they are ended."""
+    emulator.control.script("flow", outcome="never")
+
+
+def operator(inputs: Any = TEXTS, **arguments: Any) -> NoukaiRunJobsOperator:
+    return NoukaiRunJobsOperator(
+        task_id="task", flow=FLOW, inputs=inputs, **{"poll_interval": 0.05, "deferrable": False} | arguments
+    )
+
+
+def states(emulator: Emulator) -> set[str]:
+    return {job["state"] for job in emulator.control.jobs()}
+
+
+def once_all_run(monkeypatch: pytest.MonkeyPatch, emulator: Emulator, act: Any) -> None:
+    """Do something to a task on its worker, as soon as it has submitted all jobs."""
+
+    def report(*_: object) -> None:
+        if len(emulator.control.jobs()) == len(TEXTS):
+            act()
+
+    monkeypatch.setattr(BatchRun, "_report_progress", report)
+
+
+def time_out() -> None:
+    raise AirflowTaskTimeout("Timeout, PID: 1")
+
+
+@pytest.mark.usefixtures("running")
+def test_a_user_who_keeps_the_jobs(
+    context: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With `cancel_on_kill` off, a user's act ends the task, and the log says how many jobs go on."""
+    context["ti"].states = {context["ti"].run_id: {"task": "failed"}}
+    task = operator(cancel_on_kill=False)
+    once_all_run(monkeypatch, emulator, task.on_kill)
+    with pytest.raises(AirflowTaskTerminated):
+        task.execute(context)
+    assert f"Noukai batch of {FLOW}: left running (3 jobs; cancel_on_kill is off)" in caplog.text
+    assert "cancelled" not in states(emulator)
+
+
+@pytest.mark.usefixtures("running")
+def test_a_kill_whose_cause_is_not_known(
+    context: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While Airflow does not say who ended the task, the jobs are left running."""
+
+    def fail(**_: Any) -> dict[str, Any]:
+        raise RuntimeError("the API server is down")
+
+    monkeypatch.setattr(context["ti"], "get_task_states", fail)
+    task = operator()
+    once_all_run(monkeypatch, emulator, task.on_kill)
+    with pytest.raises(NoukaiException, match="who ended its task is not known: the API server is down"):
+        task.execute(context)
+    assert "cancelled" not in states(emulator)
+
+
+@pytest.mark.usefixtures("running")
+def test_a_mark_as_successful(context: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process of a task that a user marked as successful cancels the jobs and reports no failure."""
+    context["ti"].states = {context["ti"].run_id: {"task": "success"}}
+    ended: list[set[str]] = []
+    monkeypatch.setattr(_batch_kill, "kill_own_process", lambda: ended.append(states(emulator)))
+    task = operator()
+    once_all_run(monkeypatch, emulator, task.on_kill)
+    with pytest.raises(AirflowTaskTerminated):
+        task.execute(context)
+    assert ended == [{"cancelled"}]
+
+
+@pytest.mark.usefixtures("running")
+def test_a_cancel_that_fails(
+    context: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each job that may still be running after a kill is named."""
+    context["ti"].states = {context["ti"].run_id: {"task": "failed"}}
+    emulator.control.fault("status", on="cancel", times=None, status=403)
+    task = operator()
+    once_all_run(monkeypatch, emulator, task.on_kill)
+    with pytest.raises(AirflowTaskTerminated):
+        task.execute(context)
+    (line,) = [one.message for one in caplog.records if "cancel failed (may still" in one.message]
+    assert all(job["id"] in line for job in emulator.control.jobs())
+
+
+@pytest.mark.parametrize("moment", ["before the task", "while its record is read"])
+def test_a_kill_before_the_batch_has_begun(moment: str, context: Any, emulator: Emulator) -> None:
+    """A task that is killed before it has submitted anything submits nothing."""
+    task = operator()
+    if moment == "before the task":
+        task.on_kill()
+    else:
+        store = context["task_state_store"]
+        read = store.get
+
+        def killed(key: str) -> Any:
+            task.on_kill()
+            return read(key)
+
+        store.get = killed
+    with pytest.raises(NoukaiException, match="nothing was submitted; 0 jobs left running"):
+        task.execute(context)
+    assert emulator.control.jobs() == []
+
+
+@pytest.mark.usefixtures("running")
+@pytest.mark.parametrize("cancels", [True, False])
+def test_airflows_limit_on_a_worker(
+    cancels: bool,
+    context: Any,
+    emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """At the `execution_timeout` the jobs are cancelled, or named as left running, and only once."""
+    task = operator(cancel_on_timeout=cancels)
+    once_all_run(monkeypatch, emulator, time_out)
+    with pytest.raises(AirflowTaskTimeout):
+        task.execute(context)
+    task.on_kill()  # Airflow calls it next
+    assert ("cancelled" in states(emulator)) is cancels
+    phrase = "cancelled (timed out; 3 jobs)" if cancels else "left running (3 jobs; timed out)"
+    assert caplog.text.count(f"Noukai batch of {FLOW}: {phrase}") == 1
+
+
+@pytest.mark.usefixtures("running")
+@pytest.mark.parametrize("cancels", [True, False])
+def test_airflows_limit_in_the_triggerer(
+    cancels: bool, context: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deferred task whose `execution_timeout` has passed ends, and the jobs are cancelled unless kept."""
+    task = operator(deferrable=True, cancel_on_timeout=cancels, execution_timeout=timedelta(hours=1))
+    with pytest.raises(TaskDeferred):
+        task.execute(context)
+    later = SimpleNamespace(time=lambda: time.time() + 3600, monotonic=time.monotonic)
+    monkeypatch.setattr(_batch_run, "time", later)
+    phrase = "3 jobs cancelled" if cancels else "3 jobs left running"
+    with pytest.raises(NoukaiJobTimeoutException, match=f"timed out; {phrase}"):
+        task.resume_execution(*DEFERRAL_TIMEOUT, context)
+    assert ("cancelled" in states(emulator)) is cancels
+
+
+@pytest.mark.usefixtures("running")
+def test_the_log_shows_the_progress(
+    context: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While a task waits on its worker, its log and its XCom say how far it is."""
+    monkeypatch.setattr(_batch_run, "PROGRESS_SECONDS", 0.0)
+    report = BatchRun._report_progress
+
+    def then_finish(run: BatchRun, record: Any, count: int) -> None:
+        report(run, record, count)
+        if "progress" in caplog.text and len(emulator.control.jobs()) == len(TEXTS):
+            for job in emulator.control.jobs():
+                if job["state"] != "completed":
+                    emulator.control.finish(job["id"], result=1)
+
+    monkeypatch.setattr(BatchRun, "_report_progress", then_finish)
+    assert operator().execute(context) == [1, 1, 1]
+    assert f"Noukai batch of {FLOW}: progress " in caplog.text
+
+
+@pytest.mark.usefixtures("running")
+def test_a_clear_that_keeps_the_state(
+    context: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From Airflow 3.4 on, a clear that keeps the task's state continues with the jobs of the earlier try."""
+    monkeypatch.setattr(_batch_run, "CLEAR_DISCARDS_STATE", True)
+    with pytest.raises(TaskDeferred):
+        operator(deferrable=True).execute(context)
+    for job in emulator.control.jobs():
+        emulator.control.finish(job["id"], result=1)
+    context["ti"].try_number, context["ti"].max_tries = 2, 1
+    assert operator().execute(context) == [1, 1, 1]
+    assert len(emulator.control.jobs()) == len(TEXTS)
+
+
+@pytest.mark.usefixtures("running")
+def test_a_clear_whose_jobs_are_kept(
+    context: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With `cancel_on_kill` off, a clear submits new jobs, and the log says how many old ones go on."""
+    monkeypatch.setattr(_batch_run, "CLEAR_DISCARDS_STATE", False)
+    with pytest.raises(TaskDeferred):
+        operator(deferrable=True).execute(context)
+    old = {job["id"] for job in emulator.control.jobs()}
+    context["ti"].try_number, context["ti"].max_tries = 2, 1
+    emulator.control.script("flow", after_seconds=0.1)
+    operator(cancel_on_kill=False).execute(context)
+    assert f"Noukai batch of {FLOW}: left running (3 jobs; replaced by new jobs)" in caplog.text
+    assert {job["state"] for job in emulator.control.jobs() if job["id"] in old} == {"running"}
+
+
+def test_outcomes_that_no_task_wrote(context: Any, emulator: Emulator, tmp_path: Path) -> None:
+    """A folder with outcomes of unknown origin is refused before anything is sent, and stays as it is."""
+    (tmp_path / "part-00001.jsonl").write_text('{"index": 0}\n')
+    with pytest.raises(NoukaiPermanentException, match="has outcomes that are not from this task"):
+        operator(output_path=f"file://{tmp_path}").execute(context)
+    assert (tmp_path / "part-00001.jsonl").read_text() == '{"index": 0}\n'
+    assert emulator.control.jobs() == []
+
+
+def test_a_folder_on_an_object_store(
+    context: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outcomes and record can be on storage with objects instead of files, where a retry reads them."""
+    monkeypatch.setitem(fs._register_filesystems(), "memory", lambda conn_id, options: MemoryFileSystem())
+    path = f"memory://bucket/{context['ti'].run_id}"
+    emulator.control.script("flow", outcome="failed", error="MODEL_OVERLOADED", after_seconds=0.1)
+    with pytest.raises(NoukaiException, match="3 failed of 3 jobs"):
+        operator(output_path=path).execute(context)
+    assert (storage_path(path, None, "output_path") / "failed.jsonl").exists()
+    context["ti"].try_number = 2
+    emulator.control.script("flow", after_seconds=0.1)
+    assert operator(output_path=path).execute(context)["counts"] == {"completed": 3}
+    folder = storage_path(path, None, "output_path")
+    assert (folder / "part-00001.jsonl").read_text().count("\n") == 3
+    assert not (folder / "failed.jsonl").exists()
+
+
+def test_a_record_that_a_crash_cut_off(tmp_path: Path) -> None:
+    """Rows that were written completely are read, and what a crash cut off is left out."""
+    path = storage_path(f"file://{tmp_path}", None, "output_path")
+    FolderLog(path).append([{"index": 0}, {"index": 1}])
+    FolderLog(path).write_header({"batch_id": "b"})
+    (rows,) = tmp_path.glob("**/*.jsonl")
+    rows.write_text(rows.read_text()[:-4])
+    (header,) = tmp_path.glob("**/batch.json")
+    header.write_text(header.read_text()[:-4])
+    log = FolderLog(path)
+    assert (list(log.rows()), log.header()) == ([{"index": 0}], None)
+    log.append([{"index": 1}])
+    assert list(FolderLog(path).rows()) == [{"index": 0}, {"index": 1}]
