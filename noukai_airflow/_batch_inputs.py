@@ -14,6 +14,10 @@ from noukai_core.batch_files import INPUT_SUFFIXES, read_inputs, shown_path
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
+EMPTY = "inputs is empty: there is nothing to run"
+
+_VERSIONS = ("ETag", "etag", "generation", "VersionId")
+_BLOCK_BYTES = 1024 * 1024
 _FORMS = "a list of messages, or the URI of a file that ends in .jsonl or .csv"
 
 
@@ -46,7 +50,7 @@ class BatchInputs:
             if isinstance(inputs, list | tuple):
                 self.total = len(cast("list[object]", inputs))
                 if not self.total:
-                    raise NoukaiPermanentException("inputs is empty: there is nothing to run")
+                    raise NoukaiPermanentException(EMPTY)
 
     @staticmethod
     def _file(uri: str, conn_id: str | None) -> ObjectStoragePath:
@@ -59,15 +63,49 @@ class BatchInputs:
             raise NoukaiPermanentException(f"inputs is {shown!r:.200}, but there is no such file")
         return path
 
-    def fingerprint(self) -> str | None:
-        """Return what tells these inputs from others; `None` if that would mean to read them all."""
+    def fingerprint(self) -> dict[str, str] | None:
+        """Return what tells these inputs from others, as JSON values.
+
+        A file is known by its content, so that the same file may be uploaded again.
+
+        Returns:
+            `None` if the inputs cannot be read twice.
+        """
         if self._path is not None:
-            details = cast("dict[str, Any]", self._path.fs.info(self._path.path))  # pyright: ignore
-            known = [str(details[name]) for name in ("ETag", "etag", "mtime", "size") if name in details]
-            return hashlib.sha256("\x1f".join([str(self._path), *known]).encode()).hexdigest()
+            return self._version(self._path) | {"content": self._content(self._path)}
         if self.total is None:
             return None
-        return hashlib.sha256(json.dumps(self._items, sort_keys=True, default=str).encode()).hexdigest()
+        return {"content": _digest(self._items)}
+
+    def matches(self, stored: object) -> bool:
+        """Return whether these may be the inputs of an earlier fingerprint.
+
+        A file is read only if the storage does not say that it is the same version of the same object.
+        """
+        if not isinstance(stored, dict):
+            return True
+        earlier = cast("dict[str, Any]", stored)
+        version = {} if self._path is None else self._version(self._path)
+        if version and version.items() <= earlier.items():
+            return True
+        found = self.fingerprint()
+        return found is None or found["content"] == earlier.get("content")
+
+    @staticmethod
+    def _version(path: ObjectStoragePath) -> dict[str, str]:
+        """Return what an object storage calls the version of a file; a time of modification is none."""
+        details = cast("dict[str, Any]", path.fs.info(path.path))  # pyright: ignore
+        found = next((details[name] for name in _VERSIONS if details.get(name)), None)
+        return {} if found is None else {"version": hashlib.sha256(f"{path} {found}".encode()).hexdigest()}
+
+    @staticmethod
+    def _content(path: ObjectStoragePath) -> str:
+        digest = hashlib.sha256()
+        opened: Any = path.open("rb")  # type: ignore[no-untyped-call]  # pyright: ignore
+        with opened as file:
+            while block := file.read(_BLOCK_BYTES):
+                digest.update(block)
+        return digest.hexdigest()
 
     def check(self) -> None:
         """Read a file once, before anything is paid for, and count its inputs.
@@ -97,6 +135,14 @@ class BatchInputs:
         opened: Any = path.open("r", encoding="utf-8-sig", newline="")  # type: ignore[no-untyped-call]  # pyright: ignore
         with opened as file:
             yield from read_inputs(file, str(path))
+
+
+def _digest(items: Iterable[object]) -> str:
+    try:
+        text = json.dumps(items, sort_keys=True, default=str)
+    except (TypeError, ValueError, RecursionError):
+        text = repr(items)  # the job client rejects such inputs with an explanation
+    return hashlib.sha256(text.encode(errors="replace")).hexdigest()
 
 
 def _type_name(value: Any) -> str:

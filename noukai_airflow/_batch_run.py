@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from noukai_airflow import _xcoms
-from noukai_airflow._batch_inputs import BatchInputs
+from noukai_airflow._batch_inputs import EMPTY, BatchInputs
 from noukai_airflow._batch_kill import BatchKilled, cancel_and_log, kill, log_cancel
 from noukai_airflow._batch_log import BatchLog, FolderLog, StateStoreLog, TemporaryStore, task_state_store
 from noukai_airflow._batch_outcome import PROGRESS_SECONDS, FailOn, check_outcomes, progress_text
@@ -225,9 +225,8 @@ class BatchRun:
                 f"output_path {self._options.output_path} has the outcomes of another task "
                 f"({header.get('task')}): give each run its own folder, for example with {{{{ run_id }}}}"
             )
-        fingerprint = self._inputs.fingerprint()
         if header is not None and self._continues(header):
-            if fingerprint is not None and header.get("inputs") not in (None, fingerprint):
+            if not self._inputs.matches(header.get("inputs")):
                 raise NoukaiPermanentException(
                     "The inputs are not those of the task's earlier try, whose jobs were paid for: restore "
                     "them, or clear the task to submit all jobs again"
@@ -241,7 +240,7 @@ class BatchRun:
             return header, retried
         if header is not None:
             self._end_earlier(header)
-        return self._new_header(started, fingerprint, first=header is None), False
+        return self._new_header(started, first=header is None), False
 
     def _continues(self, header: dict[str, Any]) -> bool:
         """Return whether this try continues the recorded batch, and is not the first one after a clear."""
@@ -268,7 +267,7 @@ class BatchRun:
         if self._folder is not None:
             OutputFolder(self._folder).remove_files()
 
-    def _new_header(self, started: float, fingerprint: str | None, *, first: bool) -> dict[str, Any]:
+    def _new_header(self, started: float, *, first: bool) -> dict[str, Any]:
         self._inputs.check()
         if self._folder is not None:
             output = OutputFolder(self._folder)
@@ -283,7 +282,7 @@ class BatchRun:
             "task": self._task_name(),
             "flow": self._options.flow,
             "max_tries": self._task.max_tries,
-            "inputs": fingerprint,
+            "inputs": self._inputs.fingerprint(),
             "total": self._inputs.total,
             "started": started,
             **self._try(started),
@@ -391,6 +390,8 @@ class BatchRun:
 
     def _finish(self, header: dict[str, Any], record: BatchRecord) -> Any:
         options = self._options
+        if not record.counts.total():
+            raise NoukaiPermanentException(EMPTY)
         log.info("Noukai batch of %s: ended: %s", options.flow, self._progress(record, 0))
         check_outcomes(
             record, options.fail_on, skip_cancelled=options.on_cancelled == "skip", flow=options.flow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import time
 import traceback
@@ -14,6 +15,7 @@ import pytest
 from airflow.providers.common.compat.sdk import TaskDeferred
 
 from noukai_airflow import _task_states
+from noukai_airflow._batch_inputs import BatchInputs
 from noukai_airflow._batch_run import BatchRun
 from noukai_airflow._compat import AirflowTaskTerminated
 from noukai_airflow.exceptions import (
@@ -327,6 +329,50 @@ def test_changed_inputs(context: Any, emulator: Emulator, output: dict[str, Any]
     with pytest.raises(NoukaiPermanentException, match="inputs are not those of the task's earlier try"):
         operator(["two"], **output).execute(context)
     assert submissions(emulator) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "modified", "same"), [('"one"\n', 2, True), ('"two"\n', 1, False)], ids=["again", "changed"]
+)
+def test_a_file_is_known_by_its_content(
+    context: Any, emulator: Emulator, tmp_path: Path, content: str, modified: int, same: bool
+) -> None:
+    """A retry continues with the same bytes, written again, and refuses others of the same age and size."""
+    source = tmp_path / "inputs.jsonl"
+    source.write_text('"one"\n')
+    os.utime(source, (1, 1))
+    emulator.control.script("flow", outcome="never")
+    deferred(operator(f"file://{source}", deferrable=True), context)
+    source.write_text(content)
+    os.utime(source, (modified, modified))
+    context["ti"].try_number = 2
+    finish_all(emulator, result=1)
+    if same:
+        assert operator(f"file://{source}").execute(context) == [1]
+    else:
+        with pytest.raises(NoukaiPermanentException, match="inputs are not those of the task's earlier try"):
+            operator(f"file://{source}").execute(context)
+    assert submissions(emulator) == 1
+
+
+def test_a_version_of_a_storage_spares_a_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the storage says that an object is the same version, its content is not read again."""
+    source = tmp_path / "inputs.jsonl"
+    source.write_text('"one"\n')
+    inputs = BatchInputs(f"file://{source}", None)
+    fs = inputs._path.fs  # type: ignore[union-attr]
+    monkeypatch.setattr(type(fs), "info", lambda *_, **__: {"ETag": '"1"', "type": "file", "size": 6})
+    fingerprint = inputs.fingerprint()
+    monkeypatch.setattr(BatchInputs, "_content", lambda *_: pytest.fail("read again"))
+    assert inputs.matches(json.loads(json.dumps(fingerprint)))
+
+
+@pytest.mark.parametrize("inputs", [iter(()), map(str, ())], ids=["iterator", "map"])
+def test_an_iterator_without_inputs(context: Any, emulator: Emulator, inputs: Any) -> None:
+    """Inputs that turn out to be none are an error, as an empty list is, and no success."""
+    with pytest.raises(NoukaiPermanentException, match="inputs is empty: there is nothing to run"):
+        operator(inputs).execute(context)
+    assert submissions(emulator) == 0
 
 
 def test_a_folder_with_other_outcomes(context: Any, emulator: Emulator, tmp_path: Path) -> None:
