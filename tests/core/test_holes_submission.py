@@ -65,6 +65,13 @@ def client(make_client: MakeClient, service: RawService, monkeypatch: pytest.Mon
     return make_client(base_url=service.base_url, recovery_timeout=0.3, poll_interval=0.01)
 
 
+@pytest.fixture
+def patient_client(make_client: MakeClient, service: RawService, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The same with a long recovery window, for a job that the service lists in the end."""
+    monkeypatch.setattr(schedule, "SHORTEST_PAUSE", 0.01)
+    return make_client(base_url=service.base_url, recovery_timeout=60.0, poll_interval=0.01)
+
+
 @pytest.mark.parametrize("entry", ODD_ENTRIES)
 @pytest.mark.parametrize("response", [LOST, NO_ID], ids=["lost", "without an id"])
 def test_an_entry_that_cannot_be_read_is_never_taken_for_no_job(
@@ -78,11 +85,11 @@ def test_an_entry_that_cannot_be_read_is_never_taken_for_no_job(
 
 
 @pytest.mark.parametrize("entry", READABLE_ENTRIES)
-def test_an_entry_in_other_words_is_the_job(client: Any, service: RawService, entry: str) -> None:
+def test_an_entry_in_other_words_is_the_job(patient_client: Any, service: RawService, entry: str) -> None:
     """The session belongs to the submission, so its execution is the job, however the server spells it."""
     other = {"executionId": "step-1", "status": "running", "triggerType": "step"}
     service.on("submit", LOST, ACCEPTED).on("session", listed(other, READABLE_ENTRIES[entry]))
-    assert client.flow(FLOW).job("hello").id == "job-7"
+    assert patient_client.flow(FLOW).job("hello").id == "job-7"
     assert service.count("submit") == 1
 
 
@@ -107,11 +114,11 @@ def test_a_gateways_404_proves_no_absence(client: Any, service: RawService, gate
 
 @pytest.mark.parametrize("gateway", FOREIGN_404)
 def test_a_gateways_404_in_place_of_an_acceptance_loses_no_job(
-    client: Any, service: RawService, gateway: str
+    patient_client: Any, service: RawService, gateway: str
 ) -> None:
     """A 404 page in place of the response to a submission does not say that there is no such flow."""
     service.on("submit", FOREIGN_404[gateway]).on("session", listed({"executionId": "job-7"}))
-    assert client.flow(FLOW).job("hello").id == "job-7"
+    assert patient_client.flow(FLOW).job("hello").id == "job-7"
     assert service.count("submit") == 1
 
 
@@ -126,20 +133,22 @@ def test_the_services_own_404_proves_absence_after_the_recovery_window(
 
 
 @pytest.mark.parametrize("body", [b"busy", {"detail": {"code": "OVERLOADED", "message": "no"}}], ids=str)
-def test_a_503_that_took_effect_makes_one_job(client: Any, service: RawService, body: object) -> None:
+def test_a_503_that_took_effect_makes_one_job(patient_client: Any, service: RawService, body: object) -> None:
     """After a 503 with `Retry-After` the session is asked before anything is sent again."""
     service.on("submit", http(503, body, "Retry-After: 0"), ACCEPTED)
     service.on("session", NO_SESSION, listed({"executionId": "job-7"}))
-    assert client.flow(FLOW).job("hello").id == "job-7"
+    assert patient_client.flow(FLOW).job("hello").id == "job-7"
     assert service.count("submit") == 1
 
 
 @pytest.mark.parametrize("age", [0.0, 3600.0, -3600.0])
-def test_the_age_of_an_earlier_try_shortens_no_window(client: Any, service: RawService, age: float) -> None:
+def test_the_age_of_an_earlier_try_shortens_no_window(
+    patient_client: Any, service: RawService, age: float
+) -> None:
     """A request of an earlier process may have waited for its turn for an hour, or its clock may be wrong."""
     service.on("session", NO_SESSION, NO_SESSION, listed({"executionId": "job-7"}))
     earlier = Submission(Submission.new().id, last_sent_at=datetime.now(UTC) - timedelta(seconds=age))
-    assert client.flow(FLOW).job("hello", submission=earlier).id == "job-7"
+    assert patient_client.flow(FLOW).job("hello", submission=earlier).id == "job-7"
     assert service.count("submit") == 0
 
 
