@@ -244,7 +244,8 @@ def test_a_clear_whose_jobs_are_kept(
     emulator.control.script("flow", after_seconds=0.1)
     operator(cancel_on_kill=False).execute(context)
     assert f"Noukai batch of {FLOW}: left running (3 jobs; replaced by new jobs)" in caplog.text
-    assert {job["state"] for job in emulator.control.jobs() if job["id"] in old} == {"running"}
+    left = {job["state"] for job in emulator.control.jobs() if job["id"] in old}
+    assert left <= {"pending", "running"}
 
 
 def test_outcomes_that_no_task_wrote(context: Any, emulator: Emulator, tmp_path: Path) -> None:

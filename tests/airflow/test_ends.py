@@ -1,0 +1,174 @@
+"""How a task with one job ends: at a limit, after a lost trigger, or without a wait in the triggerer."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowSkipException, TaskDeferred
+
+from noukai_airflow._compat import TaskDeferralError, TaskDeferralTimeout
+from noukai_airflow.exceptions import NoukaiJobFailedException, NoukaiJobTimeoutException
+from noukai_airflow.hooks.noukai import NoukaiHook
+from noukai_airflow.operators.noukai import NoukaiRunJobOperator
+from tests.airflow.conftest import FakeTask, MemoryStore
+from tests.core.raw_service import COMPLETED, RUNNING, RawService, http
+
+if TYPE_CHECKING:
+    from noukai_airflow._connection import ConnectionSettings
+    from noukai_core.emulator import Emulator
+
+FLOW = "acme/demo/flow"
+
+# What Airflow resumes a task with when its own limit for a deferral has passed, or its trigger is lost.
+DEFERRAL_TIMEOUT: Any = ("__fail__", {"error": "Trigger timeout"})
+TRIGGER_LOST: Any = ("__fail__", {"error": "Trigger failure", "traceback": None})
+
+
+@pytest.fixture
+def connected(settings: ConnectionSettings, monkeypatch: pytest.MonkeyPatch) -> ConnectionSettings:
+    """Use the connection to the local Noukai instead of Airflow's."""
+    monkeypatch.setattr(NoukaiHook, "settings", settings)
+    return settings
+
+
+@pytest.fixture
+def context(store: MemoryStore) -> Any:
+    """The context that Airflow passes to a task."""
+    return {"ti": FakeTask(), "task_state_store": store}
+
+
+def operator(**arguments: Any) -> NoukaiRunJobOperator:
+    return NoukaiRunJobOperator(task_id="task", flow=FLOW, message="Hello", poll_interval=0.05, **arguments)
+
+
+def deferral(task: NoukaiRunJobOperator, context: Any) -> TaskDeferred:
+    with pytest.raises(TaskDeferred) as raised:
+        task.execute(context)
+    return raised.value
+
+
+@pytest.mark.usefixtures("connected")
+def test_airflows_limit_in_the_triggerer(context: Any, emulator: Emulator) -> None:
+    """When Airflow's own limit ends a deferral, no trigger has acted, so the task cancels its job."""
+    emulator.control.script("flow", outcome="never")
+    deferral(operator(deferrable=True, inline_wait=0), context)
+    with pytest.raises(NoukaiJobTimeoutException, match="timed out; cancelled"):
+        operator(deferrable=True).resume_execution(*DEFERRAL_TIMEOUT, context)
+    assert [job["state"] for job in emulator.control.jobs()] == ["cancelled"]
+
+
+@pytest.mark.usefixtures("connected")
+def test_a_trigger_that_is_lost(context: Any, emulator: Emulator, caplog: pytest.LogCaptureFixture) -> None:
+    """A task whose trigger Airflow has lost leaves its job running, and the log says so before it fails."""
+    emulator.control.script("flow", outcome="never")
+    deferral(operator(deferrable=True, inline_wait=0), context)
+    with pytest.raises(TaskDeferralError):
+        operator(deferrable=True, retries=1).resume_execution(*TRIGGER_LOST, context)
+    (job,) = emulator.control.jobs()
+    assert f"Noukai job {job['id']} of {FLOW}: left running" in caplog.text
+    assert job["state"] in ("pending", "running")
+
+
+@pytest.mark.usefixtures("connected")
+@pytest.mark.parametrize(
+    ("resumption", "error"), [(DEFERRAL_TIMEOUT, TaskDeferralTimeout), (TRIGGER_LOST, TaskDeferralError)]
+)
+def test_a_resumption_without_a_job(
+    resumption: Any, error: type[Exception], context: Any, emulator: Emulator
+) -> None:
+    """Airflow's own error is raised as it is where no job is known, and nothing is sent."""
+    with pytest.raises(error):
+        operator(deferrable=True).resume_execution(*resumption, context)
+    assert sum(emulator.control.counts().values()) == 0
+
+
+@pytest.mark.usefixtures("connected")
+def test_a_short_job_of_a_deferrable_task(context: Any, emulator: Emulator) -> None:
+    """By default, a deferrable task waits for a short job on its worker, which is quicker than a deferral."""
+    emulator.control.script("flow", result="done", after_seconds=0.0)
+    assert operator(deferrable=True).execute(context) == "done"
+
+
+@pytest.mark.usefixtures("connected")
+def test_airflows_limit_of_a_deferrable_task(context: Any, emulator: Emulator) -> None:
+    """The trigger ends its wait at the `execution_timeout`, which Airflow does not enforce while deferred."""
+    emulator.control.script("flow", outcome="never")
+    began = time.time()
+    task = operator(deferrable=True, inline_wait=0, timeout=None, execution_timeout=timedelta(hours=1))
+    trigger: Any = deferral(task, context).trigger
+    assert began + 3600 <= trigger.deadline <= time.time() + 3600
+
+
+@pytest.mark.usefixtures("connected")
+def test_a_cancelled_job_may_skip_its_task(context: Any, emulator: Emulator) -> None:
+    """With `on_cancelled="skip"`, a job that is cancelled on the Noukai side skips the task."""
+    emulator.control.script("flow", outcome="cancelled")
+    with pytest.raises(AirflowSkipException):
+        operator(on_cancelled="skip").execute(context)
+
+
+@pytest.mark.usefixtures("connected")
+def test_without_xcoms(context: Any, emulator: Emulator) -> None:
+    """With `do_xcom_push=False`, nothing is pushed, and the output is still returned."""
+    emulator.control.script("flow", result="done")
+    assert operator(do_xcom_push=False).execute(context) == "done"
+    assert context["ti"].xcoms == {}
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch, settings: ConnectionSettings) -> Any:
+    """A service that is told how to respond."""
+    from dataclasses import replace
+
+    with RawService() as service:
+        monkeypatch.setattr(NoukaiHook, "settings", replace(settings, base_url=service.base_url))
+        yield service
+
+
+@pytest.mark.parametrize(
+    ("cancel", "then", "phrase"),
+    [
+        (
+            http(409, {"detail": {"code": "ENDED", "message": "ended"}}),
+            COMPLETED,
+            "not cancelled .already co",
+        ),
+        (http(403, {"detail": {"code": "FORBIDDEN", "message": "no"}}), RUNNING, "cancel failed .may still"),
+    ],
+    ids=["ended meanwhile", "rejected"],
+)
+def test_a_timeout_says_what_became_of_the_job(
+    cancel: bytes, then: bytes, phrase: str, service: RawService, context: Any
+) -> None:
+    """A job that ended just before its cancel, or whose cancel was rejected, is not called cancelled."""
+    service.on("poll", RUNNING).on("cancel", lambda: (service.on("poll", then) and cancel,))
+    with pytest.raises(NoukaiJobTimeoutException, match=phrase):
+        operator(timeout=0.3).execute(context)
+
+
+def policy(action: str) -> Any:
+    """A retry policy that always decides the same."""
+    decision = SimpleNamespace(action=SimpleNamespace(value=action))
+    return SimpleNamespace(evaluate=lambda *_: decision)
+
+
+@pytest.mark.parametrize(
+    ("action", "try_number", "left"),
+    [
+        ("fail", 1, False),
+        ("retry", 1, True),
+        ("retry", 3, False),
+        ("default", 1, True),
+        ("reschedule", 3, True),
+    ],
+)
+def test_a_retry_policy_decides_whether_a_retry_is_left(action: str, try_number: int, left: bool) -> None:
+    """What a task says of its job at its end counts the retries that the task's policy allows."""
+    task = operator(retries=2)
+    task.__dict__["retry_policy"] = policy(action)
+    context: Any = {"ti": FakeTask(try_number=try_number, max_tries=2)}
+    assert task._retry_left(context, NoukaiJobFailedException("failed")) is left
