@@ -1,0 +1,234 @@
+"""What an interruption does to a job, at each moment at which it can strike."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import pytest
+from prefect import flow, task
+from prefect.client.orchestration import get_client
+from prefect.states import Cancelling, Running
+
+from noukai_core import AsyncFlow, Submission
+from noukai_prefect import NoukaiCredentials, _cancellation
+from noukai_prefect._cancellation import (
+    StoppedInThread,
+    SubmissionState,
+    as_cancelled_state,
+    cancel_or_keep,
+    cancel_reason,
+    run_until_stopped,
+    watch_for_stop,
+)
+from noukai_prefect._run_context import RunContext
+
+if TYPE_CHECKING:
+    from noukai_core.emulator import Emulator
+
+FLOW = "acme/spelling/grade-3"
+
+
+@dataclass(frozen=True)
+class LoggedRun(RunContext):
+    """A run whose log is that of this process."""
+
+    asks_server: bool = False
+
+    def logger(self) -> Any:
+        return logging.getLogger("noukai_prefect")
+
+    @property
+    def must_ask_server(self) -> bool:
+        return self.asks_server
+
+
+def run(flow_run_id: UUID | None = None, **changes: Any) -> LoggedRun:
+    """Return a run that nothing has ended."""
+    known: dict[str, Any] = {
+        "task_run_id": None,
+        "task_attempt": 1,
+        "times_out_at": None,
+        "cancel_event": None,
+    }
+    return LoggedRun(flow_run_id, **known | changes)
+
+
+@pytest.fixture
+async def noukai_flow(credentials: NoukaiCredentials, emulator: Emulator) -> AsyncIterator[AsyncFlow]:
+    """A flow whose jobs run until they are cancelled."""
+    emulator.control.script("*", outcome="never")
+    async with credentials.get_client("async") as client:
+        yield client.flow(FLOW)
+
+
+@pytest.fixture
+def quick_lookups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_cancellation, "_LOOKUP_PAUSE", 0.01)
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What the run logs."""
+    logger = logging.getLogger("noukai_prefect")
+    logger.addHandler(caplog.handler)
+    with caplog.at_level(logging.INFO, logger="noukai_prefect"):
+        yield caplog
+    logger.removeHandler(caplog.handler)
+
+
+@pytest.mark.parametrize(
+    ("interrupted", "interruption", "cancelled"),
+    [
+        (run(), KeyboardInterrupt(), True),
+        (run(), asyncio.CancelledError(), False),
+        (run(times_out_at=0.0), asyncio.CancelledError(), True),
+    ],
+    ids=["Ctrl-C", "shutdown", "timeout"],
+)
+async def test_an_interruption_during_a_wait(
+    interrupted: RunContext,
+    interruption: BaseException,
+    cancelled: bool,
+    noukai_flow: AsyncFlow,
+    emulator: Emulator,
+    log: pytest.LogCaptureFixture,
+) -> None:
+    """A person and a timeout cancel the job; a shutdown leaves it running, and the log names it."""
+    job = await noukai_flow.job("hello")
+    assert await cancel_or_keep(SubmissionState(job=job), interrupted, interruption) is cancelled
+    counts = await asyncio.to_thread(emulator.control.counts, job.id)
+    assert counts["cancel"] == int(cancelled)
+    assert f"Noukai job {job.id} of {FLOW}: {'cancelled (' if cancelled else 'left running ('}" in log.text
+
+
+async def test_an_interruption_before_the_response(
+    noukai_flow: AsyncFlow, emulator: Emulator, log: pytest.LogCaptureFixture
+) -> None:
+    """The job of a submission whose response did not come any more is found and cancelled."""
+    submission = Submission.new()
+    job = await noukai_flow.job("hello", submission=submission)
+    state = SubmissionState((noukai_flow, submission))
+    assert await cancel_or_keep(state, run(), KeyboardInterrupt())
+    assert state.job is not None
+    assert state.job.id == job.id
+    assert (await job.status()).state == "cancelled"
+
+
+@pytest.mark.usefixtures("quick_lookups")
+@pytest.mark.parametrize("fails", [False, True], ids=["not found", "lookup fails"])
+async def test_a_submission_whose_job_is_not_found(
+    fails: bool, noukai_flow: AsyncFlow, emulator: Emulator, log: pytest.LogCaptureFixture
+) -> None:
+    """A submission whose job cannot be found when a person interrupts it is named as possibly running."""
+    if fails:
+        await asyncio.to_thread(emulator.control.fault, "status", on="session", times=None, status=403)
+    submission = Submission.new()
+    assert not await cancel_or_keep(SubmissionState((noukai_flow, submission)), run(), KeyboardInterrupt())
+    name = f"Noukai submission {submission.id} to {FLOW}"
+    assert f"{name}: may be left running (interrupted before the response)" in log.text
+    assert (f"{name}: lookup failed: " in log.text) is fails
+
+
+async def test_a_shutdown_before_the_response(
+    noukai_flow: AsyncFlow, emulator: Emulator, log: pytest.LogCaptureFixture
+) -> None:
+    """A shutdown during a submission asks for nothing, and names the submission."""
+    submission = Submission.new()
+    state = SubmissionState((noukai_flow, submission))
+    assert not await cancel_or_keep(state, run(), asyncio.CancelledError())
+    assert f"Noukai submission {submission.id} to {FLOW}: may be left running" in log.text
+    assert (await asyncio.to_thread(emulator.control.counts))["session"] == 0
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["job", "submission"])
+async def test_a_server_that_does_not_respond_to_a_cancel(
+    known: bool,
+    noukai_flow: AsyncFlow,
+    emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+    log: pytest.LogCaptureFixture,
+) -> None:
+    """The cleanup ends in time, before Prefect kills the process, and names what may be running."""
+    submission = Submission.new()
+    job = await noukai_flow.job("hello", submission=submission)
+    for kind in ("cancel", "session"):
+        await asyncio.to_thread(emulator.control.fault, "slow", on=kind, times=None, seconds=60)
+    monkeypatch.setattr(_cancellation, "CLEANUP_SECONDS", 0.2)
+    state = SubmissionState(job=job) if known else SubmissionState((noukai_flow, submission))
+    assert not await cancel_or_keep(state, run(), KeyboardInterrupt())
+    name = (
+        f"Noukai job {job.id} of {FLOW}: cancel failed (" if known else f"Noukai submission {submission.id}"
+    )
+    assert name in log.text
+    assert "no confirmation within 0.2 s" in log.text
+
+
+async def test_a_server_of_prefect_that_is_away(
+    monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+) -> None:
+    """While Prefect does not say whether a person cancelled the run, its jobs are left running."""
+
+    def fail() -> Any:
+        raise ConnectionError("no server")
+
+    monkeypatch.setattr(_cancellation, "get_client", fail)
+    flow_run_id = UUID(int=1)
+    assert await cancel_reason(run(flow_run_id), KeyboardInterrupt()) is None
+    assert f"Prefect flow run {flow_run_id}: cancellation unknown (Noukai jobs are left running)" in log.text
+
+
+@flow
+def of_a_person() -> None:
+    """Stand for any flow."""
+
+
+@task
+def of_a_flow() -> None:
+    """Stand for the task run that a subflow has in its parent."""
+
+
+@pytest.mark.usefixtures("prefect_server")
+async def test_who_ended_a_subflow() -> None:
+    """A cancel of a flow run reaches the jobs of its subflows, and so does Ctrl-C on a local run."""
+    async with get_client() as client:
+        parent = await client.create_flow_run(of_a_person, state=Running())
+        called = await client.create_task_run(of_a_flow, parent.id, dynamic_key="0")
+        child = await client.create_flow_run(of_a_person, parent_task_run_id=called.id, state=Running())
+        assert await cancel_reason(run(child.id), asyncio.CancelledError()) is None
+        assert await cancel_reason(run(child.id), KeyboardInterrupt()) == "interrupted"
+        await client.set_flow_run_state(parent.id, Cancelling(), force=True)
+        reason = await cancel_reason(run(child.id), asyncio.CancelledError())
+    assert reason == "the flow run was cancelled"
+
+
+async def test_a_thread_that_has_to_stop() -> None:
+    """An operation in a thread is stopped when its run has to stop, and the task ends as cancelled."""
+    stopped = threading.Event()
+    stopped.set()
+    ended = run(times_out_at=time.monotonic() - 1, cancel_event=stopped)
+    state: Any = await as_cancelled_state(run_until_stopped(asyncio.sleep(3600), ended, "it waited"))
+    assert state.is_cancelled()
+    assert state.message == "The flow run was stopped while it waited"
+    with pytest.raises(StoppedInThread):
+        await run_until_stopped(asyncio.sleep(3600), ended, "it waited")
+
+
+async def test_a_thread_that_nothing_else_notifies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where only Prefect's server knows that a run was cancelled, it is asked until it says so."""
+    monkeypatch.setattr(_cancellation, "STOP_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(_cancellation, "SERVER_CHECK_SECONDS", 0.0)
+    reasons = iter([None, None, "the flow run was cancelled"])
+
+    async def next_reason(*_: object) -> str | None:
+        return next(reasons)
+
+    monkeypatch.setattr(_cancellation, "cancel_reason", next_reason)
+    await watch_for_stop(run(asks_server=True))
+    assert next(reasons, "asked to the end") == "asked to the end"
