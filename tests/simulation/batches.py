@@ -15,6 +15,8 @@ from tests.simulation.choices import Choices, Decision
 from tests.simulation.clock import Clock
 from tests.simulation.explore import LIVING, Outcome
 from tests.simulation.invariants import History, Violation, one_job_per_submission
+from tests.simulation.network import Exchange
+from tests.simulation.pages import ANOTHER_REQUEST, Response
 from tests.simulation.process import Process, Task
 from tests.simulation.server import ServerJob
 from tests.simulation.simulation import Simulation
@@ -65,6 +67,7 @@ class Batching:
         self.most = choices.pick("max_concurrency", (4, 1, 20))
         self.in_order = choices.pick("in_order", (False, True), 0.3)
         self.lazy = choices.pick("lazy ledger", (False, True), 0.5)
+        simulation.network.crosses_submissions = choices.pick("a pool out of step", (False, True), 0.3)
         self.outcomes: list[list[JobOutcome]] = []
         self.ended: list[int] = []
         self._detached: list[int] = []
@@ -152,26 +155,55 @@ def violations(history: History, scenario: Batching) -> Iterator[Violation]:
         if any(len(exchange.jobs) > 1 for exchange in history.exchanges):
             continue  # a network that sends a request twice makes a job that nobody asked for
         for outcome in outcomes:
-            if wrong := _wrong(outcome, simulation.server.jobs, indexes):
+            if wrong := _wrong(outcome, history, indexes):
                 yield Violation("outcomes_are_true", f"try {number + 1}: {wrong}: {outcome!r}")
     duplicated = any(len(exchange.jobs) > 1 for exchange in history.exchanges)
     if simulation.server.lists_in_time and not duplicated:
         yield from _no_second_job(simulation, indexes)
 
 
-def _wrong(
-    outcome: JobOutcome, jobs: Mapping[str, ServerJob], indexes: Mapping[str, tuple[int, int]]
-) -> str | None:
+def _wrong(outcome: JobOutcome, history: History, indexes: Mapping[str, tuple[int, int]]) -> str | None:
     if outcome.error is not None and not isinstance(outcome.error, NoukaiError):
         return "an error of another kind"
     if outcome.job_id is None:
         return None if outcome.state in ("rejected", "unknown", "not_submitted") else "no job"
-    job = jobs[outcome.job_id]
+    job = history.simulation.server.job_of(outcome.job_id)
+    assert job is not None
     if indexes[job.key][0] != outcome.index:
+        if _crossed_unseen(outcome.index, job, history, indexes):
+            return None
         return f"the job is that of input {indexes[job.key][0]}"
     if outcome.state in ("completed", "failed", "cancelled"):
         return None if job.final == outcome.state else f"the job ended as {job.final}"
     return None
+
+
+def _crossed_unseen(
+    index: int, job: ServerJob, history: History, indexes: Mapping[str, tuple[int, int]]
+) -> bool:
+    """Whether an input received the response to another one, before its process knew whose job that is."""
+    return any(
+        isinstance(exchange.end, Response)
+        and exchange.end.origin == ANOTHER_REQUEST
+        and indexes[exchange.submission][0] == index
+        and not _knew(job, exchange)
+        for exchange in history.exchanges
+        if exchange.kind == "submit"
+    )
+
+
+def _knew(job: ServerJob, exchange: Exchange) -> bool:
+    made_by = job.exchange
+    return (
+        made_by.process == exchange.process
+        and isinstance(made_by.end, Response)
+        and made_by.end.own
+        and made_by.end.whole
+        and made_by.end.status < 300
+        and made_by.ended_at is not None
+        and exchange.ended_at is not None
+        and made_by.ended_at < exchange.ended_at
+    )
 
 
 def _no_second_job(simulation: Simulation, indexes: Mapping[str, tuple[int, int]]) -> Iterator[Violation]:

@@ -15,20 +15,21 @@ from tests.simulation.choices import Choices, Decision
 from tests.simulation.clock import Clock, LivingClock, living_in
 from tests.simulation.coverage import State, states
 from tests.simulation.invariants import History, Violation, violations
-from tests.simulation.scenarios import Asking, Crowd, Submitting
+from tests.simulation.scenarios import Asking, Crowd, Neighbours, Submitting
 from tests.simulation.simulation import Simulation
 
 LIVING = LivingClock()
 
 _CHUNK = 500
 
-_SCENARIOS: tuple[Callable[[Simulation], Submitting | Crowd | Asking], ...] = (
+_SCENARIOS: tuple[Callable[[Simulation], Submitting | Crowd | Asking | Neighbours], ...] = (
     Submitting,
     Submitting,
     Submitting,
     Submitting,
     Asking,
     Crowd,
+    Neighbours,
 )
 
 

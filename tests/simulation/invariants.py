@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import re
 from collections import defaultdict
@@ -22,7 +23,7 @@ from noukai_core import (
     SubmissionUnknownError,
 )
 from tests.simulation.network import Exchange
-from tests.simulation.pages import Response
+from tests.simulation.pages import ANOTHER_REQUEST, Response
 from tests.simulation.process import Call, StoreError
 from tests.simulation.server import READABLE_IDS, ServerJob
 from tests.simulation.simulation import Simulation
@@ -55,10 +56,24 @@ class History:
         self.simulation = simulation
         self.calls = simulation.calls
         self.exchanges = simulation.network.exchanges
+        self._calls = {id(exchange): call for call in self.calls for exchange in call.exchanges}
         self.by_submission: defaultdict[str, list[Exchange]] = defaultdict(list)
         for exchange in self.exchanges:
             if exchange.kind == "submit":
                 self.by_submission[exchange.submission].append(exchange)
+
+    def at_the_same_time(self, earlier: Exchange, later: Exchange) -> bool:
+        """Whether two processes submitted at the same time, so that neither could know of the other.
+
+        That is promised to make one job only where the service honours the idempotency key. But a process
+        that begins when the requests of all others have ended makes no second job, even if they live on.
+        """
+        call = self._calls.get(id(later))
+        if call is None or earlier.process == later.process:
+            return False
+        forked_at = self.simulation.processes[later.process - 1].forked_at
+        unknown = -math.inf < forked_at <= earlier.sent_at
+        return unknown or earlier.ended_at is None or earlier.ended_at > call.started
 
 
 def violations(history: History) -> list[Violation]:
@@ -72,7 +87,7 @@ def one_job_per_submission(history: History) -> Iterator[str]:
         return
     for submission, sent in history.by_submission.items():
         made = [exchange for exchange in sent if exchange.jobs]
-        if len(made) > 1:
+        if any(not history.at_the_same_time(*pair) for pair in itertools.combinations(made, 2)):
             numbers = ", ".join(str(exchange.number) for exchange in made)
             yield f"submission {submission} made {len(made)} jobs, by the requests {numbers}"
 
@@ -83,6 +98,8 @@ def nothing_sent_without_proof(history: History) -> Iterator[str]:
         for number, exchange in enumerate(sent):
             for earlier in sent[:number]:
                 if earlier.surely_not_processed or _absence_proved(history, earlier, exchange):
+                    continue
+                if history.at_the_same_time(earlier, exchange):
                     continue
                 yield (
                     f"request {exchange.number} submits again, although request {earlier.number} may have "
@@ -121,6 +138,7 @@ def never_none_when_there_is_one(history: History) -> Iterator[str]:
                 job
                 for exchange in history.by_submission[call.about]
                 if exchange.sent_at <= _ended(call)
+                and not any(history.at_the_same_time(exchange, own) for own in call.exchanges[:1])
                 for job in exchange.jobs
             ]
             if made and history.simulation.server.lists_in_time:
@@ -182,8 +200,11 @@ def _not_a_job(history: History, call: Call) -> str | None:
 
 def _job_outcome(history: History, call: Call) -> str | None:
     if call.error is None:
-        made = {job.id for exchange in history.by_submission[call.about] for job in exchange.jobs}
-        return None if call.result.id in made else f"it returned {call.result.id}, which it did not make"
+        made = [job for exchange in history.by_submission[call.about] for job in exchange.jobs]
+        job = history.simulation.server.job_of(call.result.id)
+        if job in made or _crossed_unseen(history, call):
+            return None
+        return f"it returned {call.result.id}, which it did not make"
     if isinstance(call.error, SubmissionUnknownError):
         return _needlessly_unknown(history, call)
     last = call.exchanges[-1].end if call.exchanges else None
@@ -194,6 +215,24 @@ def _job_outcome(history: History, call: Call) -> str | None:
     ):
         return f"refused without a refusal: {call.error!r}"
     return _rejected_early(history, call)
+
+
+def _crossed_unseen(history: History, call: Call) -> bool:
+    """Whether it received the response to another submission, of whose job its process did not know."""
+    last = call.exchanges[-1].end if call.exchanges else None
+    if not (isinstance(last, Response) and last.origin == ANOTHER_REQUEST):
+        return False
+    job_of = history.simulation.server.job_of
+    return not any(
+        other.kind == "job"
+        and other.about != call.about
+        and other.process == call.process
+        and other.ended is not None
+        and other.ended < _ended(call)
+        and other.error is None
+        and job_of(other.result.id) is job_of(call.result.id)
+        for other in history.calls
+    )
 
 
 def _rejected_early(history: History, call: Call) -> str | None:
@@ -274,6 +313,7 @@ def _known(exchange: Exchange, since: float) -> bool:
     return (
         shown
         and isinstance(exchange.end, Response)
+        and exchange.end.recognisable
         and exchange.end.status == 200
         and exchange.ended_at is not None
         and exchange.ended_at > since
@@ -288,6 +328,7 @@ def _gave_up_early(history: History, call: Call) -> str | None:
         and isinstance(exchange.end, Response)
         and exchange.end.own
         and exchange.end.whole
+        and exchange.end.recognisable
         and exchange.end.status in (200, 404)
     ]
     since = max(good, default=call.started)
@@ -388,7 +429,7 @@ def _complaint(exchange: Exchange) -> bool:
 def ends_are_seen_soon(history: History) -> Iterator[str]:
     """Without a fault, the end of a job is seen within a tenth of its age, and no result is lost."""
     simulation = history.simulation
-    if simulation.harm or simulation.server.trouble:
+    if simulation.harm or simulation.server.trouble or not simulation.habits.recognisable:
         return
     jobs = simulation.server.jobs
     waits = [call for call in history.calls if call.kind == "wait" and call.about in jobs]
@@ -473,11 +514,12 @@ def let_go(
         by_a_person: Whether a person wanted it to end, so that a line has to say why it does not.
         remembered: Whether a later try can know of its submission, so that it may not replace it.
     """
+    ids = simulation.server.ids(job)
     told = any(
-        exchange.kind == "cancel" and exchange.job_id == job.id and exchange.sent_at <= until
+        exchange.kind == "cancel" and exchange.job_id in ids and exchange.sent_at <= until
         for exchange in simulation.network.exchanges
     )
-    names = re.compile(rf"\b({re.escape(job.id)}|{re.escape(job.exchange.submission)})\b")
+    names = re.compile(rf"\b({'|'.join(map(re.escape, (*ids, job.exchange.submission)))})\b")
     return told or any(
         moment <= until
         and NAMED.search(line)

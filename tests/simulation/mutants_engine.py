@@ -13,6 +13,7 @@ _SCHEDULE = "noukai_core._engine.schedule"
 _ENDPOINTS = "noukai_core._api.endpoints"
 _PARSING = "noukai_core._api.parsing"
 _SUBMISSION = "noukai_core.submission"
+_IDS = "noukai_core._api.job_ids"
 
 MUTANTS = (
     # What is listed, and what proves that there is no job.
@@ -203,6 +204,65 @@ MUTANTS = (
         _SUBMIT,
         "rejected = not (outcome.retryable and outcome.never_processed)",
         "rejected = True",
+    ),
+    # Two processes at a time: one that is taken for dead, and one that is forked.
+    Mutant(
+        "what was sent by a process that lives on counts as never sent",
+        _SUBMIT,
+        "state.possibly_sent_at = state.possibly_sent_at or submission.last_sent_at",
+        "last = submission.last_sent_at\n"
+        "    if last is not None and abs((datetime.now(UTC) - last).total_seconds()) < 5.0:\n"
+        "        last = None\n"
+        "    state.possibly_sent_at = state.possibly_sent_at or last",
+    ),
+    Mutant(
+        "a later process believes the first list",
+        _SUBMIT,
+        "proves_from = unknown_since + recovery_timeout",
+        "proves_from = unknown_since + (recovery_timeout if unknown_since < clock() else 0.0)",
+    ),
+    Mutant(
+        "a forked child waits for the calls of its parent",
+        _SENT,
+        "        for state in self._states.values():\n            state.busy = False\n",
+        "        pass\n",
+    ),
+    Mutant(
+        "a forked child forgets what its parent has submitted",
+        _SENT,
+        "        for state in self._states.values():\n            state.busy = False\n",
+        "        self._states.clear()\n",
+    ),
+    # Jobs with two ids, and the ids of other jobs.
+    Mutant(
+        "the dashes of a UUID tell jobs apart",
+        _IDS,
+        'return folded[: number.start()] + number.group().replace("-", "")',
+        "return folded",
+    ),
+    Mutant(
+        "case tells jobs apart",
+        _IDS,
+        "folded = job_id.casefold()",
+        "folded = job_id",
+    ),
+    Mutant(
+        "a number names no other job",
+        _ENDPOINTS,
+        "isinstance(named, bool) or not isinstance(named, str | int)",
+        "not isinstance(named, str)",
+    ),
+    Mutant(
+        "the response to another submission is believed",
+        _SUBMIT,
+        "if outcome.id not in session.others and not has_for_another(outcome.id):",
+        "if outcome.id not in session.others:",
+    ),
+    Mutant(
+        "the response to another submission says that there is no job",
+        _SUBMIT,
+        "            outcome = InvalidResponseError(\n",
+        "            raise InvalidResponseError(\n",
     ),
     # Waiting.
     Mutant(

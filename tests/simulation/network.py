@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TypeAlias
 
 from tests.simulation.choices import Choices
 from tests.simulation.clock import Clock
 from tests.simulation.pages import (
+    ANOTHER_REQUEST,
     CUT_OFF,
     ELSEWHERE,
     FOREIGN_404,
@@ -163,6 +165,7 @@ class Network:
     Attributes:
         exchanges: All requests.
         harm: See above.
+        crosses_submissions: Whether the response to one submission may go to another one.
     """
 
     def __init__(
@@ -184,6 +187,8 @@ class Network:
         self._cut_off: set[int] = set()
         self._caches = harm > 0 and choices.happens("a cache before the service", 0.1)
         self._cached: dict[str, tuple[float, Response]] = {}
+        self.crosses_submissions = False
+        self._accepted: dict[str, Response] = {}
 
     def send(
         self,
@@ -272,7 +277,7 @@ class Network:
             case "replaced by a redirect":
                 response = self._choices.pick(f"redirect of a {kind}", REDIRECTS_AFTERWARDS)
             case "out of step":
-                response = OF_ANOTHER.get(kind, response)
+                response = self._of_another(exchange) or response
             # What the service has rejected, nobody sends again behind the client's back.
             case "duplicated" if not 400 <= response.status < 500:
                 later = self._choices.pick(f"pause before the duplicate of a {kind}", (0.0, 0.5, 20.0))
@@ -290,10 +295,22 @@ class Network:
         response = self._from_cache(exchange) or self._server.respond(exchange)
         if self._caches and exchange.method == "GET" and response.own:
             self._cached[exchange.path] = (self._clock.now, response)
+        if exchange.kind == "submit" and response.status < 300:
+            self._accepted[exchange.submission] = response
         exchange.received.append(self._clock.now)
         if exchange.ended_at is not None or exchange.jobs:
             self._story.tell("{0}: the service answers {1}", exchange, response)
         return response
+
+    def _of_another(self, exchange: Exchange) -> Response | None:
+        """Return the response to another request, if there is one that the client may take for its own."""
+        if exchange.kind != "submit":
+            pages = OF_ANOTHER.get(exchange.kind)
+            return self._choices.pick(f"of another {exchange.kind}", pages) if pages else None
+        others = [
+            accepted for submission, accepted in self._accepted.items() if submission != exchange.submission
+        ]
+        return replace(others[-1], origin=ANOTHER_REQUEST) if others and self.crosses_submissions else None
 
     def _from_cache(self, exchange: Exchange) -> Response | None:
         """Return what a cache has kept, although it was asked not to respond: it adds an `Age` at least."""

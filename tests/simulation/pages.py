@@ -21,6 +21,7 @@ class Response:
         origin: Who wrote it: `service`, or the name of a gateway.
         proves_absence: Whether it is the service's own word that a session holds no job.
         listed: The submissions whose jobs the list of a session names, if it is one that can be read.
+        recognisable: Whether it names the job that was asked for by an id that can be told to be the job's.
     """
 
     status: int
@@ -29,6 +30,7 @@ class Response:
     origin: str = _SERVICE
     proves_absence: bool = False
     listed: frozenset[str] | None = None
+    recognisable: bool = True
 
     @property
     def own(self) -> bool:
@@ -108,16 +110,23 @@ REDIRECTS = (
     _redirect(308, "https://elsewhere.test/"),
 )
 
-OF_ANOTHER: Mapping[str, Response] = {
-    "poll": _json(
-        "service, to another request",
-        200,
-        {"executionId": "exec-other", "status": "completed", "result": {"answer": "exec-other"}},
-    ),
-    "session": _json(
-        "service, to another request",
-        200,
-        {"sessionId": "5d3c1f3e-6f0a-4a37-9b59-0d7a7c6f2b11", "executions": []},
+ANOTHER_REQUEST = "service, to another request"
+"""The origin of a response that answers another request."""
+
+
+def _result_of_another(job_id: str | int) -> Response:
+    value = {"executionId": job_id, "status": "completed", "result": {"answer": "exec-other"}}
+    return _json(ANOTHER_REQUEST, 200, value)
+
+
+OF_ANOTHER: Mapping[str, tuple[Response, ...]] = {
+    "poll": (_result_of_another("exec-other"), _result_of_another(8_000_001)),
+    "session": (
+        _json(
+            ANOTHER_REQUEST,
+            200,
+            {"sessionId": "5d3c1f3e-6f0a-4a37-9b59-0d7a7c6f2b11", "executions": []},
+        ),
     ),
 }
 """What a connection that is out of step brings: the response to another request."""

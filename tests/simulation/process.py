@@ -366,6 +366,7 @@ class Process:
         alive: Whether it runs.
         effects: How many effects it has performed.
         tasks: Its coroutines.
+        forked_at: When it was forked from another one; minus infinity if it was not.
     """
 
     def __init__(
@@ -391,6 +392,7 @@ class Process:
         self.alive = True
         self.effects = 0
         self.tasks: list[Task] = []
+        self.forked_at = -math.inf
         runner: Any = Runner(options.api_key, self.start)
         self.flow = AsyncFlow(runner, options.flow_path(FLOW), options)
 

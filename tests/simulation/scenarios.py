@@ -31,13 +31,15 @@ class Submitting:
         self._choices = simulation.choices
         self._tries = 0
         self._identities = 0
+        self._latest: Process | None = None
+        self._passed: dict[int, Submission] = {}
         self.over = False
 
     def begin(self) -> None:
         """Start the first try, or the next."""
         self._tries += 1
-        process = self._simulation.process()
-        self._plan_a_death(process)
+        self._latest = process = self._simulation.process()
+        self._plan_an_end(process)
         task = process.start("try", self._try(process), self._ended)
         self._plan_an_interruption(process, task)
 
@@ -45,23 +47,29 @@ class Submitting:
         if not self.over and task.process.alive:
             self._next_try(task.process)
 
-    def _next_try(self, ended: Process) -> None:
-        # One process at a time: whoever runs a task has to see to that.
-        if ended.number == self._tries < _MOST_TRIES:
-            ended.kill()
+    def _next_try(self, ended: Process, *, lives_on: bool = False) -> None:
+        if ended is self._latest and self._tries < _MOST_TRIES:
+            if not lives_on:
+                ended.kill()
             pause = self._choices.pick("pause before the next try", (1.0, 30.0, 70.0, 300.0, 900.0, 7200.0))
             self._simulation.clock.after(pause, self.begin)
 
-    def _plan_a_death(self, process: Process) -> None:
-        if not self._choices.happens("death of a process", 0.45):
+    def _plan_an_end(self, process: Process) -> None:
+        if not self._choices.happens("end of a process", 0.45):
             return
+        ends = self._choices.pick("how a process ends", ("dies", "is taken for dead", "forks"), 0.4)
         moment = self._choices.pick("when in it", (-1.0, *DELAYS))
 
         def die() -> None:
-            if process.alive and not self.over:
-                self._simulation.story.tell("process {0} dies", process.number)
+            if not process.alive or self.over:
+                return
+            self._simulation.story.tell("process {0} {1}", process.number, ends)
+            if ends == "forks":
+                self._fork(process)
+                return
+            if ends == "dies":
                 process.kill()
-                self._next_try(process)
+            self._next_try(process, lives_on=ends == "is taken for dead")
 
         def die_now_or_later() -> None:
             if moment < 0:
@@ -96,6 +104,25 @@ class Submitting:
 
         self._simulation.clock.after(delay, interrupt)
 
+    def _fork(self, process: Process) -> None:
+        """Let a child pass on what its parent passes, with all that the parent knew at that moment."""
+        submission = self._passed.get(process.number)
+        if submission is None:
+            return
+        child = self._simulation.fork(process)
+
+        async def go_on() -> None:
+            task = child.tasks[0]
+            with contextlib.suppress(NoukaiError):
+                called = child.flow.job("text", submission=submission)
+                job = await self._simulation.call(task, "job", submission.id, called)
+                await self._wait(child, task, job)
+
+        self._simulation.clock.after(
+            self._choices.pick("pause after the fork", (0.0, 0.01, 5.0, 70.0)),
+            lambda: child.start("the child", go_on()),
+        )
+
     def _now(self, process: Process) -> datetime:
         return datetime.fromtimestamp(self._simulation.clock.now + EPOCH + process.wall_error, UTC)
 
@@ -107,6 +134,7 @@ class Submitting:
             submission = Submission(identity, sent_at)
             await Effect(StoreWrite("identity", identity))
             await Effect(StoreWrite("sent at", self._now(process)))
+            self._passed[process.number] = submission
             job = await self._submit(process, process.tasks[0], submission)
             with contextlib.suppress(StoreError):
                 await Effect(StoreWrite("job", job.id))
@@ -187,6 +215,32 @@ async def wait(
         grace_ends=grace_ends,
         poll_interval=poll_interval,
     )
+
+
+class Neighbours:
+    """Several submissions of one process, whose responses may be those to each other."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        self._simulation = simulation
+        self._choices = simulation.choices
+        simulation.network.crosses_submissions = True
+
+    def begin(self) -> None:
+        process = self._simulation.process()
+        for number in range(2 + self._choices.index("submissions", 3)):
+            begins = self._choices.pick("submission begins at", (5.0, 0.0, 0.01, 0.03)) * (number + 1)
+            self._simulation.clock.after(begins, lambda number=number: self._one(process, number))  # type: ignore[misc]
+
+    def _one(self, process: Process, number: int) -> None:
+        process.start(f"submission {number + 1}", self._submit(process, number))
+
+    async def _submit(self, process: Process, number: int) -> None:
+        task = process.tasks[-1]
+        submission = Submission(str(uuid.uuid5(_NAMESPACE, f"neighbour {number}")))
+        called = process.flow.job("text", submission=submission)
+        with contextlib.suppress(NoukaiError):
+            job = await self._simulation.call(task, "job", submission.id, called)
+            await wait(self._simulation, process, task, job, 400.0, None)
 
 
 class Crowd:

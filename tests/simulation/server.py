@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 ORG_PROJECT_SLUG = ("acme", "spelling", "grade-3")
 FLOW = "/".join(ORG_PROJECT_SLUG)
+
+_JOBS = uuid.UUID(int=3)
 
 LISTING_LAGS = (0.0, 3.0, 20.0, 55.0, 58.0)
 LATE_LAGS = (90.0, math.inf)
@@ -44,6 +47,8 @@ ABSENCES = (
     "another flow's step",
 )
 KEYS = ("ignored", "same job", "409 while busy", "409 for ever")
+SECOND_IDS = ("none", "another case", "other dashes", "a number")
+SECOND_ID_PLACES = ("the list", "a poll", "the response to a submission", "one more row of the list")
 CANCELS = ("202", "204", "405", "501", "FastAPI 404", "202, and ignored")
 
 WORDS: tuple[Mapping[str, str], ...] = (
@@ -74,6 +79,8 @@ class Habits:
         clock_error: By how many seconds the service's clock is wrong.
         times_listed: How often the list has each job.
         forgets: How probable it is that a replica does not know a job that another one knew a moment ago.
+        second_id: Which second id a job has.
+        second_id_in: Where it shows.
     """
 
     listing_lag: float
@@ -92,6 +99,8 @@ class Habits:
     clock_error: float
     times_listed: int
     forgets: float
+    second_id: str
+    second_id_in: str
 
     @classmethod
     def chosen(cls, choices: Choices, trouble: float) -> Habits:
@@ -114,6 +123,8 @@ class Habits:
             clock_error=choices.pick("error of the service's clock", (0.0, 7200.0, -7200.0), 0.15),
             times_listed=choices.pick("times that the list has a job", (1, 2), 0.1),
             forgets=choices.pick("replicas that lag", (0.0, 0.2), 0.2) if trouble else 0.0,
+            second_id=(second_id := choices.pick("second id of a job", SECOND_IDS, 0.1)),
+            second_id_in=choices.pick("where it shows", SECOND_ID_PLACES) if second_id != "none" else "",
         )
 
     @property
@@ -125,6 +136,11 @@ class Habits:
             and self.slug in ("slug", "missing", "null")
             and self.listing == "executions"
         )
+
+    @property
+    def recognisable(self) -> bool:
+        """Whether a client can tell that the two ids of a job name the same one."""
+        return self.second_id != "a number"
 
     @property
     def tells_absence(self) -> bool:
@@ -235,13 +251,43 @@ class Server:
         """Run one more job."""
         seconds = self._choices.pick("job runs for", (1.5, 0.0, 5.0, 40.0, 600.0), 0.5)
         job_id = self._choices.pick("job id", ("exec-{}", "job_{}", "fr_01HX{}"), 0.1).format(
-            len(self.jobs) + 1
+            uuid.uuid5(_JOBS, str(len(self.jobs) + 1))
+            if self.habits.second_id == "other dashes"
+            else len(self.jobs) + 1
         )
         job = ServerJob(job_id, session, key, exchange, self._clock.now + seconds)
         job.final = self._choices.pick("job ends as", ("completed", "failed", "cancelled"), 0.2)
         self.jobs[job.id] = job
         exchange.jobs.append(job)
         return job
+
+    def job_of(self, job_id: str) -> ServerJob | None:
+        """Return a job by either of its ids."""
+        job = self.jobs.get(job_id)
+        if job is not None or self.habits.second_id == "none":
+            return job
+        return next((job for job in self.jobs.values() if self._second_id(job) == job_id), None)
+
+    def id_in(self, place: str, job: ServerJob) -> str | int:
+        """Return the id that a job has in a response."""
+        if self.habits.second_id_in != place:
+            return job.id
+        second = self._second_id(job)
+        return int(second) if self.habits.second_id == "a number" else second
+
+    def ids(self, job: ServerJob) -> tuple[str, ...]:
+        """Return the ids that a job is known by."""
+        return (job.id,) if self.habits.second_id == "none" else (job.id, self._second_id(job))
+
+    def _second_id(self, job: ServerJob) -> str:
+        match self.habits.second_id:
+            case "another case":
+                return job.id.swapcase()
+            case "other dashes":
+                prefix, number = job.id[:-36], job.id[-36:]
+                return f"{prefix}{number.replace('-', '')}"
+            case _:
+                return str(7_000_000 + list(self.jobs).index(job.id))
 
     def listed(self, job: ServerJob) -> bool:
         """Whether a job shows in the list of its session."""
@@ -281,8 +327,8 @@ class Server:
     def _accepted(self, job: ServerJob) -> Response:
         status = self._choices.pick("status of the accepted", (202, 200, 201), 0.1)
         if self.habits.accepted_id == "bare text":
-            return _own(status, job.id)
-        spelled = _spelled_id(self.habits.accepted_id, job.id)
+            return _own(status, self.id_in("the response to a submission", job))
+        spelled = _spelled_id(self.habits.accepted_id, self.id_in("the response to a submission", job))
         return _own(status, {**spelled, "status": "started", "flowId": "flow-1", "blockCount": 3})
 
     def _session(self, session: str) -> Response:
@@ -290,7 +336,9 @@ class Server:
         if habits.absence == "no route":
             return _own(404, {"detail": "Not Found"})
         mine = [job for job in self.jobs.values() if job.session == session and self.listed(job)]
-        rows = [self._row(job) for job in mine] * habits.times_listed
+        rows = [self._row(job, self.id_in("the list", job)) for job in mine] * habits.times_listed
+        if habits.second_id_in == "one more row of the list":
+            rows += [self._row(job, self._second_id(job)) for job in mine]
         if not rows:
             match habits.absence:
                 case "own 404":
@@ -321,11 +369,11 @@ class Server:
         readable = habits.listing == "executions" or (habits.listing == "null" and mine)
         return replace(page, listed=frozenset(job.key for job in mine)) if readable else page
 
-    def _row(self, job: ServerJob) -> Any:
+    def _row(self, job: ServerJob, job_id: str | int) -> Any:
         habits = self.habits
         if habits.row_id == "bare text":
-            return job.id
-        row: dict[str, Any] = {**_spelled_id(habits.row_id, job.id), "flowId": "flow-1"}
+            return job_id
+        row: dict[str, Any] = {**_spelled_id(habits.row_id, job_id), "flowId": "flow-1"}
         org, project, slug = ORG_PROJECT_SLUG
         slugs = {
             "slug": slug,
@@ -351,7 +399,7 @@ class Server:
         return self.habits.words.get(state, state)
 
     def _job(self, exchange: Exchange, place: int) -> ServerJob | None:
-        job = self.jobs.get(unquote(exchange.path.split("/")[place]))
+        job = self.job_of(unquote(exchange.path.split("/")[place]))
         return job if job is not None and self._known(job) else None
 
     def _poll(self, exchange: Exchange) -> Response:
@@ -362,7 +410,8 @@ class Server:
         if lags and self._choices.happens("a replica does not know the job", self.habits.forgets):
             return _own_error(404, "JOB_NOT_FOUND", "no such job")
         job.polled_at = self._clock.now
-        value: dict[str, Any] = {"executionId": job.id, self.habits.state_name: self._word(job)}
+        job_id = self.id_in("a poll", job)
+        value: dict[str, Any] = {"executionId": job_id, self.habits.state_name: self._word(job)}
         if self.habits.clock_error:
             value |= {"createdAt": self._stamp(job.created_at), "progress": 0.5}
         if job.finished(self._clock.now):
@@ -371,7 +420,9 @@ class Server:
                 value["result"] = job.output
             elif state == "failed":
                 value["error"] = "a step failed"
-        return _own(200, value)
+        asked = unquote(exchange.path.rpartition("/")[2])
+        strange = str(job_id) != asked and not self.habits.recognisable
+        return replace(_own(200, value), recognisable=not strange)
 
     def _cancel(self, exchange: Exchange) -> Response:
         match self.habits.cancel:
@@ -410,7 +461,7 @@ def _own_error(
     return _own(status, value, proves_absence=proves_absence, **headers)
 
 
-def _spelled_id(name: str, job_id: str) -> dict[str, Any]:
+def _spelled_id(name: str, job_id: str | int) -> dict[str, Any]:
     match name:
         case "with a slash":
             return {"executionId": f"exec/{job_id}"}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from noukai_core._engine.submission_registry import shared_registry
 from noukai_core._options import ClientOptions
 from tests.simulation.choices import Choices
 from tests.simulation.clock import Clock
@@ -71,6 +73,17 @@ class Simulation:
         self.story.tell("process {0} starts, its clock wrong by {1:g} s", number, wall_error)
         return process
 
+    def fork(self, parent: Process) -> Process:
+        """Start a process that knows what another one knows of its submissions."""
+        child = self.process()
+        child.forked_at = self.clock.now
+        known, inherited = (
+            shared_registry(one.options.base_url, one.options.api_key) for one in (parent, child)
+        )
+        vars(inherited).update(copy.deepcopy({**vars(known), "_lock": None}))
+        inherited.after_fork()
+        return child
+
     def plant_job(self) -> ServerJob:
         """Let a job exist that was submitted otherwise."""
         exchange = Exchange(0, self.clock, 0, "POST", f"seq/{FLOW}/jobs", {})
@@ -91,6 +104,8 @@ class Simulation:
         poll_interval: float | None = None,
     ) -> T:
         """Make a call of the client's interface, and keep a record of it."""
+        job = self.server.job_of(about)
+        about = about if job is None else job.id
         call = Call(kind, task.process.number, about, self.clock.now, timeout, grace_ends, poll_interval)
         self.calls.append(call)
         task.call = call

@@ -14,6 +14,7 @@ from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 from urllib.parse import quote, urlencode
 
 from noukai_core import _validation
+from noukai_core._api.job_ids import canonical_job_id
 from noukai_core._api.parsing import (
     TEXT_LENGTH,
     HttpResponse,
@@ -146,7 +147,7 @@ def status(flow: FlowPath, job_id: str, state_bytes: int | None = None) -> Call[
             value, more = beginning_of(response, operation, job_id, missing=JobNotFoundError)
         else:
             value = object_of(response, operation, job_id, missing=JobNotFoundError)
-        if (_text(value, "executionId", "execution_id") or job_id).casefold() != job_id.casefold():
+        if _is_another_job(_any(value, "executionId", "execution_id"), job_id):
             raise malformed(response, operation, "is about another job", job_id)
         state = _state(value)
         if state is None and more:
@@ -369,6 +370,13 @@ def _progress(value: object) -> dict[str, Any] | None:
         return None
     kept: Any = shortened(value, TEXT_LENGTH)
     return dict(kept) if is_mapping(kept) else {"progress": kept}
+
+
+def _is_another_job(named: object, job_id: str) -> bool:
+    """Tell whether a response names another job. A boolean or a structure names none."""
+    if isinstance(named, bool) or not isinstance(named, str | int):
+        return False
+    return canonical_job_id(one_line(str(named))) != canonical_job_id(job_id)
 
 
 def _is_another_session(named: str | None, session_id: str) -> bool:

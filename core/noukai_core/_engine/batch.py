@@ -369,7 +369,8 @@ class Batch:
             on_unknown=self._replace_strand if takes_jobs else None,
             takes_jobs=takes_jobs,
         )
-        lane.known.ids.update(self._known.get(session_id, ()))
+        for job_id in self._known.get(session_id, ()):
+            lane.known.add(job_id)
         return lane
 
     def _earlier_lane(self, session_id: str) -> Lane:

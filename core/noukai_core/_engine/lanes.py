@@ -15,6 +15,7 @@ from hashlib import blake2b
 
 from noukai_core._api import endpoints
 from noukai_core._api.endpoints import Execution
+from noukai_core._api.job_ids import canonical_job_id
 from noukai_core._engine import schedule
 from noukai_core._engine.effects import Clock, Effects, Send, Sleep, Wake, send_with_retries
 from noukai_core._engine.rate_limit import PollRateLimiter
@@ -88,6 +89,7 @@ class WatchedJob:
         lane: Its session.
         job_id: The job.
         submitted_at: When it was submitted, on the clock.
+        canonical_id: What a list may name it by, in whichever way it writes ids.
         listed: Whether the last list told its state.
         ended: Whether a list says that it has ended.
         running: Whether its own route has said that it runs.
@@ -97,6 +99,7 @@ class WatchedJob:
     lane: Lane
     job_id: str
     submitted_at: float
+    canonical_id: str
     listed: bool = False
     ended: bool = False
     running: bool = False
@@ -109,7 +112,7 @@ class WatchedJob:
 
 
 class KnownJobs(Collection[str]):
-    """The jobs of a session that are known to belong to some input.
+    """The jobs of a session that are known to belong to some input, by their canonical ids.
 
     Of those of an earlier run, it may have no more than digests.
     """
@@ -119,13 +122,20 @@ class KnownJobs(Collection[str]):
         self._digests: set[str] = set()
 
     def __contains__(self, job_id: object) -> bool:
-        return job_id in self.ids or (bool(self._digests) and _digest(str(job_id)) in self._digests)
+        if not isinstance(job_id, str):
+            return False
+        canonical = canonical_job_id(job_id)
+        return canonical in self.ids or (bool(self._digests) and _digest(canonical) in self._digests)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.ids)
 
     def __len__(self) -> int:
-        return max(len(self.ids), len(self._digests))
+        return len(self._digests.union(map(_digest, self.ids))) if self._digests else len(self.ids)
+
+    def add(self, job_id: str) -> None:
+        """Take note of a job."""
+        self.ids.add(canonical_job_id(job_id))
 
     def digests(self) -> str:
         """Return what `add_digests` needs to recognise these jobs."""
@@ -209,8 +219,9 @@ class Lane:
 
     def add(self, job_id: str, submitted_at: float) -> WatchedJob:
         """Watch a job that was submitted in it."""
-        self.known.ids.add(job_id)
-        job = self._jobs[job_id] = WatchedJob(self, job_id, submitted_at)
+        self.known.add(job_id)
+        canonical_id = canonical_job_id(job_id)
+        job = self._jobs[canonical_id] = WatchedJob(self, job_id, submitted_at, canonical_id)
         self._changed.ring()
         return job
 
@@ -221,11 +232,11 @@ class Lane:
             job: The job.
             ended: Whether its own route has said that it has ended.
         """
-        if self._jobs.pop(job.job_id, None) is None:
+        if self._jobs.pop(job.canonical_id, None) is None:
             return
         if ended:
             now = self._clock()
-            self._ended_at[job.job_id] = (now, now - job.submitted_at)
+            self._ended_at[job.canonical_id] = (now, now - job.submitted_at)
         if len(self._jobs) == FEW_JOBS:
             self._poll_each()
         self._changed.ring()
@@ -259,7 +270,8 @@ class Lane:
             finally:
                 self._asking = False
                 self._responded.ring()
-        return job_id in self._listed and self._listed[job_id] not in _ENDED
+        state = self._listed.get(canonical_job_id(job_id))
+        return state is not None and state not in _ENDED
 
     def _states(self) -> Effects[dict[str, JobState | str]]:
         yield from reach_slot(self._limiter, self._clock)
@@ -313,7 +325,7 @@ class Lane:
         self._asked = self._readable = True
         states = _states_of(executions)
         for job in self._jobs.values():
-            state = states.get(job.job_id)
+            state = states.get(job.canonical_id)
             job.listed, job.ended = state is not None, state in _ENDED
             self.trust.proven = self.trust.proven or job.listed
             if job.running and not job.listed:
@@ -363,4 +375,6 @@ class Lane:
 
 
 def _states_of(listed: tuple[Execution, ...]) -> dict[str, JobState | str]:
-    return {one.id: one.state for one in listed if one.id is not None and one.state is not None}
+    return {
+        canonical_job_id(one.id): one.state for one in listed if one.id is not None and one.state is not None
+    }

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 
 from noukai_core._api import endpoints
 from noukai_core._api.endpoints import Execution
+from noukai_core._api.job_ids import canonical_job_id
 from noukai_core._engine import schedule
 from noukai_core._engine.effects import Clock, Effects, Send, Sleep, send_with_retries
 from noukai_core._engine.rate_limit import PollRateLimiter
@@ -83,7 +84,8 @@ def wait_for_sessions(
 
 
 def _ended(listed: tuple[Execution, ...]) -> int:
-    return len({one.id for one in listed if one.id is not None and one.state in _ENDED})
+    ended = (one.id for one in listed if one.id is not None and one.state in _ENDED)
+    return len({canonical_job_id(job_id) for job_id in ended})
 
 
 def running_in(session_id: str, clock: Clock) -> Effects[tuple[list[str], int]]:
@@ -93,8 +95,10 @@ def running_in(session_id: str, clock: Clock) -> Effects[tuple[list[str], int]]:
         APIError: The list cannot be read.
     """
     listed: tuple[Execution, ...] = yield from send_with_retries(endpoints.session(session_id), clock)
-    running = [one.id for one in listed if one.id is not None and one.state not in _ENDED]
-    return running, _ended(listed)
+    running = {
+        canonical_job_id(one.id): one.id for one in listed if one.id is not None and one.state not in _ENDED
+    }
+    return list(running.values()), _ended(listed)
 
 
 def jobs_in(session_id: str, clock: Clock) -> Effects[frozenset[str]]:

@@ -12,11 +12,13 @@ import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import NamedTuple, TypeAlias
 
 from noukai_core import _validation
 from noukai_core._api import endpoints
 from noukai_core._api.endpoints import Call, Execution
+from noukai_core._api.job_ids import canonical_job_id
 from noukai_core._engine import schedule
 from noukai_core._engine.effects import Clock, Effects, Send, Sleep, send_with_retries
 from noukai_core._engine.submission_registry import (
@@ -175,10 +177,11 @@ def submit(
             recovery_timeout=recovery_timeout,
             retry_timeout=retry_timeout,
             shared=shared,
+            has_for_another=partial(registry.has_for_another, key),
             logger=logger,
             stopped=stopped,
         )
-        state.job_id, state.submitted_at = submitted.job.id, submitted.at
+        registry.record(key, submitted.job.id, submitted.at)
         return submitted
     finally:
         registry.end(key)
@@ -194,6 +197,7 @@ def submit_once(
     recovery_timeout: float,
     retry_timeout: float,
     shared: SharedSession | None = None,
+    has_for_another: Callable[[str], bool] = lambda _: False,
     logger: Logger = log,
     stopped: Stopped = lambda: None,
 ) -> Effects[Submitted]:
@@ -208,6 +212,7 @@ def submit_once(
         recovery_timeout: Seconds within which a job shows up in the server's list; 0 disables the lookup.
         retry_timeout: Seconds for which a request that was surely not processed is sent again.
         shared: The session that it is submitted in, if it shares one with others.
+        has_for_another: Tells whether this process knows a job as that of another submission.
         logger: Where the lines about it go.
         stopped: Why nothing more is sent, if so. It is asked whenever there is surely no job.
 
@@ -243,8 +248,14 @@ def submit_once(
         state.possibly_sent_at = datetime.now(UTC)
         outcome: JobAccepted | APIError = yield Send(call)
         if isinstance(outcome, JobAccepted):
-            logger.info("Noukai job %s of %s: submitted", outcome.id, flow)
-            return Submitted(outcome, datetime.now(UTC))
+            if outcome.id not in session.others and not has_for_another(outcome.id):
+                logger.info("Noukai job %s of %s: submitted", outcome.id, flow)
+                return Submitted(outcome, datetime.now(UTC))
+            outcome = InvalidResponseError(
+                f"{call.operation}: the response names the job {outcome.id}, which belongs to another "
+                "submission, as on a connection that is out of step",
+                job_id=outcome.id,
+            )
         if _unknown_outcome(outcome):
             sends += 1
             # The server may have made the job as late as now: a job made late shows up late.
@@ -347,21 +358,29 @@ def _job_of(
     """Return the job of a submission in its session.
 
     If the session belongs to the submission alone, that is the earliest job, should the server have made
-    several. In a shared one it is the only job that belongs to no other submission.
+    several. In a shared one it is the only job that belongs to no other submission, of a list that shows
+    those of the others.
 
     Only an execution of a known other kind is surely not its job; one that cannot be read, or that seems to
     belong to another flow, may be, so it is an error.
     """
+    claimed = {canonical_job_id(one.id) for one in executions if one.id in session.others and one.id}
     unclaimed = [one for one in executions if one.id not in session.others]
     candidates = [one for one in unclaimed if may_be_job(one)]
+    if len(claimed) < len(session.others):
+        # It is incomplete, or names jobs in another way: then it proves no absence either.
+        return InvalidResponseError(
+            f"The session {session.id} of the submission {submission.id} to {flow} does not list "
+            f"{len(session.others) - len(claimed)} jobs that are known to be in it, so it does not tell "
+            "whether there is one more.",
+        )
     if not candidates:
         return None
     readable = [one for one in candidates if one.id is not None and _belongs_to(one, flow)]
     jobs = [one for one in readable if _kind(one) in _JOB_KINDS]
     if not jobs and len(candidates) == 1:
         jobs = readable
-    if session.others and (len(candidates) > 1 or len(unclaimed) == len(executions)):
-        # Either a job exists that nobody knows of, or the list names jobs in another way.
+    if session.others and len(candidates) > 1:
         return InvalidResponseError(
             f"The session {session.id} of the submission {submission.id} to {flow} holds {len(candidates)} "
             "executions that belong to no other submission, so its job cannot be told from them.",

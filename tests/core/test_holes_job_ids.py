@@ -1,0 +1,83 @@
+"""Which job a response names: ids in another spelling, and the ids of other jobs, on a real socket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from noukai_core import JobTimeoutError, Noukai, Submission
+from noukai_core._api.job_ids import canonical_job_id
+from noukai_core._engine import schedule
+from tests.core.raw_service import ACCEPTED, COMPLETED, LOST, RUNNING, RawService, http, listed
+from tests.core.scripted_server import FLOW, KEY
+
+if TYPE_CHECKING:
+    from tests.core.conftest import MakeClient
+
+UUID_ID = "exec-2f1c9a34-5b0e-4c7d-9d55-0a6f0e3b7c11"
+SPELLINGS = {
+    "without dashes": "exec-2f1c9a345b0e4c7d9d550a6f0e3b7c11",
+    "in upper case": UUID_ID.upper(),
+    "both": "EXEC-2F1C9A345B0E4C7D9D550A6F0E3B7C11",
+}
+
+
+@pytest.fixture
+def service() -> Iterator[RawService]:
+    """A service that accepts every submission as job-1."""
+    with RawService() as service:
+        yield service
+
+
+@pytest.fixture
+def client(make_client: MakeClient, service: RawService, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A client of that service with short pauses and a short recovery window."""
+    monkeypatch.setattr(schedule, "SHORTEST_PAUSE", 0.01)
+    return make_client(base_url=service.base_url, recovery_timeout=0.3, poll_interval=0.01)
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_job_is_known_by_its_id_in_another_spelling(
+    client: Any, service: RawService, spelling: str
+) -> None:
+    """A poll that writes the UUID of the job in another way is about this job, and its result is returned."""
+    value = {"executionId": SPELLINGS[spelling], "status": "completed", "result": "done"}
+    service.on("poll", http(200, value))
+    assert client.flow(FLOW).attach(UUID_ID).wait(timeout_ms=60_000).output == "done"
+
+
+@pytest.mark.parametrize("other", ["job-11", "job-1-2", "job--1-1"])
+def test_dashes_tell_jobs_apart(other: str) -> None:
+    """Only the dashes of a UUID make no difference."""
+    assert canonical_job_id("job-1-1") != canonical_job_id(other)
+
+
+def test_the_result_of_a_job_with_another_number_is_not_believed(client: Any, service: RawService) -> None:
+    """A response that names another job by a number is not this job's."""
+    service.on("poll", RUNNING, http(200, {"executionId": 18, "status": "completed", "result": "wrong"}))
+    with pytest.raises(JobTimeoutError):
+        client.flow(FLOW).attach("17").wait(timeout_ms=300)
+    service.on("poll", http(200, {"executionId": 17, "status": "completed", "result": "done"}))
+    assert client.flow(FLOW).attach("17").wait(timeout_ms=60_000).output == "done"
+
+
+def test_the_job_of_another_submission_is_not_taken_for_the_own(client: Any, service: RawService) -> None:
+    """A submission that receives the response to another one finds its own job, and is sent once."""
+    flow = client.flow(FLOW)
+    service.on("session", listed({"executionId": "job-2", "status": "running", "triggerType": "job"}))
+    first, second = Submission.new(), Submission.new()
+    assert flow.job("one", submission=first).id == "job-1"
+    assert flow.job("two", submission=second).id == "job-2"
+    assert (service.count("submit"), service.count("session")) == (2, 1)
+    assert [flow.job("again", submission=one).id for one in (first, second)] == ["job-1", "job-2"]
+
+
+def test_a_list_that_leaves_out_known_jobs_proves_nothing(service: RawService) -> None:
+    """A session that does not list the batch's earlier jobs does not prove that a later one was not made."""
+    service.on("submit", ACCEPTED, LOST).on("poll", COMPLETED).on("session", listed())
+    with Noukai(KEY, base_url=service.base_url, recovery_timeout=0.3, poll_interval=0.01) as client:
+        outcomes = list(client.flow(FLOW).jobs(["one", "two"], max_concurrency=1, in_order=True))
+    assert [outcome.state for outcome in outcomes] == ["completed", "unknown"]
+    assert service.count("submit") == 2
