@@ -365,7 +365,7 @@ MUTANTS = (
     Mutant(
         "another job's response is believed",
         _ENDPOINTS,
-        'if (_text(value, "executionId", "execution_id") or job_id).casefold() != job_id.casefold():',
+        'if _is_another_job(_any(value, "executionId", "execution_id"), job_id):',
         "if False:",
     ),
     Mutant(
