@@ -206,6 +206,9 @@ def _job_outcome(history: History, call: Call) -> str | None:
             return None
         return f"it returned {call.result.id}, which it did not make"
     if isinstance(call.error, SubmissionUnknownError):
+        carried = call.error.submission
+        if carried.id != call.about or carried.last_sent_at is None:
+            return f"it is not known, but passing {carried} would not ask for it"
         return _needlessly_unknown(history, call)
     last = call.exchanges[-1].end if call.exchanges else None
     if isinstance(last, Response) and last.own and last.status == 409:

@@ -51,7 +51,7 @@ MUTANTS = (
         "a 404 with a detail proves absence, with or without a code",
         _PARSING,
         "return isinstance(code, str) and bool(code.strip())",
-        'return "detail" in mapping_of(_json(response.body))',
+        'return "detail" in mapping_of(_json(response))',
     ),
     Mutant(
         "a foreign 404 is the service's",
@@ -191,7 +191,7 @@ MUTANTS = (
         "an unknown submission is returned as if it had never been sent",
         _SUBMIT,
         "submission=Submission(submission.id, state.possibly_sent_at or datetime.now(UTC)),",
-        "submission=Submission(str(uuid.uuid4())),",
+        "submission=Submission.new(),",
     ),
     Mutant(
         "the session goes out under another id",
