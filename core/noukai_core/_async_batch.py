@@ -160,7 +160,10 @@ class AsyncJobBatch(BatchHandle, AsyncIterator[JobOutcome]):
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled():
+            if not self._closed:  # the inputs or the ledger raised it, as a loop over them would
+                self._batch.fail(asyncio.CancelledError())
+        elif (error := task.exception()) is not None:
             self._batch.fail(error)
         self._batch.changed.ring()
 

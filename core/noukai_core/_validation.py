@@ -291,6 +291,34 @@ def _object(value: object, argument: str) -> dict[str, Any] | None:
         return _plain_mapping(value, argument, (id(value),))
     except RecursionError:
         raise refused(f"{argument} is nested too deeply for JSON") from None
+    except InvalidInputError:
+        raise
+    except Exception as error:
+        raise _unreadable(argument, error) from error
+
+
+def copied(mapping: Mapping[Any, Any], where: str) -> dict[Any, Any]:
+    """Copy a mapping, which may be of a user's own class and raise anything."""
+    try:
+        return dict(mapping)
+    except Exception as error:
+        raise _unreadable(where, error) from error
+
+
+def _unreadable(where: str, error: Exception) -> InvalidInputError:
+    return refused(f"{where} cannot be read: it raised {type(error).__name__}")
+
+
+def check_input_key(key: object, where: str) -> None:
+    """Check a caller's own name of an input, which is written into files beside its outcome."""
+    if key is None:
+        return
+    if not isinstance(key, str):
+        raise refused(f"{where} is {shown(key)}, but must be a string")
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        raise refused(f"{where} holds half of a surrogate pair, which is not text") from None
 
 
 def _plain(value: object, where: str, parents: tuple[int, ...]) -> Any:

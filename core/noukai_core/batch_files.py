@@ -6,9 +6,11 @@ import csv
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
+from noukai_core import _validation
 from noukai_core.errors import InvalidInputError
 
 INPUT_SUFFIXES = (".jsonl", ".csv")
@@ -60,7 +62,7 @@ def read_inputs(lines: Iterable[str], name: str) -> Iterator[Any]:
     shown = shown_path(name)
     try:
         yield from _csv_rows(lines, shown) if shown.endswith(".csv") else _json_lines(lines, shown)
-    except (UnicodeDecodeError, OSError, csv.Error) as error:
+    except (UnicodeDecodeError, OSError) as error:
         # The error may name the URI with its query, so it is no cause that is shown.
         raise InvalidInputError(f"inputs {shown}: cannot be read: {shown_reason(error, name)}") from None
 
@@ -74,6 +76,7 @@ def _json_lines(lines: Iterable[str], name: str) -> Iterator[Any]:
         except (ValueError, RecursionError) as error:
             raise _malformed(name, number, f"no JSON ({error})") from None
         if isinstance(value, str):
+            _check({"message": value}, name, number)
             yield value
             continue
         if not isinstance(value, dict):
@@ -86,17 +89,45 @@ def _json_lines(lines: Iterable[str], name: str) -> Iterator[Any]:
                 f"an object with the field {unknown[0]!r:.100}, but its fields are {', '.join(_FIELDS)}; "
                 "inputs of the flow belong in 'parameters'",
             )
+        _check(fields, name, number)
         yield fields
 
 
 def _csv_rows(lines: Iterable[str], name: str) -> Iterator[Any]:
-    reader = csv.DictReader(lines)
-    for row in reader:
-        if None in row or None in row.values():
-            columns = len(reader.fieldnames or ())
-            raise _malformed(name, reader.line_num, f"a row without exactly {columns} columns")
-        message, key = row.pop("message", None), row.pop("key", None)
-        yield {"message": message, "key": key, "parameters": row or None}
+    reader = csv.DictReader(lines, strict=True)
+    try:
+        _check_columns(reader.fieldnames or (), name)
+        for row in reader:
+            if None in row or None in row.values():
+                columns = len(reader.fieldnames or ())
+                raise _malformed(name, reader.line_num, f"a row without exactly {columns} columns")
+            message, key = row.pop("message", None), row.pop("key", None)
+            fields = {"message": message, "key": key, "parameters": row or None}
+            _check(fields, name, reader.line_num)
+            yield fields
+    except csv.Error as error:
+        hint = "; use a .jsonl file for texts of this length" if "field limit" in str(error) else ""
+        raise _malformed(name, reader.reader.line_num, f"no CSV ({error}){hint}") from None
+
+
+def _check_columns(columns: Sequence[str], name: str) -> None:
+    """Check the header, since a column that is not recognised would become a parameter of paid jobs."""
+    for column, count in Counter(columns).items():
+        if count > 1:
+            raise _malformed(name, 1, f"the column {column!r:.100} is there {count} times")
+        if not column or column != column.strip():
+            raise _malformed(
+                name, 1, f"the column {column!r:.100} has no name, or one that begins or ends with a space"
+            )
+
+
+def _check(fields: Mapping[str, Any], name: str, number: int) -> None:
+    """Check an input as its submission does, before anything is paid for."""
+    try:
+        _validation.check_input_key(fields.get("key"), "key")
+        _validation.job_body(**{field: fields.get(field) for field in _FIELDS if field != "key"})
+    except InvalidInputError as error:
+        raise _malformed(name, number, str(error)) from None
 
 
 def _malformed(name: str, number: int, what: str) -> InvalidInputError:

@@ -146,6 +146,46 @@ def test_an_error_of_the_inputs_ends_the_batch(driver: str, emulator: Emulator) 
     assert len(emulator.control.jobs()) <= 1
 
 
+class Unreadable(dict[str, Any]):
+    """An object of a user's own that raises when it is read."""
+
+    def keys(self) -> Any:
+        raise RuntimeError("hunter2")
+
+    items = __iter__ = keys  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("bad", "reported"),
+    [
+        (Unreadable(message="x"), "inputs[1] cannot be read: it raised RuntimeError"),
+        (
+            {"message": "x", "parameters": Unreadable(x=1)},
+            "parameters cannot be read: it raised RuntimeError",
+        ),
+        ({"message": "x", "key": 7}, "the key of inputs[1] is 7 (int), but must be a string"),
+        (JobRequest(FLOW, "x", key="\ud800"), "the key of inputs[1] holds half of a surrogate pair"),
+    ],
+)
+def test_an_input_that_cannot_be_read(driver: str, emulator: Emulator, bad: Any, reported: str) -> None:
+    """An input that raises, or a key that no file can hold, is that input's outcome and ends no batch."""
+    outcomes = sorted(run(driver, emulator, ["a", bad, "b"]), key=lambda outcome: outcome.index)
+    assert [outcome.state.value for outcome in outcomes] == ["completed", "rejected", "completed"]
+    assert reported in str(outcomes[1].error)
+    assert "hunter2" not in str(outcomes[1].error)
+
+
+def test_inputs_that_raise_a_cancellation(emulator: Emulator) -> None:
+    """A cancellation that the inputs raise themselves ends the batch, as it would end a loop over them."""
+
+    async def inputs() -> AsyncIterator[str]:
+        yield "a"
+        raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        run("async", emulator, inputs())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

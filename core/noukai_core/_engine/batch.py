@@ -424,7 +424,7 @@ class Batch:
             if isinstance(value, str):
                 arguments: dict[str, Any] = {"message": value}
             elif isinstance(value, Mapping):
-                arguments = dict(cast("Mapping[str, Any]", value))
+                arguments = _validation.copied(cast("Mapping[str, Any]", value), f"inputs[{index}]")
             else:
                 raise refused(
                     f"inputs[{index}] is a {type(value).__name__}, but must be a message, a mapping or a "
@@ -439,6 +439,7 @@ class Batch:
             request = JobRequest(
                 str(self.flow), **arguments, version=self._options.version, trace=self._options.trace
             )
+        _validation.check_input_key(request.key, f"the key of inputs[{index}]")
         if self._most_usd is not None and request.trace is not True:
             raise refused(
                 f"inputs[{index}] is not traced, so its cost stays unknown: max_cost_usd needs trace=True"
