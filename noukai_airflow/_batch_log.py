@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from noukai_airflow._job_store import never_expire
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 _KEY = "noukai_batch"
 _FOLDER = "_noukai"
+
+# There is a small file for each group of submissions, and each costs an object storage a round trip. They are
+# not merged: a storage that allows a write per second to an object would refuse to replace one so often.
+_CONCURRENT_READS = 16
 
 # Airflow warns of values above 64 kB.
 _CHUNK_BYTES = 60_000
@@ -143,10 +148,11 @@ class FolderLog:
         self._write("batch.json", json.dumps(dict(header)))
 
     def rows(self) -> Iterator[Row]:
-        self._chunk = 0
-        for file in self._files():
-            self._chunk = max(self._chunk, int(file.stem))
-            yield from _parsed(file.read_text(encoding="utf-8"))
+        files = self._files()
+        self._chunk = max((int(file.stem) for file in files), default=0)
+        with ThreadPoolExecutor(_CONCURRENT_READS, thread_name_prefix="noukai-batch-log") as pool:
+            for text in pool.map(lambda file: file.read_text(encoding="utf-8"), files):
+                yield from _parsed(text)
 
     def append(self, rows: list[Row]) -> None:
         # The number counts even if the file cannot be written, so that no later one replaces half of it.

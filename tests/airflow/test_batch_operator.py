@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -13,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.providers.common.compat.sdk import TaskDeferred
+from airflow.sdk import ObjectStoragePath
 
 from noukai_airflow import _task_states
 from noukai_airflow._batch_inputs import BatchInputs
+from noukai_airflow._batch_log import FolderLog
 from noukai_airflow._batch_run import BatchRun
 from noukai_airflow._compat import AirflowTaskTerminated
 from noukai_airflow.exceptions import (
@@ -373,6 +376,22 @@ def test_an_iterator_without_inputs(context: Any, emulator: Emulator, inputs: An
     with pytest.raises(NoukaiPermanentException, match="inputs is empty: there is nothing to run"):
         operator(inputs).execute(context)
     assert submissions(emulator) == 0
+
+
+def test_the_files_of_a_record_are_read_concurrently(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record of many small files costs no round trip for each, and its rows keep their order."""
+    record = FolderLog(ObjectStoragePath(f"file://{tmp_path}"))
+    for number in range(6):
+        record.append([{"number": number}])
+    both = threading.Barrier(2, timeout=60)
+    read_text = ObjectStoragePath.read_text
+
+    def read(path: ObjectStoragePath, **options: Any) -> str:
+        both.wait()
+        return read_text(path, **options)
+
+    monkeypatch.setattr(ObjectStoragePath, "read_text", read)
+    assert [row["number"] for row in record.rows()] == list(range(6))
 
 
 def test_a_folder_with_other_outcomes(context: Any, emulator: Emulator, tmp_path: Path) -> None:
