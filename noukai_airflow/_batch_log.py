@@ -151,7 +151,7 @@ class FolderLog:
         files = self._files()
         self._chunk = max((int(file.stem) for file in files), default=0)
         with ThreadPoolExecutor(_CONCURRENT_READS, thread_name_prefix="noukai-batch-log") as pool:
-            for text in pool.map(lambda file: file.read_text(encoding="utf-8"), files):
+            for text in pool.map(_text_of, files):
                 yield from _parsed(text)
 
     def append(self, rows: list[Row]) -> None:
@@ -175,6 +175,10 @@ class FolderLog:
         unfinished = self._path / f"{name}.tmp"
         unfinished.write_text(text, encoding="utf-8")
         unfinished.replace(self._path / name)
+
+
+def _text_of(file: ObjectStoragePath) -> str:
+    return file.read_text(encoding="utf-8")
 
 
 def _parsed(text: str) -> Iterator[Row]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from prefect.logging import disable_run_logger
+from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 from pydantic import SecretStr
 
@@ -46,6 +47,13 @@ def prompt_jobs(emulator: Emulator) -> None:
 def no_run_logger() -> Iterator[None]:
     """No log is sent to a server."""
     with disable_run_logger():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def slow_start() -> Iterator[None]:
+    """A server that Prefect starts for a task outside a flow may take its time on a busy machine."""
+    with temporary_settings({PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 300}):
         yield
 
 
