@@ -1,0 +1,76 @@
+"""The wait for a whole batch by the lists of its sessions, with both clients, on a real socket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from noukai_core import AuthenticationError, TransientError
+from noukai_core._engine import schedule
+from tests.core.raw_service import RawService, http, listed
+from tests.core.scripted_server import FLOW
+
+if TYPE_CHECKING:
+    from tests.core.conftest import MakeClient
+
+SESSION = "3b241101-e2bb-4255-8caf-4136c566a962"
+ENDED = {"executionId": "job-1", "status": "completed"}
+RUNNING = {"executionId": "job-2", "status": "running"}
+OVERLOADED = http(503, {"detail": {"code": "OVERLOADED", "message": "no"}})
+SLOW_DOWN = http(429, {"detail": {"code": "RATE_LIMITED", "message": "slow down"}}, "Retry-After: 0")
+
+
+@pytest.fixture
+def service() -> Iterator[RawService]:
+    """A service whose responses the test writes."""
+    with RawService() as service:
+        yield service
+
+
+@pytest.fixture
+def make_flow(make_client: MakeClient, service: RawService, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes a flow of that service, with short pauses."""
+    monkeypatch.setattr(schedule, "SHORTEST_PAUSE", 0.01)
+    return lambda **options: make_client(base_url=service.base_url, **options).flow(FLOW)
+
+
+@pytest.mark.parametrize("failure", [OVERLOADED, SLOW_DOWN], ids=["overloaded", "rate limit"])
+def test_a_list_that_fails_for_a_moment(failure: bytes, make_flow: Any, service: RawService) -> None:
+    """A failed list changes nothing of what is known, and the wait goes on with the next one."""
+    service.on(
+        "session", failure, listed(ENDED, RUNNING), failure, listed(ENDED, RUNNING | {"status": "failed"})
+    )
+    rounds: list[int] = []
+    left = make_flow().wait_for_sessions({SESSION: 2}, poll_interval=0.01, report=rounds.append)
+    assert (left, rounds) == (0, [2, 1, 1, 0])
+    assert service.count("session") == 4
+
+
+def test_a_job_that_is_not_listed(make_flow: Any, service: RawService) -> None:
+    """A job that the list does not show counts as one that runs, and few running jobs can end the wait."""
+    service.on("session", listed(ENDED))
+    assert make_flow().wait_for_sessions({SESSION: 3}, until=2, poll_interval=0.01) == 2
+
+
+def test_a_wait_that_times_out(make_flow: Any, service: RawService) -> None:
+    """At its end the wait returns how many jobs have not ended, and raises nothing."""
+    service.on("session", listed(ENDED, RUNNING))
+    assert make_flow().wait_for_sessions({SESSION: 2}, timeout=0.1, poll_interval=0.01) == 1
+
+
+def test_a_list_that_is_refused(make_flow: Any, service: RawService) -> None:
+    """A permanent rejection ends the wait at once."""
+    service.on("session", http(401, {"detail": {"code": "INVALID_KEY", "message": "no such key"}}))
+    with pytest.raises(AuthenticationError):
+        make_flow().wait_for_sessions({SESSION: 2}, poll_interval=0.01)
+    assert service.count("session") == 1
+
+
+def test_a_list_that_fails_for_too_long(make_flow: Any, service: RawService) -> None:
+    """Transient errors end the wait when no list could be read for the retry window."""
+    service.on("session", OVERLOADED)
+    with pytest.raises(TransientError):
+        make_flow(retry_timeout=0.1).wait_for_sessions({SESSION: 2}, poll_interval=0.01)
+    assert service.count("session") > 1

@@ -1,0 +1,65 @@
+"""What a process remembers of its submissions, within bounds and across a fork."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from noukai_core import Submission
+from noukai_core._engine import submission_registry
+from noukai_core._engine.submission_registry import SubmissionKey, SubmissionRegistry
+from noukai_core._validation import FlowPath
+
+FLOW = FlowPath("acme", "spelling", "grade-3")
+
+
+def key() -> SubmissionKey:
+    return FLOW, Submission.new().id
+
+
+def submitted(registry: SubmissionRegistry, of: SubmissionKey) -> None:
+    """Let a call submit a job."""
+    state = registry.begin(of)
+    assert state is not None
+    state.possibly_sent_at = datetime.now(UTC)
+    state.job_id = f"job of {of[1]}"
+    registry.end(of)
+
+
+def job_of(registry: SubmissionRegistry, of: SubmissionKey) -> str | None:
+    state = registry.begin(of)
+    assert state is not None
+    registry.end(of)
+    return state.job_id
+
+
+def test_the_oldest_are_forgotten_first() -> None:
+    """A process that submits for ever remembers its latest submissions, and uses no more memory."""
+    registry = SubmissionRegistry(max_remembered=2)
+    oldest, middle, latest = key(), key(), key()
+    for of in (oldest, middle, latest):
+        submitted(registry, of)
+    assert job_of(registry, latest) == f"job of {latest[1]}"
+    assert job_of(registry, middle) == f"job of {middle[1]}"
+    assert job_of(registry, oldest) is None
+
+
+def test_a_submission_on_its_way_is_not_forgotten() -> None:
+    """A submission that a call has just now is kept, however many others end meanwhile."""
+    registry = SubmissionRegistry(max_remembered=1)
+    busy = key()
+    assert registry.begin(busy) is not None
+    for _ in range(3):
+        submitted(registry, key())
+    assert registry.begin(busy) is None
+    registry.end(busy)
+
+
+def test_a_fork_during_a_submission() -> None:
+    """A child process does not wait for calls of its parent's threads, of which it has none."""
+    registry = submission_registry.shared_registry("https://noukai.test", "nk_test_fork")
+    busy = key()
+    assert registry.begin(busy) is not None
+    registry._lock.acquire()
+    submission_registry._after_fork()
+    assert registry.begin(busy) is not None
+    registry.end(busy)
