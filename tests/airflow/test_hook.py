@@ -8,6 +8,7 @@ import json
 import traceback
 import weakref
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import pytest
@@ -15,6 +16,10 @@ import pytest
 from noukai_airflow.exceptions import NoukaiPermanentException
 from noukai_airflow.hooks.noukai import NoukaiHook
 from tests.airflow.conftest import KEY
+
+if TYPE_CHECKING:
+    from noukai_airflow._connection import ConnectionSettings
+    from noukai_core.emulator import Emulator
 
 HOST = "https://noukai.test/api/v1"
 EXTRA = {"org": "acme", "project": "demo", "retry_timeout": 60}
@@ -147,3 +152,25 @@ async def test_no_frame_shows_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
         shown = "".join(str(frame.locals) for frame in stack if "noukai_airflow" in frame.filename)
         assert "password" in shown
         assert KEY not in shown
+
+
+def test_the_button_of_the_form(
+    settings: ConnectionSettings, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test of a connection says for what the key works, or what the server said, and submits nothing."""
+    monkeypatch.setattr(NoukaiHook, "settings", settings)
+    works, message = NoukaiHook().test_connection()
+    assert (works, message[:13]) == (True, "The key works")
+    emulator.control.fault("status", on="verify", status=401)
+    works, message = NoukaiHook().test_connection()
+    assert not works
+    assert "401" in message
+    assert KEY not in message
+    assert emulator.control.jobs() == []
+
+
+def test_the_labels_of_the_form_before_airflow_3_2() -> None:
+    """The form of an older Airflow has the labels of the newer one's, under the names that it reads."""
+    behaviour = NoukaiHook.get_ui_field_behaviour()
+    assert {"hidden_fields", "relabeling"} <= set(behaviour)
+    assert behaviour["relabeling"]["password"]

@@ -361,3 +361,45 @@ async def test_a_batch_that_has_published_nothing(
     _mark_listener.on_task_instance_failed(on_a_worker(), MANUALLY)
     await acts[0]
     assert sum(emulator.control.counts().values()) == 0
+
+
+async def test_a_batch_whose_sessions_cannot_be_read(
+    connected: ConnectionSettings,
+    acts: list[Coroutine[Any, Any, None]],
+    emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A warning names the sessions in which jobs may still be running."""
+    session_id = Submission.new().id
+    published = {"sessions": [session_id], "flow": FLOW, "cancel_with": "noukai_default"}
+    store(monkeypatch, "failed", None, published)
+    await asyncio.to_thread(emulator.control.fault, "status", on="session", times=None, status=403)
+    _mark_listener.on_task_instance_failed(on_a_worker(), MANUALLY)
+    await acts[0]
+    assert "cancel failed" in caplog.text
+    assert session_id in caplog.text
+
+
+@pytest.mark.parametrize("with_id", [True, False])
+def test_a_connection_that_is_gone(
+    with_id: bool,
+    connected: ConnectionSettings,
+    acts: list[Coroutine[Any, Any, None]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A warning names the job, or the submission, of a task whose connection cannot be read any more."""
+    record = submitted(connected)
+    store(monkeypatch, "failed", record if with_id else replace(record, job_id=None))
+
+    def fail(_: NoukaiHook) -> None:
+        raise RuntimeError("the connection is gone")
+
+    monkeypatch.setattr(NoukaiHook, "settings", property(fail))
+    _mark_listener.on_task_instance_failed(on_a_worker(), MANUALLY)
+    asyncio.run(acts[0])
+    if with_id:
+        assert f"Noukai job {record.job_id} of {FLOW}: cancel failed (the connection is gone" in caplog.text
+    else:
+        assert f"Noukai submission {record.submission_id} to {FLOW}: may be left running" in caplog.text
