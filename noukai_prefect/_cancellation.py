@@ -32,6 +32,7 @@ from noukai_core import (
 from noukai_prefect import _job_store
 from noukai_prefect._job_artifact import JobArtifact
 from noukai_prefect._run_context import RunContext, interrupted_by_a_person
+from noukai_prefect._termination import was_terminated
 
 T = TypeVar("T")
 
@@ -57,7 +58,7 @@ _LOOKUP_PAUSE = 1.0
 
 
 class StoppedInThread(CancelledRun):
-    """A task in a thread has to stop."""
+    """The task has to stop, which no exception has told it: it runs in a thread, or a signal got lost."""
 
 
 def interrupts(error: BaseException) -> bool:
@@ -70,7 +71,8 @@ async def watch_for_stop(run: RunContext) -> None:
     check_server_at = time.monotonic() + SERVER_CHECK_SECONDS
     while not run.stop_requested:
         await asyncio.sleep(STOP_CHECK_SECONDS)
-        if run.must_ask_server and time.monotonic() >= check_server_at:
+        must_ask_server = run.must_ask_server or was_terminated()
+        if must_ask_server and time.monotonic() >= check_server_at:
             if await cancel_reason(run, None):
                 return
             check_server_at = time.monotonic() + SERVER_CHECK_SECONDS

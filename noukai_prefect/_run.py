@@ -42,6 +42,7 @@ from noukai_prefect._events import emit_job_event, outcome_payload
 from noukai_prefect._job_artifact import JobArtifact, JobCost, job_markdown, read_cost, seconds_of
 from noukai_prefect._job_store import JobRecord, JobStore
 from noukai_prefect._run_context import RunContext
+from noukai_prefect._termination import termination_noted
 from noukai_prefect.credentials import NoukaiCredentials
 
 T = TypeVar("T")
@@ -145,7 +146,8 @@ async def _cancel_if_interrupted(
 ) -> T:
     """Run an operation. If it is interrupted, at whatever point, cancel its job or leave it running."""
     try:
-        return await operation
+        with termination_noted():
+            return await operation
     except BaseException as error:
         if interrupts(error):
             cancelled = await cancel_or_keep(submission_state, run, error)

@@ -20,6 +20,7 @@ from noukai_prefect._cancellation import as_cancelled_state
 from noukai_prefect._run_context import RunContext
 from noukai_prefect._sync import run_blocking
 from noukai_prefect._task_decorator import noukai_task
+from noukai_prefect._termination import termination_noted
 from noukai_prefect.credentials import NoukaiCredentials
 
 # Submissions that go out together are recorded on Prefect's server together, with one request.
@@ -46,9 +47,10 @@ async def _stream(
         slot = _slot(run, noukai_flow.path, credentials, given)
         batch = BatchRun(noukai_flow, given, options, run, slot, credentials)
         on_begin(batch)
-        async with aclosing(batch.outcomes()) as outcomes:
-            async for outcome in outcomes:
-                yield outcome
+        with termination_noted():
+            async with aclosing(batch.outcomes()) as outcomes:
+                async for outcome in outcomes:
+                    yield outcome
 
 
 async def _run_batch(

@@ -27,6 +27,8 @@ FLOWS = Path(__file__).parent / "flows"
 # The flows of call_styles.py, with the number of their jobs.
 STYLES = {
     "awaited": 1,
+    "unheard": 1,
+    "unheard_stream": 3,
     "gathered": 3,
     "called": 1,
     "called_in_async_flow": 1,

@@ -10,6 +10,7 @@ import asyncio
 import inspect
 import signal
 import sys
+import time
 from typing import Any
 
 from prefect import flow, task, unmapped
@@ -24,6 +25,7 @@ from noukai_prefect import (
     await_for_noukai_job,
     run_noukai_job,
     run_noukai_jobs,
+    stream_noukai_jobs,
     submit_noukai_job,
     wait_for_noukai_job,
 )
@@ -38,6 +40,24 @@ def credentials() -> NoukaiCredentials:
 @flow
 async def awaited(flow: str) -> Any:
     return await arun_noukai_job(credentials(), flow, "a")
+
+
+def lose_a_signal() -> None:
+    """Keep the main thread in callbacks of the event loop, which reports what a signal raises there."""
+    time.sleep(0.02)
+    asyncio.get_running_loop().call_soon(lose_a_signal)
+
+
+@flow
+async def unheard(flow: str) -> Any:
+    lose_a_signal()
+    return await arun_noukai_job(credentials(), flow, "a")
+
+
+@flow
+async def unheard_stream(flow: str) -> Any:
+    lose_a_signal()
+    return [outcome.output async for outcome in stream_noukai_jobs(credentials(), flow, TEXTS)]
 
 
 @flow

@@ -1,0 +1,92 @@
+"""A SIGTERM whose exception got lost."""
+
+import asyncio
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+
+from noukai_prefect._termination import termination_noted, was_terminated
+
+
+class Stopped(BaseException):
+    """What the handler raises, as Prefect's does."""
+
+
+def _raise(number: int, frame: object) -> None:
+    raise Stopped
+
+
+@pytest.fixture(autouse=True)
+def handler() -> Iterator[None]:
+    """A handler like Prefect's."""
+    earlier = signal.signal(signal.SIGTERM, _raise)
+    yield
+    signal.signal(signal.SIGTERM, earlier)
+
+
+def _terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+async def test_a_signal_in_a_callback_is_noted() -> None:
+    """A SIGTERM whose exception the event loop only reports is noted all the same."""
+    loop = asyncio.get_running_loop()
+    reported = loop.create_future()
+    loop.set_exception_handler(lambda _, context: reported.set_result(type(context["exception"])))
+    with termination_noted():
+        assert not was_terminated()
+        loop.call_soon(_terminate)
+        assert await reported is Stopped
+        assert was_terminated()
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_other_signals_are_not_noted() -> None:
+    """Only a SIGTERM counts, and one of an earlier block does not."""
+    with termination_noted(), suppress(Stopped):
+        _terminate()
+    earlier = signal.signal(signal.SIGUSR1, lambda *_: None)
+    try:
+        with termination_noted(), termination_noted():
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert not was_terminated()
+    finally:
+        signal.signal(signal.SIGUSR1, earlier)
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_a_signal_of_a_forked_child_is_not_noted() -> None:
+    """What ends a child process, such as one of a pool, does not end its parent."""
+    fork = multiprocessing.get_context("fork")
+    started = fork.Event()
+
+    def wait() -> None:
+        started.set()
+        signal.pause()
+
+    with termination_noted():
+        child = fork.Process(target=wait)
+        child.start()
+        started.wait()
+        child.terminate()
+        child.join()
+        assert not was_terminated()
+
+
+async def test_an_event_loop_that_handles_signals_keeps_them() -> None:
+    """Where the program's own event loop handles signals, nothing is noted, and its handler is called."""
+    loop = asyncio.get_running_loop()
+    called = asyncio.Event()
+    loop.add_signal_handler(signal.SIGUSR1, called.set)
+    try:
+        with termination_noted():
+            os.kill(os.getpid(), signal.SIGUSR1)
+            await called.wait()
+            assert not was_terminated()
+        os.kill(os.getpid(), signal.SIGUSR1)
+    finally:
+        loop.remove_signal_handler(signal.SIGUSR1)
