@@ -25,8 +25,11 @@ from noukai_core import (
     NoukaiError,
     OutcomeState,
 )
+from noukai_core._api.endpoints import Execution
 from noukai_core._engine.batch import Batch, BatchOptions
 from noukai_core._engine.effects import Given
+from noukai_core._engine.lanes import Lane, Trust
+from noukai_core._engine.rate_limit import shared_rate_limiter
 from noukai_core._options import ClientOptions
 from noukai_core._validation import FlowPath
 
@@ -386,6 +389,26 @@ def test_a_session_tells_the_states_of_many_jobs(driver: str, emulator: Emulator
     polls = sum(job["polls"] for job in emulator.control.jobs())
     assert polls <= 2 * 150
     assert len({job["session_id"] for job in emulator.control.jobs()}) < 20
+
+
+def test_a_list_that_shrinks() -> None:
+    """A job that a list no longer has is polled itself at once, though lists have told of it before."""
+    settings = ClientOptions(api_key="nk_test", base_url="http://127.0.0.1:1")
+    limiter = shared_rate_limiter(settings.base_url, settings.api_key, settings.max_polls_per_second)
+    lane = Lane(BATCH, Trust(FLOW, settings), settings, limiter, monotonic)
+    lane.watching = True
+    jobs = [lane.add(f"job-{number}", 0.0) for number in range(4)]
+    polled: list[str] = []
+    for job in jobs:
+        job.wake.add(lambda job=job: polled.append(job.job_id))
+    listed = tuple(Execution(job.job_id, None, "job", None, "running") for job in jobs)
+    lane._note(listed, 0.0)
+    assert all(lane.tells_of(job) for job in jobs)
+    lane._note(listed[:1], 1.0)
+    assert [lane.tells_of(job) for job in jobs] == [True, False, False, False]
+    assert polled == ["job-1", "job-2", "job-3"]
+    lane._note(listed, 2.0)
+    assert all(lane.tells_of(job) for job in jobs)
 
 
 @pytest.mark.parametrize("works", [True, False])

@@ -54,6 +54,7 @@ def test_a_trace_adds_up(scripted: MakeClient, server: ScriptedServer) -> None:
         [{"tokens": 2**64, "attempt": 2**64}],
         [{"tokens": -1}],
         [{"costUsd": "NaN"}],
+        [{"costUsd": "-5"}],
         [{"costUsd": "9e999999"}] * 2,
     ],
     ids=lambda value: repr(value)[:20],

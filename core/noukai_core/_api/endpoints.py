@@ -468,4 +468,6 @@ def _decimal(value: object) -> Decimal | None:
         amount = Decimal(text) if text and len(text) <= 10 * _MOST_DIGITS else None
     except InvalidOperation:
         return None
-    return amount if amount is not None and amount.is_finite() and amount.adjusted() < _MOST_DIGITS else None
+    if amount is None or not amount.is_finite() or amount < 0:
+        return None
+    return amount if amount.adjusted() < _MOST_DIGITS else None

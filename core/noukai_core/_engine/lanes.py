@@ -91,6 +91,7 @@ class WatchedJob:
         submitted_at: When it was submitted, on the clock.
         canonical_id: What a list may name it by, in whichever way it writes ids.
         listed: Whether the last list told its state.
+        was_listed: Whether any list did. One that does not any more says nothing of the job.
         ended: Whether a list says that it has ended.
         running: Whether its own route has said that it runs.
         wake: Rings when it should be polled.
@@ -101,6 +102,7 @@ class WatchedJob:
     submitted_at: float
     canonical_id: str
     listed: bool = False
+    was_listed: bool = False
     ended: bool = False
     running: bool = False
     wake: Wake = field(default_factory=Wake)
@@ -251,7 +253,8 @@ class Lane:
         if not self.watching or not self._readable or job.ended or len(self._jobs) <= FEW_JOBS:
             return False
         # A job that is not listed has not begun to run, if the lists of this server tell at all.
-        return job.listed or (not job.running and self.trust.proven) or not self._asked
+        unseen = not job.running and not job.was_listed
+        return job.listed or (unseen and self.trust.proven) or not self._asked
 
     def lists_as_unfinished(self, job_id: str) -> Effects[bool]:
         """Tell whether the list says of a job of an earlier run that it has not ended.
@@ -328,7 +331,8 @@ class Lane:
             state = states.get(job.canonical_id)
             job.listed, job.ended = state is not None, state in _ENDED
             self.trust.proven = self.trust.proven or job.listed
-            if job.running and not job.listed:
+            job.was_listed = job.was_listed or job.listed
+            if (job.running or job.was_listed) and not job.listed:
                 self.trust.complain(
                     f"the list of the session {self.session.id} does not tell the state of {job.job_id}"
                 )
