@@ -140,7 +140,7 @@ class FolderLog:
         file = self._path / "batch.json"
         try:
             stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-        except ValueError:  # the process was killed while it wrote it
+        except (ValueError, RecursionError):  # the process was killed while it wrote it
             return None
         return cast("dict[str, Any]", stored) if isinstance(stored, dict) else None
 
@@ -165,7 +165,8 @@ class FolderLog:
         self._chunk = 0
 
     def _files(self) -> list[ObjectStoragePath]:
-        return sorted(self._path.glob("*.jsonl")) if self._path.is_dir() else []
+        files = sorted(self._path.glob("*.jsonl")) if self._path.is_dir() else []
+        return [file for file in files if file.stem.isdecimal()]
 
     def _write(self, name: str, text: str) -> None:
         self._path.mkdir(parents=True, exist_ok=True)
@@ -178,14 +179,16 @@ class FolderLog:
 
 
 def _text_of(file: ObjectStoragePath) -> str:
-    return file.read_text(encoding="utf-8")
+    return file.read_bytes().decode(
+        errors="replace"
+    )  # a write that was cut off may end inside of a character
 
 
 def _parsed(text: str) -> Iterator[Row]:
     for line in text.splitlines():
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # what was cut off was never durable, and nothing was sent on its account
         if isinstance(row, dict):
             yield cast("Row", row)

@@ -384,14 +384,31 @@ def test_the_files_of_a_record_are_read_concurrently(tmp_path: Path, monkeypatch
     for number in range(6):
         record.append([{"number": number}])
     both = threading.Barrier(2, timeout=60)
-    read_text = ObjectStoragePath.read_text
+    read_bytes = ObjectStoragePath.read_bytes
 
-    def read(path: ObjectStoragePath, **options: Any) -> str:
+    def read(path: ObjectStoragePath) -> bytes:
         both.wait()
-        return read_text(path, **options)
+        return read_bytes(path)
 
-    monkeypatch.setattr(ObjectStoragePath, "read_text", read)
+    monkeypatch.setattr(ObjectStoragePath, "read_bytes", read)
     assert [row["number"] for row in record.rows()] == list(range(6))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("notes.jsonl", b'{"number": 7}'),
+        ("000000002.jsonl", b'{"number": "\xc3'),
+        ("000000002.jsonl", b"[" * 100_000),
+    ],
+    ids=["another file", "cut inside a character", "nested"],
+)
+def test_a_record_with_a_damaged_file(tmp_path: Path, name: str, content: bytes) -> None:
+    """What was cut off, or is no part of the record, costs none of the other rows."""
+    record = FolderLog(ObjectStoragePath(f"file://{tmp_path}"))
+    record.append([{"number": 1}])
+    (tmp_path / "_noukai" / name).write_bytes(content)
+    assert list(record.rows()) == [{"number": 1}]
 
 
 def test_a_folder_with_other_outcomes(context: Any, emulator: Emulator, tmp_path: Path) -> None:
