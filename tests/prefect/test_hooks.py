@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -13,7 +14,14 @@ from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from pydantic import SecretStr
 
-from noukai_prefect import NoukaiCredentials, arun_noukai_jobs, asubmit_noukai_job, cancel_noukai_jobs, hooks
+from noukai_prefect import (
+    NoukaiCredentials,
+    arun_noukai_jobs,
+    asubmit_noukai_job,
+    cancel_noukai_jobs,
+    hooks,
+    log_resumable_noukai_jobs,
+)
 from noukai_prefect._artifacts import JOB_RECORDS, artifacts_of
 from noukai_prefect._job_store import read_records
 
@@ -84,7 +92,7 @@ async def test_record_gone(
     flow_run_id = await single(credentials, credentials, credentials)
     control.fault("slow", on="cancel", seconds=2)
     hook = asyncio.ensure_future(call(cancel_noukai_jobs, single, flow_run_id))
-    await asyncio.to_thread(control.wait_for, "cancel")
+    await asyncio.to_thread(control.wait_for, "cancel", timeout=300)
     async with get_client() as client:
         for artifact in await artifacts_of([flow_run_id], JOB_RECORDS):
             await client.delete_artifact(artifact.id)
@@ -98,7 +106,7 @@ async def test_end_not_seen(credentials: NoukaiCredentials, control: EmulatorCon
     flow_run_id = await single(credentials)
     control.fault("slow", on="cancel", seconds=2)
     hook = asyncio.ensure_future(call(cancel_noukai_jobs, single, flow_run_id))
-    await asyncio.to_thread(control.wait_for, "cancel")
+    await asyncio.to_thread(control.wait_for, "cancel", timeout=300)
     control.fault("status", status=403, on="poll")
     await hook
     assert [record.ended for record, _ in await read_records({flow_run_id: flow_run_id})] == [True]
@@ -115,3 +123,75 @@ async def test_broken_block(credentials: NoukaiCredentials, control: EmulatorCon
         await broken.model_copy().save(name, overwrite=True)
     await call(cancel_noukai_jobs, single, flow_run_id)
     assert control.jobs()[1]["state"] == "cancelled"
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """What the hooks log."""
+    logger = logging.getLogger("noukai_prefect.of_a_test")
+    monkeypatch.setattr(hooks, "flow_run_logger", lambda *_: logger)
+    caplog.set_level(logging.INFO, logger.name)
+    logger.addHandler(caplog.handler)
+    return caplog
+
+
+@pytest.mark.parametrize("of", [single, batch], ids=["single", "batch"])
+async def test_what_a_crash_leaves_running(
+    credentials: NoukaiCredentials,
+    control: EmulatorControl,
+    log: pytest.LogCaptureFixture,
+    of: Flow[..., Awaitable[UUID]],
+) -> None:
+    """After a crash, the log names the jobs that a retry attaches to, and nothing is cancelled."""
+    await credentials.save("resumable", overwrite=True)
+    flow_run_id = await of(credentials)
+    await call(log_resumable_noukai_jobs, of, flow_run_id)
+    (job,) = control.jobs()
+    assert f"Noukai job {job['id']} of {FLOW}: left running (a retry of this flow run" in log.text
+    assert control.counts(job["id"])["cancel"] == 0
+
+
+@pytest.mark.parametrize("of", [single, batch], ids=["single", "batch"])
+async def test_a_block_that_is_gone(
+    credentials: NoukaiCredentials,
+    control: EmulatorControl,
+    log: pytest.LogCaptureFixture,
+    of: Flow[..., Awaitable[UUID]],
+) -> None:
+    """Both hooks say which block they cannot use, and that the jobs of it may still be running."""
+    await credentials.save("deleted", overwrite=True)
+    flow_run_id = await of(credentials)
+    await NoukaiCredentials.adelete("deleted")
+    await call(log_resumable_noukai_jobs, of, flow_run_id)
+    assert "Noukai credentials block deleted: not usable: " in log.text
+    await call(cancel_noukai_jobs, of, flow_run_id)
+    (job,) = control.jobs()
+    subject = f"job {job['id']} of {FLOW}" if of is single else f"batch of 1 jobs of {FLOW}"
+    assert f"Noukai {subject}: cancel failed (credentials block deleted cannot be used" in log.text
+
+
+@pytest.mark.parametrize("fails", ["poll", "cancel"])
+async def test_a_cancel_that_is_rejected(
+    credentials: NoukaiCredentials, control: EmulatorControl, log: pytest.LogCaptureFixture, fails: str
+) -> None:
+    """A job that the server does not let be cancelled is named, and a rerun still attaches to it."""
+    await credentials.save("rejected", overwrite=True)
+    flow_run_id = await single(credentials)
+    control.fault("status", on=fails, times=None, status=403)
+    await call(cancel_noukai_jobs, single, flow_run_id)
+    (job,) = control.jobs()
+    assert f"Noukai job {job['id']} of {FLOW}: cancel failed (" in log.text
+    assert [record.ended for record, _ in await read_records({flow_run_id: flow_run_id})] == [False]
+
+
+async def test_a_job_that_completed_meanwhile(
+    credentials: NoukaiCredentials, control: EmulatorControl
+) -> None:
+    """A job that completed before the hook ran keeps its output for a rerun."""
+    await credentials.save("completed", overwrite=True)
+    flow_run_id = await single(credentials)
+    (job,) = control.jobs()
+    control.finish(job["id"], result="paid for")
+    await call(cancel_noukai_jobs, single, flow_run_id)
+    assert control.counts(job["id"])["cancel"] == 0
+    assert [record.ended for record, _ in await read_records({flow_run_id: flow_run_id})] == [False]
