@@ -170,7 +170,8 @@ def _wrong(outcome: JobOutcome, history: History, indexes: Mapping[str, tuple[in
     job = history.simulation.server.job_of(outcome.job_id)
     assert job is not None
     if indexes[job.key][0] != outcome.index:
-        if _crossed_unseen(outcome.index, job, history, indexes):
+        unknown = outcome.output is None and not history.simulation.habits.recognisable
+        if unknown or _crossed_unseen(outcome.index, job, history, indexes):
             return None
         return f"the job is that of input {indexes[job.key][0]}"
     if outcome.state in ("completed", "failed", "cancelled"):

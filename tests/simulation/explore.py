@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
+from noukai_core._engine import submit
 from tests.simulation import core_state, parts
 from tests.simulation.choices import Choices, Decision
 from tests.simulation.clock import Clock, LivingClock, living_in
@@ -21,6 +22,9 @@ from tests.simulation.simulation import Simulation
 LIVING = LivingClock()
 
 _CHUNK = 500
+
+_BUSY_PAUSE = 1.0
+"""A call that waits for another one checks ten times less often: that was half of all steps."""
 
 _SCENARIOS: tuple[Callable[[Simulation], Submitting | Crowd | Asking | Neighbours], ...] = (
     Submitting,
@@ -56,13 +60,15 @@ class Outcome(NamedTuple):
 @contextmanager
 def virtual_time() -> Iterator[None]:
     """Let the core live in virtual time."""
-    level = logging.root.manager.disable
+    level, pause = logging.root.manager.disable, submit.BUSY_PAUSE
     logging.disable(logging.CRITICAL)
+    submit.BUSY_PAUSE = _BUSY_PAUSE
     try:
         with living_in(LIVING, "noukai_core"):
             yield
     finally:
         logging.disable(level)
+        submit.BUSY_PAUSE = pause
 
 
 def run(seed: int, replayed: Mapping[Decision, int] | None = None, *, told: bool = False) -> Outcome:

@@ -71,9 +71,8 @@ class History:
         call = self._calls.get(id(later))
         if call is None or earlier.process == later.process:
             return False
-        forked_at = self.simulation.processes[later.process - 1].forked_at
-        unknown = -math.inf < forked_at <= earlier.sent_at
-        return unknown or earlier.ended_at is None or earlier.ended_at > call.started
+        began_at = self.simulation.processes[later.process - 1].began_at
+        return earlier.sent_at >= began_at or earlier.ended_at is None or earlier.ended_at > call.started
 
 
 def violations(history: History) -> list[Violation]:

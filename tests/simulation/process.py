@@ -366,7 +366,7 @@ class Process:
         alive: Whether it runs.
         effects: How many effects it has performed.
         tasks: Its coroutines.
-        forked_at: When it was forked from another one; minus infinity if it was not.
+        began_at: When it began, with what the store then had, or with what the process knew that forked it.
     """
 
     def __init__(
@@ -392,7 +392,7 @@ class Process:
         self.alive = True
         self.effects = 0
         self.tasks: list[Task] = []
-        self.forked_at = -math.inf
+        self.began_at = clock.now
         runner: Any = Runner(options.api_key, self.start)
         self.flow = AsyncFlow(runner, options.flow_path(FLOW), options)
 

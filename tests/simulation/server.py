@@ -421,8 +421,10 @@ class Server:
             elif state == "failed":
                 value["error"] = "a step failed"
         asked = unquote(exchange.path.rpartition("/")[2])
-        strange = str(job_id) != asked and not self.habits.recognisable
-        return replace(_own(200, value), recognisable=not strange)
+        response = _own(200, value)
+        if self.habits.recognisable or str(job_id) == asked:
+            return response
+        return replace(response, recognisable=False)
 
     def _cancel(self, exchange: Exchange) -> Response:
         match self.habits.cancel:

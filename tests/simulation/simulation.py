@@ -76,7 +76,6 @@ class Simulation:
     def fork(self, parent: Process) -> Process:
         """Start a process that knows what another one knows of its submissions."""
         child = self.process()
-        child.forked_at = self.clock.now
         known, inherited = (
             shared_registry(one.options.base_url, one.options.api_key) for one in (parent, child)
         )
