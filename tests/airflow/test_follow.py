@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.providers.common.compat.sdk import TaskDeferred
 
+from devtools.processes import LONGEST_WAIT, wait_until
 from noukai_airflow import _client_cache
 from noukai_airflow._trigger_event import JobEvent
 from noukai_airflow.hooks.noukai import NoukaiHook
@@ -106,15 +108,26 @@ async def test_the_stream_changes_nothing(
     said: Any, settings: ConnectionSettings, emulator: Emulator, fault: dict[str, Any], where: str
 ) -> None:
     """A stream that ends, stalls, repeats, sends a huge event or is refused changes no outcome."""
-    emulator.control.script("flow", steps=STEPS, after_seconds=0.5, result=7)
+    emulator.control.script("flow", steps=STEPS, after_seconds=0.5, outcome="never")
     emulator.control.fault(**fault)
-    if where == "worker":
-        assert run_on_worker(emulator, follow="steps") == 7
-    else:
-        job_id = _client_cache.shared_client(settings).flow(FLOW).job("Hello").id
-        assert (await run_trigger(job_id, follow="steps")).state == "completed"
-    assert len(set(said("step "))) == len(said("step "))
     refused = fault["kind"] == "status" or (fault["kind"] == "not_found" and where == "triggerer")
+
+    def finish_once_followed() -> None:
+        emulator.control.wait_for("stream", timeout=LONGEST_WAIT)
+        if refused:
+            wait_until(lambda: said("steps not followed"), "the refusal in the log")
+        (job,) = emulator.control.jobs()
+        emulator.control.finish(job["id"], result=7)
+
+    with ThreadPoolExecutor(1) as pool:
+        finished = pool.submit(finish_once_followed)
+        if where == "worker":
+            assert run_on_worker(emulator, follow="steps") == 7
+        else:
+            job_id = _client_cache.shared_client(settings).flow(FLOW).job("Hello").id
+            assert (await run_trigger(job_id, follow="steps")).state == "completed"
+        finished.result()
+    assert len(set(said("step "))) == len(said("step "))
     assert len(said("steps not followed")) == refused
     assert [line for line in said() if line.endswith("→ completed")]
 

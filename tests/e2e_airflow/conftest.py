@@ -253,12 +253,13 @@ class Run:
         return str(job["id"])
 
     def check_abandoned(self, job_id: str) -> None:
-        """Check that the job of a deferred task that a user has ended is cancelled, once.
+        """Check that the job of a deferred task that a user has ended is cancelled.
 
-        Its trigger cancels it, or before 3.3 the API server.
+        Its trigger cancels it, or the API server: before 3.3, and if a busy triggerer has not done so within
+        15 s. The trigger then cancels it once more.
         """
         self.wait_for_end(job_id, "cancelled")
-        assert self.cancels(job_id) == 1
+        assert self.cancels(job_id) in (1, 2)
 
     def wait_for_end(self, job_id: str, state: str, timeout: float = LONGEST_WAIT) -> None:
         """Wait until a job has ended as the server sees it."""
