@@ -84,7 +84,7 @@ test-pythons: ## run the core's, the emulator's and Prefect's tests on each newe
 	done
 
 # The suites that need no live orchestrator; what only the live ones reach counts as missed.
-coverage: .venv/airflow/ready .venv/prefect/ready ## measure which lines and branches the unit tests reach
+coverage: .venv/airflow/ready .venv/prefect/ready ## measure which lines and branches the unit tests reach, and fail below 95 %
 	@rm -rf .build/coverage && mkdir -p .build/coverage
 	@for environment in airflow prefect; do \
 		.ci/uv pip install -q --require-hashes --no-deps --python .venv/$$environment/bin/python -r requirements/coverage.txt; done

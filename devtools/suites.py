@@ -54,7 +54,8 @@ class Suite:
     @property
     def log(self) -> Path:
         """Where the output of its run goes."""
-        return LOGS / f"{self.environment}-{self.path.replace('/', '-').removesuffix('.py')}.log"
+        name = re.sub(r"[^\w.-]+", "-", self.path).removesuffix(".py").rstrip("-")
+        return LOGS / f"{self.environment}-{name}.log"
 
     @property
     def command(self) -> list[str]:
@@ -69,6 +70,8 @@ def _suites(environment: str, *paths: str, **variables: str) -> list[Suite]:
     shared = ("core", "emulator", "fuzz", "simulation", "simulation/test_airflow.py", "faults/core")
     return [Suite(environment, path, 4 if path in shared else 1, variables) for path in paths]
 
+
+_FEW_SCHEDULES = "test_no_schedule_violates_an_invariant[0]"
 
 PYTHONS = ("3.12", "3.13", "3.14")
 """What `make test-pythons` tests with, besides the Python of every other lane."""
@@ -111,9 +114,19 @@ LANES: dict[str, list[Suite]] = {
         *_suites("airflow", "faults/airflow", FAULTS="full"),
     ],
     "deployment": _suites("airflow-deployment", "deployment"),
-    "coverage-airflow": [replace(suite, traced=True) for suite in _suites("airflow", "airflow")],
+    "coverage-airflow": [
+        replace(suite, traced=True)
+        for suite in _suites("airflow", "airflow", f"simulation/test_airflow.py::{_FEW_SCHEDULES}")
+    ],
     "coverage-prefect": [
-        replace(suite, traced=True) for suite in _suites("prefect", "core", "emulator", "prefect")
+        replace(suite, traced=True)
+        for suite in _suites(
+            "prefect",
+            "core",
+            "emulator",
+            "prefect",
+            *(f"simulation/test_{part}.py::{_FEW_SCHEDULES}" for part in ("batches", "engine", "prefect")),
+        )
     ],
 }
 """Suites that run one after the other; lanes run side by side."""
