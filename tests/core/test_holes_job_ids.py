@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from noukai_core import JobTimeoutError, Noukai, Submission
+from noukai_core import JobTimeoutError, Noukai
 from noukai_core._api.job_ids import canonical_job_id
 from noukai_core._engine import schedule
 from tests.core.raw_service import ACCEPTED, COMPLETED, LOST, RUNNING, RawService, http, listed
@@ -63,15 +63,17 @@ def test_the_result_of_a_job_with_another_number_is_not_believed(client: Any, se
     assert client.flow(FLOW).attach("17").wait(timeout_ms=60_000).output == "done"
 
 
-def test_the_job_of_another_submission_is_not_taken_for_the_own(client: Any, service: RawService) -> None:
-    """A submission that receives the response to another one finds its own job, and is sent once."""
-    flow = client.flow(FLOW)
-    service.on("session", listed({"executionId": "job-2", "status": "running", "triggerType": "job"}))
-    first, second = Submission.new(), Submission.new()
-    assert flow.job("one", submission=first).id == "job-1"
-    assert flow.job("two", submission=second).id == "job-2"
-    assert (service.count("submit"), service.count("session")) == (2, 1)
-    assert [flow.job("again", submission=one).id for one in (first, second)] == ["job-1", "job-2"]
+def test_the_job_of_another_input_is_not_taken_for_the_own(service: RawService) -> None:
+    """An input of a batch that receives the response to another one finds its own job, and is sent once."""
+    service.on("poll", COMPLETED)
+    both = (
+        {"executionId": number, "status": "completed", "triggerType": "job"} for number in ("job-1", "job-2")
+    )
+    service.on("session", listed(*both))
+    with Noukai(KEY, base_url=service.base_url, poll_interval=0.01) as client:
+        outcomes = list(client.flow(FLOW).jobs(["one", "two"], max_concurrency=1, in_order=True))
+    assert [outcome.job_id for outcome in outcomes] == ["job-1", "job-2"]
+    assert service.count("submit") == 2
 
 
 def test_a_list_that_leaves_out_known_jobs_proves_nothing(service: RawService) -> None:

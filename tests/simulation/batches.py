@@ -68,6 +68,7 @@ class Batching:
         self.in_order = choices.pick("in_order", (False, True), 0.3)
         self.lazy = choices.pick("lazy ledger", (False, True), 0.5)
         simulation.network.crosses_submissions = choices.pick("a pool out of step", (False, True), 0.3)
+        simulation.network.crosses_sessions = False  # which no client can notice
         self.outcomes: list[list[JobOutcome]] = []
         self.ended: list[int] = []
         self._detached: list[int] = []

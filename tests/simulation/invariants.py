@@ -201,7 +201,7 @@ def _job_outcome(history: History, call: Call) -> str | None:
     if call.error is None:
         made = [job for exchange in history.by_submission[call.about] for job in exchange.jobs]
         job = history.simulation.server.job_of(call.result.id)
-        if job in made or _crossed_unseen(history, call):
+        if job in made or _crossed(call):
             return None
         return f"it returned {call.result.id}, which it did not make"
     if isinstance(call.error, SubmissionUnknownError):
@@ -219,22 +219,10 @@ def _job_outcome(history: History, call: Call) -> str | None:
     return _rejected_early(history, call)
 
 
-def _crossed_unseen(history: History, call: Call) -> bool:
-    """Whether it received the response to another submission, of whose job its process did not know."""
+def _crossed(call: Call) -> bool:
+    """Whether it received the response to another submission, which names a job like its own."""
     last = call.exchanges[-1].end if call.exchanges else None
-    if not (isinstance(last, Response) and last.origin == ANOTHER_REQUEST):
-        return False
-    job_of = history.simulation.server.job_of
-    return not any(
-        other.kind == "job"
-        and other.about != call.about
-        and other.process == call.process
-        and other.ended is not None
-        and other.ended < _ended(call)
-        and other.error is None
-        and job_of(other.result.id) is job_of(call.result.id)
-        for other in history.calls
-    )
+    return isinstance(last, Response) and last.origin == ANOTHER_REQUEST
 
 
 def _rejected_early(history: History, call: Call) -> str | None:

@@ -252,18 +252,6 @@ MUTANTS = (
         "isinstance(named, bool) or not isinstance(named, str | int)",
         "not isinstance(named, str)",
     ),
-    Mutant(
-        "the response to another submission is believed",
-        _SUBMIT,
-        "if outcome.id not in session.others and not has_for_another(outcome.id):",
-        "if outcome.id not in session.others:",
-    ),
-    Mutant(
-        "the response to another submission says that there is no job",
-        _SUBMIT,
-        "            outcome = InvalidResponseError(\n",
-        "            raise InvalidResponseError(\n",
-    ),
     # Waiting.
     Mutant(
         "a slot is not given back",

@@ -60,8 +60,8 @@ MUTANTS = (
     Mutant(
         "the jobs of an earlier attempt are not attached to",
         _RECORD,
-        "rows = [row for chunk in chunks for row in chunk.verified_rows(self._slot, self._signer)]",
-        "rows = list[Row]()",
+        'return rows + [{"entry": entry.to_list()} for entry in unsure]',
+        "return list[Row]()",
     ),
     Mutant(
         "an artifact of the record is replaced by the next",

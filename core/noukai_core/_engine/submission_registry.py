@@ -11,7 +11,6 @@ from datetime import datetime
 from functools import cache
 from typing import TypeAlias
 
-from noukai_core._api.job_ids import canonical_job_id
 from noukai_core._validation import FlowPath
 
 MAX_REMEMBERED = 10_000
@@ -48,7 +47,6 @@ class SubmissionRegistry:
     def __init__(self, max_remembered: int = MAX_REMEMBERED) -> None:
         self._max_remembered = max_remembered
         self._states: OrderedDict[SubmissionKey, SubmissionState] = OrderedDict()
-        self._owners: dict[str, SubmissionKey] = {}
         self._lock = threading.Lock()
 
     def begin(self, key: SubmissionKey) -> SubmissionState | None:
@@ -61,18 +59,6 @@ class SubmissionRegistry:
             self._states.move_to_end(key)
             return state
 
-    def has_for_another(self, key: SubmissionKey, job_id: str) -> bool:
-        """Tell whether a job is known to be that of another submission."""
-        with self._lock:
-            return self._owners.get(canonical_job_id(job_id), key) != key
-
-    def record(self, key: SubmissionKey, job_id: str, submitted_at: datetime) -> None:
-        """Take note of the job of a submission."""
-        with self._lock:
-            state = self._states[key]
-            state.job_id, state.submitted_at = job_id, submitted_at
-            self._owners[canonical_job_id(job_id)] = key
-
     def end(self, key: SubmissionKey) -> None:
         """Let other calls have a submission, and forget one of which there is nothing to know."""
         with self._lock:
@@ -84,9 +70,7 @@ class SubmissionRegistry:
                 oldest = next((key for key, state in self._states.items() if not state.busy), None)
                 if oldest is None:
                     break
-                forgotten = self._states.pop(oldest)
-                if forgotten.job_id is not None:
-                    self._owners.pop(canonical_job_id(forgotten.job_id), None)
+                del self._states[oldest]
 
     def after_fork(self) -> None:
         """Make it usable in a child process, where the calls of the parent's threads do not exist."""

@@ -12,7 +12,6 @@ import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from typing import NamedTuple, TypeAlias
 
 from noukai_core import _validation
@@ -177,11 +176,10 @@ def submit(
             recovery_timeout=recovery_timeout,
             retry_timeout=retry_timeout,
             shared=shared,
-            has_for_another=partial(registry.has_for_another, key),
             logger=logger,
             stopped=stopped,
         )
-        registry.record(key, submitted.job.id, submitted.at)
+        state.job_id, state.submitted_at = submitted.job.id, submitted.at
         return submitted
     finally:
         registry.end(key)
@@ -197,7 +195,6 @@ def submit_once(
     recovery_timeout: float,
     retry_timeout: float,
     shared: SharedSession | None = None,
-    has_for_another: Callable[[str], bool] = lambda _: False,
     logger: Logger = log,
     stopped: Stopped = lambda: None,
 ) -> Effects[Submitted]:
@@ -212,7 +209,6 @@ def submit_once(
         recovery_timeout: Seconds within which a job shows up in the server's list; 0 disables the lookup.
         retry_timeout: Seconds for which a request that was surely not processed is sent again.
         shared: The session that it is submitted in, if it shares one with others.
-        has_for_another: Tells whether this process knows a job as that of another submission.
         logger: Where the lines about it go.
         stopped: Why nothing more is sent, if so. It is asked whenever there is surely no job.
 
@@ -248,7 +244,7 @@ def submit_once(
         state.possibly_sent_at = datetime.now(UTC)
         outcome: JobAccepted | APIError = yield Send(call)
         if isinstance(outcome, JobAccepted):
-            if outcome.id not in session.others and not has_for_another(outcome.id):
+            if outcome.id not in session.others:
                 logger.info("Noukai job %s of %s: submitted", outcome.id, flow)
                 return Submitted(outcome, datetime.now(UTC))
             outcome = InvalidResponseError(
