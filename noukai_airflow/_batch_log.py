@@ -179,9 +179,8 @@ class FolderLog:
 
 
 def _text_of(file: ObjectStoragePath) -> str:
-    return file.read_bytes().decode(
-        errors="replace"
-    )  # a write that was cut off may end inside of a character
+    # A write that was cut off may end inside of a character.
+    return file.read_bytes().decode(errors="replace")
 
 
 def _parsed(text: str) -> Iterator[Row]:

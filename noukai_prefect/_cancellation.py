@@ -58,7 +58,7 @@ _LOOKUP_PAUSE = 1.0
 
 
 class StoppedInThread(CancelledRun):
-    """The task has to stop, which no exception has told it: it runs in a thread, or a signal got lost."""
+    """The task has to stop, but no exception was raised in it: it runs in a thread, or a signal was lost."""
 
 
 def interrupts(error: BaseException) -> bool:

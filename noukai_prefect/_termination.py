@@ -1,4 +1,4 @@
-"""Whether this process got a SIGTERM, even if nothing heard of it.
+"""Whether this process received a SIGTERM, even if its exception was lost.
 
 Prefect's handler raises an exception wherever the main thread is. In a callback of an event loop, in a
 finalizer, or in a task that nobody awaits, Python reports the exception and goes on. The flow run then waits
@@ -52,9 +52,10 @@ class _Signals:
             self._close()
 
     def check(self) -> bool:
-        if self._sockets is not None and not self._terminated:
-            with suppress(BlockingIOError):
-                self._terminated = signal.SIGTERM in self._sockets[0].recv(4096)
+        sockets = self._sockets  # the main thread may close them while another one asks
+        if sockets is not None and not self._terminated:
+            with suppress(OSError):
+                self._terminated = signal.SIGTERM in sockets[0].recv(4096)
         return self._terminated
 
     def disown(self) -> None:

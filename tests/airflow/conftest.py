@@ -83,3 +83,18 @@ def settings(emulator: Emulator) -> ConnectionSettings:
         host=emulator.base_url,
         extra={"recovery_timeout": 2, "not_found_grace": 2, "retry_timeout": 2},
     )
+
+
+@pytest.fixture
+def connected(settings: ConnectionSettings, monkeypatch: pytest.MonkeyPatch) -> ConnectionSettings:
+    """Use the connection to the local Noukai instead of Airflow's."""
+    from noukai_airflow.hooks.noukai import NoukaiHook
+
+    monkeypatch.setattr(NoukaiHook, "settings", settings)
+    return settings
+
+
+@pytest.fixture
+def context(store: MemoryStore) -> Any:
+    """The context that Airflow passes to a task."""
+    return {"ti": FakeTask(), "task_state_store": store}

@@ -23,12 +23,9 @@ from noukai_airflow.exceptions import (
     NoukaiJobTimeoutException,
     NoukaiPermanentException,
 )
-from noukai_airflow.hooks.noukai import NoukaiHook
 from noukai_airflow.operators.batch import NoukaiRunJobsOperator
-from tests.airflow.conftest import FakeTask, MemoryStore
 
 if TYPE_CHECKING:
-    from noukai_airflow._connection import ConnectionSettings
     from noukai_core.emulator import Emulator
 
 FLOW = "acme/demo/flow"
@@ -38,16 +35,7 @@ TEXTS = ["one", "two", "three"]
 DEFERRAL_TIMEOUT: Any = ("__fail__", {"error": "Trigger timeout"})
 
 
-@pytest.fixture(autouse=True)
-def connected(settings: ConnectionSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Use the connection to the local Noukai instead of Airflow's."""
-    monkeypatch.setattr(NoukaiHook, "settings", settings)
-
-
-@pytest.fixture
-def context(store: MemoryStore) -> Any:
-    """The context that Airflow passes to a task."""
-    return {"ti": FakeTask(), "task_state_store": store}
+pytestmark = pytest.mark.usefixtures("connected")
 
 
 @pytest.fixture

@@ -33,23 +33,12 @@ from noukai_airflow.triggers.batch import NoukaiBatchTrigger
 from tests.airflow.conftest import FakeTask, MemoryStore
 
 if TYPE_CHECKING:
-    from noukai_airflow._connection import ConnectionSettings
     from noukai_core.emulator import Emulator
 
 FLOW = "acme/demo/flow"
 
 
-@pytest.fixture(autouse=True)
-def connected(settings: ConnectionSettings, monkeypatch: pytest.MonkeyPatch) -> ConnectionSettings:
-    """Use the connection to the local Noukai instead of Airflow's."""
-    monkeypatch.setattr(NoukaiHook, "settings", settings)
-    return settings
-
-
-@pytest.fixture
-def context(store: MemoryStore) -> Any:
-    """The context that Airflow passes to a task."""
-    return {"ti": FakeTask(), "task_state_store": store}
+pytestmark = pytest.mark.usefixtures("connected")
 
 
 def operator(inputs: Any, **arguments: Any) -> NoukaiRunJobsOperator:

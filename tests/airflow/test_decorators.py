@@ -11,27 +11,15 @@ from airflow.sdk import DAG
 from noukai_airflow.decorators.batch import noukai_jobs_task
 from noukai_airflow.decorators.noukai import noukai_task
 from noukai_airflow.exceptions import NoukaiPermanentException
-from noukai_airflow.hooks.noukai import NoukaiHook
-from tests.airflow.conftest import FakeTask, MemoryStore
 
 if TYPE_CHECKING:
-    from noukai_airflow._connection import ConnectionSettings
     from noukai_core.emulator import Emulator
 
 FLOW = "acme/demo/flow"
 SESSION = "00000000-0000-4000-8000-000000000001"
 
 
-@pytest.fixture(autouse=True)
-def connected(settings: ConnectionSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Use the connection to the local Noukai instead of Airflow's."""
-    monkeypatch.setattr(NoukaiHook, "settings", settings)
-
-
-@pytest.fixture
-def context(store: MemoryStore) -> Any:
-    """The context that Airflow passes to a task."""
-    return {"ti": FakeTask(), "task_state_store": store}
+pytestmark = pytest.mark.usefixtures("connected")
 
 
 def run(make: Any, function: Any, context: Any, *arguments: Any) -> Any:

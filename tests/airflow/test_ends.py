@@ -14,7 +14,7 @@ from noukai_airflow._compat import TaskDeferralError, TaskDeferralTimeout
 from noukai_airflow.exceptions import NoukaiJobFailedException, NoukaiJobTimeoutException
 from noukai_airflow.hooks.noukai import NoukaiHook
 from noukai_airflow.operators.noukai import NoukaiRunJobOperator
-from tests.airflow.conftest import FakeTask, MemoryStore
+from tests.airflow.conftest import FakeTask
 from tests.core.raw_service import COMPLETED, RUNNING, RawService, http
 
 if TYPE_CHECKING:
@@ -26,19 +26,6 @@ FLOW = "acme/demo/flow"
 # What Airflow resumes a task with when its own limit for a deferral has passed, or its trigger is lost.
 DEFERRAL_TIMEOUT: Any = ("__fail__", {"error": "Trigger timeout"})
 TRIGGER_LOST: Any = ("__fail__", {"error": "Trigger failure", "traceback": None})
-
-
-@pytest.fixture
-def connected(settings: ConnectionSettings, monkeypatch: pytest.MonkeyPatch) -> ConnectionSettings:
-    """Use the connection to the local Noukai instead of Airflow's."""
-    monkeypatch.setattr(NoukaiHook, "settings", settings)
-    return settings
-
-
-@pytest.fixture
-def context(store: MemoryStore) -> Any:
-    """The context that Airflow passes to a task."""
-    return {"ti": FakeTask(), "task_state_store": store}
 
 
 def operator(**arguments: Any) -> NoukaiRunJobOperator:
@@ -121,7 +108,7 @@ def test_without_xcoms(context: Any, emulator: Emulator) -> None:
 
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch, settings: ConnectionSettings) -> Any:
-    """A service that is told how to respond."""
+    """A service whose responses the test writes."""
     from dataclasses import replace
 
     with RawService() as service:

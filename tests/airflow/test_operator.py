@@ -26,26 +26,13 @@ from noukai_airflow.exceptions import (
 from noukai_airflow.hooks.noukai import NoukaiHook
 from noukai_airflow.operators.noukai import NoukaiRunJobOperator
 from noukai_core import RunUrlTemplate
-from tests.airflow.conftest import FakeTask, MemoryStore
+from tests.airflow.conftest import MemoryStore
 
 if TYPE_CHECKING:
     from noukai_airflow._connection import ConnectionSettings
     from noukai_core.emulator import Emulator
 
 FLOW = "acme/demo/flow"
-
-
-@pytest.fixture
-def connected(settings: ConnectionSettings, monkeypatch: pytest.MonkeyPatch) -> ConnectionSettings:
-    """Use the connection to the local Noukai instead of Airflow's."""
-    monkeypatch.setattr(NoukaiHook, "settings", settings)
-    return settings
-
-
-@pytest.fixture
-def context(store: MemoryStore) -> Any:
-    """The context that Airflow passes to a task."""
-    return {"ti": FakeTask(), "task_state_store": store}
 
 
 def operator(**arguments: Any) -> NoukaiRunJobOperator:

@@ -15,12 +15,10 @@ from noukai_airflow.exceptions import (
     NoukaiJobOutputInvalidException,
     NoukaiPermanentException,
 )
-from noukai_airflow.hooks.noukai import NoukaiHook
 from noukai_airflow.operators.noukai import NoukaiRunJobOperator
 from tests.airflow.conftest import FakeTask, MemoryStore
 
 if TYPE_CHECKING:
-    from noukai_airflow._connection import ConnectionSettings
     from noukai_core.emulator import Emulator
 
 FLOW = "acme/demo/flow"
@@ -33,11 +31,7 @@ class Grade(BaseModel):
     comment: str = "none"
 
 
-@pytest.fixture(autouse=True)
-def connected(settings: ConnectionSettings, monkeypatch: pytest.MonkeyPatch) -> ConnectionSettings:
-    """Use the connection to the local Noukai instead of Airflow's."""
-    monkeypatch.setattr(NoukaiHook, "settings", settings)
-    return settings
+pytestmark = pytest.mark.usefixtures("connected")
 
 
 @pytest.fixture(params=[True, False], ids=["store", "no_store"])

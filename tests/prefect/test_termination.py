@@ -4,11 +4,14 @@ import asyncio
 import multiprocessing
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
+from noukai_prefect import _termination
 from noukai_prefect._termination import termination_noted, was_terminated
 
 
@@ -90,3 +93,20 @@ async def test_an_event_loop_that_handles_signals_keeps_them() -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
     finally:
         loop.remove_signal_handler(signal.SIGUSR1)
+
+
+def test_a_thread_may_ask_while_the_main_thread_ends_its_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wait in a thread goes on when the sockets are closed at the very moment at which it reads them."""
+    with termination_noted():
+        sockets = _termination._noted._sockets
+        assert sockets is not None
+
+        class Closing(tuple[socket.socket, socket.socket]):
+            """Sockets that are closed as soon as one of them is taken."""
+
+            def __getitem__(self, index: Any) -> Any:
+                _termination._noted._close()
+                return super().__getitem__(index)
+
+        monkeypatch.setattr(_termination._noted, "_sockets", Closing(sockets))
+        assert not was_terminated()
