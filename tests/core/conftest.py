@@ -16,6 +16,7 @@ import pytest
 from noukai_core import AsyncNoukai, Noukai
 from noukai_core._engine import schedule
 from tests.core.drivers import Blocking
+from tests.core.raw_service import RawService
 from tests.core.scripted_server import ScriptedServer
 
 if TYPE_CHECKING:
@@ -87,6 +88,20 @@ def local(make_client: MakeClient, emulator: Emulator) -> MakeClient:
         return make_client(**{"base_url": emulator.base_url, "poll_interval": 0.05, **options})
 
     return make
+
+
+@pytest.fixture
+def service() -> Iterator[RawService]:
+    """A service on a real socket that accepts every submission as job-1 and knows of no session."""
+    with RawService() as service:
+        yield service
+
+
+@pytest.fixture
+def client(make_client: MakeClient, service: RawService, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A client of that service with short pauses and a short recovery window."""
+    monkeypatch.setattr(schedule, "SHORTEST_PAUSE", 0.01)
+    return make_client(base_url=service.base_url, recovery_timeout=0.3, poll_interval=0.01)
 
 
 @pytest.fixture

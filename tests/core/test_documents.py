@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from noukai_core import errors
+from noukai_core import errors, telemetry
 from noukai_core.emulator import _faults, _script
 from tests.documents import ROOT, Example, examples
 
@@ -19,6 +19,7 @@ def test_an_example_of_the_client_runs(
     example: Example, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each example runs against a local Noukai."""
+    monkeypatch.setattr(telemetry, "_receivers", [])  # an example adds one, which would stay
     emulator.control.script("*", after_polls=1)
     monkeypatch.setenv("NOUKAI_API_KEY", "nk_test_documents")
     monkeypatch.setenv("NOUKAI_BASE_URL", emulator.base_url)

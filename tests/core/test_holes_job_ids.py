@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from noukai_core import JobTimeoutError, Noukai
 from noukai_core._api.job_ids import canonical_job_id
-from noukai_core._engine import schedule
 from tests.core.raw_service import ACCEPTED, COMPLETED, LOST, RUNNING, RawService, http, listed
 from tests.core.scripted_server import FLOW, KEY
-
-if TYPE_CHECKING:
-    from tests.core.conftest import MakeClient
 
 UUID_ID = "exec-2f1c9a34-5b0e-4c7d-9d55-0a6f0e3b7c11"
 SPELLINGS = {
@@ -22,20 +17,6 @@ SPELLINGS = {
     "in upper case": UUID_ID.upper(),
     "both": "EXEC-2F1C9A345B0E4C7D9D550A6F0E3B7C11",
 }
-
-
-@pytest.fixture
-def service() -> Iterator[RawService]:
-    """A service that accepts every submission as job-1."""
-    with RawService() as service:
-        yield service
-
-
-@pytest.fixture
-def client(make_client: MakeClient, service: RawService, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A client of that service with short pauses and a short recovery window."""
-    monkeypatch.setattr(schedule, "SHORTEST_PAUSE", 0.01)
-    return make_client(base_url=service.base_url, recovery_timeout=0.3, poll_interval=0.01)
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -43,20 +42,6 @@ NOTHING_TO_SEE = {
     "a 404 from a cache": http(404, {"detail": {"code": "SESSION_NOT_FOUND"}}, "Age: 7"),
     "the list of another session": http(200, {"sessionId": str(uuid4()), "executions": []}),
 }
-
-
-@pytest.fixture
-def service() -> Iterator[RawService]:
-    """A service that accepts every submission as job-1 and knows of no session."""
-    with RawService() as service:
-        yield service
-
-
-@pytest.fixture
-def client(make_client: MakeClient, service: RawService, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A client of that service with short pauses and a short recovery window."""
-    monkeypatch.setattr(schedule, "SHORTEST_PAUSE", 0.01)
-    return make_client(base_url=service.base_url, recovery_timeout=0.3, poll_interval=0.01)
 
 
 @pytest.mark.parametrize("status", [302, 303])

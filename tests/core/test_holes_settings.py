@@ -38,10 +38,9 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def service() -> Iterator[RawService]:
+def service(service: RawService) -> RawService:
     """A service whose job has completed."""
-    with RawService() as service:
-        yield service.on("poll", COMPLETED)
+    return service.on("poll", COMPLETED)
 
 
 @pytest.fixture

@@ -52,20 +52,6 @@ NO_ID = http(202, {"status": "started"})
 
 
 @pytest.fixture
-def service() -> Iterator[RawService]:
-    """A service that accepts every submission as job-1 and knows of no session."""
-    with RawService() as service:
-        yield service
-
-
-@pytest.fixture
-def client(make_client: MakeClient, service: RawService, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A client of that service with short pauses and a short recovery window."""
-    monkeypatch.setattr(schedule, "SHORTEST_PAUSE", 0.01)
-    return make_client(base_url=service.base_url, recovery_timeout=0.3, poll_interval=0.01)
-
-
-@pytest.fixture
 def patient_client(make_client: MakeClient, service: RawService, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The same with a long recovery window, for a job that the service lists in the end."""
     monkeypatch.setattr(schedule, "SHORTEST_PAUSE", 0.01)

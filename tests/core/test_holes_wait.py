@@ -7,8 +7,7 @@ import contextlib
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -28,24 +27,18 @@ from noukai_core._engine import schedule
 from tests.core.raw_service import COMPLETED, FOREIGN_404, NO_JOB, RUNNING, RawService, http
 from tests.core.scripted_server import FLOW
 
-if TYPE_CHECKING:
-    from tests.core.conftest import MakeClient
-
 
 @pytest.fixture
-def service() -> Iterator[RawService]:
+def service(service: RawService) -> RawService:
     """A service whose job runs until the test says otherwise."""
-    with RawService() as service:
-        service.on("poll", RUNNING)
-        yield service
+    return service.on("poll", RUNNING)
 
 
 @pytest.fixture
-def client(make_client: MakeClient, service: RawService, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A client of that service with short pauses."""
-    monkeypatch.setattr(schedule, "SHORTEST_PAUSE", 0.01)
+def client(client: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A client of that service with short pauses, and a short retry window."""
     monkeypatch.setattr(schedule, "SHORT_RETRY_WINDOW", 0.1)
-    return make_client(base_url=service.base_url, poll_interval=0.01)
+    return client
 
 
 @pytest.mark.parametrize("gateway", FOREIGN_404)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,13 +19,6 @@ ENDED = {"executionId": "job-1", "status": "completed"}
 RUNNING = {"executionId": "job-2", "status": "running"}
 OVERLOADED = http(503, {"detail": {"code": "OVERLOADED", "message": "no"}})
 SLOW_DOWN = http(429, {"detail": {"code": "RATE_LIMITED", "message": "slow down"}}, "Retry-After: 0")
-
-
-@pytest.fixture
-def service() -> Iterator[RawService]:
-    """A service whose responses the test writes."""
-    with RawService() as service:
-        yield service
 
 
 @pytest.fixture
