@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, SupportsIndex, TypeAlias, overload
+from typing import Any, Literal, Self, SupportsIndex, TypeAlias, overload
 
 from prefect.blocks.abstract import CredentialsBlock
 from prefect.blocks.core import BlockNotSavedError
-from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator
+from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from noukai_core import AsyncNoukai, Noukai, RunUrlTemplate
+from noukai_core import AsyncNoukai, InvalidInputError, Noukai, RunUrlTemplate
 from noukai_core.addresses import PRODUCTION_URL
 
 DOCUMENTATION_URL = HttpUrl("https://docs.noukai.xyz")
@@ -80,6 +80,15 @@ class NoukaiCredentials(CredentialsBlock):
     def _check_run_url_template(cls, template: str | None) -> str | None:
         return RunUrlTemplate(template).template if template else None
 
+    @model_validator(mode="after")
+    def _load_masked(self) -> Self:
+        # Prefect's JSON serializer masks the key, but writes the name of a stored block beside it. What else
+        # it wrote is not used: the key goes only to the address that it is stored with.
+        name = (self.__pydantic_extra__ or {}).get("_block_document_name")
+        if self._is_masked and isinstance(name, str):
+            self.__setstate__(_load(type(self), name).__getstate__())
+        return self
+
     @overload
     def get_client(self, client_type: Literal["sync"] = "sync", **options: Any) -> Noukai: ...
 
@@ -99,8 +108,13 @@ class NoukaiCredentials(CredentialsBlock):
             The client. An async one belongs to the event loop that first uses it.
 
         Raises:
-            InvalidInputError: A field of the block is invalid.
+            InvalidInputError: A field of the block is invalid, or its key is masked.
         """
+        if self._is_masked:
+            raise InvalidInputError(
+                "api_key is masked, because the credentials were written as JSON, which hides secrets: save "
+                "the block, so that it is written as its name, or use Prefect's `pickle` serializer"
+            )
         options.setdefault("allow_insecure_http", self.allow_insecure_http)
         client_class = Noukai if client_type == "sync" else AsyncNoukai
         return client_class(
@@ -114,6 +128,10 @@ class NoukaiCredentials(CredentialsBlock):
     def get_async_client(self, **options: Any) -> AsyncNoukai:
         """Create an async client; see `get_client`."""
         return self.get_client("async", **options)
+
+    @property
+    def _is_masked(self) -> bool:
+        return set(self.api_key.get_secret_value()) == {"*"}
 
     @property
     def saved_as(self) -> str | None:

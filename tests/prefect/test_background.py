@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +11,13 @@ import pytest
 from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.serializers import JSONSerializer
 from prefect.task_worker import TaskWorker
 from prefect.tasks import Task
 
+from noukai_core import InvalidInputError
 from noukai_prefect import NoukaiCredentials, arun_noukai_job, run_noukai_job
+from tests.prefect.conftest import KEY
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -90,3 +94,26 @@ async def test_a_task_that_starts_again_attaches(
     state = await run_in_worker(delayed, again)
     assert state.is_completed()
     assert len(emulator.control.jobs()) == 1
+
+
+def through_json(credentials: NoukaiCredentials, **changes: str) -> NoukaiCredentials:
+    """Write credentials with Prefect's JSON serializer, and read what was written, with the changes."""
+    written = JSONSerializer().dumps(credentials)
+    assert KEY.encode() not in written
+    content = json.loads(written)
+    content["data"] |= changes
+    read: NoukaiCredentials = JSONSerializer().loads(json.dumps(content).encode())
+    return read
+
+
+async def test_json_writes_stored_credentials_as_their_name(saved: NoukaiCredentials) -> None:
+    """What JSON masks is loaded again, with the address that is stored beside it: a key goes to no other."""
+    read = await asyncio.to_thread(through_json, saved, base_url="https://attacker.example")
+    assert read == saved
+    assert read.saved_as == saved.saved_as == "background"
+
+
+def test_json_masks_credentials_that_are_not_stored(credentials: NoukaiCredentials) -> None:
+    """Credentials whose key was masked say why they cannot be used, and what to do."""
+    with pytest.raises(InvalidInputError, match=r"written as JSON.*save the block.*pickle"):
+        through_json(credentials).get_client()
