@@ -191,6 +191,19 @@ class LocalPrefect:
         )
         return component
 
+    def serve_tasks(self, *entrypoints: str, environment: Mapping[str, str] | None = None) -> Component:
+        """Start the process that runs background tasks, and return it without waiting.
+
+        Args:
+            *entrypoints: Each as `path/to/file.py:task`.
+            environment: More variables for the process.
+        """
+        component = self._component(
+            f"tasks-{len(self.components)}", [self._prefect, "task", "serve", *entrypoints], environment
+        )
+        component.start()
+        return component
+
     def execute(self, flow_run_id: str, environment: Mapping[str, str] | None = None) -> Component:
         """Start the process that a container of a flow run is, and return it without waiting.
 
@@ -255,6 +268,13 @@ class LocalPrefect:
         """Run a flow run again, as `prefect flow-run retry` does; its deployment has to be served."""
         self._set_state(flow_run_id, {"type": "SCHEDULED", "message": "Retried"}, force=True)
 
+    def schedule_task_run(self, task_run_id: str) -> None:
+        """Run a background task again, with the parameters that were stored for it."""
+        states = self._call("GET", f"/task_run_states/?task_run_id={task_run_id}")
+        details = next(state["state_details"] for state in states if state["type"] == "SCHEDULED")
+        state = {"type": "SCHEDULED", "name": "Scheduled", "state_details": details}
+        self._accepted(f"/task_runs/{task_run_id}", state, force=True)
+
     def mark(self, flow_run_id: str, state: str) -> None:
         """Give a flow run a state, such as `CRASHED`, as the UI does."""
         self._set_state(flow_run_id, {"type": state}, force=True)
@@ -281,6 +301,11 @@ class LocalPrefect:
     def state(self, flow_run_id: str) -> str:
         """Return the name of a flow run's state."""
         return str((self.flow_run(flow_run_id).get("state") or {}).get("name"))
+
+    def task_run(self, task_run_id: str) -> dict[str, Any]:
+        """Return everything that the API says about a task run."""
+        response: dict[str, Any] = self._call("GET", f"/task_runs/{task_run_id}")
+        return response
 
     def deployment(self, name: str) -> dict[str, Any]:
         """Return everything that the API says about the deployment `flow-name/deployment-name`."""
@@ -446,13 +471,12 @@ class LocalPrefect:
             return False
 
     def _set_state(self, flow_run_id: str, state: Mapping[str, Any], *, force: bool = False) -> None:
-        response = self._call(
-            "POST", f"/flow_runs/{flow_run_id}/set_state", {"state": dict(state), "force": force}
-        )
+        self._accepted(f"/flow_runs/{flow_run_id}", state, force=force)
+
+    def _accepted(self, run: str, state: Mapping[str, Any], *, force: bool) -> None:
+        response = self._call("POST", f"{run}/set_state", {"state": dict(state), "force": force})
         if response["status"] != "ACCEPT":
-            raise ServerError(
-                f"flow run {flow_run_id} does not become {state['type']}: {response['details']}"
-            )
+            raise ServerError(f"{run} does not become {state['type']}: {response['details']}")
 
     def _filtered(self, what: str, wanted: Mapping[str, Any]) -> list[Any]:
         found: list[Any] = []
