@@ -48,8 +48,8 @@ class Folder:
     def record(self) -> BatchRecord:
         """Load what an earlier process has recorded."""
         with self.log.open(encoding="utf-8") as lines:
-            rows = [row for line in lines if (row := _parsed(line)) is not None]
-        return BatchRecord.load(rows, self._append, retried=False)
+            rows = (row for line in lines if (row := _parsed(line)) is not None)
+            return BatchRecord.load(rows, self._append, retried=False)
 
     async def _append(self, rows: list[Row]) -> None:
         with self.log.open("a", encoding="utf-8") as file:
