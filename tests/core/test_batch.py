@@ -27,9 +27,10 @@ from noukai_core import (
 )
 from noukai_core._api.endpoints import Execution
 from noukai_core._engine.batch import Batch, BatchOptions
-from noukai_core._engine.effects import Given
-from noukai_core._engine.lanes import Lane, Trust
-from noukai_core._engine.rate_limit import shared_rate_limiter
+from noukai_core._engine.effects import Given, Send, Sleep
+from noukai_core._engine.lanes import OWN_PAUSE, OWN_SHARE, Lane, Trust
+from noukai_core._engine.rate_limit import PollRateLimiter, shared_rate_limiter
+from noukai_core._engine.wait import Poller
 from noukai_core._options import ClientOptions
 from noukai_core._validation import FlowPath
 
@@ -410,6 +411,33 @@ def test_a_list_that_shrinks() -> None:
     assert polled == ["job-1", "job-2", "job-3"]
     lane._note(listed, 2.0)
     assert all(lane.tells_of(job) for job in jobs)
+
+
+def test_the_rare_polls_of_listed_jobs_stay_rare_when_a_batch_grows() -> None:
+    """A job that lists tell of is polled later than it would have been when there were few such jobs."""
+    now = 0.0
+    settings = ClientOptions(api_key="nk_test", base_url="http://127.0.0.1:1")
+    limiter = PollRateLimiter(settings.max_polls_per_second)
+    trust = Trust(FLOW, settings)
+    lane = Lane(BATCH, trust, settings, limiter, lambda: now)
+    lane.watching = True
+    watched, *_ = [lane.add(f"job-{number}", now) for number in range(4)]
+    path = FlowPath(*FLOW.split("/"))
+    poller = Poller(path, "job-0", settings, limiter, lambda: now, watcher=watched)
+    effects = poller.effects()
+    slept = next(effects)
+    assert isinstance(slept, Sleep)
+    assert OWN_PAUSE * 0.9 <= slept.seconds <= OWN_PAUSE * 1.1
+    trust.unfinished = 5000
+    now += slept.seconds
+    slept = next(effects)
+    rare = trust.unfinished / (settings.max_polls_per_second * OWN_SHARE)
+    assert isinstance(slept, Sleep)
+    assert rare * 0.9 <= now + slept.seconds <= rare * 1.1
+    now += 1.0  # it is woken, since a list says that it has ended
+    assert isinstance(next(effects), Sleep)  # until the next slot of the rate limit
+    assert isinstance(next(effects), Send)
+    effects.close()
 
 
 @pytest.mark.parametrize("works", [True, False])

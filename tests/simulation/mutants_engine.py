@@ -310,8 +310,8 @@ MUTANTS = (
     Mutant(
         "a pause does not end at the deadline",
         _WAIT,
-        "yield Sleep(min(pause, self._left()), wake)",
-        "yield Sleep(pause, wake)",
+        "yield Sleep(min(pause, self._left()))",
+        "yield Sleep(pause)",
     ),
     Mutant(
         "the pause grows three times as fast",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
@@ -70,9 +71,9 @@ class Trust:
         self._spared_polls = settings.max_polls_per_second * OWN_SHARE
         self._logged = False
 
-    def own_pause(self) -> float:
+    def own_pause(self, jitter: float) -> float:
         """Return the pause between two polls of a job whose state the list tells."""
-        return schedule.jittered(max(OWN_PAUSE, self.unfinished / self._spared_polls))
+        return schedule.jittered(max(OWN_PAUSE, self.unfinished / self._spared_polls), jitter)
 
     def complain(self, reason: object) -> None:
         """Say once that jobs are polled one by one."""
@@ -94,6 +95,7 @@ class WatchedJob:
         was_listed: Whether any list did. One that does not any more says nothing of the job.
         ended: Whether a list says that it has ended.
         running: Whether its own route has said that it runs.
+        jitter: Its place in the spread of the pauses, from 0 to 1.
         wake: Rings when it should be polled.
     """
 
@@ -105,12 +107,13 @@ class WatchedJob:
     was_listed: bool = False
     ended: bool = False
     running: bool = False
+    jitter: float = field(default_factory=random.random)
     wake: Wake = field(default_factory=Wake)
 
     def pause(self, usual: float, status: JobStatus | None) -> float:
         """Return the pause before the next poll: a long one while the list tells enough."""
         self.running = status is not None and status.state != JobState.PENDING
-        return self.lane.trust.own_pause() if self.lane.tells_of(self) else usual
+        return self.lane.trust.own_pause(self.jitter) if self.lane.tells_of(self) else usual
 
 
 class KnownJobs(Collection[str]):

@@ -31,7 +31,7 @@ class Watcher(Protocol):
         ...
 
     def pause(self, usual: float, status: JobStatus | None) -> float:
-        """Return the pause before the next poll.
+        """Return the pause between the last poll and the next. It may have grown when that time has come.
 
         Args:
             usual: What it would be if nothing else watched the job; 0 before the first poll.
@@ -143,14 +143,13 @@ class Poller:
             measure("noukai.jobs.waiting", -1)
 
     def _poll(self) -> Effects[JobStatus]:
-        watcher = self._watcher
-        if watcher is not None:
-            yield Sleep(min(watcher.pause(0.0, None), self._left()), watcher.wake)
+        if self._watcher is not None:
+            yield from self._pause(0.0, None, self._watcher)
         while (yield from reach_slot(self._limiter, self._clock, self._deadline)):
             timeout = schedule.poll_timeout(self._settings.timeout, self._left(), self._timeout or math.inf)
             outcome: JobStatus | APIError = yield Send(self._call, timeout)
             measure("noukai.polls")
-            wake: Wake | None = None
+            watcher = None
             if isinstance(outcome, APIError):
                 pause = self._after_error(outcome)
             else:
@@ -161,12 +160,21 @@ class Poller:
                 pause = schedule.align_to_tick(
                     self._clock(), schedule.pause_before_poll(self._age(), self._interval)
                 )
-                if watcher is not None:
-                    pause, wake = watcher.pause(pause, outcome), watcher.wake
+                watcher = self._watcher
             if self._left() == 0:
                 break
-            yield Sleep(min(pause, self._left()), wake)
+            if watcher is None:
+                yield Sleep(min(pause, self._left()))
+            else:
+                yield from self._pause(pause, self._status, watcher)
         raise self._timed_out()
+
+    def _pause(self, usual: float, status: JobStatus | None, watcher: Watcher) -> Effects[None]:
+        """Sleep until the next poll of a job that something else watches, or until that rings."""
+        began = ends = self._clock()
+        while self._clock() >= ends and (later := began + watcher.pause(usual, status)) > ends:
+            ends = later
+            yield Sleep(max(0.0, min(ends - self._clock(), self._left())), watcher.wake)
 
     def _left(self) -> float:
         return max(0.0, self._deadline - self._clock())
