@@ -1,6 +1,6 @@
 """A thousand deferred jobs in a real triggerer, polled every 10 s over TLS, beside its peers.
 
-    .venv/airflow-peers/bin/python benchmarks/triggerer.py [KIND …]
+    .venv/airflow-peers/bin/python benchmarks/triggerer.py [KIND …] [--triggers 1000] [--interval 10]
 
 (`make .venv/airflow-peers/ready` builds that environment.) For each row of the table, a separate triggerer
 starts, is idle, and then finds a thousand deferred tasks in the database at once:
@@ -18,12 +18,15 @@ time, so that the noise of the machine is the same for all; those two, each of w
 follow one by one. CPU is that of `STEADY` seconds, as seconds a minute; memory is what a thousand
 triggers add to what the idle processes have written to and share with no other. `blocked` counts Airflow's
 warnings of a blocked loop from their start on, `lines` what the triggers logged of their jobs; `pause` is the
-longest time that a trigger beside the thousand waited for its turn, while they started and after that. Last
-comes what follows for larger numbers (`scale.py`). Everything ends by itself after about twelve minutes.
+longest time that a trigger beside the thousand waited for its turn, while they started and after that.
+`left` are the asyncio tasks and the open files that stay in the runner once the thousand are taken from it,
+beyond those of an idle one. Last comes what follows for larger numbers (`scale.py`). Everything ends by
+itself after about twelve minutes.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -33,7 +36,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -53,7 +56,8 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 KEY = "nk_test_benchmrk_0123456789abcdef0123456789abcdef"
 FLOW = "acme/benchmark/jobs"
 TRIGGERS, INTERVAL = 1000, 10
-IDLE, STARTING, MORE, STEADY = 5, 25, 95, 60
+SPARE_POLLS = 1.5
+IDLE, STARTING, MORE, STEADY, LEAVING = 5, 25, 95, 60, 120
 FOREVER = 7200.0
 Trigger = tuple[str, dict[str, Any]]
 BARE = {"bare": "triggerer_peers.BareTrigger", "spread": "triggerer_peers.SpreadTrigger"}
@@ -63,7 +67,7 @@ STREAMS = 50
 
 @dataclass(frozen=True)
 class Spent:
-    """What a thousand triggers of one kind took: processor seconds a minute, MB, seconds, and warnings."""
+    """What the triggers of one kind took: processor seconds a minute, MB, seconds, and warnings."""
 
     runner: float
     supervisor: float
@@ -73,12 +77,14 @@ class Spent:
     blocked: int
     lines: int
     polls: float
+    left: tuple[int, int]
 
 
 class Services:
-    """The server of all kinds of triggers."""
+    """The server of all kinds of triggers, and how many of them poll it how often."""
 
-    def __init__(self, address: str, certificates: str) -> None:
+    def __init__(self, address: str, certificates: str, triggers: int, interval: int) -> None:
+        self.triggers, self.interval = triggers, interval
         self.address, self.certificates = address, certificates
         self.base_url = f"https://{address}/api/v1"
         context = ssl.create_default_context(cafile=certificates)
@@ -92,7 +98,7 @@ class Services:
         """Submit the jobs of one kind of triggers, and return their ids."""
         self.control.script("*", after_seconds=FOREVER)
         with Noukai(KEY, base_url=self.base_url) as client:
-            self._jobs[kind] = [client.flow(FLOW).job("a job").id for _ in range(TRIGGERS)]
+            self._jobs[kind] = [client.flow(FLOW).job("a job").id for _ in range(self.triggers)]
         return self._jobs[kind]
 
     def begin_run(self, kind: str) -> int:
@@ -122,15 +128,16 @@ def queues(kinds: list[str], services: Services, home: Path) -> dict[str, list[T
 
 def _triggers(kind: str, services: Services) -> list[Trigger]:
     if kind in ("databricks", "dbt"):
-        return [_peer(kind, services.begin_run(kind))] * TRIGGERS
+        return [_peer(kind, services.begin_run(kind), services.interval)] * services.triggers
     if kind == "sleep":
-        return [("triggerer_peers.SleepTrigger", {"seconds": INTERVAL})] * TRIGGERS
+        return [("triggerer_peers.SleepTrigger", {"seconds": services.interval})] * services.triggers
     jobs = services.submit(kind)
     if kind in BARE:
         url = f"{services.base_url}/seq/{FLOW}/jobs"
-        return [(BARE[kind], {"seconds": INTERVAL, "url": f"{url}/{job}"}) for job in jobs]
+        return [(BARE[kind], {"seconds": services.interval, "url": f"{url}/{job}"}) for job in jobs]
     ours = "noukai_airflow.triggers.noukai.NoukaiJobTrigger"
-    arguments = {"flow": FLOW, "poll_interval": INTERVAL, "follow": None if kind == "unfollowed" else "state"}
+    follow = None if kind == "unfollowed" else "state"
+    arguments = {"flow": FLOW, "poll_interval": services.interval, "follow": follow}
     streams = STREAMS if kind == "streams" else 0
     return [
         (ours, arguments | {"job_id": job} | ({"follow": "steps"} if place < streams else {}))
@@ -138,11 +145,11 @@ def _triggers(kind: str, services: Services) -> list[Trigger]:
     ]
 
 
-def _peer(kind: str, run: int) -> Trigger:
+def _peer(kind: str, run: int, interval: int) -> Trigger:
     if kind == "databricks":
         return (
             "airflow.providers.databricks.triggers.databricks.DatabricksExecutionTrigger",
-            {"run_id": run, "databricks_conn_id": "databricks_default", "polling_period_seconds": INTERVAL},
+            {"run_id": run, "databricks_conn_id": "databricks_default", "polling_period_seconds": interval},
         )
     return (
         "airflow.providers.dbt.cloud.triggers.dbt.DbtCloudRunJobTrigger",
@@ -150,7 +157,7 @@ def _peer(kind: str, run: int) -> Trigger:
             "conn_id": "dbt_cloud_default",
             "run_id": run,
             "end_time": time.time() + FOREVER,
-            "poll_interval": INTERVAL,
+            "poll_interval": interval,
             "account_id": 1,
         },
     )
@@ -162,7 +169,7 @@ def environment(home: Path, services: Services) -> dict[str, str]:
         "conn_type": "noukai",
         "password": KEY,
         "host": services.base_url,
-        "extra": {"max_polls_per_second": 150},
+        "extra": {"max_polls_per_second": SPARE_POLLS * services.triggers / services.interval},
     }
     host, port = services.address.split(":")
     databricks = {
@@ -177,7 +184,7 @@ def environment(home: Path, services: Services) -> dict[str, str]:
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__TRIGGERER__QUEUES_ENABLED": "True",
-        "AIRFLOW__TRIGGERER__CAPACITY": str(2 * TRIGGERS),
+        "AIRFLOW__TRIGGERER__CAPACITY": str(2 * services.triggers),
         "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port()),
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         "AIRFLOW_CONN_NOUKAI_DEFAULT": json.dumps(noukai),
@@ -192,12 +199,22 @@ def environment(home: Path, services: Services) -> dict[str, str]:
 
 def main() -> None:
     """Print one line for each kind that is named; for all when none is."""
-    chosen = sys.argv[1:] or [kind for group in SIDE_BY_SIDE for kind in group]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    kinds = [kind for group in SIDE_BY_SIDE for kind in group]
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(kinds)}; by default all")
+    parser.add_argument("--triggers", type=int, default=TRIGGERS, help="of each kind")
+    parser.add_argument("--interval", type=int, default=INTERVAL, help="seconds between two polls of a job")
+    given = parser.parse_args()
+    if unknown := set(given.kinds) - set(kinds):
+        parser.error(f"there is no {', '.join(sorted(unknown))}")
+    chosen = given.kinds or kinds
     with (
         tempfile.TemporaryDirectory() as folder,
         local_services(Path(folder)) as (address, certificates),
     ):
-        services = Services(address, certificates)
+        services = Services(address, certificates, given.triggers, given.interval)
         home = Path(folder, "airflow")
         home.mkdir()
         settings = environment(home, services)
@@ -212,7 +229,7 @@ def main() -> None:
         print(f"{'':11}{'CPU s/min of the':>22}{'':>9}{'longest pause s':>19}")
         heads = f"{'':11}{'runner':>8}{'supervisor':>14}{'MB':>9}{'starting':>10}{'steady':>9}"
         print(
-            f"{heads}{'blocked':>9}{'lines':>7}{'polls/s':>9}   runner / bare's, / spread's, "
+            f"{heads}{'blocked':>9}{'lines':>7}{'polls/s':>9}{'left':>9}   runner / bare's, / spread's, "
             "supervisor / sleep's; runner, MB / unfollowed's"
         )
         spent: dict[str, Spent] = {}
@@ -222,7 +239,7 @@ def main() -> None:
             for kind in found:
                 print(line_of(kind, spent), flush=True)
         if "sleep" in spent and "noukai" in spent:
-            print(f"\n{on_paper(unit_costs(spent['sleep'], spent['noukai']))}")
+            print(f"\n{on_paper(unit_costs(spent['sleep'], spent['noukai'], given.triggers))}")
 
 
 def line_of(kind: str, spent: dict[str, Spent]) -> str:
@@ -230,7 +247,7 @@ def line_of(kind: str, spent: dict[str, Spent]) -> str:
     found = spent[kind]
     line = f"{kind:11}{found.runner:>8.2f}{found.supervisor:>14.2f}{found.memory:>9.1f}"
     line += f"{found.starting_pause:>10.2f}{found.steady_pause:>9.2f}{found.blocked:>9}{found.lines:>7}"
-    line += f"{found.polls:>9.1f}"
+    line += f"{found.polls:>9.1f}{'{:+d} {:+d}'.format(*found.left):>9}"
     peers = [spent[peer].runner for peer in BARE if peer in spent]
     line += "  " + "".join(f"{found.runner / peer:>8.2f}" for peer in peers)
     if "sleep" in spent:
@@ -240,13 +257,13 @@ def line_of(kind: str, spent: dict[str, Spent]) -> str:
     return line
 
 
-def unit_costs(asleep: Spent, ours: Spent) -> UnitCosts:
+def unit_costs(asleep: Spent, ours: Spent, triggers: int) -> UnitCosts:
     """Return what one poll and one waiting trigger cost."""
     return UnitCosts(
         poll=(ours.runner - asleep.runner) / 60 / ours.polls,
-        waiting=asleep.runner / 60 / TRIGGERS,
-        supervised=ours.supervisor / 60 / TRIGGERS,
-        memory=ours.memory / TRIGGERS,
+        waiting=asleep.runner / 60 / triggers,
+        supervised=ours.supervisor / 60 / triggers,
+        memory=ours.memory / triggers,
     )
 
 
@@ -258,8 +275,14 @@ def side_by_side(
         watched = [stack.enter_context(Watched(kind, home, settings, services)) for kind in kinds]
         for each in watched:
             each.begin()
-        time.sleep(STEADY if watched else 0)
-        return {each.kind: each.end() for each in watched}
+        time.sleep(max(STEADY, 2 * services.interval) if watched else 0)
+        measured = {each.kind: each.end() for each in watched}
+        for each in watched:
+            each.release()
+        with contextlib.suppress(ServerError):  # `left` shows it
+            wait_until(lambda: all(each.released for each in watched), "all to leave", timeout=LEAVING)
+        time.sleep(IDLE)
+        return {each.kind: replace(measured[each.kind], left=each.left()) for each in watched}
 
 
 class Watched:
@@ -282,13 +305,17 @@ class Watched:
         self._runner, self._supervisor = psutil.Process(int(lines[0])), psutil.Process(self._component.pid)
         time.sleep(IDLE)
         self._idle, self._said = self._memory(), len(self._log.read_text(errors="replace"))
-        with contextlib.closing(sqlite3.connect(self._home / "airflow.db", timeout=30)) as rows, rows:
-            rows.execute("UPDATE trigger SET queue = ? WHERE queue = ?", (self.kind, f"later-{self.kind}"))
+        self._tasks, self._files = self._counted()
+        self._move(f"later-{self.kind}", self.kind)
         time.sleep(STARTING)
         with contextlib.suppress(ServerError):  # some have not all begun to poll after two minutes
             if self.kind != "sleep":
+                triggers = self._services.triggers
                 wait_until(
-                    lambda: self._services.polls(self.kind) >= TRIGGERS, "all to poll", timeout=MORE, pause=1
+                    lambda: self._services.polls(self.kind) >= triggers,
+                    "all to poll",
+                    timeout=MORE * max(1, triggers / TRIGGERS),
+                    pause=1,
                 )
         return self
 
@@ -315,7 +342,31 @@ class Watched:
             blocked=self._log.read_text(errors="replace")[self._said :].count("async thread was blocked"),
             lines=self._lines(),
             polls=polls / seconds,
+            left=(0, 0),
         )
+
+    def release(self) -> None:
+        """Take the triggers from it, as if another triggerer ran them now."""
+        self._move(self.kind, f"later-{self.kind}")
+
+    @property
+    def released(self) -> bool:
+        """Whether most of them have left."""
+        return self._counted()[0] < self._tasks + self._services.triggers / 10
+
+    def left(self) -> tuple[int, int]:
+        """Return how many more asyncio tasks and open files the runner has than when it was idle."""
+        tasks, files = self._counted()
+        return tasks - self._tasks, files - self._files
+
+    def _counted(self) -> tuple[int, int]:
+        tasks = wait_until(self._pauses.with_suffix(".tasks").read_text, "the number of tasks", timeout=90)
+        return int(tasks), self._runner.num_fds()
+
+    def _move(self, queue: str, to: str) -> None:
+        with contextlib.closing(sqlite3.connect(self._home / "airflow.db", timeout=30)) as rows, rows:
+            change = "UPDATE trigger SET queue = ?, triggerer_id = NULL WHERE queue = ?"
+            rows.execute(change, (to, queue))
 
     def _lines(self) -> int:
         folder = self._home / "logs" / "dag_id=benchmark" / f"run_id=later-{self.kind}"

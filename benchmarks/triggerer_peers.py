@@ -74,13 +74,18 @@ class SpreadTrigger(BareTrigger):
 class PauseProbe(EndlessTrigger):
     """Writes down in the file that `url` names how long its short pauses really took.
 
-    The first line is the id of this process, then come lines of `time pause`.
+    The first line is the id of this process, then come lines of `time pause`. A file beside it has the number
+    of asyncio tasks.
     """
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
+        tasks, counted = Path(self.url).with_suffix(".tasks"), 0.0
         with Path(self.url).open("w", buffering=1) as pauses:
             pauses.write(f"{os.getpid()}\n")
             while True:
+                if time.monotonic() - counted > 1.0:
+                    counted = time.monotonic()
+                    tasks.write_text(str(len(asyncio.all_tasks())))
                 before = time.monotonic()
                 await asyncio.sleep(self.seconds)
                 late = time.monotonic() - before - self.seconds
