@@ -33,6 +33,7 @@ class TaskJob:
         retries: The task's number of retries.
         durable: Whether to attach to the job of an earlier try.
         cancel_on_kill: Whether to cancel the old job of a task that a user has cleared.
+        rescheduled: Whether Airflow has begun this try before: a task whose DAG is missing is rescheduled.
         clear_discards_state: Whether a record that outlived a clear is one that the user kept.
         accepts: Whether a job of an earlier try can give a result that the task can return.
 
@@ -51,6 +52,7 @@ class TaskJob:
         retries: int,
         durable: bool,
         cancel_on_kill: bool,
+        rescheduled: bool = False,
         clear_discards_state: bool = CLEAR_DISCARDS_STATE,
         accepts: Callable[[Job, JobStatus], bool] = lambda job, status: True,
     ) -> None:
@@ -63,6 +65,7 @@ class TaskJob:
         self._retries = retries
         self._durable = durable
         self._cancel_on_kill = cancel_on_kill
+        self._rescheduled = rescheduled
         self._clear_discards_state = clear_discards_state
         self._client = shared_client(settings)
         self.polled: Job | None = None
@@ -165,7 +168,8 @@ class TaskJob:
         """Submit without a record of earlier tries, whose jobs are found by their submissions."""
         first = max(1, self._task.max_tries - self._retries + 1)
         if self._can_ask_server():
-            self._sought = [self._key.submission_id(number) for number in range(1, self._task.try_number)]
+            tries = range(1, self._task.try_number + self._rescheduled)
+            self._sought = [self._key.submission_id(number) for number in tries]
             if self._cancel_on_kill:
                 self._stop_job_before(first)
             # The id of a submission is stored before it is sent, so with an empty store there is no job.
@@ -188,8 +192,11 @@ class TaskJob:
                 job = later
 
     def _job_since(self, first: int) -> Job | None:
-        """Return the job of an earlier try since the task was last cleared, unless it has failed."""
-        for number in range(first, self._task.try_number):
+        """Return the job of an earlier try since the task was last cleared, unless it has failed.
+
+        A try that was rescheduled returns its own job, however that has ended.
+        """
+        for number in range(first, self._task.try_number + self._rescheduled):
             # When it was sent is not recorded. With the current time, the server gets the complete recovery
             # time to list the job.
             submission_id = self._key.submission_id(number)
@@ -197,6 +204,8 @@ class TaskJob:
             self._store.write(record)
             job = self._send(record.submission)
             self._store.write(record.with_job(job))
+            if number == self._task.try_number:
+                return job
             self.polled = job
             try:
                 status = job.status()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTaskTimeout, conf
 from airflow.sdk import BaseOperator
@@ -322,6 +322,7 @@ class NoukaiRunJobOperator(BaseOperator):
             retries=self.retries or 0,
             durable=self.durable,
             cancel_on_kill=self.cancel_on_kill,
+            rescheduled=bool(cast("dict[str, Any]", context).get("task_reschedule_count")),
             accepts=output.accepts,
         )
         job = self._task_job.obtain()

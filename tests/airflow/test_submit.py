@@ -33,6 +33,7 @@ class Tries:
         self.session_id: str | None = None
         self.message: Any = "Hello"
         self.cancel_on_kill = True
+        self.rescheduled = False
         self.clear_discards_state = False
 
     def run(self, *, durable: bool = True) -> Job:
@@ -48,6 +49,7 @@ class Tries:
             retries=self.retries,
             durable=durable,
             cancel_on_kill=self.cancel_on_kill,
+            rescheduled=self.rescheduled,
             clear_discards_state=self.clear_discards_state,
         ).obtain()
 
@@ -117,6 +119,26 @@ def test_a_retry_after_a_failed_job_submits(kind: str, request: pytest.FixtureRe
         jobs.append(tries.retry())
     assert len({job.id for job in jobs}) == 3
     assert tries.count("submit") == 3
+
+
+@pytest.mark.parametrize("outcome", ["completed", "failed", "cancelled"])
+def test_a_try_that_is_rescheduled_has_its_job(without_store: Tries, outcome: str) -> None:
+    """A try that Airflow begins again, since its DAG was missing, ends as its job has, and pays nothing."""
+    first = without_store.run()
+    without_store.finish(first, outcome)
+    without_store.rescheduled = True
+    again = without_store.run()
+    assert (again.id, again.status().state) == (first.id, outcome)
+    assert without_store.count("submit") == 1
+
+
+def test_a_retry_that_is_rescheduled(without_store: Tries) -> None:
+    """A retry that Airflow begins again has its own job, and not the failed one of the try before."""
+    without_store.finish(without_store.run(), "failed")
+    second = without_store.retry()
+    without_store.rescheduled = True
+    assert without_store.run().id == second.id
+    assert without_store.count("submit") == 2
 
 
 def test_a_transient_error_while_the_earlier_job_is_polled(without_store: Tries, emulator: Emulator) -> None:

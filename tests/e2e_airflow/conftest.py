@@ -55,7 +55,8 @@ PROMPT = {
     "AIRFLOW__DAG_PROCESSOR__DAG_FILE_PROCESSOR_TIMEOUT": f"{LONGEST_WAIT:.0f}",
     "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
     # The DAGs do not change. Airflow parses all of them again every 30 s by default.
-    "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "120",
+    "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "3600",
+    "AIRFLOW__WORKERS__MISSING_DAG_RETRY_DELAY": "1",
     # Tests share DAGs, and leave runs behind that still wait. By default, the 17th of a DAG does not start.
     "AIRFLOW__CORE__MAX_ACTIVE_RUNS_PER_DAG": "1000",
     "AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG": "1000",
@@ -75,7 +76,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def airflow(emulator_server: Emulator, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAirflow]:
+def changing_dags(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of DAGs whose files a test may write and remove."""
+    return tmp_path_factory.mktemp("dags")
+
+
+@pytest.fixture(scope="session")
+def airflow(
+    emulator_server: Emulator, changing_dags: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LocalAirflow]:
     """A running Airflow with the example DAGs and the DAGs of this suite."""
     extra = {"run_url_template": JOB_PAGE, "retry_timeout": 4, "recovery_timeout": 4, "not_found_grace": 4}
     connection = {"conn_type": "noukai", "password": KEY, "host": emulator_server.base_url, "extra": extra}
@@ -91,7 +100,7 @@ def airflow(emulator_server: Emulator, tmp_path_factory: pytest.TempPathFactory)
     with LocalAirflow(
         Path(sys.executable).parent,
         home,
-        [ROOT / "example_dags", Path(__file__).parent / "dags"],
+        [ROOT / "example_dags", Path(__file__).parent / "dags", changing_dags],
         environment=environment,
         parallelism=16,
     ) as running:
