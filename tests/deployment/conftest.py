@@ -28,7 +28,7 @@ def pytest_configure() -> None:
 def deployment(
     noukai_process: NoukaiProcess, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deployment]:
-    """A running Airflow with two workers and two triggerers, on a separate PostgreSQL and Redis."""
+    """A running Airflow with two schedulers, workers and triggerers, on a separate PostgreSQL and Redis."""
     folder = tmp_path_factory.mktemp("deployment")
     with (
         PostgreSQL(folder) as postgresql,

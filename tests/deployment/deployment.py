@@ -1,4 +1,4 @@
-"""An Airflow as larger users have it: Celery workers over Redis, two triggerers, all state in PostgreSQL."""
+"""An Airflow of larger users: Celery over Redis, two schedulers and triggerers, its state in PostgreSQL."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _SETTINGS = {
 
 
 class Deployment(LocalAirflow):
-    """A running Airflow with two workers and two triggerers.
+    """A running Airflow with two schedulers, two workers and two triggerers.
 
     Args:
         home: An empty folder for the configuration and the logs.
@@ -59,6 +59,7 @@ class Deployment(LocalAirflow):
             },
             parallelism=32,
         )
+        self.schedulers = [self.scheduler, self._component("scheduler", name="scheduler-2")]
         self.workers = [self._worker("worker-1"), self._worker("worker-2")]
         self.triggerers = [self.triggerer, self._extra_triggerer("triggerer-2")]
 
@@ -71,6 +72,11 @@ class Deployment(LocalAirflow):
             found += page["task_instances"]
             if len(found) >= page["total_entries"]:
                 return found
+
+    def live_schedulers(self) -> int:
+        """Count the schedulers that Airflow considers alive."""
+        found: int = self.get("/jobs?job_type=SchedulerJob&is_alive=true")["total_entries"]
+        return found
 
     @property
     def task_runners(self) -> Sequence[Component]:

@@ -120,10 +120,11 @@ def test_killed_in_turn(deployment: Deployment, noukai: NoukaiProcess) -> None:
     """Whichever process is killed: each submission has one job, each job one outcome, none is cancelled."""
     kinds.switch_on(noukai.control, *(kind for kind in kinds.KINDS if kind != kinds.REFUSED))
     wanted = wanted_jobs()
+    wait_until(lambda: deployment.live_schedulers() == 2, "both schedulers")
     run = JobsRun(deployment, wanted)
     (worker, other_worker), (triggerer, other_triggerer) = deployment.workers, deployment.triggerers
-    scheduler = deployment.scheduler
-    victims = [worker, triggerer, scheduler, other_worker, other_triggerer, scheduler] * ROUNDS
+    scheduler, other_scheduler = deployment.schedulers
+    victims = [worker, triggerer, scheduler, other_worker, other_triggerer, other_scheduler] * ROUNDS
     for turn, victim in enumerate(victims, start=1):
         due = turn * JOBS // (len(victims) + 1)
         wait_until(
