@@ -21,9 +21,17 @@ def user_code(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return Path(shutil.copy(USERS / f"{request.param}_user.py", tmp_path))
 
 
-def test_mypy_agrees(user_code: Path) -> None:
+@pytest.fixture(scope="session")
+def mypy_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What mypy has read for one file, the next one need not read again."""
+    return tmp_path_factory.mktemp("mypy")
+
+
+def test_mypy_agrees(user_code: Path, mypy_cache: Path) -> None:
     """Under `mypy --strict` each expression has the type that the file states, and each misuse is found."""
-    check(["mypy", "--strict", "--config-file=", "--cache-dir=mypy", user_code.name], user_code.parent)
+    check(
+        ["mypy", "--strict", "--config-file=", f"--cache-dir={mypy_cache}", user_code.name], user_code.parent
+    )
 
 
 def test_pyright_agrees(user_code: Path) -> None:
