@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from configparser import ConfigParser
@@ -55,6 +56,17 @@ assert importlib.util.find_spec("core") is None
     subprocess.run(
         [sys.executable, "-c", script, wheel.path, REPOSITORY], check=True, cwd=wheel.path.parent, timeout=60
     )
+
+
+def test_the_page_of_the_package_index_has_no_dead_link(wheel: Wheel, unpacked_sdist: Path) -> None:
+    """The index resolves no relative link, so paths are named, which the source distribution has."""
+    text = str(wheel.metadata.get_payload())
+    targets = re.findall(r"\]\(([^)]*)\)", text)
+    assert targets
+    assert all(target.startswith("https://") for target in targets)
+    paths = re.findall(r": `([\w./-]+)", text)
+    assert "docs/airflow/quickstart.md" in paths
+    assert [path for path in paths if not (unpacked_sdist / path).exists()] == []
 
 
 def test_the_metadata_keep_the_ranges_wide(wheel: Wheel) -> None:
