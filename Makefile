@@ -8,7 +8,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo screenshots test test-airflow test-prefect test-floor test-airflow-floor test-prefect-floor test-airflow-next test-pythons coverage \
+.PHONY: help demo screenshots test test-all test-airflow test-prefect test-floor test-airflow-floor test-prefect-floor test-airflow-next test-pythons coverage \
 	.test-airflow-next test-deployment test-faults \
 	simulate check check-style check-types check-imports check-words check-api check-workflows docs docs-serve environments format requirements clean
 
@@ -57,6 +57,10 @@ screenshots: .venv/airflow/ready .venv/prefect/ready .venv/screenshots/ready ## 
 
 test: .venv/airflow/ready .venv/prefect/ready ## run every test, with the newest Airflow and the newest Prefect
 	$(call suites,airflow prefect)
+
+# In one run, suites of the one fill the time in which those of the other wait.
+test-all: .venv/airflow/ready .venv/prefect/ready .venv/airflow-floor/ready .venv/prefect-floor/ready ## make test and make test-floor at the same time
+	$(call suites,airflow prefect airflow-floor prefect-floor)
 
 test-airflow: .venv/airflow/ready
 	$(call suites,airflow)

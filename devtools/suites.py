@@ -1,9 +1,10 @@
-"""Run the test suites: those with Airflow and those with Prefect side by side, each to its end.
+"""Run the test suites, several of them at the same time, each to its end.
 
     python -m devtools.suites airflow prefect
 
-Each suite is a separate pytest run, since an orchestrator is set up once per process. A red suite does not
-stop the others: the end names every test that failed, and the folder with the logs. Needs nothing but Python.
+A suite that keeps the processor busy runs beside some that mostly wait. Each suite is a separate pytest run,
+since an orchestrator is set up once per process. A red suite does not stop the others: the end names every
+test that failed, and the folder with the logs. Needs nothing but Python.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field, replace
+from itertools import chain, zip_longest
 from pathlib import Path
 from types import FrameType
 
@@ -29,6 +31,9 @@ _CLOSING_LINE = re.compile(r"^(=+ )?(\d+ \w+(, )?)+ in [\d.]+s.*$")
 _FAILURE = re.compile(r"^(FAILED|ERROR) (.+?)( - .*)?$")
 _SHOWN_LINES = 200
 
+# A suite with a live orchestrator takes about half a core.
+_WAITING_AT_ONCE = (os.cpu_count() or 2) + 1
+
 
 @dataclass(frozen=True)
 class Suite:
@@ -37,8 +42,9 @@ class Suite:
     Attributes:
         environment: The folder below `.venv`.
         path: The tests, below `tests`.
-        processes: How many processes share the tests. More than one only for suites that mostly wait.
+        processes: How many processes share the tests.
         variables: Environment variables that the suite is run with.
+        busy: Whether it takes all the processor time there is. Such suites run one after the other.
         traced: Whether the lines and branches that it reaches are recorded.
     """
 
@@ -46,6 +52,7 @@ class Suite:
     path: str
     processes: int = 1
     variables: dict[str, str] = field(default_factory=dict)
+    busy: bool = False
     traced: bool = False
 
     def __str__(self) -> str:
@@ -58,6 +65,12 @@ class Suite:
         return LOGS / f"{self.environment}-{name}.log"
 
     @property
+    def homes(self) -> dict[str, str]:
+        """The folders of an orchestrator's user, which suites at the same time must not share."""
+        home = LOGS.parent / "homes" / self.log.stem
+        return {"AIRFLOW_HOME": str(home / "airflow"), "PREFECT_HOME": str(home / "prefect")}
+
+    @property
     def command(self) -> list[str]:
         """The pytest run."""
         python = str(REPOSITORY / ".venv" / self.environment / "bin" / "python")
@@ -68,7 +81,10 @@ class Suite:
 
 def _suites(environment: str, *paths: str, **variables: str) -> list[Suite]:
     shared = ("core", "emulator", "fuzz", "simulation", "simulation/test_airflow.py", "faults/core")
-    return [Suite(environment, path, 4 if path in shared else 1, variables) for path in paths]
+    return [
+        Suite(environment, path, 4 if path in shared else 1, variables, path in shared or bool(variables))
+        for path in paths
+    ]
 
 
 _FEW_SCHEDULES = "test_no_schedule_violates_an_invariant[0]"
@@ -79,18 +95,21 @@ PYTHONS = ("3.12", "3.13", "3.14")
 LANES: dict[str, list[Suite]] = {
     "airflow": _suites(
         "airflow",
+        "e2e_airflow",
+        "faults/airflow",
         "architecture",
         "devtools",
         "packaging",
+        "airflow",
+        "secrets/airflow",
+        "secrets/test_marks.py",
         "typing",
         "simulation/test_airflow.py",
-        "airflow",
-        "e2e_airflow",
-        "secrets/test_marks.py",
-        "secrets/airflow",
-        "faults/airflow",
     ),
     "prefect": _suites(
+        "prefect",
+        "e2e_prefect",
+        "secrets/prefect",
         "prefect",
         "typing",
         "core",
@@ -98,13 +117,10 @@ LANES: dict[str, list[Suite]] = {
         "faults/core",
         "fuzz",
         "simulation",
-        "prefect",
-        "e2e_prefect",
-        "secrets/prefect",
     ),
-    "airflow-floor": _suites("airflow-floor", "airflow", "e2e_airflow", "secrets/airflow"),
-    "airflow-next": _suites("airflow-next", "airflow", "e2e_airflow", "secrets/airflow"),
-    "prefect-floor": _suites("prefect-floor", "core", "prefect", "e2e_prefect", "secrets/prefect"),
+    "airflow-floor": _suites("airflow-floor", "e2e_airflow", "airflow", "secrets/airflow"),
+    "airflow-next": _suites("airflow-next", "e2e_airflow", "airflow", "secrets/airflow"),
+    "prefect-floor": _suites("prefect-floor", "e2e_prefect", "secrets/prefect", "prefect", "core"),
     **{
         f"prefect-{version}": _suites(f"prefect-{version}", "core", "emulator", "prefect")
         for version in PYTHONS
@@ -129,7 +145,7 @@ LANES: dict[str, list[Suite]] = {
         )
     ],
 }
-"""Suites that run one after the other; lanes run side by side."""
+"""What is asked for by name: suites, the longest first. Those of several lanes take turns."""
 
 
 @dataclass
@@ -167,7 +183,7 @@ class Result:
 
 
 class Run:
-    """Runs lanes of suites side by side."""
+    """Runs suites side by side."""
 
     def __init__(self) -> None:
         self._running: set[subprocess.Popen[bytes]] = set()
@@ -175,9 +191,14 @@ class Run:
         self._lock = threading.Lock()
         self._stopped = False
 
-    def lanes(self, lanes: list[list[Suite]]) -> list[Result]:
-        """Run lanes to their end, and return what came of every suite."""
-        threads = [threading.Thread(target=self._lane, args=(suites,)) for suites in lanes]
+    def all(self, suites: list[Suite]) -> list[Result]:
+        """Run suites to their end, and return what came of every one."""
+        busy = deque(suite for suite in suites if suite.busy)
+        waiting = deque(suite for suite in suites if not suite.busy)
+        threads = [
+            threading.Thread(target=self._work_off, args=(queue,))
+            for queue in (busy, *[waiting] * _WAITING_AT_ONCE)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -191,8 +212,8 @@ class Run:
             for process in self._running:
                 os.killpg(process.pid, signal.SIGTERM)
 
-    def _lane(self, suites: list[Suite]) -> None:
-        for suite in suites:
+    def _work_off(self, suites: deque[Suite]) -> None:
+        while suite := self._next(suites):
             began = time.monotonic()
             returncode = self._run(suite)
             if returncode is None:
@@ -204,15 +225,21 @@ class Run:
             seconds = time.monotonic() - began
             print(f"{time.strftime('%H:%M:%S')}  {suite}: {counts} in {seconds:.0f} s{ended}", flush=True)
 
+    def _next(self, suites: deque[Suite]) -> Suite | None:
+        with self._lock:
+            return suites.popleft() if suites else None
+
     def _run(self, suite: Suite) -> int | None:
         """Run a suite in a separate process group; `None` if nothing is left to run."""
+        for home in suite.homes.values():
+            Path(home).mkdir(parents=True, exist_ok=True)  # Prefect makes no folder above it
         with suite.log.open("wb") as log, self._lock:
             if self._stopped:
                 return None
             process = subprocess.Popen(
                 suite.command,
                 cwd=REPOSITORY,
-                env={**os.environ, **suite.variables},
+                env={**os.environ, **suite.homes, **suite.variables},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -245,7 +272,8 @@ def main() -> int:
     parser.add_argument("lanes", nargs="+", choices=LANES)
     parser.add_argument("--skip", nargs="+", default=[], metavar="PATH", help="suites to leave out")
     arguments = parser.parse_args()
-    lanes = [[suite for suite in LANES[name] if suite.path not in arguments.skip] for name in arguments.lanes]
+    turns = chain.from_iterable(zip_longest(*(LANES[name] for name in arguments.lanes)))
+    suites = [suite for suite in turns if suite is not None and suite.path not in arguments.skip]
     LOGS.mkdir(parents=True, exist_ok=True)
     run, began = Run(), time.monotonic()
 
@@ -254,15 +282,14 @@ def main() -> int:
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
-    results = run.lanes(lanes)
+    results = run.all(suites)
     red = [result for result in results if not result.green]
     if "CI" in os.environ:  # where the folder of the logs is not kept
         for result in red:
             tail = result.suite.log.read_text(errors="replace").splitlines()[-_SHOWN_LINES:]
             print(f"\n==== {result.suite.log.name}", *tail, sep="\n")
     print(summary(results, time.monotonic() - began))
-    complete = len(results) == sum(len(suites) for suites in lanes)
-    return 0 if complete and not red else 1
+    return 0 if len(results) == len(suites) and not red else 1
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,42 @@ def test_a_red_suite_stops_no_other(
     assert "RED: tests/red in .venv/here, see logs/here-red.log" in printed
     assert "  tests/red/test_red.py::test_bad" in printed
     assert printed.endswith("2 passed, 1 failed, 1 skipped\n")
+
+
+MEETING = """
+from pathlib import Path
+from time import sleep
+
+def test_it():
+    Path("here {name}").touch()
+    while not Path("here {other}").exists():
+        sleep(0.05)
+"""
+ALONE = """
+from pathlib import Path
+
+def test_it():
+    busy = Path("busy")
+    busy.touch(exist_ok=False)
+    while not Path("here one").exists():
+        pass
+    busy.unlink()
+"""
+
+
+def test_busy_suites_run_one_after_the_other(
+    lanes: dict[str, list[Suite]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Suites that mostly wait run beside each other and beside a busy one; two busy ones do not."""
+    lanes["one"] = [
+        replace(suite("first", ALONE), busy=True),
+        suite("a", MEETING.format(name="one", other="two")),
+    ]
+    lanes["two"] = [
+        replace(suite("second", ALONE), busy=True),
+        suite("b", MEETING.format(name="two", other="one")),
+    ]
+    assert run(monkeypatch, "one", "two") == 0
 
 
 def test_a_suite_that_cannot_be_collected_is_red(
