@@ -152,8 +152,9 @@ def _succeeded(airflow: LocalAirflow, dag_id: str, run_id: str) -> dict[str, Any
 
 def _crowds(version: str, airflow: LocalAirflow, emulator: Emulator, options: argparse.Namespace) -> None:
     """Run many tasks at once, and print how many failed although their job completed."""
-    total = failed = 0
+    total = 0
     deferred: list[str] = []
+    failed: list[str] = []
     lost: list[str] = []
     for _ in range(options.rounds):
         with _busy(options.busy):
@@ -163,21 +164,19 @@ def _crowds(version: str, airflow: LocalAirflow, emulator: Emulator, options: ar
         jobs = {job["message"]: job["state"] for job in emulator.control.jobs()}
         total += len(runs)
         deferred += [run for run in runs if "deferred (waiting in the triggerer)" in _log(airflow, run)]
-        failed += sum(state != "success" for state in states)
-        lost += [
-            run
-            for run, state in zip(runs, states, strict=True)
-            if state != "success" and jobs.get(run) == "completed"
-        ]
+        unsuccessful = [run for run, state in zip(runs, states, strict=True) if state != "success"]
+        failed += unsuccessful
+        lost += [run for run in unsuccessful if jobs.get(run) == "completed"]
     print(
-        f"{version}: {total} tasks, {len(deferred)} of them deferred; {failed} failed, "
+        f"{version}: {total} tasks, {len(deferred)} of them deferred; {len(failed)} failed, "
         f"{len(lost)} of them although their job completed"
     )
     margins = _margins(airflow, deferred)
     if margins:
         print(f"  margins: at least {min(margins):.1f} s, median {median(margins):.1f} s", flush=True)
-    for run in lost:
-        print(f"  {run}\n{_log(airflow, run)}", flush=True)
+    for run in failed:
+        reasons = "\n".join(airflow.scheduler_warnings(run))
+        print(f"  {run}\n{_log(airflow, run)}The scheduler says:\n{reasons}", flush=True)
 
 
 def _margins(airflow: LocalAirflow, runs: list[str]) -> list[float]:

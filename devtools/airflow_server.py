@@ -260,7 +260,7 @@ class LocalAirflow:
             wait_until(arrived, what, timeout=timeout, pause=0.5)
         except ServerError as error:
             text = self.logs(dag_id, run_id, task_id, map_index)
-            reasons = "\n".join(self._scheduler_reasons(run_id)) or "nothing"
+            reasons = "\n".join(self.scheduler_warnings(run_id)) or "nothing"
             raise ServerError(
                 f"{error}; it is {seen[0]}. Its log:\n{text[-4000:]}\nThe scheduler says:\n{reasons}"
             ) from None
@@ -273,6 +273,14 @@ class LocalAirflow:
             folder /= f"map_index={map_index}"
         files = sorted(folder.glob("attempt=*.log*")) if folder.is_dir() else []
         return "".join(file.read_text(errors="replace") for file in files)
+
+    def scheduler_warnings(self, run_id: str) -> list[str]:
+        """Return the warnings of the scheduler about a run: why a task failed without a line of its own."""
+        lines = self.scheduler.log.read_text(errors="replace").splitlines()
+        levels = ("[warning", "[error")
+        return [line[:2000] for line in lines if run_id in line and any(level in line for level in levels)][
+            -20:
+        ]
 
     def task_process(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> int:
         """Return the id of the process that runs a task's code, not of its supervisor."""
@@ -394,14 +402,6 @@ class LocalAirflow:
     def _last_lines(self) -> str:
         logs = [component.log for component in self.components.values() if component.log.exists()]
         return "\n".join(f"{log}:\n{log.read_text(errors='replace')[-2000:]}" for log in logs)
-
-    def _scheduler_reasons(self, run_id: str) -> list[str]:
-        """Return the warnings of the scheduler about a run: why a task failed without a line of its own."""
-        lines = self.scheduler.log.read_text(errors="replace").splitlines()
-        levels = ("[warning", "[error")
-        return [line[:2000] for line in lines if run_id in line and any(level in line for level in levels)][
-            -20:
-        ]
 
     def _knows(self, dag_id: str) -> bool:
         return self._request("GET", f"/dags/{dag_id}").status_code == 200
