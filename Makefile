@@ -8,7 +8,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo screenshots test test-all test-airflow test-prefect test-floor test-airflow-floor test-prefect-floor test-airflow-next test-pythons coverage \
+.PHONY: help demo screenshots test test-airflow test-prefect test-floor test-airflow-floor test-prefect-floor test-airflow-next test-pythons coverage \
 	.test-airflow-next test-deployment test-faults \
 	simulate check check-style check-types check-imports check-words check-api check-workflows docs docs-serve environments format requirements clean
 
@@ -55,12 +55,11 @@ demo: .venv/airflow/ready .venv/prefect/ready ## watch Noukai jobs run in Airflo
 screenshots: .venv/airflow/ready .venv/prefect/ready .venv/screenshots/ready ## take the pictures of the documentation; needs Chromium and chromedriver
 	@PYTHONPATH=. AIRFLOW_BIN="$(CURDIR)/.venv/airflow/bin" PREFECT_BIN="$(CURDIR)/.venv/prefect/bin" .venv/screenshots/bin/python -m demo.screenshots
 
-test: .venv/airflow/ready .venv/prefect/ready ## run every test, with the newest Airflow and the newest Prefect
-	$(call suites,airflow prefect)
+# With the oldest versions in the same run, their suites fill the time in which the others wait.
+OLDEST = $(if $(filter all,$(VERSIONS)),airflow-floor prefect-floor)
 
-# In one run, suites of the one fill the time in which those of the other wait.
-test-all: .venv/airflow/ready .venv/prefect/ready .venv/airflow-floor/ready .venv/prefect-floor/ready ## make test and make test-floor at the same time
-	$(call suites,airflow prefect airflow-floor prefect-floor)
+test: $(patsubst %,.venv/%/ready,airflow prefect $(OLDEST)) ## run every test, with the newest Airflow and Prefect; VERSIONS=all: with the oldest as well
+	$(call suites,airflow prefect $(OLDEST))
 
 test-airflow: .venv/airflow/ready
 	$(call suites,airflow)
