@@ -46,10 +46,13 @@ _DEPLOY = """
 import sys
 from prefect import flow
 
-pool, folder, *entrypoints = sys.argv[1:]
+pool, command, folder, *entrypoints = sys.argv[1:]
 for entrypoint in entrypoints:
     flow.from_source(source=folder, entrypoint=entrypoint).deploy(
-        pool, work_pool_name=pool, print_next_steps=False
+        pool,
+        work_pool_name=pool,
+        job_variables={"command": command} if command else {},
+        print_next_steps=False,
     )
 """
 
@@ -158,17 +161,18 @@ class LocalPrefect:
         self._until_deployed(name, entrypoints, component)
         return component
 
-    def deploy(self, *entrypoints: str, pool: str = "processes") -> None:
+    def deploy(self, *entrypoints: str, pool: str = "processes", command: str = "") -> None:
         """Deploy flows to a pool of processes, which is made for them. Nothing runs them yet.
 
         Args:
             *entrypoints: Each as `path/to/file.py:function`, all in the same folder.
             pool: The name of the pool, and of the deployments: `my-flow/processes`.
+            command: What runs a flow run, instead of Prefect's own command.
         """
         self._run([self._prefect, "work-pool", "create", pool, "--type", "process"])
         folder = str(Path(entrypoints[0].rpartition(":")[0]).resolve().parent)
         names = [Path(entrypoint).name for entrypoint in entrypoints]
-        self._run([self._python, "-c", _DEPLOY, pool, folder, *names])
+        self._run([self._python, "-c", _DEPLOY, pool, command, folder, *names])
 
     def work(self, pool: str = "processes", environment: Mapping[str, str] | None = None) -> Component:
         """Start a worker of a pool, and return it when it polls.
