@@ -30,6 +30,7 @@ from noukai_airflow.hooks.noukai import NoukaiHook
 from noukai_airflow.operators.batch import NoukaiRunJobsOperator
 from noukai_airflow.triggers import batch as batch_trigger
 from noukai_airflow.triggers.batch import NoukaiBatchTrigger
+from noukai_core import batch_files
 from tests.airflow.conftest import FakeTask, MemoryStore
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def test_a_csv_file(context: Any, emulator: Emulator, tmp_path: Path) -> None:
         ({"max_cost_usd": 5}, "max_cost_usd needs trace=True"),
         ({"max_cost_usd": "much", "trace": True}, "max_cost_usd is 'much', but must be an amount above 0"),
         ({"max_cost_usd": float("nan"), "trace": True}, "max_cost_usd is nan"),
+        ({"max_cost_usd": 0, "trace": True}, "max_cost_usd is 0"),
     ],
 )
 def test_invalid_arguments_fail_when_the_dag_is_parsed(arguments: dict[str, Any], message: str) -> None:
@@ -537,3 +539,28 @@ def test_jobs_that_time_out(context: Any, emulator: Emulator, deferrable: bool) 
     with pytest.raises(NoukaiBatchFailedException, match="1 timed out of 1 jobs"):
         (task.execute_complete if deferrable else task.execute)(context)
     assert [job["state"] for job in emulator.control.jobs()] == ["running"]
+
+
+def test_a_batch_without_xcoms(context: Any, emulator: Emulator) -> None:
+    """With `do_xcom_push=False`, a batch pushes nothing, and still returns the outputs."""
+    emulator.control.script("flow", result="done")
+    given: Any = {"do_xcom_push": False, "trace": True, "max_cost_usd": 5}
+    assert operator(["one", "two"], **given).execute(context) == ["done", "done"]
+    assert context["ti"].xcoms == {}
+
+
+def test_parts_are_written_as_they_become_due(
+    context: Any, emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crash loses no more than one part; a clear removes the files of the run before."""
+    monkeypatch.setattr(batch_files, "_MAX_ROWS", 1)
+    (tmp_path / "out").mkdir()
+    arguments: Any = {"output_path": f"file://{tmp_path}/out", "max_concurrency": 1}
+    emulator.control.script("flow", after_seconds=0)
+    operator(["one", "two", "three"], **arguments).execute(context)
+    assert len(list((tmp_path / "out").glob("part-*.jsonl"))) == 3
+    context["ti"] = FakeTask(try_number=2, max_tries=1, run_id=context["ti"].run_id)
+    operator(["four"], **arguments).execute(context)
+    (row,) = lines(tmp_path / "out" / "part-00001.jsonl")
+    assert row["output"]["message"] == "four"
+    assert len(list((tmp_path / "out").glob("part-*.jsonl"))) == 1

@@ -125,3 +125,12 @@ def test_the_key_is_not_shown() -> None:
 def test_equal_connections_share() -> None:
     """Tasks with equal settings can share a client."""
     assert len({settings(), settings(), settings({"org": "a1", "project": "b1"})}) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "allowed"),
+    [(True, True), (False, False), ("TRUE", True), (" false ", False), ("", False), (None, False)],
+)
+def test_a_flag(given: object, allowed: bool) -> None:
+    """A flag of the extra may come from JSON, or as text from a form."""
+    assert settings({"allow_insecure_http": given}).allow_insecure_http is allowed

@@ -159,3 +159,18 @@ def test_a_retry_policy_decides_whether_a_retry_is_left(action: str, try_number:
     task.__dict__["retry_policy"] = policy(action)
     context: Any = {"ti": FakeTask(try_number=try_number, max_tries=2)}
     assert task._retry_left(context, NoukaiJobFailedException("failed")) is left
+
+
+def test_a_kill_before_the_submission() -> None:
+    """A task that is killed before it has begun sends nothing, and raises nothing."""
+    operator().on_kill()
+
+
+def test_the_last_try_of_a_job_that_ended_meanwhile(service: RawService, context: Any) -> None:
+    """At the last try's end, a job that completed just before its cancel is not called cancelled."""
+    service.on("poll", RUNNING)
+    service.on(
+        "cancel", lambda: (service.on("poll", COMPLETED) and http(409, {"detail": {"code": "ENDED"}}),)
+    )
+    with pytest.raises(NoukaiJobTimeoutException, match="already completed"):
+        operator(timeout=0.3, cancel_on_timeout=False, on_final_failure="cancel").execute(context)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from airflow.sdk import Asset
+from airflow.sdk import Asset, AssetAlias
 from airflow.sdk.execution_time.context import OutletEventAccessors
 
 from noukai_airflow.exceptions import (
@@ -157,7 +157,8 @@ def test_the_events_of_assets(
     monkeypatch.setattr(NoukaiHook, "settings", settings)
     emulator.control.script("flow", after_seconds=0)
     asset = Asset("graded")
-    task = NoukaiRunJobOperator(task_id="task", flow=FLOW, message="Hello", trace=True, outlets=[asset])
+    outlets = [AssetAlias("decided-later"), asset]
+    task = NoukaiRunJobOperator(task_id="task", flow=FLOW, message="Hello", trace=True, outlets=outlets)
     events = OutletEventAccessors()
     context: Any = {"ti": FakeTask(), "task_state_store": store, "task": task, "outlet_events": events}
     task.execute(context)
@@ -183,3 +184,26 @@ def test_without_the_extra() -> None:
         [sys.executable, "-c", WITHOUT_THE_EXTRA], capture_output=True, text=True, timeout=120
     )
     assert (done.returncode, done.stdout.strip().splitlines()[-1:]) == (0, ["False"]), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("inputs", "dataset"),
+    [
+        ("s3://bucket/folder/in.jsonl", ("s3://bucket", "folder/in.jsonl")),
+        ("/data/in.jsonl", None),
+        (["one"], None),
+    ],
+    ids=["bucket", "path", "list"],
+)
+def test_the_datasets_of_a_batch(inputs: Any, dataset: tuple[str, str] | None) -> None:
+    """Files of a bucket are named as OpenLineage names them; inputs that are no URI are no dataset."""
+    task = NoukaiRunJobsOperator(task_id="task", flow=FLOW, inputs=inputs)
+    found = [(one.namespace, one.name) for one in lineage(task, "running").inputs]
+    assert found == ([] if dataset is None else [dataset])
+
+
+def test_a_task_that_failed_before_its_job() -> None:
+    """A task that ended before it had a job reports its flow."""
+    task = NoukaiRunJobOperator(task_id="task", flow=FLOW, message="Hello")
+    ended = facets(task, "failed")
+    assert (ended["noukai_job"].flow, ended["noukai_job"].jobId) == (FLOW, None)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -130,3 +132,45 @@ def test_the_timeout_in_the_triggerer(job: Job) -> None:
     with pytest.raises(AirflowSensorTimeout, match=job.id):
         sensor(job.id, timeout=5).execute_complete(context(), event, time.time() - 1)
     assert not job.status().finished
+
+
+def test_a_job_that_has_not_ended(job: Job) -> None:
+    """A deferrable sensor polls once, and then waits in the triggerer."""
+    with pytest.raises(TaskDeferred) as deferred:
+        sensor(job.id, deferrable=True).execute(context())
+    assert deferred.value.trigger.job_id == job.id
+
+
+def test_a_response_that_is_too_large_for_a_triggerer(job: Job, emulator: Emulator) -> None:
+    """What a triggerer cannot read is read on a worker, which waits there for the rest of the time."""
+    event = JobEvent(job.id, Reason.RESPONSE_TOO_LARGE, "running").payload()
+    polls = emulator.control.counts(job.id)["poll"]
+
+    def finish() -> None:
+        emulator.control.wait_for("poll", polls + 3, job_id=job.id, timeout=300)
+        emulator.control.finish(job.id, result="large")
+
+    finishing = threading.Thread(target=finish)
+    finishing.start()
+    waiting = sensor(job.id, timeout=600, mode="poke")
+    assert waiting.execute_complete(context(), event, time.time() + 300) == "large"
+    finishing.join()
+
+
+def test_a_response_that_no_worker_can_read(
+    job: Job, settings: ConnectionSettings, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A response that is too large even for a worker is an error at once, since no poll changes it."""
+    emulator.control.finish(job.id, result="x" * 100_000)
+    small = replace(settings, options=(*settings.options, ("max_response_bytes", 50_000)))
+    monkeypatch.setattr(NoukaiHook, "settings", small)
+    with pytest.raises(NoukaiException, match="max_response_bytes"):
+        sensor(job.id, timeout=600).execute(context())
+
+
+def test_a_sensor_without_xcoms(job: Job, emulator: Emulator) -> None:
+    """With `do_xcom_push=False`, nothing is pushed, and the output is still returned."""
+    emulator.control.finish(job.id, result="done")
+    here = context()
+    assert sensor(job.id, do_xcom_push=False).execute(here) == "done"
+    assert here["ti"].xcoms == {}

@@ -174,6 +174,13 @@ def test_overrides_that_are_no_object_of_objects(
     rejected(server, lambda: flow.job(**MESSAGE, block_overrides=overrides), "block_overrides")
 
 
+@pytest.mark.parametrize("trace", [1, "yes", None])
+def test_a_trace_that_is_no_flag(scripted: MakeClient, server: ScriptedServer, trace: Any) -> None:
+    """Whether a job is traced is True or False."""
+    flow = scripted().flow(FLOW)
+    rejected(server, lambda: flow.job(**MESSAGE, trace=trace), "trace", repr(trace), "True or False")
+
+
 URLS = [
     "http://hooks.example.com",
     "ftp://hooks.example.com",

@@ -130,3 +130,11 @@ def test_a_host_that_is_no_name_is_refused(make_client: MakeClient, host: str) -
     """A URL that cannot be requested at all is rejected when the client is created."""
     with pytest.raises(InvalidInputError, match="base_url"):
         make_client(base_url=f"https://{host}/")
+
+
+def test_an_unknown_environment(
+    scripted: MakeClient, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key never goes to a server that a misspelled NOUKAI_ENV did not mean."""
+    monkeypatch.setenv("NOUKAI_ENV", "staging")
+    rejected(server, lambda: scripted(base_url=None).flow(FLOW), "NOUKAI_ENV", "'staging'", "'dev' or 'prod'")

@@ -383,6 +383,56 @@ def test_close(driver: str, emulator: Emulator, cancel_on_close: bool) -> None:
     assert states == {"cancelled"} if cancel_on_close else "cancelled" not in states
 
 
+@pytest.mark.parametrize("begun", [True, False])
+def test_cancel_a_batch(emulator: Emulator, begun: bool) -> None:
+    """A cancel reaches every job of a batch, even those that only an earlier run knows."""
+    ledger = MemoryLedger()
+    options: Any = {"ledger": ledger, "batch_id": str(uuid4())}
+    inputs = [scripted("quick"), *(scripted("endless", outcome="never") for _ in range(3))]
+    with Noukai("nk_test_key", base_url=emulator.base_url) as client:
+        batch = client.flow(FLOW).jobs(inputs, **options)
+        assert next(batch).state is OutcomeState.COMPLETED
+        assert batch.counts["completed"] == 1
+        assert batch.counts["running"] == sum(entry.unfinished for entry in ledger.read().values())
+        if not begun:
+            batch.close()
+            batch.close()
+            batch = client.flow(FLOW).jobs((), **options)
+        cancelled = batch.cancel("nobody wants it any more")
+    running = [job["id"] for job in emulator.control.jobs() if job["message"] == "endless"]
+    assert sorted(outcome.job_id for outcome in cancelled) == sorted(running)
+    assert {emulator.control.job(job_id)["state"] for job_id in running} == {"cancelled"}
+
+
+class AsyncLedger(MemoryLedger):
+    """A ledger for `AsyncNoukai`."""
+
+    def __init__(self, *asynchronous: str) -> None:
+        super().__init__()
+        self.asynchronous = asynchronous
+
+    def read(self) -> Any:
+        return self._later() if "read" in self.asynchronous else super().read()
+
+    def write(self, entry: LedgerEntry) -> Any:
+        return self._later() if "write" in self.asynchronous else super().write(entry)
+
+    async def _later(self) -> dict[int, LedgerEntry]:
+        return {}
+
+
+@pytest.mark.parametrize("operation", ["read", "write"])
+@pytest.mark.filterwarnings("ignore:coroutine 'AsyncLedger._later' was never awaited:RuntimeWarning")
+def test_an_async_ledger_of_a_blocking_client(emulator: Emulator, operation: str) -> None:
+    """A ledger that a blocking client cannot use is an error before anything is submitted."""
+    with (
+        Noukai("nk_test_key", base_url=emulator.base_url) as client,
+        pytest.raises(InvalidInputError, match="the ledger is async, but the client is not"),
+    ):
+        list(client.flow(FLOW).jobs(["a"], ledger=AsyncLedger(operation)))
+    assert emulator.control.counts()["submit"] == 0
+
+
 def test_a_session_tells_the_states_of_many_jobs(driver: str, emulator: Emulator) -> None:
     """Jobs that run are polled by their sessions: each itself about once, to fetch its result."""
     emulator.control.script("grade-3", after_seconds=6)

@@ -11,7 +11,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from noukai_core import EndedRuns, FlowRun, InvalidInputError, Noukai, RunsCursor
+from noukai_core import EndedRuns, FlowRun, InvalidInputError, InvalidResponseError, Noukai, RunsCursor
+from noukai_core._api import endpoints
 from noukai_core._api.parsing import HttpResponse
 from noukai_core._engine.effects import Send
 from noukai_core._engine.runs import read_ended_runs
@@ -236,3 +237,23 @@ def test_the_payload_of_an_event() -> None:
         "state": "completed",
         "completed_at": "2026-01-01T00:00:00Z",
     }
+
+
+@pytest.mark.parametrize(
+    ("response", "reported"),
+    [({"runs": "many"}, "has no list of runs"), ({}, "has no list of runs")],
+)
+def test_a_list_of_runs_that_is_none(response: Any, reported: str) -> None:
+    """A response without a list of runs is an error, and not a flow without runs."""
+    with pytest.raises(InvalidResponseError, match=reported):
+        endpoints.runs("fl-1").read(HttpResponse(200, {}, json.dumps(response).encode()))
+
+
+def test_a_run_without_a_state() -> None:
+    """A run without a state or an id is left out of a list, and is an error if it was asked for."""
+    rows = [{"executionId": 7, "status": "done"}, {"id": "run-8"}, {"status": "running"}]
+    rows.append({"job_id": True, "id": "run-9", "status": "running"})
+    listed = endpoints.runs("fl-1").read(HttpResponse(200, {}, json.dumps({"runs": rows}).encode()))
+    assert [run.id for run in listed] == ["7", "run-9"]
+    with pytest.raises(InvalidResponseError, match="has no state"):
+        endpoints.run("run-8").read(HttpResponse(200, {}, b'{"flowRun": {"id": "run-8"}}'))
