@@ -161,14 +161,25 @@ class BatchRun:
                 await self._cancel_or_keep(batch, error)
             raise
         finally:
-            with anyio.move_on_after(_cancellation.CLEANUP_SECONDS, shield=True):
-                await batch.stop()
-                if not interrupted:
-                    self._log_left(batch.unfinished)
-                await _cancellation.cancel_tasks(tuple(waiting))
-                if self._slots is not None:
-                    await self._slots.aclose()
-                await self._update(batch, final=True)
+            try:
+                await self._close(batch, waiting, name_left=not interrupted)
+            except BaseException as error:
+                if not interrupted and _cancellation.interrupts(error):
+                    await self._cancel_or_keep(batch, error)
+                raise
+
+    async def _close(
+        self, batch: AsyncJobBatch, waiting: Collection[asyncio.Future[Any]], *, name_left: bool
+    ) -> None:
+        """Let go of everything, and show how the batch ended. An interruption can strike here as well."""
+        with anyio.move_on_after(_cancellation.CLEANUP_SECONDS, shield=True):
+            await batch.stop()
+            if name_left:
+                self._log_left(batch.unfinished)
+            await _cancellation.cancel_tasks(tuple(waiting))
+            if self._slots is not None:
+                await self._slots.aclose()
+            await self._update(batch, final=True)
 
     async def _begin(self) -> AsyncJobBatch:
         rows = await self._log.rows(self._flow)

@@ -164,3 +164,34 @@ async def test_a_record_whose_job_only_its_session_knows_is_attached(
     assert attached.id == made.id
     unknown = JobRecord(submission_id=Submission.new().id, flow=FLOW, slot=SLOT, job_id="job-gone")
     assert await _attach(flow, unknown, TIMED_OUT, SubmissionState(), listed=True) is None
+
+
+async def test_an_interruption_while_a_failed_batch_ends(
+    flow: AsyncFlow, credentials: NoukaiCredentials, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The jobs that a failed batch would leave running are cancelled if it is interrupted while it ends."""
+    batch = batch_of_two(flow, credentials)
+    ending = asyncio.Event()
+
+    async def fail(*_: object) -> None:
+        await asyncio.to_thread(emulator.control.wait_for, "poll", 1)
+        raise OSError("the storage is full")
+
+    async def never_ends(*, final: bool) -> None:
+        if final:
+            ending.set()
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(batch, "_update_regularly", fail)
+    monkeypatch.setattr(batch._table, "write", never_ends)
+
+    async def run() -> None:
+        async for _ in batch.outcomes():
+            pass
+
+    running = asyncio.ensure_future(run())
+    await ending.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert [job["state"] for job in emulator.control.jobs()] == ["cancelled"]
