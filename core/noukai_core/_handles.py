@@ -10,7 +10,8 @@ from typing import Generic, TypeVar
 from noukai_core import _validation
 from noukai_core._api import endpoints
 from noukai_core._batch_handle import check_inputs
-from noukai_core._engine.batch import Batch, BatchOptions
+from noukai_core._engine.batch import Batch
+from noukai_core._engine.batch_options import BatchOptions
 from noukai_core._engine.effects import Effects, FollowEffects, may_turn_up, send_with_retries
 from noukai_core._engine.follow import StepFollower
 from noukai_core._engine.rate_limit import shared_rate_limiter

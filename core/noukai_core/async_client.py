@@ -13,7 +13,8 @@ from uuid import UUID
 from noukai_core._api import endpoints
 from noukai_core._api.parsing import HttpResponse
 from noukai_core._async_batch import AsyncJobBatch, perform_all, sleep
-from noukai_core._engine.batch import Batch, BatchOptions
+from noukai_core._engine.batch import Batch
+from noukai_core._engine.batch_options import BatchOptions
 from noukai_core._engine.effects import (
     Effect,
     Effects,

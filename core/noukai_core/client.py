@@ -12,7 +12,8 @@ from uuid import UUID
 
 from noukai_core._api import endpoints
 from noukai_core._blocking_batch import JobBatch
-from noukai_core._engine.batch import Batch, BatchOptions
+from noukai_core._engine.batch import Batch
+from noukai_core._engine.batch_options import BatchOptions
 from noukai_core._engine.effects import (
     Effect,
     Effects,

@@ -26,7 +26,8 @@ from noukai_core import (
     OutcomeState,
 )
 from noukai_core._api.endpoints import Execution
-from noukai_core._engine.batch import Batch, BatchOptions
+from noukai_core._engine.batch import Batch
+from noukai_core._engine.batch_options import BatchOptions
 from noukai_core._engine.effects import Given, Send, Sleep
 from noukai_core._engine.lanes import OWN_PAUSE, OWN_SHARE, Lane, Trust
 from noukai_core._engine.rate_limit import PollRateLimiter, shared_rate_limiter
@@ -579,6 +580,6 @@ def test_an_invalid_input_of_a_rerun_ends_no_capped_batch(state: str) -> None:
     entry = LedgerEntry(index=0, submission_id=BATCH, session_id=BATCH, job_id="job-1", state=state)
     batch = resumed(entry, trace=True, max_cost_usd=5)
     for given in (Given(0, "good"), Given(1, {"massage": "typo"})):
-        batch._item(given)
+        batch._job(given)
     assert batch.error is None
     assert [outcome.state for outcome in batch.outcomes] == ["rejected"]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from noukai_core._engine.batch import Batch
+from noukai_core._engine.batch_job import BatchJob
 from noukai_core._engine.lanes import KnownJobs, Lane
 from tests.simulation.batches import run
 from tests.simulation.explore import virtual_time
@@ -40,7 +41,7 @@ def _record_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         yield from ()
         return True
 
-    monkeypatch.setattr(Batch, "_record", record)
+    monkeypatch.setattr(BatchJob, "record", record)
 
 
 def _submit_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,435 @@
+"""The job of one input of a batch: how it is submitted, waited for and cancelled, and what came of it.
+
+The batch decides which inputs have a job, and in which session. What is done for one input, and how that
+ends, is decided here.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from noukai_core._api import endpoints
+from noukai_core._engine.batch_cancel import cancel_job, find_interrupted
+from noukai_core._engine.batch_context import BatchContext
+from noukai_core._engine.effects import Effects, Record, send_with_retries
+from noukai_core._engine.lanes import BELIEVED_FOR, Lane, WatchedJob
+from noukai_core._engine.submit import Submitted, submit_request
+from noukai_core._engine.wait import Poller, reach_slot
+from noukai_core.batch import SUBMITTED, SUBMITTING, JobOutcome, LedgerEntry, OutcomeState, submission_id_of
+from noukai_core.cancellation import CancelOutcome
+from noukai_core.errors import (
+    APIError,
+    AuthenticationError,
+    FlowNotFoundError,
+    InsufficientCreditsError,
+    InvalidInputError,
+    JobCancelledError,
+    JobFailedError,
+    JobNotFoundError,
+    JobOutputInvalidError,
+    JobTimeoutError,
+    NotSubmittedError,
+    NoukaiError,
+    PermissionDeniedError,
+    SubmissionUnknownError,
+)
+from noukai_core.job_request import JobRequest
+from noukai_core.models import JobState, JobStatus, RunTrace
+from noukai_core.output_types import typed_output
+from noukai_core.submission import Submission
+
+NEW = "new"
+"""The state of an entry whose submission was not begun. No ledger keeps it."""
+
+_CONCERNS_EVERY_JOB = (
+    AuthenticationError,
+    FlowNotFoundError,
+    InsufficientCreditsError,
+    PermissionDeniedError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How an input ended.
+
+    Attributes:
+        state: The state.
+        error: Why its job did not complete, or `None`.
+        output: The output of a completed job.
+        trace: What the job used, if that was read.
+    """
+
+    state: OutcomeState
+    error: NoukaiError | None = None
+    output: Any = None
+    trace: RunTrace | None = None
+
+    @property
+    def leaves_job(self) -> bool:
+        """Whether there may be a job that goes on, which a rerun attaches to."""
+        return self.state in (OutcomeState.UNKNOWN, OutcomeState.TIMED_OUT)
+
+
+class BatchJob:
+    """The job of one input.
+
+    Args:
+        context: What the jobs of the batch share.
+        entry: What the ledger keeps about the input.
+        request: What is submitted; `None` if an earlier run did that, and this one does not have the input.
+
+    Attributes:
+        index: The position of the input.
+        entry: What the ledger keeps about it.
+        request: What is submitted, until a job is known.
+        lane: The session, unless it is one of the user's.
+    """
+
+    __slots__ = (
+        "_context",
+        "_key",
+        "_poller",
+        "_started",
+        "_submitted_at",
+        "_traced",
+        "_watched",
+        "entry",
+        "index",
+        "lane",
+        "request",
+    )
+
+    def __init__(self, context: BatchContext, entry: LedgerEntry, request: JobRequest | None) -> None:
+        self.index = entry.index
+        self.entry = entry
+        self.request = request
+        self.lane: Lane | None = None
+        self._context = context
+        self._key = None if request is None else request.key
+        self._traced = request is not None and request.trace
+        self._started = context.clock()
+        self._submitted_at = -math.inf
+        self._watched: WatchedJob | None = None
+        self._poller: Poller | None = None
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing was submitted for the input."""
+        return self.entry.state == NEW
+
+    @property
+    def state(self) -> str:
+        """The last known state of the job, or what happens to its submission."""
+        if self.entry.job_id is None:
+            return self.entry.state
+        status = self._poller.last_status if self._poller else None
+        return str(status.state if status else JobState.PENDING)
+
+    def outcome(self, ending: Ending) -> JobOutcome:
+        """Return what came of the input."""
+        trace = ending.trace
+        return JobOutcome(
+            self.index,
+            self.entry.job_id,
+            ending.state,
+            ending.output,
+            ending.error,
+            self._context.clock() - self._started,
+            None if trace is None else trace.total_tokens,
+            None if trace is None else trace.cost_usd,
+            self._key,
+        )
+
+    def record(self) -> Effects[bool]:
+        """Write the entry, and tell whether the batch goes on."""
+        error: BaseException | None = yield Record(self.entry)
+        if error is not None:
+            self._context.fail(error)
+        return error is None
+
+    # Submitting.
+
+    def submit(self, lane: Lane) -> Effects[Ending | None]:
+        """Submit the job in a session. `None` is returned if there is one to wait for."""
+        assert self.request is not None
+        users = self.request.session_id
+        self.lane = lane if users is None else None
+        self.entry = replace(
+            self.entry,
+            session_id=lane.session.id if users is None else str(users),
+            in_users_session=users is not None,
+            # A later process may not know all of them: other inputs may have new jobs by then.
+            others=lane.known.digests() if users is None else "",
+            state=SUBMITTING,
+            sent_at=datetime.now(UTC),
+        )
+        try:
+            effects = self._submitting(Submission(self.entry.submission_id), lane)
+        except InvalidInputError as error:
+            self.entry = replace(self.entry, state=NEW)
+            return Ending(OutcomeState.REJECTED, error)
+        if not (yield from self.record()):
+            return None
+        return (yield from self._finish_submission(effects))
+
+    def resume_submission(self, lane: Lane) -> Effects[Ending | None]:
+        """Go on with what an earlier run was submitting, as `submit` does."""
+        assert self.request is not None
+        self.lane = lane if self.request.session_id is None else None
+        lane.known.add_digests(self.entry.others)
+        submission = Submission(self.entry.submission_id, self.entry.sent_at or datetime.now(UTC))
+        try:
+            effects = self._submitting(submission, lane)
+        except InvalidInputError as error:
+            return Ending(OutcomeState.REJECTED, error)
+        return (yield from self._finish_submission(effects))
+
+    def attach(self, lane: Lane) -> None:
+        """Take the job that an earlier run has submitted."""
+        assert self.request is not None
+        self.lane = lane if self.request.session_id is None else None
+        # How old it is proves nothing: the machine that submitted it may have another clock.
+        self._watch(self._context.clock())
+
+    def _submitting(self, submission: Submission, lane: Lane) -> Effects[Submitted]:
+        assert self.request is not None
+        context = self._context
+        return submit_request(
+            self.request,
+            submission,
+            context.flow,
+            context.settings,
+            context.clock,
+            lane.session,
+            context.each_job_log,
+            lambda: context.totals.stopped,
+        )
+
+    def _finish_submission(self, effects: Effects[Submitted]) -> Effects[Ending | None]:
+        context, lane = self._context, self.lane
+        if lane is not None:
+            lane.submitting = True
+        try:
+            submitted = yield from effects
+        except SubmissionUnknownError as error:
+            return Ending(OutcomeState.UNKNOWN, error)
+        except NotSubmittedError as error:
+            if lane is not None:
+                lane.submitting = False
+            return Ending(OutcomeState.NOT_SUBMITTED, error)
+        except APIError as error:
+            if isinstance(error, _CONCERNS_EVERY_JOB):
+                context.totals.stop(
+                    f"an earlier job was rejected for a reason that concerns every job: {error}"
+                )
+            if lane is not None:
+                lane.submitting = False
+            return Ending(OutcomeState.REJECTED, error)
+        self.request = None
+        self.entry = replace(
+            self.entry, job_id=submitted.job.id, state=SUBMITTED, sent_at=submitted.at, others=""
+        )
+        self._watch(context.clock())
+        if lane is not None:
+            lane.submitting = False
+        context.totals.submitted += 1
+        if (yield from self.record()):
+            yield from context.traces.check(submitted.job.id)
+        return None
+
+    def _watch(self, submitted_at: float) -> None:
+        assert self.entry.job_id is not None
+        context = self._context
+        context.lanes.trust.unfinished += 1
+        self._submitted_at = submitted_at
+        if self.lane is not None:
+            self._watched = self.lane.add(self.entry.job_id, submitted_at)
+        self._poller = Poller(
+            context.flow,
+            self.entry.job_id,
+            context.settings,
+            context.limiter,
+            context.clock,
+            submitted_at=submitted_at,
+            timeout=context.options.timeout,
+            interval=context.options.poll_interval,
+            watcher=self._watched,
+            logger=context.each_job_log,
+        )
+
+    def _unwatch(self, *, ended: bool) -> None:
+        self._context.lanes.trust.unfinished -= 1
+        if self._watched is not None:
+            self._watched.lane.remove(self._watched, ended=ended)
+            self._watched = None
+
+    # Waiting.
+
+    def wait(self) -> Effects[Ending | None]:
+        """Wait for the end of the job. A detached batch polls it once at most.
+
+        `None` is returned if the job is left running, or if it is lost and now new again.
+        """
+        assert self._poller is not None
+        if self._context.options.detach:
+            return (yield from self._leave_running())
+        try:
+            status: JobStatus = yield from self._poller.effects()
+        except JobTimeoutError as error:
+            self._unwatch(ended=False)
+            return (yield from self._time_out(error))
+        except JobNotFoundError as error:
+            self._unwatch(ended=False)
+            return (yield from self._replace_lost(error))
+        except APIError as error:
+            self._unwatch(ended=False)
+            return Ending(OutcomeState.UNKNOWN, error)
+        self._unwatch(ended=True)
+        return (yield from self._ending_of(status))
+
+    def _leave_running(self) -> Effects[Ending | None]:
+        """Leave the job running, unless an earlier run submitted it and it has ended since."""
+        context = self._context
+        timeout, sent_at = context.options.timeout, self.entry.sent_at
+        age = 0.0 if sent_at is None else (datetime.now(UTC) - sent_at).total_seconds()
+        overdue = timeout is not None and age >= timeout
+        status: JobStatus | None = None
+        if (yield from self._may_have_ended(believes_list=age < BELIEVED_FOR and not overdue)):
+            call = endpoints.status(context.flow, str(self.entry.job_id))
+            yield from reach_slot(context.limiter, context.clock)
+            try:
+                status = yield from send_with_retries(call, context.clock)
+            except APIError as error:
+                context.each_job_log.warning(
+                    "Noukai job %s of %s: left running (%s)", self.entry.job_id, context.flow, error
+                )
+            else:
+                if status.finished:
+                    self._unwatch(ended=True)
+                    return (yield from self._ending_of(status))
+        if timeout is not None and overdue:
+            self._unwatch(ended=False)
+            job_id = str(self.entry.job_id)
+            message = f"Noukai job {job_id} of {context.flow} timed out after {timeout:g} s"
+            return (yield from self._time_out(JobTimeoutError(message, job_id=job_id, status=status)))
+        return None
+
+    def _may_have_ended(self, *, believes_list: bool) -> Effects[bool]:
+        """Tell whether the job has to be polled: not if this run submitted it, or its session lists it."""
+        attached, job_id = self.request is not None, self.entry.job_id
+        if not attached or job_id is None:
+            return False
+        if self.lane is None or not believes_list:
+            return True
+        return not (yield from self.lane.lists_as_unfinished(job_id))
+
+    def _time_out(self, error: JobTimeoutError) -> Effects[Ending]:
+        context = self._context
+        if not context.options.cancel_on_timeout:
+            return Ending(OutcomeState.TIMED_OUT, error)
+        reason = f"timed out after {context.options.timeout:g} s"
+        outcome = yield from self._cancel(error.job_id)
+        if not outcome.log(reason, context.each_job_log):
+            if outcome.status is not None and outcome.status.finished:
+                return (yield from self._ending_of(outcome.status))
+            return Ending(OutcomeState.TIMED_OUT, error)
+        last_state = f" (last state: {error.status.state})" if error.status else ""
+        cancelled = JobTimeoutError(
+            f"Noukai job {error.job_id} of {context.flow} {reason}{last_state} and was cancelled",
+            job_id=error.job_id,
+            status=error.status,
+        )
+        return Ending(OutcomeState.CANCELLED, cancelled, trace=(yield from self._trace()))
+
+    def _replace_lost(self, error: JobNotFoundError) -> Effects[Ending | None]:
+        """Ask the session for a job that an earlier run submitted and the server does not know.
+
+        If it was never there, the job is new again.
+        """
+        context = self._context
+        if self.request is None:
+            # This run submitted it, and has waited longer than a job may take to turn up.
+            return Ending(OutcomeState.UNKNOWN, error)
+        if self.lane is not None:
+            call = endpoints.session(self.lane.session.id)
+            try:
+                listed = yield from send_with_retries(call, context.clock)
+            except APIError as unclear:
+                return Ending(OutcomeState.UNKNOWN, unclear)
+            if any(one.id in (self.entry.job_id, None) for one in listed):
+                return Ending(OutcomeState.UNKNOWN, error)
+        self.entry = new_entry(context.batch_id, self.index, self.entry.resubmission + 1)
+        return None
+
+    # Ending.
+
+    def _ending_of(self, status: JobStatus) -> Effects[Ending]:
+        trace = yield from self._trace()
+        try:
+            output = self._typed(status.result_or_raise().output, status.id)
+        except (JobFailedError, JobCancelledError) as error:
+            return Ending(OutcomeState(str(status.state)), error, trace=trace)
+        except JobOutputInvalidError as error:
+            return Ending(OutcomeState.INVALID_OUTPUT, error, trace=trace)
+        return Ending(OutcomeState.COMPLETED, output=output, trace=trace)
+
+    def _typed(self, output: Any, job_id: str) -> Any:
+        output_type = self._context.options.output_type
+        if output_type is None:
+            return output
+        return typed_output(output, output_type, job_id=job_id, flow=str(self._context.flow))
+
+    def _trace(self) -> Effects[RunTrace | None]:
+        job_id = self.entry.job_id
+        if not self._traced or job_id is None:
+            return None
+        return (yield from self._context.traces.read(job_id))
+
+    # Cancelling.
+
+    def take_over(self, lane: Lane) -> None:
+        """Take what an earlier run left, without the input, to cancel it."""
+        lane.known.add_digests(self.entry.others)
+        self.lane = None if self.entry.in_users_session else lane
+        # How old it is proves nothing, as another machine's clock may be wrong.
+        self._submitted_at = self._started
+
+    def cancelling(self) -> Effects[CancelOutcome | None]:
+        """Cancel the job, even one that an interrupted submission may have made; `None` if there is none."""
+        job_id = self.entry.job_id
+        if job_id is None:
+            if self.is_new:
+                return None
+            job_id = yield from find_interrupted(
+                self.entry, self._context.flow, self._context.clock, self.lane
+            )
+        if job_id is None:
+            return None
+        outcome = yield from self._cancel(job_id)
+        if outcome.cancelled or outcome.not_needed:
+            ended = outcome.status is not None and outcome.status.finished
+            state = outcome.status.state if outcome.status is not None and ended else JobState.CANCELLED
+            self.entry = replace(self.entry, job_id=job_id, state=str(state))
+            yield from self.record()
+        return outcome
+
+    def _cancel(self, job_id: str) -> Effects[CancelOutcome]:
+        context = self._context
+        race_ends = self._submitted_at + context.settings.not_found_grace
+        return cancel_job(job_id, context.flow, context.clock, race_ends)
+
+
+def new_entry(batch_id: uuid.UUID, index: int, resubmission: int) -> LedgerEntry:
+    """Return the entry of an input for which nothing was submitted yet."""
+    return LedgerEntry(
+        index=index,
+        submission_id=submission_id_of(batch_id, index, resubmission),
+        session_id="",
+        state=NEW,
+        resubmission=resubmission,
+    )

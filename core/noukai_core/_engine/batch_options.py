@@ -1,0 +1,76 @@
+"""How a batch runs: the options of `Flow.jobs`, checked."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from noukai_core import _validation
+from noukai_core._validation import Version, refused, shown
+from noukai_core.checks import check_choice, check_count, check_seconds
+from noukai_core.output_types import check_output_type
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOptions:
+    """How a batch runs; the arguments of `Flow.jobs`, checked."""
+
+    version: Version = "production"
+    trace: bool = False
+    in_order: bool = False
+    max_concurrency: int = 1000
+    timeout: float | None = None
+    poll_interval: float | None = None
+    cancel_on_timeout: bool = False
+    max_cost_usd: Decimal | float | str | None = None
+    spent_usd: Decimal = Decimal(0)
+    stop_after_failures: int | float | None = None
+    batch_id: str | uuid.UUID | None = None
+    detach: bool = False
+    output_type: type[Any] | None = None
+
+    def __post_init__(self) -> None:
+        check_count(self.max_concurrency, "max_concurrency")
+        for name in ("timeout", "poll_interval"):
+            if getattr(self, name) is not None:
+                check_seconds(getattr(self, name), name)
+        for name in ("trace", "in_order", "cancel_on_timeout", "detach"):
+            check_choice(getattr(self, name), (True, False), name)
+        _validation.version_number(self.version)
+        if self.stop_after_failures is not None:
+            _check_failures(self.stop_after_failures)
+        if self.batch_id is not None:
+            _validation.session_id(self.batch_id, "batch_id")
+        check_output_type(self.output_type)
+        if self.in_order and self.detach:
+            raise refused(
+                "in_order and detach exclude each other: a detached batch waits for no earlier input"
+            )
+        self.most_usd()
+
+    def most_usd(self) -> Decimal | None:
+        """Return the most that the jobs may cost."""
+        if self.max_cost_usd is None:
+            return None
+        try:
+            amount = Decimal(str(self.max_cost_usd))
+        except InvalidOperation:
+            amount = Decimal(0)
+        if isinstance(self.max_cost_usd, bool) or not amount.is_finite() or amount <= 0:
+            raise refused(
+                f"max_cost_usd is {shown(self.max_cost_usd)}, but must be an amount of US dollars above 0"
+            )
+        return amount
+
+
+def _check_failures(limit: object) -> None:
+    if isinstance(limit, int) and not isinstance(limit, bool) and limit >= 1:
+        return
+    if isinstance(limit, float) and 0 < limit < 1:
+        return
+    raise refused(
+        f"stop_after_failures is {shown(limit)}, but must be a whole number above 0, or a share between 0 "
+        "and 1 such as 0.05"
+    )
