@@ -46,8 +46,7 @@ async def own_artifacts(run: RunContext, wanted: ArtifactFilter) -> list[Artifac
     """Return artifacts from all attempts of a flow run, or of a task run without a flow."""
     if run.flow_run_id is not None:
         return await artifacts_of([run.called_by or run.flow_run_id], wanted)
-    if run.recorded_on is None:
-        return []
+    assert run.recorded_on is not None, "outside a run, nothing is recorded"
     own = ArtifactFilterTaskRunId(any_=[run.recorded_on])
     async with get_client() as client:
         return await _read_all(

@@ -186,10 +186,10 @@ class JobStore:
                 break
             # Tasks that begin together begin with different slots.
             chosen = left[run.outermost_task.int % len(left)] if run.outermost_task else left[0]
-            if chosen.artifact_id is not None:
-                async with get_client() as client:
-                    update = ArtifactUpdate(metadata_=chosen.claimed_metadata(claim))
-                    await client.update_artifact(chosen.artifact_id, update)
+            assert chosen.artifact_id is not None, "it was read"
+            async with get_client() as client:
+                update = ArtifactUpdate(metadata_=chosen.claimed_metadata(claim))
+                await client.update_artifact(chosen.artifact_id, update)
             await asyncio.sleep(CLAIM_SECONDS)
             records = _records_in(await own_artifacts(run, JOB_RECORDS))
         return own
@@ -362,14 +362,14 @@ async def mark_ended(record: JobRecord, signer: RecordSigner, text: str) -> None
     """Record that a job failed or was cancelled, so that a rerun submits a new one.
 
     Args:
-        record: The record.
+        record: The record, as it was read.
         signer: Who signs it.
         text: The artifact's text.
     """
-    if record.artifact_id is not None:
-        async with get_client() as client:
-            update = ArtifactUpdate(data=text, metadata_=replace(record, ended=True).metadata(signer))
-            await client.update_artifact(record.artifact_id, update)
+    assert record.artifact_id is not None, "it was read"
+    async with get_client() as client:
+        update = ArtifactUpdate(data=text, metadata_=replace(record, ended=True).metadata(signer))
+        await client.update_artifact(record.artifact_id, update)
 
 
 def now() -> datetime:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -15,12 +15,20 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect.concurrency.asyncio import concurrency
 from prefect.filesystems import LocalFileSystem, WritableFileSystem
-from pydantic import BaseModel, field_serializer
+from pydantic import BaseModel, Field, field_serializer
 
-from noukai_core import InvalidInputError
+from noukai_core import InvalidInputError, JobFailedError, JobRequest, batch_files
 from noukai_core.batch_files import read_inputs, shown_reason
-from noukai_prefect import NoukaiCredentials, _batch_output, arun_noukai_jobs, stream_noukai_jobs
+from noukai_prefect import (
+    NoukaiCredentials,
+    _artifacts,
+    _batch_output,
+    _batch_record,
+    arun_noukai_jobs,
+    stream_noukai_jobs,
+)
 from noukai_prefect._batch_inputs import BatchInputs
 
 if TYPE_CHECKING:
@@ -320,6 +328,30 @@ class HangingStorage(WritableFileSystem):
             await asyncio.Event().wait()
 
 
+class BlockingStorage(WritableFileSystem):
+    """A storage whose methods are no coroutines, and may block."""
+
+    files: dict[str, str] = Field(default_factory=dict)
+
+    def read_path(self, path: str) -> bytes:  # type: ignore[override]
+        return self.files[path].encode()
+
+    def write_path(self, path: str, content: bytes) -> None:  # type: ignore[override]
+        asyncio.run(asyncio.sleep(0))  # fails where an event loop runs
+        self.files[path] = content.decode()
+
+
+async def test_a_storage_that_blocks(
+    credentials: NoukaiCredentials, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A storage that is not asynchronous works, on a thread, and gets a part as soon as it is due."""
+    monkeypatch.setattr(batch_files, "_MAX_ROWS", 1)
+    storage = BlockingStorage()
+    await arun_noukai_jobs(credentials, FLOW, ["a", "b"], max_concurrency=1, output_storage=storage)
+    names = sorted(path.rpartition("/")[2] for path in storage.files)
+    assert names == ["batch.json", "failed.jsonl", "part-00001.jsonl", "part-00002.jsonl"]
+
+
 @pytest.mark.parametrize(("ends", "error"), [(0, InvalidInputError), (1, TimeoutError)])
 async def test_a_storage_that_hangs(
     credentials: NoukaiCredentials,
@@ -378,6 +410,67 @@ async def test_a_global_concurrency_limit(
     outcomes = await arun_noukai_jobs(credentials, FLOW, inputs(), concurrency=limit)
     assert [outcome.state.value for outcome in outcomes] == ["completed"] * 8
     assert max(running) <= 3
+
+
+async def test_the_slots_of_others(credentials: NoukaiCredentials, emulator: Emulator, limit: str) -> None:
+    """A batch that is stopped while others hold all slots takes none afterwards."""
+    async with concurrency(limit, occupy=3):
+        batch = asyncio.ensure_future(arun_noukai_jobs.fn(credentials, FLOW, ["a"], concurrency=limit))
+        await asyncio.wait([batch], timeout=2)
+        batch.cancel()
+        with suppress(asyncio.CancelledError):
+            await batch
+    assert emulator.control.counts()["submit"] == 0
+
+
+async def test_a_limit_that_allows_nothing(
+    credentials: NoukaiCredentials, emulator: Emulator, prefect_server: None
+) -> None:
+    """A limit of 0 would never let a job run: it is an error, and nothing is sent."""
+    name = f"noukai-{uuid4().hex}"
+    async with get_client() as client:
+        await client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=0))
+    with pytest.raises(InvalidInputError, match="no job could ever run"):
+        await arun_noukai_jobs.fn(credentials, FLOW, ["a"], concurrency=name)
+    assert emulator.control.requests() == []
+
+
+async def test_requests_as_inputs(credentials: NoukaiCredentials, emulator: Emulator) -> None:
+    """An input that is a `JobRequest` is submitted with what it asks for itself."""
+    inputs = [JobRequest(FLOW, "mine", version="draft"), "other"]
+    await arun_noukai_jobs(credentials, FLOW, inputs, version=3)
+    submitted = {job["message"]: job["version"] for job in emulator.control.jobs()}
+    assert submitted == {"mine": "draft", "other": 3}
+
+
+async def test_the_first_error(credentials: NoukaiCredentials, emulator: Emulator) -> None:
+    """With `raise_on="first"`, the first job that does not complete ends the batch, and no other job."""
+    inputs = [scripted("bad", outcome="failed", error="no luck"), scripted("endless", outcome="never")]
+    with pytest.raises(JobFailedError, match="no luck"):
+        await arun_noukai_jobs.fn(credentials, FLOW, inputs, raise_on="first")
+    assert sorted(job["state"] for job in emulator.control.jobs())[0] == "failed"
+    assert emulator.control.counts()["cancel"] == 0
+
+
+@pytest.mark.usefixtures("prefect_server")
+async def test_a_long_record(
+    credentials: NoukaiCredentials, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record that takes several artifacts is read in whole by a rerun, which submits nothing again."""
+    monkeypatch.setattr(_batch_record, "_CHUNK_CHARACTERS", 1)
+    monkeypatch.setattr(_artifacts, "_PAGE_SIZE", 2)
+    attempts: list[Any] = []
+
+    @flow(retries=1)
+    async def batch() -> None:
+        attempts.append(await arun_noukai_jobs(credentials, FLOW, ["a", "b", "c"]))
+        if len(attempts) == 1:
+            raise ValueError("once more")
+
+    await batch()
+    first, second = attempts
+    assert [outcome.job_id for outcome in first] == [outcome.job_id for outcome in second]
+    assert emulator.control.counts()["submit"] == 3
 
 
 @pytest.mark.usefixtures("prefect_server")

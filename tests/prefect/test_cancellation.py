@@ -16,12 +16,13 @@ from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect.states import Cancelling, Running
 
-from noukai_core import AsyncFlow, Submission
+from noukai_core import AsyncFlow, JobTimeoutError, Submission
 from noukai_prefect import NoukaiCredentials, _cancellation
 from noukai_prefect._cancellation import (
     StoppedInThread,
     SubmissionState,
     as_cancelled_state,
+    cancel_on_timeout,
     cancel_or_keep,
     cancel_reason,
     run_until_stopped,
@@ -206,6 +207,28 @@ async def test_who_ended_a_subflow() -> None:
         await client.set_flow_run_state(parent.id, Cancelling(), force=True)
         reason = await cancel_reason(run(child.id), asyncio.CancelledError())
     assert reason == "the flow run was cancelled"
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt(), asyncio.CancelledError()])
+async def test_an_interruption_before_the_submission(
+    interruption: BaseException, log: pytest.LogCaptureFixture
+) -> None:
+    """An interruption before anything was sent neither cancels nor names a job."""
+    assert not await cancel_or_keep(SubmissionState(), run(), interruption)
+    assert log.messages == []
+
+
+async def test_a_cancel_that_is_rejected(
+    noukai_flow: AsyncFlow, emulator: Emulator, log: pytest.LogCaptureFixture
+) -> None:
+    """A job that the server does not let be cancelled, after Ctrl-C or a timeout, may still be running."""
+    job = await noukai_flow.job("hello")
+    await asyncio.to_thread(emulator.control.fault, "status", on="cancel", times=None, status=403)
+    assert not await cancel_or_keep(SubmissionState(job=job), run(), KeyboardInterrupt())
+    timed_out = JobTimeoutError("it took too long", job_id=job.id)
+    assert await cancel_on_timeout(job, timed_out, 1, run()) is timed_out
+    failed = {line for line in log.messages if f"Noukai job {job.id} of {FLOW}: cancel failed (" in line}
+    assert len(failed) == 2
 
 
 async def test_a_thread_that_has_to_stop() -> None:

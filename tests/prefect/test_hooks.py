@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -14,13 +15,16 @@ from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from pydantic import SecretStr
 
+from noukai_core import JobTimeoutError
 from noukai_prefect import (
     NoukaiCredentials,
+    arun_noukai_job,
     arun_noukai_jobs,
     asubmit_noukai_job,
     cancel_noukai_jobs,
     hooks,
     log_resumable_noukai_jobs,
+    stream_noukai_jobs,
 )
 from noukai_prefect._artifacts import JOB_RECORDS, artifacts_of
 from noukai_prefect._job_store import read_records
@@ -195,3 +199,113 @@ async def test_a_job_that_completed_meanwhile(
     await call(cancel_noukai_jobs, single, flow_run_id)
     assert control.counts(job["id"])["cancel"] == 0
     assert [record.ended for record, _ in await read_records({flow_run_id: flow_run_id})] == [False]
+
+
+@flow
+async def interrupted(credentials: NoukaiCredentials, emulator_control: Any) -> UUID:
+    """Submit a job, and lose its response to a shutdown."""
+    submitting = asyncio.ensure_future(asubmit_noukai_job(credentials, FLOW, "hello"))
+    await asyncio.to_thread(emulator_control.wait_for, "submit", timeout=300)
+    submitting.cancel()
+    await asyncio.gather(submitting, return_exceptions=True)
+    return run_id()
+
+
+@pytest.mark.parametrize("exists", [True, False], ids=["made", "not made"])
+async def test_a_submission_without_a_response(
+    credentials: NoukaiCredentials, control: EmulatorControl, log: pytest.LogCaptureFixture, exists: bool
+) -> None:
+    """The job of a submission whose response a shutdown lost is cancelled, if there is one."""
+    await credentials.save("unanswered", overwrite=True)
+    if exists:
+        control.fault("slow", on="submit", seconds=30)
+    else:
+        control.fault("status", on="submit", times=None, status=503)
+    flow_run_id = await interrupted(credentials, control)
+    await call(log_resumable_noukai_jobs, interrupted, flow_run_id)
+    assert [line for line in log.messages if "a retry of this flow run" in line] == []
+    await call(cancel_noukai_jobs, interrupted, flow_run_id)
+    assert [job["state"] for job in control.jobs()] == ["cancelled"] * exists
+
+
+async def test_a_submission_of_another_key(
+    credentials: NoukaiCredentials, control: EmulatorControl, log: pytest.LogCaptureFixture
+) -> None:
+    """A submission that another key recorded is not looked up; the log says that its job may be running."""
+    await credentials.save("rotated", overwrite=True)
+    control.fault("slow", on="submit", seconds=30)
+    flow_run_id = await interrupted(credentials, control)
+    other = NoukaiCredentials(api_key=SecretStr("nk_test_rotated"), base_url=credentials.base_url)
+    await other.save("rotated", overwrite=True)
+    await call(cancel_noukai_jobs, interrupted, flow_run_id)
+    assert f"to {FLOW}: may be left running (record not verified with credentials block rotated)" in log.text
+    assert control.counts()["cancel"] == 0
+
+
+@flow
+async def with_an_ended_job(credentials: NoukaiCredentials) -> UUID:
+    """Run a job until it is cancelled at its deadline, and leave another one running."""
+    with suppress(JobTimeoutError):
+        await arun_noukai_job(credentials, FLOW, "too slow", timeout=0.3)
+    await asubmit_noukai_job(credentials, FLOW, "hello")
+    return run_id()
+
+
+@pytest.mark.parametrize("usable", [True, False], ids=["usable", "deleted"])
+async def test_jobs_that_have_ended_are_left_alone(
+    credentials: NoukaiCredentials, control: EmulatorControl, log: pytest.LogCaptureFixture, usable: bool
+) -> None:
+    """A job that the run itself saw end is neither cancelled again nor named."""
+    await credentials.save("ended", overwrite=True)
+    flow_run_id = await with_an_ended_job(credentials)
+    if not usable:
+        await NoukaiCredentials.adelete("ended")
+    await call(cancel_noukai_jobs, with_an_ended_job, flow_run_id)
+    ended, running = control.jobs()
+    assert (control.counts(ended["id"])["cancel"], control.counts(running["id"])["cancel"]) == (
+        1,
+        int(usable),
+    )
+    assert ended["id"] not in log.text
+    assert running["id"] in log.text
+
+
+@flow
+async def half_a_batch(credentials: NoukaiCredentials) -> UUID:
+    """Run a batch until one of its jobs has completed, and leave the other running."""
+    inputs = [
+        {"message": "quick", "parameters": {"_emulator": {"outcome": "completed", "after_seconds": 0}}},
+        "endless",
+    ]
+    async with aclosing(stream_noukai_jobs(credentials, FLOW, inputs)) as outcomes:
+        assert (await anext(outcomes)).index == 0
+    return run_id()
+
+
+async def test_what_is_left_of_a_batch(
+    credentials: NoukaiCredentials, control: EmulatorControl, log: pytest.LogCaptureFixture
+) -> None:
+    """Both hooks leave completed jobs of a batch alone, and use the default block if none is recorded."""
+    await credentials.model_copy().save("default", overwrite=True)
+    flow_run_id = await half_a_batch(credentials)
+    quick, endless = sorted(control.jobs(), key=lambda job: job["message"], reverse=True)
+    await call(log_resumable_noukai_jobs, half_a_batch, flow_run_id)
+    assert f"Noukai job {endless['id']} of {FLOW}: left running (a retry" in log.text
+    assert quick["id"] not in log.text
+    for _ in range(2):
+        await call(cancel_noukai_jobs, half_a_batch, flow_run_id)
+    assert [control.counts(job["id"])["cancel"] for job in (quick, endless)] == [0, 1]
+
+
+async def test_a_batch_whose_cancel_is_rejected(
+    credentials: NoukaiCredentials, control: EmulatorControl, log: pytest.LogCaptureFixture
+) -> None:
+    """A job of a batch that the server does not let be cancelled stays recorded as running."""
+    await credentials.save("batch-rejected", overwrite=True)
+    flow_run_id = await batch(credentials)
+    control.fault("status", on="cancel", status=403)
+    for _ in range(2):
+        await call(cancel_noukai_jobs, batch, flow_run_id)
+    (job,) = control.jobs()
+    assert f"Noukai job {job['id']} of {FLOW}: cancel failed (" in log.text
+    assert job["state"] == "cancelled"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -10,6 +11,8 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.exceptions import Pause
 from prefect.flow_engine import run_flow
+from prefect.flow_runs import asuspend_flow_run
+from pydantic import SecretStr
 
 from noukai_core import Noukai
 from noukai_prefect import (
@@ -18,6 +21,10 @@ from noukai_prefect import (
     asuspend_until_noukai_job,
     await_for_noukai_job,
 )
+from noukai_prefect import (
+    suspending as noukai_suspending,
+)
+from noukai_prefect._run_context import RunContext
 from noukai_prefect._watching import _event
 from noukai_prefect.flows import resume_noukai_runs, watch_noukai_runs
 
@@ -69,10 +76,24 @@ async def suspending() -> Any:
     return await await_for_noukai_job(credentials, FLOW, job_id)
 
 
-async def start(name: str) -> Any:
+@flow
+async def suspending_for_the_second() -> Any:
+    credentials = await NoukaiCredentials.aload("default")
+    await asubmit_noukai_job(credentials, FLOW, "A book that nobody waits for")
+    job_id = await asubmit_noukai_job(credentials, FLOW, "A long book")
+    await asuspend_until_noukai_job(job_id, timeout=3600)
+    return await await_for_noukai_job(credentials, FLOW, job_id)
+
+
+@flow
+async def suspending_for_a_person() -> None:
+    await asuspend_flow_run(key="until-somebody-agrees", timeout=3600)
+
+
+async def start(name: str, of: Any = suspending) -> Any:
     """Return a new run of a deployment of the flow, which nothing runs yet."""
     async with get_client() as client:
-        flow_id = await client.create_flow(suspending)
+        flow_id = await client.create_flow(of)
         deployment = await client.create_deployment(flow_id, name)
         return await client.create_flow_run_from_deployment(deployment)
 
@@ -98,3 +119,45 @@ async def test_a_run_is_resumed_when_its_job_has_ended(saved: NoukaiCredentials,
     assert resumed.state.is_scheduled()
     assert await run_flow(suspending, flow_run=resumed) == "Ein langes Buch"  # type: ignore[misc]
     assert len(emulator.control.jobs()) == 1
+
+
+async def suspend(of: Any) -> Any:
+    """Run a flow until it is suspended, and return its run."""
+    started = await start(of.name, of)
+    with pytest.raises(Pause):
+        await run_flow(of, flow_run=started)  # type: ignore[misc]
+    return started
+
+
+async def test_each_run_waits_for_its_own_job(
+    saved: NoukaiCredentials, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those suspended runs are resumed whose job has ended, and none that waits for something else."""
+    monkeypatch.setattr(noukai_suspending, "_PAGE_SIZE", 2)
+    emulator.control.script("translate", outcome="never")
+    flows = suspending_for_a_person, suspending, suspending_for_the_second, suspending
+    runs = [await suspend(of) for of in flows]
+    first, not_waited_for, _, third = emulator.control.jobs()
+    for job in (first, not_waited_for, third):
+        emulator.control.finish(job["id"])
+    assert await resume_noukai_runs() == 2
+    states = [(await run_of(run.id)).state.name for run in runs]
+    assert [state == "Suspended" for state in states] == [True, False, True, False]
+
+
+async def test_a_run_whose_record_another_key_signed(
+    saved: NoukaiCredentials,
+    emulator: Emulator,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A record that the block's key did not sign resumes no run, and the log says so."""
+    run = await suspend(suspending)
+    other = NoukaiCredentials(api_key=SecretStr("nk_test_another"), base_url=saved.base_url)
+    await other.asave("default", overwrite=True)
+    logger = logging.getLogger("noukai_prefect.of_a_test")
+    logger.addHandler(caplog.handler)
+    monkeypatch.setattr(RunContext, "logger", lambda _: logger)
+    assert await resume_noukai_runs() == 0
+    assert (await run_of(run.id)).state.name == "Suspended"
+    assert f"Prefect flow run {run.id}: not resumed (it has no verified record of Noukai job" in caplog.text

@@ -1,0 +1,157 @@
+"""Tasks in threads, and sync tasks inside an event loop: how they learn that they have to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Coroutine, Iterator
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from prefect import flow
+
+from devtools.processes import wait_until
+from noukai_prefect import NoukaiCredentials, _sync, run_noukai_job, run_noukai_jobs
+from noukai_prefect._run_context import RunContext
+from noukai_prefect._sync import run_blocking
+
+if TYPE_CHECKING:
+    from noukai_core.emulator import Emulator
+
+FLOW = "acme/spelling/grade-3"
+
+
+class Stopped(BaseException):
+    """What the handler raises, as Prefect's does."""
+
+
+def _raise(number: int, frame: object) -> None:
+    raise Stopped
+
+
+@pytest.fixture
+def handler() -> Iterator[None]:
+    """A handler like Prefect's."""
+    earlier = signal.signal(signal.SIGTERM, _raise)
+    yield
+    signal.signal(signal.SIGTERM, earlier)
+
+
+@pytest.mark.usefixtures("handler")
+async def test_an_interrupted_sync_task_cleans_up() -> None:
+    """A signal that strikes a sync task in an async flow cancels its work, and waits for the cleanup."""
+    steps: list[str] = []
+
+    async def work() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            await asyncio.sleep(0.1)
+            steps.append("cleaned up")
+
+    with pytest.raises(Stopped):
+        run_blocking(work())
+    assert steps == ["cleaned up"]
+
+
+@pytest.mark.usefixtures("handler")
+async def test_a_sync_task_that_is_interrupted_at_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal that strikes before the work has begun keeps it from beginning."""
+    begun: list[str] = []
+    interrupted, ended = threading.Event(), threading.Event()
+
+    async def work() -> None:
+        begun.append("begun")
+
+    def late(main: Coroutine[Any, Any, Any]) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        interrupted.wait()
+        with asyncio.Runner() as runner:
+            outcome = runner.run(main)
+        ended.set()
+        return outcome
+
+    monkeypatch.setattr(_sync.asyncio, "run", late)
+    with pytest.raises(Stopped):
+        run_blocking(work())
+    interrupted.set()
+    ended.wait()
+    assert begun == []
+
+
+def test_ctrl_c_stops_a_task_in_a_thread() -> None:
+    """A task in a thread has to stop as soon as the event loop of its flow was interrupted."""
+    run = RunContext(None, None, 1, None, None)
+
+    async def interrupted_flow() -> list[bool]:
+        before = await asyncio.to_thread(lambda: run.stop_requested)
+        signal.raise_signal(signal.SIGINT)
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            return [before, await asyncio.to_thread(lambda: run.stop_requested)]
+        raise AssertionError("not interrupted")
+
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert asyncio.run(interrupted_flow()) == [False, True]
+    finally:
+        signal.signal(signal.SIGINT, earlier)
+
+
+@pytest.fixture
+def endless(emulator: Emulator) -> Emulator:
+    """A local Noukai whose jobs run until they are cancelled or finished."""
+    emulator.control.script("grade-3", outcome="never")
+    return emulator
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize("task", [run_noukai_job, run_noukai_jobs], ids=["job", "batch"])
+def test_ctrl_c_ends_submitted_tasks(credentials: NoukaiCredentials, endless: Emulator, task: Any) -> None:
+    """Ctrl-C on a local run ends its tasks in threads as cancelled, with their jobs."""
+    given = "a" if task is run_noukai_job else ["a"]
+    futures: list[Any] = []
+
+    @flow
+    def interrupted() -> None:
+        futures.append(task.submit(credentials, FLOW, given))
+        wait_until(lambda: any(endless.control.counts()[kind] for kind in ("poll", "session")), "a poll")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert futures[0].state.is_cancelled()
+    assert [job["state"] for job in endless.control.jobs()] == ["cancelled"]
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize("fails", [False, True], ids=["returns", "fails"])
+def test_a_flow_that_does_not_wait(credentials: NoukaiCredentials, endless: Emulator, fails: bool) -> None:
+    """A flow that ends before a task in a thread lets it run to its end."""
+    futures: list[Any] = []
+
+    def finish() -> None:
+        (job,) = endless.control.jobs()
+        polls = endless.control.counts(job["id"])["poll"]
+        endless.control.wait_for("poll", polls + 2, job_id=job["id"], timeout=300)
+        endless.control.finish(job["id"], result="in time")
+
+    finishing = threading.Thread(target=finish)
+
+    @flow
+    def ends_early() -> None:
+        futures.append(run_noukai_job.submit(credentials, FLOW, "a", poll_interval=1))
+        endless.control.wait_for("poll", timeout=300)
+        finishing.start()
+        if fails:
+            raise ValueError("something else")
+
+    with pytest.raises(ValueError, match="something else") if fails else nullcontext():
+        ends_early()
+    finishing.join()
+    assert futures[0].result() == "in time"
