@@ -87,13 +87,15 @@ test-pythons: ## run the core's, the emulator's and Prefect's tests on each newe
 	done
 
 # The suites that need no live orchestrator; what only the live ones reach counts as missed.
-coverage: .venv/airflow/ready .venv/prefect/ready ## measure which lines and branches the unit tests reach, and fail below 95 %
+coverage: .venv/airflow/ready .venv/prefect/ready ## measure which lines and branches the unit tests reach, and fail below 95 % of the branches of a package
 	@rm -rf .build/coverage && mkdir -p .build/coverage
 	@for environment in airflow prefect; do \
 		.ci/uv pip install -q --require-hashes --no-deps --python .venv/$$environment/bin/python -r requirements/coverage.txt; done
 	$(call suites,coverage-airflow coverage-prefect)
 	.venv/prefect/bin/python -m coverage combine -q
 	.venv/prefect/bin/python -m coverage report
+	@.venv/prefect/bin/python -m coverage json -q -o .build/coverage/report.json
+	@.build/tools/bin/python -m devtools.branches .build/coverage/report.json
 
 test-faults: .venv/airflow/ready .venv/prefect/ready ## run thousands of jobs while a fifth of all requests meet a fault
 	$(call suites,faults)
