@@ -100,6 +100,10 @@ class Run:
         """Cancel the flow run as a user does."""
         self.prefect.cancel(self.id)
 
+    def wait_until_cancelled(self) -> None:
+        """Wait until the flow run is cancelled. Prefect may report a crash of its process before that."""
+        self.wait_for("Cancelled")
+
     # On Noukai
 
     def jobs(self) -> list[dict[str, Any]]:

@@ -146,7 +146,7 @@ def test_cancel(started: dict[str, Run], prefect: LocalPrefect) -> None:
     run = started["submitted"]
     jobs = run.wait_for_jobs(3, "running")
     run.cancel()
-    assert run.wait_for() == "Cancelled"
+    run.wait_until_cancelled()
     assert [run.cancels(job) for job in jobs] == [1, 1, 1]
     assert run.task_states() == ["Cancelled"]
     assert [row["state"] for row in run.table()] == ["cancelled"] * 3

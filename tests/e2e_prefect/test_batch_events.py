@@ -96,7 +96,7 @@ def test_a_person_cancels_in_the_middle(started: dict[str, Run], style: str) -> 
     run = started[style]
     left = finish_half(run)
     run.cancel()
-    assert run.wait_for() == "Cancelled"
+    run.wait_until_cancelled()
     assert [run.cancels(job) for job in left] == [1] * HALF
     assert {run.control.job(job)["state"] for job in left} == {"cancelled"}
     assert run.submissions() == SIZE

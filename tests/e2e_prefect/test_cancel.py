@@ -71,7 +71,7 @@ def cancel(runs: Any, style: str) -> Any:
     if style in TWO_STEPS:  # a job that nothing waits for yet is cancelled only by the hook
         run.attached_again(jobs)
     run.cancel()
-    run.wait_for()
+    run.wait_until_cancelled()
     return run
 
 
@@ -81,7 +81,7 @@ def cancel_while_it_submits(runs: Any, style: str) -> Any:
     run = runs.start(style, script=ENDLESS, fault=no_response)
     run.wait_for_jobs(STYLES[style])
     run.cancel()
-    run.wait_for()
+    run.wait_until_cancelled()
     return run
 
 
@@ -184,7 +184,7 @@ def test_cancel_without_a_cancel_route(runs: Any, prefect: LocalPrefect) -> None
 
     run.cancel()
 
-    assert run.wait_for() == "Cancelled"
+    run.wait_until_cancelled()
     line = f"WARNING Noukai job {job} of acme/tests/{run.flow}: cancel failed ("
     wait_until(
         lambda: any(logged.startswith(line) for logged in prefect.logs(run.id)), "the warning", WAIT_SECONDS

@@ -146,7 +146,7 @@ def test_hook_on_cancellation(started: dict[str, Run], prefect: LocalPrefect) ->
     # Prefect leaves a run whose process dies before its runner has taken up the cancel as Cancelling.
     wait_until(lambda: _has_pending_sigterm(process), "the runner to end the process", WAIT_SECONDS)
     os.kill(process, signal.SIGKILL)
-    assert run.wait_for("Cancelled", "Crashed") == "Cancelled"
+    run.wait_until_cancelled()
     run.wait_for_jobs(4, "cancelled")
     assert [run.cancels(job) for job in jobs] == [1, 1, 1, 1]
 
@@ -182,7 +182,7 @@ def test_cancel_without_private_parts(started: dict[str, Run]) -> None:
     run = started["without event"]
     (job_id,) = run.wait_for_jobs(1, "running")
     run.cancel()
-    assert run.wait_for() == "Cancelled"
+    run.wait_until_cancelled()
     assert run.cancels(job_id) == 1
 
 
@@ -191,7 +191,7 @@ def test_cancel_in_between(started: dict[str, Run]) -> None:
     run = started["struck in between"]
     (job_id,) = run.wait_for_jobs(1, "running")
     run.cancel()
-    assert run.wait_for() == "Cancelled"
+    run.wait_until_cancelled()
     assert run.cancels(job_id) == 1
 
 

@@ -39,7 +39,7 @@ def test_cancel(started: dict[str, Run], style: str) -> None:
 
     run.cancel()
 
-    assert run.wait_for() == "Cancelled"
+    run.wait_until_cancelled()
     assert [job["state"] for job in run.jobs()] == ["cancelled"] * 3
     assert [run.cancels(job) for job in jobs] == [1, 1, 1]
     assert run.submissions() == 3
