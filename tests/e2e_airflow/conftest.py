@@ -157,12 +157,18 @@ class Run:
         )
 
     def wait_until_settled(self) -> None:
-        """Wait until the task's latest try is deferred, with its own job."""
+        """Wait until the task's latest try is deferred, with its own job.
+
+        If a second clear comes when the scheduler has queued the try of the first, which is then no longer
+        there, Airflow fails the task. A user clears it once more.
+        """
 
         def settled() -> bool:
-            return self.state() == "deferred" and self.xcom("job_id") == self.jobs()[-1]["id"]
+            if self.state() == "failed":
+                self.clear()
+            jobs = self.jobs()
+            return len(jobs) > 1 and self.state() == "deferred" and self.xcom("job_id") == jobs[-1]["id"]
 
-        self.wait_for_jobs(2)
         wait_until(settled, "the latest try to be deferred", pause=_PAUSE)
 
     def state(self, task_id: str | None = None, map_index: int = -1) -> str | None:
