@@ -36,7 +36,7 @@ def _explore(options: argparse.Namespace) -> int:
     growth = Growth()
     violated: dict[str, Outcome] = {}
     started = shown = time.monotonic()
-    for chunk in explore(part.name, options.seed, options.schedules, options.processes):
+    for chunk in explore(part.name, options.seed, options.schedules, options.processes, options.mutant):
         growth.add(chunk.schedules, chunk.states)
         for invariant, outcome in chunk.violated.items():
             print(f"seed {outcome.seed} violates {invariant}", flush=True)
@@ -75,9 +75,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**9))
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--report-every", type=float, default=30.0, metavar="SECONDS")
-    parser.add_argument("--mutant", help="put a mutant into the code")
+    parser.add_argument("--mutant", help="put a mutant into the code, or look for no other")
     parser.add_argument("--mutants", action="store_true", help="look for every mutant of the part instead")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.mutant is not None and options.mutant not in {
+        one.name for one in mutants.of_part(options.part)
+    }:
+        parser.error(f"there is no mutant {options.mutant!r} of {options.part}")
+    return options
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from functools import partial
 from typing import NamedTuple
 
 from noukai_core._engine import submit
-from tests.simulation import core_state, parts
+from tests.simulation import core_state, mutants, parts
 from tests.simulation.choices import Choices, Decision
 from tests.simulation.clock import Clock, LivingClock, living_in
 from tests.simulation.coverage import State, states
@@ -126,11 +126,22 @@ def run_chunk(name: str, seeds: range) -> Chunk:
     return Chunk(len(seeds), new, violated)
 
 
-def explore(name: str, first_seed: int, schedules: int, processes: int) -> Iterator[Chunk]:
-    """Run many schedules of a part in several processes, and yield what came of them in their order."""
+def explore(
+    name: str, first_seed: int, schedules: int, processes: int, mutant: str | None = None
+) -> Iterator[Chunk]:
+    """Run many schedules of a part in several processes, and yield what came of them in their order.
+
+    Args:
+        name: The name of the part.
+        first_seed: The seed of the first schedule.
+        schedules: How many there are.
+        processes: How many processes run them.
+        mutant: The mutant in whose code they run.
+    """
     chunks = [
         range(seed, min(seed + _CHUNK, first_seed + schedules))
         for seed in range(first_seed, first_seed + schedules, _CHUNK)
     ]
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+    prepare = None if mutant is None else partial(mutants.put_in, name, mutant)
+    with multiprocessing.get_context("spawn").Pool(processes, prepare) as pool:
         yield from pool.imap(partial(run_chunk, name), chunks)
