@@ -113,6 +113,12 @@ MUTANTS = (
         "",
     ),
     Mutant(
+        "a failed batch that a person cancels while it ends leaves its jobs running",
+        _BATCH,
+        "                if not interrupted and _cancellation.interrupts(error):\n",
+        "                if False:\n",
+    ),
+    Mutant(
         "an interrupted wait neither cancels its job nor names it",
         _RUN,
         "        if interrupts(error):\n",

@@ -233,6 +233,13 @@ class PrefectFlowRun:
         if not self.dead:
             self.lines.append((self.simulation.clock.now, line))
             self.simulation.story.tell("log: {0}", line)
+            self._read(line)
+
+    def _read(self, line: str) -> None:
+        """Let a person cancel who reads that jobs are left running, while the process still ends."""
+        ends = self._interrupted is not None and not self._how
+        if ends and "left running" in line and self.choices.happens("a person cancels what is left", 0.3):
+            self.simulation.clock.after(self.choices.pick("reads for", (0.005, 0.015, 1.0)), self._cancel)
 
     def _cancel(self) -> None:
         if self.over_at is None:
