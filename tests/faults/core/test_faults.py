@@ -8,7 +8,7 @@ import pytest
 
 from devtools.processes import wait_until
 from tests.faults import scale
-from tests.faults.balance import check_balance, check_share
+from tests.faults.balance import about, check_balance, check_share
 from tests.faults.core.crowd import DRIVERS
 from tests.faults.jobs import plans
 from tests.faults.kinds import KINDS, RACE, REFUSED, switch_on
@@ -26,7 +26,7 @@ def test_one_kind_of_fault(noukai: NoukaiProcess, driver: str, kind: str) -> Non
     reports, refused = DRIVERS[driver](noukai.base_url, wanted, scale.SHARE if kind == REFUSED else 0.0)
     check_balance(noukai.control.jobs(), (plan.message for plan in wanted), reports)
     if kind == REFUSED:
-        assert 0.6 * scale.SHARE < refused < 1.4 * scale.SHARE
+        assert about(refused, scale.SHARE, len(wanted))
     else:
         check_share(noukai.control.requests(), scale.SHARE, *(["submit"] if kind == RACE else []))
 
