@@ -453,8 +453,12 @@ def _never_reuse_trigger_ids(database: sqlite3.Connection) -> None:
 
 
 def _database_was_busy(response: httpx.Response) -> bool:
-    """Return whether nothing has happened because SQLite's only lock was held, so that a retry is safe."""
-    return response.status_code == 500 and "Database error" in response.text
+    """Return whether nothing has happened because SQLite's only lock was held, so that a retry is safe.
+
+    Airflow 3.1 does not catch the exception, and its response names no reason.
+    """
+    unnamed = response.text.strip() == "Internal Server Error"
+    return response.status_code == 500 and (unnamed or "Database error" in response.text)
 
 
 def _quoted(run_id: str) -> str:

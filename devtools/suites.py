@@ -31,8 +31,8 @@ _CLOSING_LINE = re.compile(r"^(=+ )?(\d+ \w+(, )?)+ in [\d.]+s.*$")
 _FAILURE = re.compile(r"^(FAILED|ERROR) (.+?)( - .*)?$")
 _SHOWN_LINES = 200
 
-# A suite that mostly waits, as those with a live orchestrator do, takes at most half a core.
-_WAITING_AT_ONCE = 2 * (os.cpu_count() or 2)
+# A suite with a live orchestrator takes half a core, and more while its servers start.
+_WAITING_AT_ONCE = os.cpu_count() or 2
 
 
 @dataclass(frozen=True)

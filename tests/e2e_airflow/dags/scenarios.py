@@ -142,7 +142,7 @@ SENSORS: dict[str, dict[str, Any]] = {
     "sensor_poke": {"poke_interval": 0.5},
     # If the next poke is due before Airflow's scheduler has seen the end of the last one, it takes that end
     # for a crash. On a machine with sixteen times as much to do as it can, nine seconds were too few.
-    "sensor_reschedule": {"mode": "reschedule", "poke_interval": 15},
+    "sensor_reschedule": {"mode": "reschedule", "poke_interval": 30},
     "sensor_deferred": {"deferrable": True, "poke_interval": 0.5},
 }
 
