@@ -36,8 +36,8 @@ def containers(prefect: LocalPrefect, tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     script.write_text(CONTAINER.format(folder=folder, python=sys.executable))
     entrypoints = [f"{FLOWS / 'call_styles.py'}:{style}" for style in STYLES]
-    prefect.deploy(*entrypoints, pool="containers", command=f"/bin/sh {script}")
-    worker = prefect.work("containers")
+    prefect.deploy(*entrypoints, pool="lost-containers", command=f"/bin/sh {script}")
+    worker = prefect.work("lost-containers")
     yield folder
     prefect.end(worker)
 
@@ -58,7 +58,8 @@ def rerun(prefect: LocalPrefect, run: Run, jobs: list[str]) -> None:
 def test_a_container_is_lost(runs: Runs, prefect: LocalPrefect, containers: Path) -> None:
     """A rerun in an empty container attaches to the jobs of the one that was lost: nothing is on its disk."""
     started = {
-        style: runs.start(style, deployment="containers", script={"outcome": "never"}) for style in STYLES
+        style: runs.start(style, deployment="lost-containers", script={"outcome": "never"})
+        for style in STYLES
     }
     jobs = {style: run.wait_for_jobs(STYLES[style], "running") for style, run in started.items()}
     for run in started.values():
