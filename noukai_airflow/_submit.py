@@ -173,8 +173,8 @@ class TaskJob:
             if self._cancel_on_kill:
                 self._stop_job_before(first)
             # The id of a submission is stored before it is sent, so with an empty store there is no job.
-            if self._durable and not self._store.is_durable:
-                job = self._job_since(first)
+            if not self._store.is_durable:
+                job = self._job_since(first if self._durable else self._task.try_number)
                 if job is not None:
                     return job
             self._sought = []
@@ -192,7 +192,7 @@ class TaskJob:
                 job = later
 
     def _job_since(self, first: int) -> Job | None:
-        """Return the job of an earlier try since the task was last cleared, unless it has failed.
+        """Return the job of a try from the first one on, unless it has failed.
 
         A try that was rescheduled returns its own job, however that has ended.
         """

@@ -12,6 +12,7 @@ import pytest
 from noukai_airflow._job_store import JobRecord, JobStore, TaskKey
 from noukai_airflow._submit import TaskJob
 from noukai_core import JobRequest
+from noukai_core._engine import submission_registry
 from tests.airflow.conftest import FakeTask, MemoryStore
 from tests.core.raw_service import ACCEPTED, RawService
 
@@ -37,6 +38,7 @@ class Tries:
         self.clear_discards_state = False
 
     def run(self, *, durable: bool = True) -> Job:
+        submission_registry._registry.cache_clear()  # each time in a process of its own
         request = JobRequest("acme/demo/flow", self.message, session_id=self.session_id)
         store = JobStore(self.store if durable else None)
         task: Any = self.task
@@ -130,6 +132,16 @@ def test_a_try_that_is_rescheduled_has_its_job(without_store: Tries, outcome: st
     again = without_store.run()
     assert (again.id, again.status().state) == (first.id, outcome)
     assert without_store.count("submit") == 1
+
+
+def test_a_try_that_is_rescheduled_without_durability(without_store: Tries) -> None:
+    """Without `durable`, a try that Airflow begins again has its own job, and no retry has."""
+    first = without_store.run(durable=False)
+    without_store.rescheduled = True
+    assert without_store.run(durable=False).id == first.id
+    assert without_store.count("submit") == 1
+    without_store.rescheduled = False
+    assert without_store.retry(durable=False).id != first.id
 
 
 def test_a_retry_that_is_rescheduled(without_store: Tries) -> None:
