@@ -17,11 +17,10 @@ import argparse
 import contextlib
 import json
 import re
-import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
@@ -31,6 +30,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from batch import inputs
+from local_services import local_noukai
 
 from devtools.airflow_server import FINAL_STATES, LocalAirflow
 from devtools.processes import descendants, title, wait_until
@@ -88,20 +88,6 @@ def _memory(pids: Iterable[int]) -> float:
     return total / 1e6
 
 
-@contextlib.contextmanager
-def local_noukai() -> Iterator[str]:
-    """Run the local Noukai in a process of its own, and yield its base URL."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "noukai_core.emulator", "--port", "0"], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout is not None
-        yield process.stdout.readline().split()[-1]
-    finally:
-        process.terminate()
-        process.wait(10)
-
-
 def measure(
     shape: str,
     airflow: LocalAirflow,
@@ -112,11 +98,12 @@ def measure(
     longest: float,
 ) -> str:
     """Run the jobs in one shape, and return its line."""
-    source = folder / f"{shape}-{jobs}.jsonl"
+    own = Path(tempfile.mkdtemp(dir=folder))  # a run of the same size may have been before
+    source = own / "inputs.jsonl"
     source.write_text("".join(f"{json.dumps(each)}\n" for each in inputs(jobs, shortest, longest)))
     conf = {
         "inputs": source.as_uri(),
-        "outputs": (folder / f"{shape}-{jobs}").as_uri(),
+        "outputs": (own / "outputs").as_uri(),
         **{"jobs": jobs, "shortest": shortest, "longest": longest},
     }
     before = control.counts()

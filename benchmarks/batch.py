@@ -26,6 +26,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from local_services import local_noukai
+
 from noukai_core import AsyncNoukai
 from noukai_core._engine import lanes, schedule
 from noukai_core.emulator import EmulatorControl
@@ -126,12 +128,7 @@ def measure(shape: str, given: argparse.Namespace) -> None:
 
 def measure_beside(shape: str, given: argparse.Namespace, environment: dict[str, str] | None) -> None:
     """Run one shape in an environment."""
-    emulator = subprocess.Popen(
-        [sys.executable, "-m", "noukai_core.emulator", "--port", "0"], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert emulator.stdout is not None
-        base_url = emulator.stdout.readline().split()[-1]
+    with local_noukai() as base_url:
         command = [sys.executable, __file__, "--run", shape, "--base-url", base_url]
         numbers = ["--jobs", given.jobs, "--shortest", given.shortest, "--longest", given.longest]
         done = subprocess.run(
@@ -141,9 +138,6 @@ def measure_beside(shape: str, given: argparse.Namespace, environment: dict[str,
             raise SystemExit(f"{shape} failed:\n{done.stderr[-4000:]}")
         seen = json.loads(done.stdout.splitlines()[-1])
         counts = EmulatorControl(base_url).counts()
-    finally:
-        emulator.terminate()
-        emulator.wait(10)
     assert counts["submit"] == seen["completed"] == given.jobs, (counts, seen)
     requests = sum(counts.values()) - counts["submit"]
     alone = sum(

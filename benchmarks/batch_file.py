@@ -28,6 +28,8 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from local_services import local_noukai
+
 from noukai_core import AsyncNoukai
 from noukai_core.batch_files import OutcomePart, read_inputs
 from noukai_core.batch_record import BatchRecord, Row
@@ -134,12 +136,7 @@ def main() -> None:
                 message = f"{number} ".ljust(given.bytes, "x")
                 script = {"_emulator": {"after_seconds": 1}}
                 file.write(json.dumps({"message": message, "parameters": script}) + "\n")
-        emulator = subprocess.Popen(
-            [sys.executable, "-m", "noukai_core.emulator", "--port", "0"], stdout=subprocess.PIPE, text=True
-        )
-        try:
-            assert emulator.stdout is not None
-            base_url = emulator.stdout.readline().split()[-1]
+        with local_noukai() as base_url:
             command = [sys.executable, __file__, "--run", base_url, path]
             command += ["--inputs", str(given.inputs), "--at-once", str(given.at_once)]
             print(f"{'outcomes':>9} {'MB':>7} {'seconds':>8}")
@@ -148,9 +145,6 @@ def main() -> None:
             follow(command, None)
             outcomes, jobs = Folder(folder).outcomes(), EmulatorControl(base_url).counts()["submit"]
             print(f"{jobs:,} submissions, {len(outcomes):,} outcomes of {len(set(outcomes)):,} inputs")
-        finally:
-            emulator.terminate()
-            emulator.wait(10)
 
 
 if __name__ == "__main__":
