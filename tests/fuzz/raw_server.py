@@ -68,7 +68,7 @@ class RawServer:
     def _serve(self, connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
             connection.settimeout(0.2)
-            for chunk in self.response(connection.recv(_BLOCK)):
+            for chunk in self.response(self._request(connection)):
                 if self._ending.is_set():
                     return
                 if chunk is ServerAction.PAUSE:
@@ -79,6 +79,13 @@ class RawServer:
                 else:
                     self._send(connection, chunk)
             self._keep_silent(connection)
+
+    def _request(self, connection: socket.socket) -> bytes:
+        """Receive the beginning of a request. A busy client may send it long after it has connected."""
+        while not self._ending.is_set():
+            with contextlib.suppress(TimeoutError):
+                return connection.recv(_BLOCK)
+        return b""
 
     def _send(self, connection: socket.socket, chunk: bytes) -> None:
         while chunk and not self._ending.is_set():
