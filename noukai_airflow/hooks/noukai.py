@@ -15,7 +15,7 @@ from airflow.sdk import BaseHook
 
 from noukai_airflow._client_cache import shared_async_client, shared_client
 from noukai_airflow._connection import ConnectionSettings, explained, parse_extra
-from noukai_airflow.exceptions import NoukaiException, airflow_errors
+from noukai_airflow.exceptions import NoukaiException, NoukaiTransientException, airflow_errors
 from noukai_airflow.provider_info import connection_type
 from noukai_core import ApiKey
 
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 # How long an event loop caches a connection, in seconds. In a triggerer, each read of a connection is a round
 # trip to its supervisor, which takes 9 ms of the supervisor's time, and 1,000 triggers may start at once.
 _CACHE_SECONDS = 60.0
+
+# A read that Airflow never responds to must not be what every later trigger waits for. On a busy machine, an
+# ordinary read took seconds.
+_READ_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,7 @@ class NoukaiHook(BaseHook):
 
         Raises:
             NoukaiPermanentException: The connection is malformed.
+            NoukaiTransientException: Airflow did not respond within two minutes. A later call reads again.
         """
         reads = _reads_on_this_loop()
         found = reads.get(self.noukai_conn_id)
@@ -142,10 +147,16 @@ class NoukaiHook(BaseHook):
             found = reads[self.noukai_conn_id] = _PendingRead(reading, time.monotonic() + _CACHE_SECONDS)
         try:
             # The cancellation of one trigger must not cancel the read for the others.
-            return await asyncio.shield(found.task)
-        except Exception:
+            async with asyncio.timeout(_READ_SECONDS):
+                return await asyncio.shield(found.task)
+        except Exception as error:
             if reads.get(self.noukai_conn_id) is found:
                 del reads[self.noukai_conn_id]
+            if isinstance(error, TimeoutError) and not found.task.done():
+                raise NoukaiTransientException(
+                    f"The Airflow connection {self.noukai_conn_id!r} could not be read: no response from "
+                    f"Airflow within {_READ_SECONDS:g} s"
+                ) from None
             raise
 
     async def _read_connection(self) -> ConnectionSettings:

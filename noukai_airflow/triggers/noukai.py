@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 
@@ -21,6 +22,8 @@ from noukai_airflow._xcoms import JOB_ID, JOB_STATUS
 from noukai_core.following import StepCount, log_steps
 
 if TYPE_CHECKING:
+    from noukai_airflow._connection import ConnectionSettings
+    from noukai_airflow.hooks.noukai import NoukaiHook
     from noukai_core import AsyncJob, AsyncNoukai, Job, JobStatus
     from noukai_core.following import Follow
 
@@ -42,6 +45,10 @@ _LONGEST_SCHEDULER_SECONDS = 30.0
 
 # How much later Airflow's own limit is than the trigger's deadline. It is for triggers that do not run.
 BACKSTOP_SECONDS = 30.0
+
+# How long a trigger tries to read its connection. All triggers of a connection share each read.
+_CONNECTION_SECONDS = 300.0
+_CONNECTION_PAUSE = 10.0
 
 LAST_POLL_SECONDS = 1.0
 """How long a wait may take whose deadline has passed: a job that has ended by then keeps its result."""
@@ -124,6 +131,7 @@ class NoukaiJobTrigger(CancellingTrigger):
         self.follow: Follow = follow
         self._steps = StepCount(logged_steps)
         self._updates = StatusUpdates(logged_state)
+        self._state: str | None = None
 
     @classmethod
     def for_job(
@@ -187,13 +195,10 @@ class NoukaiJobTrigger(CancellingTrigger):
     async def _wait(self) -> JobEvent:
         """Wait for the job. This never raises: the task of a trigger that raises gets no event."""
         import noukai_core as core
-        from noukai_airflow.exceptions import NoukaiPermanentException
+        from noukai_airflow.exceptions import NoukaiPermanentException, NoukaiTransientException
 
-        state: str | None = None
         try:
-            async for status in self._statuses():
-                state = status.state
-                await self._push_status(status)
+            await self._watch()
             reason = Reason.FINISHED
         except core.JobTimeoutError:
             reason = Reason.TIMED_OUT
@@ -205,26 +210,23 @@ class NoukaiJobTrigger(CancellingTrigger):
         except (core.PermanentError, core.InvalidInputError, NoukaiPermanentException) as error:
             self.log.warning("Noukai job %s of %s: trigger failed: %s", self.job_id, self.flow, error)
             reason = Reason.PERMANENT_ERROR
-        except core.APIError as error:
+        except (core.APIError, NoukaiTransientException) as error:
             self.log.warning("Noukai job %s of %s: trigger failed: %s", self.job_id, self.flow, error)
             reason = Reason.TRANSIENT_ERROR
         except Exception as error:
             self.log.exception("Noukai job %s of %s: trigger failed: %r", self.job_id, self.flow, error)
             reason = Reason.UNEXPECTED_ERROR
-        return JobEvent(self.job_id, reason, state, time.time(), self._steps.logged)
+        return JobEvent(self.job_id, reason, self._state, time.time(), self._steps.logged)
 
-    async def _statuses(self) -> AsyncIterator[JobStatus]:
-        """Yield each change of the job. If the connection is changed, polling continues with its new content.
-
-        Only the state is read: the task fetches the result itself, on a worker.
-        """
+    async def _watch(self) -> None:
+        """Watch the job to its end. If the connection is changed, polling continues with its new content."""
         from noukai_airflow._client_cache import shared_async_client
         from noukai_airflow._connection_changes import until_changed
         from noukai_airflow.hooks.noukai import NoukaiHook
         from noukai_core import AuthenticationError
 
         hook = NoukaiHook(self.noukai_conn_id)
-        settings = await hook.aget_settings()
+        settings = await self._settings(hook)
         while True:
             change: asyncio.Timeout | None = None
             try:
@@ -233,27 +235,57 @@ class NoukaiJobTrigger(CancellingTrigger):
                     until_changed(hook, settings) as change,
                     self._following(client),
                 ):
-                    changes = self._job(client).watch(
-                        timeout=self._remaining(),
-                        poll_interval=self.poll_interval,
-                        max_poll_bytes=settings.max_poll_bytes,
-                        log_changes=self.follow is not None,
-                    )
-                    async for status in changes:
-                        yield status
+                    await self._watch_over(client, settings.max_poll_bytes)
                 return
             except AuthenticationError:
-                renewed = await hook.aget_settings(rejected=settings)
+                renewed = await self._settings(hook, rejected=settings)
                 if renewed == settings:
                     raise
             except TimeoutError:
                 if change is None or not change.expired():
                     raise
-                renewed = await hook.aget_settings()
+                renewed = await self._settings(hook)
             self.log.info(
                 "Noukai job %s of %s: connection changed (polling continues)", self.job_id, self.flow
             )
             settings = renewed
+
+    async def _settings(
+        self, hook: NoukaiHook, *, rejected: ConnectionSettings | None = None
+    ) -> ConnectionSettings:
+        """Read the connection. The task could read it, so an error may pass, as a secrets backend's does."""
+        from noukai_airflow.exceptions import NoukaiPermanentException, NoukaiTransientException
+
+        gives_up_at, failures = time.time() + min(_CONNECTION_SECONDS, self._remaining() or math.inf), 0
+        while True:
+            try:
+                settings = await hook.aget_settings(rejected=rejected)
+            except NoukaiPermanentException:
+                raise
+            except Exception as error:
+                failures += 1
+                if time.time() >= gives_up_at:
+                    raise NoukaiTransientException(f"connection not read: {error}") from error
+                if failures == 1:
+                    self.log.warning("%s: connection not read (retrying): %s", self.subject, error)
+                await asyncio.sleep(_CONNECTION_PAUSE)
+            else:
+                if failures:
+                    self.log.info("%s: connection read after %d failures", self.subject, failures)
+                return settings
+
+    async def _watch_over(self, client: AsyncNoukai, max_poll_bytes: int) -> None:
+        """Record each change of the job. Only the state is read: the task fetches the result, on a worker."""
+        changes = self._job(client).watch(
+            timeout=self._remaining(),
+            poll_interval=self.poll_interval,
+            max_poll_bytes=max_poll_bytes,
+            log_changes=self.follow is not None,
+        )
+        async with aclosing(changes):
+            async for status in changes:
+                self._state = status.state
+                await self._push_status(status)
 
     def _following(self, client: AsyncNoukai) -> AbstractAsyncContextManager[None]:
         if self.follow != "steps":

@@ -282,14 +282,42 @@ async def test_transient_errors_beyond_the_retry_window(
     assert (await event_of(trigger(job_id))).reason is Reason.TRANSIENT_ERROR
 
 
+async def test_a_connection_that_cannot_be_read_for_a_while(
+    connected: ConnectionSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of the secrets backend in the triggerer passes, and the task learns nothing of it."""
+    read_connection, reads = NoukaiHook._read_connection, list[NoukaiHook]()
+
+    async def read(hook: NoukaiHook) -> ConnectionSettings:
+        reads.append(hook)
+        if len(reads) < 3:
+            raise RuntimeError("the secrets backend is down")
+        return await read_connection(hook)
+
+    monkeypatch.setattr(NoukaiHook, "_read_connection", read)
+    monkeypatch.setattr(triggers, "_CONNECTION_PAUSE", 0.01)
+    assert (await event_of(trigger(submit(connected)))).state == "completed"
+
+
 async def test_a_connection_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even an unexpected error ends in an event, and not in an exception."""
+    """A connection that stays unreadable is an event: the task defers again if a worker can read it."""
 
     async def fail(hook: NoukaiHook) -> ConnectionSettings:
         raise RuntimeError("the secrets backend is down")
 
     monkeypatch.setattr(NoukaiHook, "_read_connection", fail)
-    assert (await event_of(trigger("job-1"))).reason is Reason.UNEXPECTED_ERROR
+    monkeypatch.setattr(triggers, "_CONNECTION_SECONDS", 0.0)
+    assert (await event_of(trigger("job-1"))).reason is Reason.TRANSIENT_ERROR
+
+
+async def test_an_unexpected_error(connected: ConnectionSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even an unexpected error ends in an event, and not in an exception."""
+
+    async def fail(*_: object) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(NoukaiJobTrigger, "_push_status", fail)
+    assert (await event_of(trigger(submit(connected)))).reason is Reason.UNEXPECTED_ERROR
 
 
 async def test_triggers_share_a_client(connected: ConnectionSettings, emulator: Emulator) -> None:
