@@ -19,7 +19,7 @@ from uuid import uuid4
 import pytest
 
 from devtools.airflow_server import LocalAirflow
-from devtools.processes import LONGEST_WAIT, wait_until
+from devtools.processes import LONGEST_WAIT, ServerError, wait_until
 from tests.e2e_airflow.side_by_side import pytest_configure, pytest_pyfunc_call
 
 if TYPE_CHECKING:
@@ -56,7 +56,9 @@ PROMPT = {
     "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
     # The DAGs do not change. Airflow parses all of them again every 30 s by default.
     "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "3600",
-    "AIRFLOW__WORKERS__MISSING_DAG_RETRY_DELAY": "1",
+    # A minute by default. If it is over before the scheduler has noticed the end of the worker's process, the
+    # scheduler takes that end for the next one's, and fails the task.
+    "AIRFLOW__WORKERS__MISSING_DAG_RETRY_DELAY": "20",
     # Tests share DAGs, and leave runs behind that still wait. By default, the 17th of a DAG does not start.
     "AIRFLOW__CORE__MAX_ACTIVE_RUNS_PER_DAG": "1000",
     "AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG": "1000",
@@ -199,6 +201,13 @@ class Run:
         """Count the messages of the task's log that contain a text."""
         lines = self.logs().splitlines()
         return sum(part in str(json.loads(line).get("event")) for line in lines if line.startswith("{"))
+
+    def wait_until_said(self, phrase: str) -> None:
+        """Wait until a line of the task's log has the phrase."""
+        try:
+            wait_until(lambda: self.said(phrase), f"{phrase!r} in the log", pause=_PAUSE)
+        except ServerError as error:
+            raise ServerError(f"{error}. The log:\n{self.logs()[-8000:]}") from None
 
     def errors(self) -> list[dict[str, Any]]:
         """Return the exceptions in the task's log, as the web page shows them."""

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from devtools.processes import wait_until
 from noukai_airflow.provider_info import connection_type
 from tests.core.raw_service import http
 from tests.e2e_airflow.conftest import AIRFLOW, KEY
@@ -96,7 +95,7 @@ def test_a_connection_of_the_web_page(airflow: LocalAirflow, runs: Runs, emulato
     assert job["flow"] == f"acme/tests/{run.flow}"
     airflow.change_connection(run.flow, conn_type="noukai", password=KEY.replace("e2e", "new"))
     run.control.fault("status", on="poll", times=1, flow=run.flow, status=401)
-    wait_until(lambda: run.said("connection changed (polling continues)"), "the trigger to use it")
+    run.wait_until_said("connection changed (polling continues)")
     run.control.finish(job["id"], result={"whole": True})
     assert run.wait_for() == "success"
     assert (run.xcom(), run.submissions(), run.cancels(job["id"])) == ({"whole": True}, 1, 0)
@@ -115,7 +114,7 @@ def test_a_change_without_a_rejection(airflow: LocalAirflow, runs: Runs, emulato
 
     with RawServer(respond) as moved:
         airflow.change_connection(run.flow, conn_type="noukai", password=new_key, host=moved.base_url)
-        wait_until(lambda: run.said("connection changed (polling continues)"), "the trigger to use it")
+        run.wait_until_said("connection changed (polling continues)")
         assert run.wait_for() == "success"
     assert (run.xcom(), run.submissions(), run.cancels(job["id"])) == ("moved", 1, 0)
     assert received

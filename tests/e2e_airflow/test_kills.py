@@ -192,7 +192,7 @@ def test_a_server_without_a_cancel_route(started: dict[str, Run]) -> None:
     run.wait_until_watched()
     run.mark("failed")
     job = run.job()
-    wait_until(lambda: run.said(f"Noukai job {job['id']} of {job['flow']}: cancel failed"), "the warning")
+    run.wait_until_said(f"Noukai job {job['id']} of {job['flow']}: cancel failed")
     assert run.cancels(job["id"]) in (1, 2)  # the API server tries once more, since the job still runs
 
 
@@ -205,7 +205,7 @@ def test_a_cancel_that_fails(started: dict[str, Run]) -> None:
     run.wait_until_watched()
     run.mark("failed")
     job = run.job()
-    wait_until(lambda: run.said(f"Noukai job {job['id']} of {job['flow']}: cancel failed"), "the warning")
+    run.wait_until_said(f"Noukai job {job['id']} of {job['flow']}: cancel failed")
 
 
 def test_clear_of_a_succeeded_task(started: dict[str, Run]) -> None:

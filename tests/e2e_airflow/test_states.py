@@ -125,7 +125,7 @@ def test_failed_without_retries(started: dict[str, Run]) -> None:
     """A failed job fails the task. The log has the server's message, and a callback gets the job's id."""
     run = started["deferred failed"]
     assert run.wait_for() == "failed"
-    wait_until(lambda: run.said(f"callback: NoukaiJobFailedException of {run.job()['id']}"), "the callback")
+    run.wait_until_said(f"callback: NoukaiJobFailedException of {run.job()['id']}")
     (error,) = run.errors()
     assert error["exc_type"] == "NoukaiJobFailedException"
     reason = r"failed after \d+ s in step echo \(emulator, attempt 1\): MODEL_ERROR: the model is overloaded"
@@ -307,11 +307,13 @@ def test_progress_is_in_the_log(started: dict[str, Run]) -> None:
     run = started["progress"]
     run.wait_until_watched()
     job_id = run.job()["id"]
-    wait_until(lambda: run.said("running"), "the first poll")
+    run.wait_until_said("running")
     run.control.progress(job_id, {"step": 2, "of": 3})
-    wait_until(lambda: run.said("progress 67 % (2 of 3)"), "the progress in the log")
+    run.wait_until_said("progress 67 % (2 of 3)")
     if NOTIFIES_TRIGGERS:
-        wait_until(lambda: run.xcom("job_status")["progress"] == "67 % (2 of 3)", "the progress in the XCom")
+        wait_until(
+            lambda: run.xcom("job_status").get("progress") == "67 % (2 of 3)", "the progress in the XCom"
+        )
         assert run.xcom("job_status")["state"] == "running"
     polls = run.control.counts(job_id)["poll"]
     wait_until(lambda: run.control.counts(job_id)["poll"] > polls + 2, "more polls")

@@ -60,7 +60,7 @@ def test_mark_success(started: dict[str, Run]) -> None:
     job_id = run.wait_until_waiting()
     run.mark("success")
     run.wait_for_end(job_id, "cancelled")
-    wait_until(lambda: run.said("cancelled (a user ended its task)"), "the end of the task's process")
+    run.wait_until_said("cancelled (a user ended its task)")
     assert (run.state(), run.submissions(), run.cancels(job_id)) == ("success", 1, 1)
 
 
@@ -99,7 +99,7 @@ def test_cancel_on_kill_off(started: dict[str, Run]) -> None:
     run = started["keep"]
     job_id = run.wait_until_waiting()
     run.mark("failed")
-    wait_until(lambda: run.said("cancel_on_kill is off"), "the end of the task's process")
+    run.wait_until_said("cancel_on_kill is off")
     assert (run.submissions(), run.cancels(job_id)) == (1, 0)
 
 
@@ -109,9 +109,7 @@ def test_a_cancel_that_fails(started: dict[str, Run], fault: str) -> None:
     run = started[f"cancel {fault}"]
     job_id = run.wait_until_waiting()
     run.mark("failed")
-    wait_until(
-        lambda: run.said(f"Noukai job {job_id} of acme/tests/{run.flow}: cancel failed"), "the warning"
-    )
+    run.wait_until_said(f"Noukai job {job_id} of acme/tests/{run.flow}: cancel failed")
     assert (run.state(), run.submissions(), run.cancels(job_id)) == ("failed", 1, 1)
 
 
