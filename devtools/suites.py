@@ -2,9 +2,10 @@
 
     python -m devtools.suites airflow prefect
 
-A suite that keeps the processor busy runs beside some that mostly wait. Each suite is a separate pytest run,
-since an orchestrator is set up once per process. A red suite does not stop the others: the end names every
-test that failed, and the folder with the logs. Needs nothing but Python.
+A suite that keeps the processor busy runs beside some that mostly wait, and after the last such suite, one
+more of the others. Each suite is a separate pytest run, since an orchestrator is set up once per process. A
+red suite does not stop the others: the end names every test that failed, and the folder with the logs. Needs
+nothing but Python.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -196,8 +198,8 @@ class Run:
         busy = deque(suite for suite in suites if suite.busy)
         waiting = deque(suite for suite in suites if not suite.busy)
         threads = [
-            threading.Thread(target=self._work_off, args=(queue,))
-            for queue in (busy, *[waiting] * _WAITING_AT_ONCE)
+            threading.Thread(target=self._work_off, args=queues)
+            for queues in ((busy, waiting), *[(waiting,)] * _WAITING_AT_ONCE)
         ]
         for thread in threads:
             thread.start()
@@ -212,8 +214,9 @@ class Run:
             for process in self._running:
                 os.killpg(process.pid, signal.SIGTERM)
 
-    def _work_off(self, suites: deque[Suite]) -> None:
-        while suite := self._next(suites):
+    def _work_off(self, *queues: deque[Suite]) -> None:
+        """Run the suites of the first queue, and then those of the next."""
+        while suite := self._next(queues):
             began = time.monotonic()
             returncode = self._run(suite)
             if returncode is None:
@@ -225,9 +228,9 @@ class Run:
             seconds = time.monotonic() - began
             print(f"{time.strftime('%H:%M:%S')}  {suite}: {counts} in {seconds:.0f} s{ended}", flush=True)
 
-    def _next(self, suites: deque[Suite]) -> Suite | None:
+    def _next(self, queues: Iterable[deque[Suite]]) -> Suite | None:
         with self._lock:
-            return suites.popleft() if suites else None
+            return next((suites.popleft() for suites in queues if suites), None)
 
     def _run(self, suite: Suite) -> int | None:
         """Run a suite in a separate process group; `None` if nothing is left to run."""

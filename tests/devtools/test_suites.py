@@ -92,6 +92,19 @@ def test_busy_suites_run_one_after_the_other(
     assert run(monkeypatch, "one", "two") == 0
 
 
+def test_waiting_suites_run_in_place_of_the_busy_ones(
+    lanes: dict[str, list[Suite]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once no busy suite is left, one more of the others runs."""
+    monkeypatch.setattr(suites, "_WAITING_AT_ONCE", 1)
+    lanes["one"] = [
+        replace(suite("busy", "def test_it(): pass\n"), busy=True),
+        suite("a", MEETING.format(name="one", other="two")),
+        suite("b", MEETING.format(name="two", other="one")),
+    ]
+    assert run(monkeypatch, "one") == 0
+
+
 def test_a_suite_that_cannot_be_collected_is_red(
     lanes: dict[str, list[Suite]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
