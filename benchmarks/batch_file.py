@@ -51,7 +51,11 @@ class Folder:
         """Load what an earlier process has recorded."""
         with self.log.open(encoding="utf-8") as lines:
             rows = (row for line in lines if (row := _parsed(line)) is not None)
-            return BatchRecord.load(rows, self._append, retried=False)
+            record = BatchRecord.load(rows, self._append, retried=False)
+        for name in list(record.begun_parts):
+            if (part := self.path / name).exists():
+                record.adopt_part(name, part.read_bytes())
+        return record
 
     async def _append(self, rows: list[Row]) -> None:
         with self.log.open("a", encoding="utf-8") as file:
@@ -77,7 +81,7 @@ def _parsed(line: str) -> Any:
 async def run(base_url: str, folder: Folder, inputs: Path, most: int, every: int) -> None:
     """Run the batch, and print how much memory the process has at each so many outcomes."""
     record = folder.record()
-    part, number, process = OutcomePart(record.part), sum(record.counts.values()), psutil.Process()
+    part, number, process = OutcomePart(len(record.parts)), sum(record.counts.values()), psutil.Process()
     async with AsyncNoukai("nk_test_key", base_url=base_url, max_polls_per_second=100_000) as client:
         with inputs.open(encoding="utf-8") as lines:
             batch = client.flow(FLOW).jobs(
@@ -87,14 +91,16 @@ async def run(base_url: str, folder: Folder, inputs: Path, most: int, every: int
                 part.add(record.add(outcome, keep_output=False))
                 number += 1
                 if part.is_due():
+                    await record.begin_part(part)
                     folder.write(part)
-                    record.add_part(part.rows)
+                    record.end_part(part)
                     part = part.following()
                 if number % every == 0:
                     memory = process.memory_full_info().uss / 2**20
                     print(json.dumps({"outcomes": number, "memory": memory}), flush=True)
+    await record.begin_part(part)
     folder.write(part)
-    record.add_part(part.rows)
+    record.end_part(part)
     await record.store()
 
 

@@ -7,11 +7,14 @@ stay below 64 kB, and since an object storage cannot append to a file.
 from __future__ import annotations
 
 import json
+import re
+import secrets
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from noukai_airflow._job_store import never_expire
+from noukai_airflow._storage import files_in
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, ObjectStoragePath
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
 _KEY = "noukai_batch"
 _FOLDER = "_noukai"
+_CHUNK = re.compile(r"[0-9]{9,}(-[0-9a-f]{8})?\.jsonl", re.ASCII)
 
 # There is a small file for each group of submissions, and each costs an object storage a round trip. They are
 # not merged: a storage that allows a write per second to an object would refuse to replace one so often.
@@ -128,19 +132,21 @@ def task_state_store(context: Context) -> Store | None:
 class FolderLog:
     """A log in files below the output folder of a batch, which every version of Airflow can keep.
 
+    Two tries that are alive at the same time write different files, and each reads those of both.
+
     Args:
         path: The output folder.
     """
 
     def __init__(self, path: ObjectStoragePath) -> None:
         self._path = path / _FOLDER
+        self._writer = secrets.token_hex(4)
         self._chunk = 0
 
     def header(self) -> dict[str, Any] | None:
-        file = self._path / "batch.json"
         try:
-            stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-        except (ValueError, RecursionError):  # the process was killed while it wrote it
+            stored = json.loads((self._path / "batch.json").read_bytes())
+        except (FileNotFoundError, ValueError, RecursionError):  # malformed if a kill cut it off
             return None
         return cast("dict[str, Any]", stored) if isinstance(stored, dict) else None
 
@@ -149,7 +155,7 @@ class FolderLog:
 
     def rows(self) -> Iterator[Row]:
         files = self._files()
-        self._chunk = max((int(file.stem) for file in files), default=0)
+        self._chunk = max((_number_of(file) for file in files), default=0)
         with ThreadPoolExecutor(_CONCURRENT_READS, thread_name_prefix="noukai-batch-log") as pool:
             for text in pool.map(_text_of, files):
                 yield from _parsed(text)
@@ -157,7 +163,7 @@ class FolderLog:
     def append(self, rows: list[Row]) -> None:
         # The number counts even if the file cannot be written, so that no later one replaces half of it.
         self._chunk += 1
-        self._write(f"{self._chunk:09}.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
+        self._write(f"{self._chunk:09}-{self._writer}.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
 
     def clear(self) -> None:
         for file in self._files():
@@ -165,8 +171,7 @@ class FolderLog:
         self._chunk = 0
 
     def _files(self) -> list[ObjectStoragePath]:
-        files = sorted(self._path.glob("*.jsonl")) if self._path.is_dir() else []
-        return [file for file in files if file.stem.isdecimal()]
+        return [file for file in files_in(self._path) if _CHUNK.fullmatch(file.name)]
 
     def _write(self, name: str, text: str) -> None:
         self._path.mkdir(parents=True, exist_ok=True)
@@ -176,6 +181,10 @@ class FolderLog:
         unfinished = self._path / f"{name}.tmp"
         unfinished.write_text(text, encoding="utf-8")
         unfinished.replace(self._path / name)
+
+
+def _number_of(file: ObjectStoragePath) -> int:
+    return int(file.name.partition(".")[0].partition("-")[0])
 
 
 def _text_of(file: ObjectStoragePath) -> str:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from noukai_airflow._storage import while_writing, write_text
+from noukai_airflow._storage import files_in, while_writing, write_text
 from noukai_core.batch_files import FAILED, json_line
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
     from noukai_core.batch_files import OutcomePart
+    from noukai_core.batch_record import BatchRecord
+
+# Files of unknown origin as well, so wider than the names that are written here.
+_OUTCOMES = re.compile(r"part-.*\.jsonl")
 
 
 class OutputFolder:
-    """Writes `part-00001.jsonl` and so on, with the completed jobs, and `failed.jsonl` with the others.
+    """Writes `part-00001-….jsonl` and so on, with the completed jobs, and `failed.jsonl` with the others.
 
-    A part is complete as soon as it is visible. A part that was written just before a crash is written again,
-    with the same name.
+    A part is complete as soon as it is visible. Another try that is alive as well writes parts of other
+    names. A part that was written just before a crash is recorded by the next try.
 
     Args:
         path: The folder.
@@ -30,13 +36,19 @@ class OutputFolder:
     def remove_files(self) -> None:
         """Delete what an earlier run of the same task has written."""
         with while_writing(self.path):
-            for file in [*self._files("part-*.jsonl"), *self._files(FAILED)]:
+            for file in self._files():
                 file.unlink()
 
     def is_empty(self) -> bool:
         """Return whether there are no outcomes in the folder."""
         with while_writing(self.path):
-            return not (self._files("part-*.jsonl") or self._files(FAILED))
+            return not self._files()
+
+    def adopt_parts(self, record: BatchRecord) -> None:
+        """Let count what an earlier try wrote just before it ended."""
+        for name in list(record.begun_parts):
+            with while_writing(self.path), suppress(FileNotFoundError):
+                record.adopt_part(name, (self.path / name).read_bytes())
 
     def write_part(self, part: OutcomePart) -> None:
         """Write completed jobs."""
@@ -52,5 +64,5 @@ class OutputFolder:
             elif (file := self.path / FAILED).exists():
                 file.unlink()
 
-    def _files(self, pattern: str) -> list[ObjectStoragePath]:
-        return list(self.path.glob(pattern)) if self.path.is_dir() else []
+    def _files(self) -> list[ObjectStoragePath]:
+        return [file for file in files_in(self.path) if file.name == FAILED or _OUTCOMES.fullmatch(file.name)]

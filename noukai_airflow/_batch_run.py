@@ -141,6 +141,8 @@ class BatchRun:
             running = sum(entry.unfinished for entry in record.read().values())
             raise BatchKilled(f"nothing was submitted; {running:,} jobs left running", by_user=False)
         output = None if self._folder is None else OutputFolder(self._folder)
+        if output is not None:
+            output.adopt_parts(record)
         thread = self._thread = BatchThread(
             self._settings, self._engine_options(header, record), self._inputs, record, output
         )
@@ -399,5 +401,6 @@ class BatchRun:
         self._log.write_header(header | {"delivered": True})
         if self._folder is not None:
             seconds = round(time.time() - header["started"], 1)
-            return {**record.summary(), "output_path": str(self._folder), "seconds": seconds}
+            manifest = {"output_path": str(self._folder), "parts": sorted(record.parts), "seconds": seconds}
+            return {**record.summary(), **manifest}
         return [record.outputs.get(index) for index in range(sum(record.counts.values()))]

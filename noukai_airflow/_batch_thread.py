@@ -82,7 +82,7 @@ class BatchThread:
         self._inputs = inputs
         self._record = record
         self._output = output
-        self._part = OutcomePart(record.part)
+        self._part = OutcomePart(len(record.parts))
         self._output_bytes = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
@@ -247,8 +247,9 @@ class BatchThread:
 
     async def _write_part(self, output: OutputFolder) -> None:
         part = self._part
+        await self._record.begin_part(part)
         await asyncio.to_thread(output.write_part, part)
-        self._record.add_part(part.rows)
+        self._record.end_part(part)
         self._part = part.following()
 
     async def _store(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from noukai_airflow.exceptions import NoukaiException, NoukaiPermanentException
 from noukai_core.batch_files import shown_path, shown_reason
@@ -55,6 +55,23 @@ def check_writable(folder: ObjectStoragePath) -> None:
         probe.unlink()
     except OSError as error:
         raise NoukaiPermanentException(f"output_path {folder} cannot be written: {error}") from error
+
+
+def files_in(folder: ObjectStoragePath) -> list[ObjectStoragePath]:
+    """Return what is in a folder; nothing if it does not exist.
+
+    `glob()`, `is_dir()` and `exists()` of many storages take one that cannot be read for an absent one.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    storage: Any = folder.fs
+    storage.invalidate_cache()  # what was written with another path is not in this one's cache
+    try:
+        names = storage.ls(folder.path, detail=False)
+    except FileNotFoundError:
+        return []
+    return [folder / str(name).rstrip("/").rpartition("/")[2] for name in sorted(names)]
 
 
 def write_text(path: ObjectStoragePath, text: str) -> int:

@@ -129,7 +129,8 @@ class BatchRun:
         assert self.record is not None
         assert self._output is not None
         seconds = round(time.monotonic() - self._started, 1)
-        return {**self.record.summary(), "output_path": self._output.path, "seconds": seconds}
+        parts = sorted(self.record.parts)
+        return {**self.record.summary(), "output_path": self._output.path, "parts": parts, "seconds": seconds}
 
     async def outcomes(self) -> AsyncGenerator[JobOutcome, None]:
         """Run every job, and yield an outcome for each input, as it ends."""
@@ -217,7 +218,7 @@ class BatchRun:
         if storage is not None:
             self._output = OutputStorage(storage, self._slot, self._flow.path, record)
             await self._output.open()
-        elif record.part:
+        elif record.parts:
             raise another_storage(record, "would be missing in what this attempt returns, which has none")
         if self._slots is not None:
             await self._slots.open()

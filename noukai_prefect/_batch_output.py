@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import secrets
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from prefect.filesystems import WritableFileSystem
@@ -50,9 +52,10 @@ def another_storage(record: BatchRecord, where: str) -> InvalidInputError:
 
 
 class OutputStorage:
-    """Writes `part-00001.jsonl` and so on, with the completed jobs, and `failed.jsonl` with the others.
+    """Writes `part-00001-….jsonl` and so on, with the completed jobs, and `failed.jsonl` with the others.
 
-    A part that was written just before a crash is written again, with the same name.
+    Another attempt that is alive as well writes parts of other names. A part that was written just before a
+    crash is recorded by the next attempt.
 
     Args:
         block: The storage.
@@ -66,7 +69,7 @@ class OutputStorage:
         self._folder = f"{_FOLDER}/{slot}"
         self._flow = flow
         self._record = record
-        self._part = OutcomePart(record.part)
+        self._part = OutcomePart(len(record.parts))
 
     @property
     def path(self) -> str:
@@ -80,8 +83,11 @@ class OutputStorage:
         Raises:
             InvalidInputError: That is not possible, or earlier attempts wrote to another storage.
         """
-        if self._record.part:
+        if self._record.parts:
             await self._check_earlier_parts()
+        for name in list(self._record.begun_parts):
+            await self._adopt(name)
+        self._part = OutcomePart(len(self._record.parts))
         try:
             await self._write(_DESCRIPTION, json.dumps({"flow": self._flow}))
         except Exception as error:
@@ -96,6 +102,33 @@ class OutputStorage:
                 self._record, f"are not in the output_storage {self.path} ({error})"
             ) from error
 
+    async def _adopt(self, name: str) -> None:
+        """Let a part count that an earlier attempt wrote just before it ended, if it did.
+
+        Raises:
+            InvalidInputError: It is not known whether it did.
+        """
+        try:
+            content = await self._call("read_path", name)
+        except Exception as error:
+            if await self._says_missing(name, error):
+                return
+            raise InvalidInputError(
+                f"output_storage {self.path}: {name} cannot be read, in which an earlier attempt may have "
+                f"written outcomes: {error}. Nothing was submitted; run it again once the file can be read"
+            ) from error
+        if not self._record.adopt_part(name, content):
+            await self._write(name, "")  # it was cut off, and its jobs are written again
+
+    async def _says_missing(self, name: str, error: Exception) -> bool:
+        """Return whether an error is how the storage says that a file is missing, which differs by block."""
+        missing = f"part-00000-{secrets.token_hex(4)}.jsonl"
+        try:
+            await self._call("read_path", missing)
+        except Exception as said:
+            return type(said) is type(error) and _first_line(said, missing) == _first_line(error, name)
+        return False
+
     async def add(self, row: Mapping[str, Any]) -> None:
         """Add a completed job, and write the part if it is large or old enough."""
         self._part.add(row)
@@ -106,8 +139,10 @@ class OutputStorage:
         """Write the completed jobs that are not yet written, and record that they are."""
         part = self._part
         if part.rows:
+            with suppress(Exception):  # then a rerun after a crash in the next line writes these jobs again
+                await self._record.begin_part(part)
             await self._write(part.name, part.text)
-            self._record.add_part(part.rows)
+            self._record.end_part(part)
             self._part = part.following()
 
     async def write_failed(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -117,7 +152,7 @@ class OutputStorage:
     async def _write(self, name: str, text: str) -> None:
         await self._call("write_path", name, text.encode())
 
-    async def _call(self, operation: str, name: str, *arguments: bytes) -> None:
+    async def _call(self, operation: str, name: str, *arguments: bytes) -> Any:
         """Read or write a file in the folder."""
         # Blocks of Prefect do it asynchronously here; blocks of others may block, or not be coroutines.
         method: Any = getattr(self._block, f"a{operation}", None) or getattr(self._block, operation)
@@ -128,9 +163,13 @@ class OutputStorage:
                     called = method(path, *arguments)
                 else:
                     called = await asyncio.to_thread(method, path, *arguments)
-                if inspect.isawaitable(called):
-                    await called
+                return await called if inspect.isawaitable(called) else called
         except TimeoutError as error:
             raise TimeoutError(
                 str(error) or f"output_storage {self.path}: {name}: no response within {MAX_SECONDS:g} s"
             ) from error
+
+
+def _first_line(error: Exception, name: str) -> str:
+    """Return what an error says of a file. The lines after the first may have the id of a request."""
+    return str(error).partition("\n")[0].replace(name, "")

@@ -180,7 +180,8 @@ def run_noukai_jobs(
         output_type: A pydantic model. Outputs are its instances; one that is none leads to a
             `JobOutputInvalidError`, and a retry submits a new job for it.
         output_storage: A storage block, such as `LocalFileSystem`, for the outcomes, which are then not
-            returned: completed jobs in `part-00001.jsonl` and so on, the others in `failed.jsonl`.
+            returned: completed jobs in `part-00001-….jsonl` and so on, which the manifest names, the
+            others in `failed.jsonl`.
         concurrency: The name of a global concurrency limit of Prefect, each slot of which is for one running
             job. Slots are leased in blocks.
         raise_on: `"any"` waits for all jobs, then raises an `ExceptionGroup` if some did not complete.

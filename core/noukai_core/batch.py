@@ -16,6 +16,7 @@ from typing import Any, Protocol, Self, TypeAlias
 from uuid import UUID, uuid4, uuid5
 
 from noukai_core import _validation
+from noukai_core._amounts import count_or_none
 from noukai_core.errors import JobFailedError, JobOutputInvalidError, NoukaiError
 from noukai_core.job_request import JobRequest
 
@@ -180,7 +181,7 @@ class LedgerEntry:
                 bool(kept),
                 bool(in_users_session),
                 str(others),
-            ]:
+            ] if None not in map(count_or_none, (index, resubmission)) and state in _STORED_STATES:
                 return cls(
                     index=index,
                     submission_id=_validation.session_id(submission_id, "the id of a submission"),
@@ -218,6 +219,10 @@ def _session_prefix(batch_id: UUID) -> bytes:
 def submission_id_of(batch_id: UUID, index: int, resubmission: int) -> str:
     """Return the id of a submission of a batch."""
     return str(uuid5(batch_id, f"{index}:{resubmission}"))
+
+
+# A later version may have more. An entry in one of those is not understood, so the one before it counts.
+_STORED_STATES = (SUBMITTING, SUBMITTED, *OutcomeState)
 
 
 class BatchLedger(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import secrets
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ FAILED = "failed.jsonl"
 
 _FIELDS = ("message", "parameters", "block_overrides", "key")
 
+_PART = re.compile(r"part-[0-9]{5,}-[0-9a-f]{8}\.jsonl", re.ASCII)
 _USER = re.compile(r"(?<=://)[^\s/?#]*@")
 _QUERY = re.compile(r"(://[^\s?]*)\?[^\s'\")>]*")
 _MAX_ROWS = 1_000
@@ -139,19 +141,27 @@ def json_line(row: Mapping[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False, separators=(",", ":"))
 
 
+def is_part(name: str) -> bool:
+    """Return whether this is the name of a file with completed jobs, and no path to another place."""
+    return _PART.fullmatch(name) is not None
+
+
 class OutcomePart:
     """The completed jobs that are written next, as one file.
 
     Args:
-        number: The number of the last file that counts.
+        number: How many files precede it.
+        writer: What tells the files of this attempt from those of another that may be alive as well; by
+            default a new one.
 
     Attributes:
         rows: The jobs.
     """
 
-    def __init__(self, number: int = 0) -> None:
+    def __init__(self, number: int = 0, writer: str | None = None) -> None:
         self.rows: list[Mapping[str, Any]] = []
         self._number = number
+        self._writer = writer or secrets.token_hex(4)
         self._lines: list[str] = []
         self._size = 0
         self._oldest = 0.0
@@ -159,7 +169,7 @@ class OutcomePart:
     @property
     def name(self) -> str:
         """The name of the file."""
-        return f"part-{self._number + 1:05}.jsonl"
+        return f"part-{self._number + 1:05}-{self._writer}.jsonl"
 
     @property
     def text(self) -> str:
@@ -185,4 +195,4 @@ class OutcomePart:
 
     def following(self) -> OutcomePart:
         """Return the part after this one, which is written."""
-        return OutcomePart(self._number + 1)
+        return OutcomePart(self._number + 1, self._writer)

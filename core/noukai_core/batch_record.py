@@ -6,16 +6,22 @@ Rows are only ever appended to a log, which the orchestrator keeps. The last ent
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
-from typing import Any, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
+from noukai_core._amounts import count_or_none, dollars_or_none, number_or_none
 from noukai_core.batch import SUBMITTING, JobOutcome, LedgerEntry, OutcomeState
+from noukai_core.batch_files import OutcomePart, is_part
 from noukai_core.errors import JobOutputInvalidError, JobTimeoutError
+
+T = TypeVar("T")
 
 Row: TypeAlias = Mapping[str, Any]
 """A row of the log, of JSON values."""
@@ -48,7 +54,8 @@ class BatchRecord:
         cost_usd: What they cost, as far as it is known.
         failures: The outcomes that are not `completed`, by index.
         outputs: The outputs that are recorded here and not in the output folder, by index.
-        part: The number of the last part in the output folder that counts.
+        parts: The names of the parts in the output folder that count.
+        begun_parts: The parts of which it is not recorded that they are written, by name.
     """
 
     def __init__(self, append: Append) -> None:
@@ -58,7 +65,8 @@ class BatchRecord:
         self.cost_usd = Decimal(0)
         self.failures: dict[int, dict[str, Any]] = {}
         self.outputs: dict[int, Any] = {}
-        self.part = 0
+        self.parts: list[str] = []
+        self.begun_parts: dict[str, _Part] = {}
         self._entries: dict[int, LedgerEntry] = {}
         self._ended: dict[int, LedgerEntry] = {}
         self._spent: set[str | None] = set()
@@ -115,7 +123,7 @@ class BatchRecord:
             keep_failure: Whether a job that did not complete is recorded with its reason, for a later segment
                 of the same try. Otherwise only what it cost is.
             keep_output: Whether to record a completed job here, with its output. Otherwise it counts only
-                when `add_part` is called.
+                when `end_part` is called.
 
         Returns:
             The outcome as JSON values.
@@ -151,18 +159,41 @@ class BatchRecord:
             self._append({"entry": entry.to_list()})
         return replace(outcome, state=state, output=None, error=error)
 
-    def add_part(self, rows: Iterable[Row]) -> None:
-        """Record that completed jobs are in the next part of the output folder."""
-        self.part += 1
-        totals: dict[str, Any] = {"part": self.part, "tokens": 0, "cost_usd": Decimal(0), "completed": 0}
-        kept: list[list[Any]] = []
-        for row in rows:
-            totals["completed"] += 1
-            totals["tokens"] += row["tokens"] or 0
-            totals["cost_usd"] += Decimal(row["cost_usd"] or 0)
-            if (entry := self._take_entry(row["index"])) is not None:
-                kept.append(replace(entry, kept=True).to_list())
-        self._append({"part": totals | {"cost_usd": str(totals["cost_usd"])}, "entries": kept})
+    async def begin_part(self, part: OutcomePart) -> None:
+        """Record what a part of the output folder will hold, before it is written.
+
+        The part counts with `end_part`. If this process ends before that, the next one calls `adopt_part`.
+
+        Args:
+            part: The part.
+        """
+        rows = [[row["index"], row["tokens"], row["cost_usd"]] for row in part.rows]
+        self._append({"part": {"name": part.name, "digest": _digest(part.text.encode()), "rows": rows}})
+        await self.store()
+
+    def end_part(self, part: OutcomePart) -> None:
+        """Record that a part of the output folder is written."""
+        for row in part.rows:
+            self._ended.pop(row["index"], None)
+        self.parts.append(part.name)
+        self._append({"written": part.name})
+
+    def adopt_part(self, name: str, content: bytes) -> bool:
+        """Let a part count that was written just before a crash, so that its jobs are not written again.
+
+        Args:
+            name: The name of the part, one of `begun_parts`.
+            content: The content of the file of this name.
+
+        Returns:
+            Whether the file holds what was to be written. Otherwise nothing changes.
+        """
+        part = self.begun_parts[name]
+        if _digest(content) != part.digest:
+            return False
+        self._read_part(self.begun_parts.pop(name))
+        self._append({"written": name})
+        return True
 
     def session_sizes(self, sessions: Iterable[str]) -> dict[str, int]:
         """Return how many jobs each session has, finished or not."""
@@ -213,41 +244,76 @@ class BatchRecord:
 
     def _count(self, row: Mapping[str, Any]) -> None:
         self.counts[str(row["state"])] += 1
-        self.tokens += row["tokens"] or 0
-        self.cost_usd += Decimal(row["cost_usd"] or 0)
+        used = _Used(row["tokens"] or 0, Decimal(row["cost_usd"] or 0))
+        if row["state"] == OutcomeState.COMPLETED:
+            self._add_used(used)
+        else:
+            self._add_spent(row["job_id"], used)
+
+    def _add_spent(self, job_id: str | None, used: _Used) -> None:
+        """Add what a job used that did not complete, which more than one attempt may have recorded."""
+        if job_id not in self._spent:
+            if job_id is not None and used != _NOTHING:
+                self._spent.add(job_id)
+            self._add_used(used)
+
+    def _add_used(self, used: _Used) -> None:
+        self.tokens += used.tokens
+        self.cost_usd += used.cost_usd
 
     def _read(self, row: Row) -> None:
-        """Take over a stored row, unless it is malformed."""
+        """Take over a stored row, unless it is malformed: then the rows before it count."""
         try:
-            if "retried" in row:
-                self._reopen(bool(row.get("cancelled")))
-            for entry in _entries_in(row):
-                self._note_job(entry)
-                done = entry.kept and entry.state == OutcomeState.COMPLETED
-                self._entries[entry.index] = _DONE if done else entry
-            # A row whose write seemed to fail may be there twice.
-            if (
-                "spent" in row
-                and (spent := cast("dict[str, Any]", row["spent"]))["job_id"] not in self._spent
-            ):
-                self._spent.add(spent["job_id"])
-                self.tokens += spent["tokens"]
-                self.cost_usd += Decimal(spent["cost_usd"])
-            if "part" in row and (part := cast("dict[str, Any]", row["part"]))["part"] > self.part:
-                self.part = part["part"]
-                self.counts["completed"] += part["completed"]
-                self.tokens += part["tokens"]
-                self.cost_usd += Decimal(part["cost_usd"])
-            if "outcome" in row:
-                outcome = cast("dict[str, Any]", row["outcome"])
-                if outcome["index"] not in self.outputs and outcome["index"] not in self.failures:
-                    self._count(outcome)
-                if outcome["state"] == OutcomeState.COMPLETED:
-                    self.outputs[outcome["index"]] = outcome["output"]
-                else:
-                    self.failures[outcome["index"]] = outcome
-        except (ValueError, TypeError, KeyError, ArithmeticError):
+            entry = LedgerEntry.from_list(row["entry"]) if "entry" in row else None
+            outcome = _outcome_row(row["outcome"]) if "outcome" in row else None
+            spent = _Spent.of(row["spent"]) if "spent" in row else None
+            part = _Part.of(row["part"]) if "part" in row else None
+        except (ValueError, TypeError, KeyError):
             return
+        if "retried" in row:
+            self._reopen(bool(row.get("cancelled")))
+        if outcome is not None and entry is not None and entry.index == outcome["index"]:
+            self._read_entry(entry)
+            self._read_outcome(outcome)
+        elif entry is not None:
+            self._read_entry(replace(entry, kept=False))
+        if spent is not None:
+            self._add_spent(spent.job_id, spent.used)
+        if part is not None and part.name not in self.parts:
+            self.begun_parts[part.name] = part
+        if (part := self._begun_part(row.get("written"))) is not None:
+            self._read_part(part)
+
+    def _begun_part(self, name: object) -> _Part | None:
+        return self.begun_parts.pop(name, None) if isinstance(name, str) else None
+
+    def _read_entry(self, entry: LedgerEntry) -> None:
+        self._note_job(entry)
+        # Another attempt that is alive as well may still record a job that is done.
+        if self._entries.get(entry.index) is not _DONE:
+            done = entry.kept and entry.state == OutcomeState.COMPLETED
+            self._entries[entry.index] = _DONE if done else entry
+
+    def _read_part(self, part: _Part) -> None:
+        """Count the jobs of a part, but for those that are in a part of another attempt as well."""
+        self.parts.append(part.name)
+        for index, used in part.rows.items():
+            if self._entries.get(index) is not _DONE:
+                self._entries[index] = _DONE
+                self.counts[OutcomeState.COMPLETED.value] += 1
+                self._add_used(used)
+
+    def _read_outcome(self, outcome: dict[str, Any]) -> None:
+        index = outcome["index"]
+        if index in self.outputs:
+            return
+        if (earlier := self.failures.pop(index, None)) is not None:
+            self.counts[earlier["state"]] -= 1
+        self._count(outcome)
+        if outcome["state"] == OutcomeState.COMPLETED:
+            self.outputs[index] = outcome["output"]
+        else:
+            self.failures[index] = outcome
 
     def _reopen(self, cancelled: bool) -> None:
         """Let the jobs that did not complete be submitted again."""
@@ -264,13 +330,98 @@ def entries_of(rows: Iterable[Row]) -> dict[int, LedgerEntry]:
     """Return the last entry of each index in rows of a log. Malformed rows are left out."""
     found: dict[int, LedgerEntry] = {}
     for row in rows:
-        try:
-            found.update((entry.index, entry) for entry in _entries_in(row))
-        except (ValueError, TypeError):
-            continue
+        if "entry" in row:
+            with suppress(ValueError):
+                entry = LedgerEntry.from_list(row["entry"])
+                found[entry.index] = entry
     return found
 
 
-def _entries_in(row: Row) -> list[LedgerEntry]:
-    stored = [*row.get("entries", ()), *([row["entry"]] if "entry" in row else ())]
-    return [LedgerEntry.from_list(entry) for entry in stored]
+class _Used(NamedTuple):
+    """What jobs used, as far as it is known."""
+
+    tokens: int
+    cost_usd: Decimal
+
+
+_NOTHING = _Used(0, Decimal(0))
+
+
+class _Spent(NamedTuple):
+    """What a job used that did not complete, as it is stored."""
+
+    job_id: str | None
+    used: _Used
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> _Spent:
+        used = _stored_used(stored["tokens"], stored["cost_usd"])
+        return cls(_text_or_none(stored["job_id"]), used)
+
+
+class _Part(NamedTuple):
+    """A part of the output folder, as it is stored: what it holds, and what each of its jobs used."""
+
+    name: str
+    digest: str
+    rows: dict[int, _Used]
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> _Part:
+        name, digest = stored["name"], stored["digest"]
+        if not isinstance(name, str) or not is_part(name) or not isinstance(digest, str):
+            raise ValueError("this is no part of the output folder")
+        return cls(
+            name,
+            digest,
+            {
+                _known(count_or_none(index)): _stored_used(tokens, cost_usd)
+                for index, tokens, cost_usd in stored["rows"]
+            },
+        )
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _outcome_row(stored: Any) -> dict[str, Any]:
+    """Read an outcome that `JobOutcome.to_json` wrote, from a place that others may write to as well.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        cost_usd = stored["cost_usd"]
+        return {
+            "index": _known(count_or_none(stored["index"])),
+            "key": _text_or_none(stored["key"]),
+            "state": OutcomeState(stored["state"]).value,
+            "output": stored["output"],
+            "error": _text_or_none(stored["error"]),
+            "job_id": _text_or_none(stored["job_id"]),
+            "tokens": None if stored["tokens"] is None else _known(count_or_none(stored["tokens"])),
+            "cost_usd": None if cost_usd is None else str(_known(dollars_or_none(cost_usd))),
+            "seconds": _known(number_or_none(stored["seconds"])),
+        }
+    except (TypeError, KeyError) as error:
+        raise ValueError("this is no outcome of a batch") from error
+
+
+def _stored_used(tokens: object, cost_usd: object) -> _Used:
+    return _Used(
+        0 if tokens is None else _known(count_or_none(tokens)),
+        Decimal(0) if cost_usd is None else _known(dollars_or_none(cost_usd)),
+    )
+
+
+def _known(value: T | None) -> T:
+    if value is None:
+        raise ValueError("a stored number is none, or out of its range")
+    return value
+
+
+def _text_or_none(value: object) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    raise ValueError("a stored text is none")

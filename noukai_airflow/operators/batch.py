@@ -43,9 +43,10 @@ class NoukaiRunJobsOperator(BaseOperator):
             (your own name of the input, which comes back with its outcome). Or the URI of a file, which is
             read line by line: a `.jsonl` file with one of them on each line, or a `.csv` file with a header,
             whose columns other than `message` and `key` are parameters.
-        output_path: The URI of a folder for the outcomes: `part-00001.jsonl` and so on, with a completed job
-            per line, and `failed.jsonl` with the others. Each run of the task needs its own folder, so it
-            should contain `{{ run_id }}`. Without it, the outputs are the return value, up to 1 MiB.
+        output_path: The URI of a folder for the outcomes: `part-00001-….jsonl` and so on, with a completed
+            job per line, and `failed.jsonl` with the others. The manifest names the parts. Each run of the
+            task needs its own folder, so it should contain `{{ run_id }}`. Without it, the outputs are the
+            return value, up to 1 MiB.
         storage_conn_id: The Airflow connection of the storage of both files.
         version: `"production"`, `"draft"` or the number of a published version.
         trace: Whether the runs are traced. Outcomes then include tokens and cost.

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout, TaskDeferred
-from airflow.sdk.io import fs
+from airflow.sdk.io import fs, store
+from fsspec import AbstractFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from noukai_airflow import _batch_kill, _batch_run
@@ -24,6 +25,7 @@ from noukai_airflow.exceptions import (
     NoukaiPermanentException,
 )
 from noukai_airflow.operators.batch import NoukaiRunJobsOperator
+from noukai_core.batch_record import BatchRecord
 
 if TYPE_CHECKING:
     from noukai_core.emulator import Emulator
@@ -257,10 +259,104 @@ def test_a_folder_on_an_object_store(
     assert (storage_path(path, None, "output_path") / "failed.jsonl").exists()
     context["ti"].try_number = 2
     emulator.control.script("flow", after_seconds=0.1)
-    assert operator(output_path=path).execute(context)["counts"] == {"completed": 3}
+    manifest = operator(output_path=path).execute(context)
+    assert manifest["counts"] == {"completed": 3}
     folder = storage_path(path, None, "output_path")
-    assert (folder / "part-00001.jsonl").read_text().count("\n") == 3
+    assert sum((folder / part).read_text().count("\n") for part in manifest["parts"]) == 3
     assert not (folder / "failed.jsonl").exists()
+
+
+def crash(*_: Any) -> None:
+    """End like a process that is killed here."""
+    raise RuntimeError("killed")
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_a_crash_while_a_part_is_written(
+    context: Any, emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, written: bool
+) -> None:
+    """A retry lets a part count that is written, or else writes its jobs again: each is there once."""
+    emulator.control.script("flow", after_seconds=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(BatchRecord, "end_part", crash)
+        with pytest.raises(RuntimeError, match="killed"):
+            operator(output_path=f"file://{tmp_path}").execute(context)
+    (part,) = tmp_path.glob("part-*.jsonl")
+    polled = emulator.control.counts()["poll"]
+    if not written:
+        part.unlink()
+    context["ti"].try_number = 2
+    manifest = operator(output_path=f"file://{tmp_path}").execute(context)
+    assert manifest["counts"] == {"completed": 3}
+    assert [file.name for file in tmp_path.glob("part-*.jsonl")] == manifest["parts"]
+    assert (tmp_path / manifest["parts"][0]).read_text().count("\n") == 3
+    counts = emulator.control.counts()
+    assert counts["submit"] == 3
+    assert (counts["poll"] == polled) == written
+
+
+class FaultyStorage(MemoryFileSystem):
+    """An object storage that cannot be read for a while, and takes what it cannot read for absent.
+
+    Attributes:
+        faulty: What the paths contain that cannot be read.
+    """
+
+    faulty: str | None = None
+
+    def info(self, path: str, **arguments: Any) -> Any:
+        self._check(path)
+        return super().info(path, **arguments)
+
+    def exists(self, path: str, **arguments: Any) -> bool:
+        return AbstractFileSystem.exists(self, path, **arguments)
+
+    def isdir(self, path: str) -> bool:
+        return AbstractFileSystem.isdir(self, path)
+
+    def ls(self, path: str, *arguments: Any, **options: Any) -> Any:
+        self._check(path)
+        return super().ls(path, *arguments, **options)
+
+    def _open(self, path: str, mode: str = "rb", *arguments: Any, **options: Any) -> Any:
+        if mode == "rb":
+            self._check(path)
+        return super()._open(path, mode, *arguments, **options)
+
+    def cat_file(self, path: str, *arguments: Any, **options: Any) -> Any:
+        self._check(path)
+        return super().cat_file(path, *arguments, **options)
+
+    def _check(self, path: str) -> None:
+        if self.faulty is not None and self.faulty in path:
+            raise OSError(f"{path}: slow down")
+
+
+@pytest.mark.parametrize("unreadable", ["part-", "batch.json", "_noukai", "bucket"])
+def test_a_storage_that_cannot_be_read_for_a_while(
+    context: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, unreadable: str
+) -> None:
+    """A try that cannot read it ends, and the next one neither submits nor writes anything again."""
+    storage = FaultyStorage(skip_instance_cache=True)
+    monkeypatch.setattr(store, "_STORE_CACHE", {})
+    monkeypatch.setitem(fs._register_filesystems(), "memory", lambda conn_id, options: storage)
+    path = f"memory://bucket/{context['ti'].run_id}"
+    given: Any = {"output_path": path, "storage_conn_id": "storage"}
+    emulator.control.script("flow", after_seconds=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(BatchRecord, "end_part", crash)
+        with pytest.raises(RuntimeError, match="killed"):
+            operator(**given).execute(context)
+    context["ti"].try_number = 2
+    storage.faulty = unreadable
+    with pytest.raises((NoukaiException, OSError), match="slow down"):
+        operator(**given).execute(context)
+    storage.faulty = None
+    manifest = operator(**given).execute(context)
+    assert manifest["counts"] == {"completed": 3}
+    folder = storage_path(path, "storage", "output_path")
+    assert [file.name for file in folder.glob("part-*.jsonl")] == manifest["parts"]
+    assert emulator.control.counts()["submit"] == 3
 
 
 def test_a_record_that_a_crash_cut_off(tmp_path: Path) -> None:

@@ -73,7 +73,8 @@ def test_a_file_to_a_folder(context: Any, emulator: Emulator, tmp_path: Path) ->
     returned = operator(f"file://{source}", output_path=f"file://{folder}").execute(context)
     assert returned["counts"] == {"completed": 2}
     assert returned["output_path"] == f"file://{folder}"
-    rows = sorted(lines(folder / "part-00001.jsonl"), key=lambda row: row["index"])
+    (part,) = returned["parts"]
+    rows = sorted(lines(folder / part), key=lambda row: row["index"])
     assert [(row["key"], row["state"], row["output"]["message"]) for row in rows] == [
         (None, "completed", "one"),
         ("second", "completed", "two"),
@@ -557,10 +558,11 @@ def test_parts_are_written_as_they_become_due(
     (tmp_path / "out").mkdir()
     arguments: Any = {"output_path": f"file://{tmp_path}/out", "max_concurrency": 1}
     emulator.control.script("flow", after_seconds=0)
-    operator(["one", "two", "three"], **arguments).execute(context)
-    assert len(list((tmp_path / "out").glob("part-*.jsonl"))) == 3
+    returned = operator(["one", "two", "three"], **arguments).execute(context)
+    assert returned["parts"] == sorted(file.name for file in (tmp_path / "out").glob("part-*.jsonl"))
+    assert [part[:10] for part in returned["parts"]] == ["part-00001", "part-00002", "part-00003"]
     context["ti"] = FakeTask(try_number=2, max_tries=1, run_id=context["ti"].run_id)
     operator(["four"], **arguments).execute(context)
-    (row,) = lines(tmp_path / "out" / "part-00001.jsonl")
+    (part,) = (tmp_path / "out").glob("part-*.jsonl")
+    (row,) = lines(part)
     assert row["output"]["message"] == "four"
-    assert len(list((tmp_path / "out").glob("part-*.jsonl"))) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from pydantic import BaseModel, Field, field_serializer
 
 from noukai_core import InvalidInputError, JobFailedError, JobRequest, batch_files
 from noukai_core.batch_files import read_inputs, shown_reason
+from noukai_core.batch_record import BatchRecord
 from noukai_prefect import (
     NoukaiCredentials,
     _artifacts,
@@ -50,9 +52,10 @@ def jsonl(folder: Path, *lines: Any) -> Path:
     return path
 
 
-def read(manifest: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """Return the rows of a file of outcomes."""
-    return [json.loads(line) for line in (Path(manifest["output_path"]) / name).read_text().splitlines()]
+def read(manifest: dict[str, Any], *names: str) -> list[dict[str, Any]]:
+    """Return the rows of files of outcomes."""
+    texts = [(Path(manifest["output_path"]) / name).read_text() for name in names]
+    return [json.loads(line) for text in texts for line in text.splitlines()]
 
 
 async def test_files(credentials: NoukaiCredentials, emulator: Emulator, tmp_path: Path) -> None:
@@ -186,7 +189,7 @@ async def test_output_storage(credentials: NoukaiCredentials, emulator: Emulator
     assert (manifest["jobs"], manifest["counts"]) == (2, {"completed": 1, "failed": 1})
     assert (manifest["tokens"], manifest["cost_usd"]) == (20, "0.50")
     assert manifest["seconds"] >= 0
-    (good,), (bad,) = read(manifest, "part-00001.jsonl"), read(manifest, "failed.jsonl")
+    (good,), (bad,) = read(manifest, *manifest["parts"]), read(manifest, "failed.jsonl")
     assert set(good) == {
         "index",
         "key",
@@ -239,10 +242,93 @@ async def test_a_rerun_continues_in_the_storage(
     assert first["counts"] == second["counts"] == {"completed": 2, "failed": 1}
     assert first["output_path"] == second["output_path"]
     assert emulator.control.counts()["submit"] == 4
-    assert sorted(row["index"] for row in read(second, "part-00001.jsonl")) == [0, 2]
+    assert sorted(row["index"] for row in read(second, *second["parts"])) == [0, 2]
     assert [row["index"] for row in read(second, "failed.jsonl")] == [1]
     polled = [emulator.control.counts(job["id"])["poll"] for job in emulator.control.jobs()]
     assert polled[0] == 1
+
+
+def crash(*_: Any) -> None:
+    """End like a process that is killed here."""
+    raise RuntimeError("killed")
+
+
+class FaultyStorage(WritableFileSystem):
+    """A storage that cannot be read for a while. It raises one type of error, as some do."""
+
+    files: dict[str, bytes] = Field(default_factory=dict)
+    faulty: bool = False
+
+    async def read_path(self, path: str) -> bytes:
+        if self.faulty and path in self.files:
+            raise ValueError(f"{path}: slow down\nrequest {uuid4()}")
+        if path not in self.files:
+            raise ValueError(f"{path}: no such file\nrequest {uuid4()}")
+        return self.files[path]
+
+    async def write_path(self, path: str, content: bytes) -> None:
+        self.files[path] = content
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize("left", ["all of it", "half of it", "nothing"])
+async def test_a_crash_while_a_part_is_written(
+    credentials: NoukaiCredentials, emulator: Emulator, left: str
+) -> None:
+    """A rerun lets a part count that is written, or else writes its jobs again: each is there once."""
+    storage, manifests, polled = FaultyStorage(), list[Any](), list[int]()
+
+    @flow(retries=1)
+    async def batch() -> None:
+        if polled:
+            manifests.append(await arun_noukai_jobs(credentials, FLOW, ["a", "b"], output_storage=storage))
+            return
+        with pytest.MonkeyPatch.context() as patch, suppress(RuntimeError):
+            patch.setattr(BatchRecord, "end_part", crash)
+            await arun_noukai_jobs.fn(credentials, FLOW, ["a", "b"], output_storage=storage)
+        (name,) = (name for name in storage.files if "part-" in name)
+        if left == "nothing":
+            del storage.files[name]
+        elif left == "half of it":
+            storage.files[name] = storage.files[name][:-20]
+        polled.append(emulator.control.counts()["poll"])
+        raise ValueError("once more")
+
+    await batch()
+    texts = [content.decode() for name, content in storage.files.items() if "part-" in name]
+    rows = [json.loads(line) for text in texts for line in text.splitlines()]
+    assert sorted(row["index"] for row in rows) == [0, 1]
+    assert manifests[0]["counts"] == {"completed": 2}
+    listed = [storage.files[name] for name in storage.files if name.endswith(tuple(manifests[0]["parts"]))]
+    assert sum(content.count(b"\n") for content in listed) == 2
+    counts = emulator.control.counts()
+    assert counts["submit"] == 2
+    assert (counts["poll"] == polled[0]) == (left == "all of it")
+
+
+@pytest.mark.usefixtures("prefect_server")
+async def test_a_part_that_cannot_be_read(credentials: NoukaiCredentials, emulator: Emulator) -> None:
+    """Nobody knows whether its jobs are written: nothing is sent, and a later rerun lets it count."""
+    storage, errors, manifests = FaultyStorage(), list[str](), list[Any]()
+
+    @flow(retries=2)
+    async def batch() -> None:
+        storage.faulty = len(errors) == 1
+        with pytest.MonkeyPatch.context() as patch:
+            if not errors:
+                patch.setattr(BatchRecord, "end_part", crash)
+            try:
+                manifests.append(await arun_noukai_jobs.fn(credentials, FLOW, ["a"], output_storage=storage))
+            except (RuntimeError, InvalidInputError) as error:
+                errors.append(str(error))
+                raise
+
+    await batch()
+    assert re.search(r"part-00001-\w+\.jsonl cannot be read.*slow down", errors[1])
+    assert "Nothing was submitted" in errors[1]
+    assert manifests[0]["counts"] == {"completed": 1}
+    assert len(manifests[0]["parts"]) == sum("part-" in name for name in storage.files) == 1
+    assert emulator.control.counts()["submit"] == 1
 
 
 @pytest.mark.usefixtures("prefect_server")
@@ -349,7 +435,8 @@ async def test_a_storage_that_blocks(
     storage = BlockingStorage()
     await arun_noukai_jobs(credentials, FLOW, ["a", "b"], max_concurrency=1, output_storage=storage)
     names = sorted(path.rpartition("/")[2] for path in storage.files)
-    assert names == ["batch.json", "failed.jsonl", "part-00001.jsonl", "part-00002.jsonl"]
+    assert names[:2] == ["batch.json", "failed.jsonl"]
+    assert [name[:10] for name in names[2:]] == ["part-00001", "part-00002"]
 
 
 @pytest.mark.parametrize(("ends", "error"), [(0, InvalidInputError), (1, TimeoutError)])
@@ -361,7 +448,7 @@ async def test_a_storage_that_hangs(
 ) -> None:
     """A write that does not end is an error that names the file."""
     monkeypatch.setattr(_batch_output, "MAX_SECONDS", 0.5)
-    name = "part-00001.jsonl" if ends else "batch.json"
+    name = r"part-00001-\w+\.jsonl" if ends else r"batch\.json"
     with pytest.raises(error, match=f"{name}: no response within 0.5 s"):
         await arun_noukai_jobs(credentials, FLOW, ["a"], output_storage=HangingStorage(ends=ends))
 

@@ -5,15 +5,14 @@ A new call is one more function here that returns a `Call`; both drivers can the
 
 from __future__ import annotations
 
-import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal, InvalidOperation
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 from urllib.parse import quote, urlencode
 
 from noukai_core import _validation
+from noukai_core._amounts import count_or_none, dollars_or_none, number_or_none
 from noukai_core._api.job_ids import canonical_job_id
 from noukai_core._api.parsing import (
     TEXT_LENGTH,
@@ -42,11 +41,8 @@ from noukai_core.runs import FlowRun
 
 T = TypeVar("T")
 
-# Numbers that are larger make no sense, and their sum may be more than Decimal can hold.
-_MOST_DIGITS = 100
 _TIME_LENGTH = 64
 _MOST_STEPS = 10_000
-_MOST_COUNTED = 2**53
 
 # Of a response whose status alone is read; a longer one costs its connection.
 _UNREAD_BYTES = 64 * 1024
@@ -249,7 +245,7 @@ def trace(flow: FlowPath, job_id: str) -> Call[RunTrace]:
         run = mapping_of(value.get("flowRun") or value.get("flow_run"))
         return RunTrace(
             status=_state(run),
-            duration_ms=_number(_any(run, "durationMs", "duration_ms")),
+            duration_ms=number_or_none(_any(run, "durationMs", "duration_ms")),
             steps=tuple(trace_step(mapping_of(step)) for step in steps),
         )
 
@@ -390,7 +386,7 @@ def _is_another_session(named: str | None, session_id: str) -> bool:
 def _is_cut(value: Mapping[str, Any], shown: int) -> bool:
     """Tell whether a list has more than the response shows. No page is documented, in whichever form."""
     for said in (value, mapping_of(value.get("pagination")), mapping_of(value.get("meta"))):
-        total = _count(_any(said, "total", "totalCount", "total_count"))
+        total = count_or_none(_any(said, "total", "totalCount", "total_count"))
         if (total is not None and total > shown) or any(said.get(name) for name in _MORE):
             return True
     return False
@@ -417,11 +413,11 @@ def trace_step(value: Mapping[str, Any]) -> TraceStep:
         id=_text(value, "stepId", "step_id"),
         status=status.lower() if status else None,
         error=job_error(_any(value, "error", "errorMessage", "error_message")),
-        attempt=_count(value.get("attempt")),
-        duration_ms=_number(_any(value, "durationMs", "duration_ms")),
+        attempt=count_or_none(value.get("attempt")),
+        duration_ms=number_or_none(_any(value, "durationMs", "duration_ms")),
         model=_text(value, "modelUsed", "model_used"),
-        tokens=_count(total),
-        cost_usd=_decimal(_any(value, "costUsd", "cost_usd")),
+        tokens=count_or_none(total),
+        cost_usd=dollars_or_none(_any(value, "costUsd", "cost_usd")),
     )
 
 
@@ -447,27 +443,3 @@ def _name(value: Mapping[str, Any], *names: str) -> str | None:
         if isinstance(found, str):
             return one_line(found)
     return None
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if 0 <= value <= sys.float_info.max else None
-
-
-def _count(value: object) -> int | None:
-    """Read a count. A larger number makes no sense, and what reports it may carry 64 bits only."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        return None
-    return value if 0 <= value <= _MOST_COUNTED else None
-
-
-def _decimal(value: object) -> Decimal | None:
-    try:
-        text = str(value) if isinstance(value, str | int | float) else ""
-        amount = Decimal(text) if text and len(text) <= 10 * _MOST_DIGITS else None
-    except InvalidOperation:
-        return None
-    if amount is None or not amount.is_finite() or amount < 0:
-        return None
-    return amount if amount.adjusted() < _MOST_DIGITS else None
