@@ -144,6 +144,16 @@ class JobStore:
         """Return the record, or `None` if there is none or it is malformed."""
         return read_record(self._store.get(RECORD_KEY)) if self._store is not None else None
 
+    def is_replaced(self) -> bool:
+        """Return whether Airflow has begun another try of the task although this one still runs.
+
+        Each try has its own id in Airflow, and the id of an earlier try leads to no record.
+        """
+        try:
+            return self._durable and self._store is not None and self._store.get(RECORD_KEY) is None
+        except Exception:
+            return False
+
     def write(self, record: JobRecord) -> None:
         """Store a record in place of the previous one."""
         if self._store is not None:

@@ -31,15 +31,18 @@ class KillDecision(Enum):
     """The reason for the kill is not known yet."""
 
 
-def decide_on_worker(state: str | None, *, known: bool, kept: bool = False) -> KillDecision:
+def decide_on_worker(
+    state: str | None, *, known: bool, kept: bool = False, replaced: bool = False
+) -> KillDecision:
     """Decide about a SIGTERM on a worker, given the state that the task has in the database by then.
 
     Args:
         state: The state; `None` for a task that is not in the database.
         known: Whether Airflow returned the state.
         kept: Whether the user who cleared the task keeps its state store.
+        replaced: Whether the state is that of a later try.
     """
-    if not known or state in _ALIVE_ON_WORKER or (state == "restarting" and kept):
+    if not known or replaced or state in _ALIVE_ON_WORKER or (state == "restarting" and kept):
         return KillDecision.KEEP
     return KillDecision.CANCEL
 

@@ -41,6 +41,9 @@ log = logging.getLogger(__name__)
 OnCancelled: TypeAlias = Literal["fail", "skip"]
 OnFinalFailure: TypeAlias = Literal["keep", "cancel"]
 
+# A worker may live on when Airflow presumes that it is dead, for example on a machine that was suspended.
+_REPLACED = "left running (Airflow has begun another try)"
+
 
 @dataclass(frozen=True)
 class WaitOptions:
@@ -258,6 +261,8 @@ class JobWait:
         raise NoukaiJobTimeoutException(about_job(phrase, job, self._url()), job_id=job.id)
 
     def _cancel_or_keep(self) -> str:
+        if self._store.is_replaced():
+            return _REPLACED
         if not self._options.cancel_on_timeout:
             self._record(wait_again=True)
             return self.leave(retry_left=self._options.retry_left)
@@ -293,7 +298,7 @@ class JobWait:
         phrase = left_running(durable=options.durable, retry_left=retry_left)
         if options.durable and retry_left:
             return phrase
-        if options.on_final_failure == "cancel":
+        if options.on_final_failure == "cancel" and not self._store.is_replaced():
             outcome = core.cancel_job(job)
             outcome.log("no retry attaches to it", log)
             if outcome.not_needed:

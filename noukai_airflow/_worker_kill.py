@@ -73,6 +73,7 @@ class _Outcome:
     state_known: bool = False
     state: str | None = None
     kept: bool = False
+    replaced: bool = False
     decision: _kill_policy.KillDecision = _kill_policy.KillDecision.KEEP
     cancel: CancelOutcome | None = None
     error: str | None = None
@@ -131,8 +132,11 @@ def _act(
         cleared = outcome.state == "restarting"
         outcome.kept = CLEAR_DISCARDS_STATE and cleared and store.is_durable and store.read() is not None
         outcome.state_known = True
-        outcome.decision = _kill_policy.decide_on_worker(outcome.state, known=True, kept=outcome.kept)
-        if not outcome.kept and options.cancels(outcome.decision):
+        outcome.replaced = outcome.state == "failed" and store.is_replaced()
+        outcome.decision = _kill_policy.decide_on_worker(
+            outcome.state, known=True, kept=outcome.kept, replaced=outcome.replaced
+        )
+        if not outcome.kept and not outcome.replaced and options.cancels(outcome.decision):
             outcome.cancel = _cancel(job, settings)
     except Exception as error:
         outcome.error = str(error)
@@ -159,6 +163,8 @@ def _describe(outcome: _Outcome, options: KillOptions) -> tuple[int, str]:
         return logging.WARNING, options.left_running(reason)
     if outcome.kept:
         return logging.INFO, "left running (its task was cleared with its state kept)"
+    if outcome.replaced:
+        return logging.WARNING, "left running (its task has failed in a later try)"
     if options.cancels(outcome.decision):
         if outcome.cancel is None:
             return logging.WARNING, _failed_cancel(outcome.error or "no response in time")

@@ -422,8 +422,10 @@ class NoukaiRunJobOperator(BaseOperator):
             ) from None
         except (NoukaiTransientException, NoukaiPermanentException) as error:
             # If a response is too large, it is the result of a job that has ended.
-            if self._wait is not None and not isinstance(error.__cause__, ResponseTooLargeError):
-                self._wait.leave(retry_left=self._retry_left(context, error))
+            job = self._known_job()
+            if job is not None and not isinstance(error.__cause__, ResponseTooLargeError):
+                wait = self._wait or self._wait_for(context, job)
+                wait.leave(retry_left=self._retry_left(context, error))
             raise
         except AirflowTaskTimeout:
             self._execution_timed_out(context)

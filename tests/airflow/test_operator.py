@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from noukai_airflow import _client_cache
+from noukai_airflow._job_store import JobRecord, JobStore
 from noukai_airflow._trigger_event import JobEvent, Reason
 from noukai_airflow.exceptions import (
     NoukaiException,
@@ -228,10 +229,11 @@ def test_a_job_that_ended_in_time_keeps_its_result(
 
 
 def test_a_deadline_while_the_server_is_unavailable(
-    connected: ConnectionSettings, context: Any, emulator: Emulator
+    connected: ConnectionSettings, context: Any, store: MemoryStore, emulator: Emulator
 ) -> None:
     """A job that cannot be polled at its deadline has timed out, and is cancelled."""
     emulator.control.script("flow", outcome="never")
+    JobStore(store).write(JobRecord.new(0, "submission", FLOW))
     job = _client_cache.shared_client(connected).flow(FLOW).job("Hello")
     emulator.control.fault("status", on="poll", times=None, status=503)
     event = JobEvent(job.id, Reason.TIMED_OUT).payload()
@@ -290,6 +292,31 @@ def test_a_job_that_is_left_behind(
         operator(on_final_failure=on_final_failure).execute(context)
     (job,) = emulator.control.jobs()
     assert (job["state"] == "cancelled") == cancelled
+
+
+@pytest.mark.parametrize(("on_final_failure", "cancelled"), [("keep", False), ("cancel", True)])
+def test_a_job_that_the_last_try_cannot_attach_to(
+    on_final_failure: Any,
+    cancelled: bool,
+    connected: ConnectionSettings,
+    context: Any,
+    store: MemoryStore,
+    emulator: Emulator,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """If the last try fails before it has attached to a job, the job is named in a warning, or cancelled."""
+    emulator.control.script("flow", outcome="never")
+    context["task_state_store"], context["ti"].max_tries = store, 1
+    with pytest.raises(NoukaiJobTimeoutException):
+        operator(timeout=0.3, cancel_on_timeout=False, retries=1).execute(context)
+    emulator.control.fault("status", on="poll", times=None, status=401)
+    context["ti"].try_number = 2
+    with caplog.at_level("WARNING"), pytest.raises(NoukaiPermanentException):
+        operator(on_final_failure=on_final_failure, retries=1).execute(context)
+    (job,) = emulator.control.jobs()
+    assert (job["state"] == "cancelled") == cancelled
+    named = f"Noukai job {job['id']} of {FLOW}: left running (no retry is left)"
+    assert (named in caplog.messages) == (not cancelled)
 
 
 def test_a_job_is_not_cancelled_while_a_retry_is_left(
@@ -352,6 +379,32 @@ def test_a_deadline_while_the_store_fails(
         operator(timeout=0.3).execute(context)
     (job,) = emulator.control.jobs()
     assert job["state"] == "cancelled"
+
+
+@pytest.mark.parametrize("on_final_failure", ["keep", "cancel"])
+def test_a_deadline_of_a_try_that_airflow_has_replaced(
+    on_final_failure: Any,
+    connected: ConnectionSettings,
+    context: Any,
+    store: MemoryStore,
+    emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A worker that Airflow presumed dead leaves the job to the next try, which has another id in Airflow."""
+    emulator.control.script("flow", outcome="never")
+
+    def write_once(key: str, value: Any, *, retention: Any = None) -> None:
+        monkeypatch.setattr(store, "set", refuse)
+
+    def refuse(key: str, value: Any, *, retention: Any = None) -> None:
+        raise RuntimeError("404: task instance not found")
+
+    monkeypatch.setattr(store, "set", write_once)
+    context["task_state_store"] = store
+    with pytest.raises(NoukaiJobTimeoutException, match=r"left running \(Airflow has begun another try\)"):
+        operator(timeout=0.3, on_final_failure=on_final_failure).execute(context)
+    (job,) = emulator.control.jobs()
+    assert (job["state"], emulator.control.counts().get("cancel", 0)) == ("running", 0)
 
 
 def test_a_deadline_cancels(connected: ConnectionSettings, context: Any, emulator: Emulator) -> None:

@@ -64,10 +64,19 @@ def kill(
     store: MemoryStore | None = None,
     **changes: bool,
 ) -> TaskKilled:
+    if store is None:
+        store = MemoryStore()
+        JobStore(store).write(JobRecord.new(0, "submission", FLOW))
     options = {"cancel_on_kill": True, "cancel_left_behind": False, "durable": True, "retry_left": True}
-    return end_job(
-        job, settings, task_instance, JobStore(store or MemoryStore()), KillOptions(**options | changes)
-    )
+    return end_job(job, settings, task_instance, JobStore(store), KillOptions(**options | changes))
+
+
+def test_a_try_that_airflow_has_replaced(job: Job, settings: ConnectionSettings, emulator: Emulator) -> None:
+    """When a later try has failed, no user ended this one: its worker, presumed dead, leaves the job."""
+    killed = kill(job, settings, in_state("failed"), MemoryStore())
+    assert not killed.by_user
+    assert killed.phrase == "left running (its task has failed in a later try)"
+    assert emulator.control.counts(job.id)["cancel"] == 0
 
 
 @pytest.mark.parametrize(
