@@ -28,6 +28,7 @@ def airflow_violations(task: AirflowTask) -> list[Violation]:
         one_job_at_a_time,
         running_jobs_are_named,
         cancelled_for_a_reason_only,
+        the_next_try_keeps_its_job,
         results_are_true,
         promises_to_attach_are_kept,
         the_task_ends,
@@ -93,13 +94,30 @@ def cancelled_for_a_reason_only(task: AirflowTask) -> Iterator[str]:
     simulation = task.simulation
     for job in simulation.server.jobs.values():
         by_person = bool(task.acts) and task.cancel_on_kill
-        if job.cancels and not by_person and not (task.timed_out_at and task.cancel_on_timeout):
+        by_deadline = bool(task.timed_out_at) and task.cancel_on_timeout
+        # Airflow has failed the last try of a worker that lives: as if a person had marked the task.
+        if job.cancels and not by_person and not by_deadline and not task.given_up_last:
             yield f"{job.id} was cancelled, and nobody asked for that"
     if simulation.clock_errors:
         return
     for moment in task.timed_out_at:
         if moment < task.queued_at + task.timeout - ROUNDING:
             yield f"a deadline of {task.timeout:g} s passed after {moment - task.queued_at:.1f} s"
+
+
+def the_next_try_keeps_its_job(task: AirflowTask) -> Iterator[str]:
+    """A worker that Airflow has replaced ends no job on its own: another try may wait for it."""
+    if not task.durable_store:
+        return  # nothing tells the worker
+    server, live = task.simulation.server, task.simulation.live
+    for exchange in task.simulation.network.exchanges:
+        job = server.job_of(exchange.job_id) if exchange.kind == "cancel" else None
+        if job is None or exchange.process not in task.replaced or (task.acts and task.cancel_on_kill):
+            continue
+        replaced_at = live[exchange.process - 1].presumed_dead_at
+        ran = not job.finished(exchange.sent_at) and exchange.sent_at < job.cancelled_at
+        if replaced_at is not None and exchange.sent_at > replaced_at and ran:
+            yield f"process {exchange.process} cancelled {job.id} after Airflow had replaced it"
 
 
 def results_are_true(task: AirflowTask) -> Iterator[str]:
@@ -112,7 +130,8 @@ def results_are_true(task: AirflowTask) -> Iterator[str]:
 
 def promises_to_attach_are_kept(task: AirflowTask) -> Iterator[str]:
     """No line says that a retry attaches when there will be none."""
-    if task.over_at is not None and task.state == "failed" and not task.acts:
+    # A worker that Airflow has replaced cannot know what became of the later tries.
+    if task.over_at is not None and task.state == "failed" and not task.acts and not task.replaced:
         moment, last = task.lines[-1] if task.lines else (0.0, "")
         if "retry attaches" in last and moment >= task.began_at:
             yield f"it says {last!r}, and there is no retry"

@@ -28,8 +28,8 @@ from noukai_airflow.hooks.noukai import NoukaiHook
 from noukai_airflow.operators.noukai import NoukaiRunJobOperator
 from noukai_airflow.triggers.noukai import NoukaiJobTrigger
 from noukai_core._http import connection
-from tests.simulation import core_state
 from tests.simulation.clock import LivingClock
+from tests.simulation.interleaving import Interleaving, LiveProcess
 from tests.simulation.process import StoreError
 from tests.simulation.server import FLOW
 from tests.simulation.simulation import Simulation
@@ -44,6 +44,7 @@ from tests.simulation.transports import (
 
 RETRIES = 2
 SECONDS_TO_KILL = 5.0
+HEARTBEAT_TIMEOUT = 300.0
 
 PERSONS_STATES = {"marks it failed": "failed", "marks it success": "success", "clears it": "restarting"}
 
@@ -62,6 +63,8 @@ class TaskInstance:
         self.max_tries = task.max_tries
 
     def xcom_push(self, key: str, value: Any) -> None:
+        # Airflow does not refuse that of a worker that it has taken for dead: its token is valid.
+        self._task.blocking.sleep(0.01)
         self._task.xcoms[key] = value
 
     def xcom_pull(self, task_ids: str, key: str, map_indexes: int) -> Any:
@@ -74,18 +77,26 @@ class TaskInstance:
 
 
 class TaskStore:
-    """The task state store of Airflow, which outlives tries; it fails, or is slow."""
+    """The task state store of Airflow, which outlives tries; it fails, or is slow.
 
-    def __init__(self, task: AirflowTask) -> None:
+    A try of the task has an id of its own. With that of an earlier try, the API server knows no task: it
+    responds with 404, which Airflow's SDK takes for a key that is not there when it reads.
+    """
+
+    def __init__(self, task: AirflowTask, worker: Blocking) -> None:
         self._task = task
+        self._worker = worker
 
     def get(self, key: str) -> Any:
         self._access("read")
+        if self._task.has_new_id(self._worker):
+            return None
         return copy.deepcopy(self._task.simulation.store.get(key))
 
     def set(self, key: str, value: Any, *, retention: Any = None) -> None:
         end = self._task.choices.pick("end of a write", ("written", "failed", "written, but failed"), 0.06)
         self._access("write")
+        self._check_id()
         if end != "failed":
             self._task.simulation.store[key] = value
         self._task.tell("the store: {0} {1}", value, end)
@@ -94,11 +105,16 @@ class TaskStore:
 
     def delete(self, key: str) -> None:
         self._access("delete")
+        self._check_id()
         self._task.simulation.store.pop(key, None)
         self._task.tell("the store: forgotten")
 
+    def _check_id(self) -> None:
+        if self._task.has_new_id(self._worker):
+            raise StoreError("404: task instance not found")
+
     def _access(self, what: str) -> None:
-        self._task.worker.sleep(self._task.choices.pick(f"slowness of a {what}", (0.01, 3.0, 30.0), 0.05))
+        self._worker.sleep(self._task.choices.pick(f"slowness of a {what}", (0.01, 3.0, 30.0), 0.05))
 
 
 class AirflowTask:
@@ -117,6 +133,9 @@ class AirflowTask:
         triggerer_killed: Whether a triggerer was.
         timed_out_at: When a try has decided that its deadline has passed.
         ended_in: The process in which the last part of a try ended.
+        replaced: The workers beside which Airflow has begun another try.
+        given_up_last: Whether it has failed the last try of a worker that lives.
+        interleaving: Lets its processes run.
     """
 
     def __init__(self, simulation: Simulation) -> None:
@@ -140,33 +159,55 @@ class AirflowTask:
         self.triggerer_killed = False
         self.timed_out_at: list[float] = []
         self.ended_in = 0
-        self._processes = 0
+        self.interleaving = Interleaving(simulation.clock)
         self.durable_store = choices.pick("task state store", (True, False), 0.3)
         self.deferrable = choices.pick("deferrable", (False, True), 0.5)
         self.cancel_on_kill = choices.pick("cancel_on_kill", (True, False), 0.2)
         self.cancel_on_timeout = choices.pick("cancel_on_timeout", (True, False), 0.2)
         self.timeout = choices.pick("timeout of the task", (1000.0, 20.0, 100.0), 0.3)
-        options = (
+        self._options = (
             ("timeout", simulation.timeout),
             ("retry_timeout", simulation.retry_timeout),
             ("recovery_timeout", simulation.recovery_timeout),
         )
-        self.settings = ConnectionSettings(
-            "noukai_default", "nk_test_simulated_airflow", BASE_URL, options=options
-        )
-        self.worker = Blocking(0, simulation.clock, simulation.network)
-        self._operator: NoukaiRunJobOperator | None = None
+        self.worker: Blocking | None = None
+        self.replaced: set[int] = set()
+        self.given_up_last = False
+        self._ends: dict[str, Callable[[Blocking], None]] = {
+            "killed": self._crash,
+            "shut down": self._terminate,
+            "given up": self._move,
+            "frozen": self._freeze,
+        }
         self._triggerer_ended = ""
         self._triggerer_ends: asyncio.Event | None = None
 
     def begin(self) -> None:
         """Let the task be queued, and people act on it."""
         clock = self.simulation.clock
+        _client_cache._clients.clear()
         clock.after(0.0, self._next_try)
         if self.choices.happens("a person acts", 0.35):
             act = self.choices.pick("a person", tuple(PERSONS_STATES))
             moment = self.choices.pick("after", (2.0, 0.03, 0.05, 6.0, 15.0, 40.0, 400.0))
             clock.after(moment, lambda: self._act(act))
+
+    @property
+    def blocking(self) -> Blocking:
+        """The worker whose code runs now."""
+        running = self.interleaving.running
+        assert isinstance(running, Blocking)
+        return running
+
+    @property
+    def settings(self) -> ConnectionSettings:
+        """The connection. Each process has a key of its own, as they share the memory of the simulator."""
+        key = f"nk_test_simulated_airflow_{self.interleaving.running.number}"
+        return ConnectionSettings("noukai_default", key, BASE_URL, options=self._options)
+
+    def has_new_id(self, worker: Blocking) -> bool:
+        """Whether the task has got a new id since a worker began its try."""
+        return worker.number in self.replaced
 
     def tell(self, line: str, *about: object) -> None:
         """Add a line to the story."""
@@ -205,7 +246,8 @@ class AirflowTask:
         before, self.state = self.state, PERSONS_STATES[act]
         self.cleared = act == "clears it"
         if before == "running":
-            self._terminate()
+            assert self.worker is not None
+            self._terminate(self.worker)
         elif before == "deferred":
             self._end_triggerer("left, as a person acted")
         elif self.cleared:
@@ -213,10 +255,18 @@ class AirflowTask:
         else:
             self._finish()
 
-    def _terminate(self) -> None:
-        worker = self.worker
-        worker.signalled = True
-        self.simulation.clock.after(SECONDS_TO_KILL, lambda: self._kill(worker))
+    def _terminate(self, worker: Blocking) -> None:
+        """Let the supervisor of a worker end it, which stands still while the worker does."""
+        clock = self.simulation.clock
+
+        def signal() -> None:
+            worker.signalled = True
+            clock.after(SECONDS_TO_KILL, lambda: self._kill(worker))
+
+        if worker.frozen_until > clock.now:
+            clock.at(worker.frozen_until, signal)
+        else:
+            signal()
 
     @staticmethod
     def _kill(worker: Blocking) -> None:
@@ -241,21 +291,20 @@ class AirflowTask:
         self._run("execute", {})
 
     def _new_worker(self) -> Blocking:
-        simulation, choices = self.simulation, self.choices
-        self._processes += 1
-        worker = Blocking(self._processes, simulation.clock, simulation.network)
-        simulation.clock.boot = self._processes * 10_000.0
-        simulation.clock.wall_error = choices.pick("error of the wall clock", (0.0, 600.0, -600.0, 45.0), 0.1)
-        simulation.clock_errors |= simulation.clock.wall_error != 0.0
-        _client_cache._clients.clear()
-        core_state.forget()
+        simulation = self.simulation
+        wall_error = self.choices.pick("error of the wall clock", (0.0, 600.0, -600.0, 45.0), 0.1)
+        simulation.clock_errors |= wall_error != 0.0
+        worker = Blocking(
+            len(simulation.live) + 1, self.interleaving, simulation.network, simulation.clock, wall_error
+        )
+        simulation.live.append(worker)
         self._plan_an_end(worker)
         return worker
 
     def _plan_an_end(self, worker: Blocking) -> None:
-        if not self.choices.happens("a worker ends", 0.3):
+        if not self.choices.happens("a worker ends", 0.4):
             return
-        how = self.choices.pick("how", ("killed", "shut down"))
+        how = self.choices.pick("how", tuple(self._ends))
         number = 1 + self.choices.index("effect at which it ends", 16)
         moment = self.choices.pick("when in it", (-1.0, 0.01, 0.03, 5.0, 40.0))
         effects = 0
@@ -263,11 +312,7 @@ class AirflowTask:
         def end() -> None:
             if worker.alive and worker is self.worker and self.state == "running":
                 self.tell("process {0} is {1}", worker.number, how)
-                if how == "killed":
-                    self.killed.add(worker.number)
-                    self._kill(worker)
-                else:
-                    self._terminate()
+                self._ends[how](worker)
 
         def on_wait() -> None:
             nonlocal effects
@@ -275,44 +320,91 @@ class AirflowTask:
             if effects == number:
                 if moment < 0:
                     end()
+                    if worker.frozen_until > worker.clock.now:
+                        worker.thaw()
                 else:
                     self.simulation.clock.after(moment, end)
 
         worker.on_wait = on_wait
 
+    def _crash(self, worker: Blocking) -> None:
+        self.killed.add(worker.number)
+        self._kill(worker)
+
+    def _freeze(self, worker: Blocking) -> None:
+        """Let the machine of a worker be paused, until Airflow has missed its heartbeats or for longer."""
+        clock = self.simulation.clock
+        worker.freeze(self.choices.pick("frozen for", (301.0, 330.0, 600.0)))
+        clock.after(HEARTBEAT_TIMEOUT, lambda: self._presume_dead(worker))
+        notices = self.choices.pick("the supervisor notices after", (0.05, 3.0))
+        clock.at(worker.frozen_until + notices, lambda: self._terminate(worker))
+
+    def _move(self, worker: Blocking) -> None:
+        """Let a scheduler give up a worker that lives, as one does that adopts the tasks of another one."""
+        self._presume_dead(worker)
+        notices = self.choices.pick("the supervisor notices after", (5.0, 0.1, 30.0))
+        self.simulation.clock.after(notices, lambda: self._terminate(worker))
+
+    def _presume_dead(self, worker: Blocking) -> None:
+        """Let Airflow begin the next try, if there is one, beside a worker of this one."""
+        if not worker.alive or worker is not self.worker or self.state not in ("running", "restarting"):
+            return
+        self.tell("Airflow takes process {0} for dead", worker.number)
+        worker.presumed_dead_at = self.simulation.clock.now
+        self.killed.add(worker.number)
+        self._ended(None)
+        if self.over_at is None:
+            self.replaced.add(worker.number)
+        else:
+            self.given_up_last = True
+
     def _run(self, method: str, arguments: dict[str, Any]) -> None:
-        """Run one part of a try on a worker, and see to what follows."""
+        """Run one part of a try on a worker."""
         self.state = "running"
         self.began_at = self.simulation.clock.now
         self.worker = worker = self._new_worker()
         self.ended_in = worker.number
+        self.interleaving.start(worker, lambda: self._work(worker, method, arguments))
+
+    def _work(self, worker: Blocking, method: str, arguments: dict[str, Any]) -> None:
+        """Run one part of a try, and see to what follows, unless Airflow has given up its worker before."""
         operator = _operator(self)
-        self._operator = operator
         context: Any = {"ti": TaskInstance(self)}
         if self.durable_store:
-            context["task_state_store"] = TaskStore(self)
+            context["task_state_store"] = TaskStore(self, worker)
         worker.on_signal = operator.on_kill
         self.tell("process {0} runs {1} of try {2}", worker.number, method, self.try_number)
+        deferred: TaskDeferred | None = None
+        error: BaseException | None = None
+        result: Any = None
         try:
             if method == "execute":
                 result = operator.execute(context)
             else:
                 result = operator.resume_execution(method, arguments, context)
-        except TaskDeferred as deferred:
+        except TaskDeferred as raised:
             worker.signalled = False
-            if self.state == "running":
-                self._defer(deferred)
-            else:
-                self._ended(RuntimeError("the deferral came too late"))
-        except Killed:
+            deferred = raised
+        except Killed as raised:
             worker.alive = False
-            self._ended(None)
-        except BaseException as error:
-            if not isinstance(error, Exception) and not isinstance(error, AirflowTaskTerminated):
+            error = raised
+        except BaseException as raised:
+            if not isinstance(raised, Exception) and not isinstance(raised, AirflowTaskTerminated):
                 raise
-            self.logged(f"raised {type(error).__name__}: {error}")
-            self.act_handled = True
+            self.logged(f"raised {type(raised).__name__}: {raised}")
+            self.act_handled |= worker.presumed_dead_at is None
+            error = raised
+        worker.alive = False
+        if worker.presumed_dead_at is not None:
+            self.tell("process {0} ends, and Airflow does not take what it came to", worker.number)
+        elif isinstance(error, Killed):
+            self._ended(None)
+        elif error is not None:
             self._ended(error)
+        elif deferred is not None and self.state == "running":
+            self._defer(deferred)
+        elif deferred is not None:
+            self._ended(RuntimeError("the deferral came too late"))
         else:
             self.tell("the try returns {0}", result)
             self.results.append(result)
@@ -347,42 +439,50 @@ class AirflowTask:
         self.state = "deferred"
         self._triggerer_ended = ""
         self.tell("the task defers")
-        # Out of the worker's code, whose frames are still there.
-        self.simulation.clock.after(0.1, lambda: self._wait_in_triggerer(deferred))
+        self.simulation.clock.after(0.1, lambda: self._start_triggerer(deferred))
 
-    def _wait_in_triggerer(self, deferred: TaskDeferred) -> None:
+    def _start_triggerer(self, deferred: TaskDeferred) -> None:
         if self.state != "deferred":
             self._ended(None)
             return
+        simulation = self.simulation
+        process = LiveProcess(len(simulation.live) + 1, simulation.clock)
+        simulation.live.append(process)
+        self.interleaving.start(process, lambda: self._wait_in_triggerer(process, deferred))
+
+    def _wait_in_triggerer(self, process: LiveProcess, deferred: TaskDeferred) -> None:
         trigger: Any = deferred.trigger
         _, arguments = trigger.serialize()
         self._triggerer_ended = ""
-        payload = self._trigger(NoukaiJobTrigger(**arguments))
+        clock = self.simulation.clock
+        payload = self._trigger(process, NoukaiJobTrigger(**arguments))
         if self.state != "deferred":
             self._ended(None)
         elif payload is None:
             pause = self.choices.pick("until the next triggerer", (1.0, 40.0))
-            self.simulation.clock.after(pause, lambda: self._wait_in_triggerer(deferred))
+            clock.after(pause, lambda: self._start_triggerer(deferred))
         else:
-            self._run(deferred.method_name, {**(deferred.kwargs or {}), "event": payload})
+            resumed = {**(deferred.kwargs or {}), "event": payload}
+            clock.after(0.0, lambda: self._resume(deferred, resumed))
 
-    def _trigger(self, trigger: NoukaiJobTrigger) -> Any:
+    def _resume(self, deferred: TaskDeferred, arguments: dict[str, Any]) -> None:
+        if self.state == "deferred":
+            self._run(deferred.method_name, arguments)
+        else:
+            self._ended(None)
+
+    def _trigger(self, process: LiveProcess, trigger: NoukaiJobTrigger) -> Any:
         """Run a trigger in a triggerer of its own; `None` when it ended without an event."""
         clock, choices = self.simulation.clock, self.choices
-        self._processes += 1
-        number = self._processes
-        clock.boot = number * 10_000.0
-        core_state.forget()
         trigger.task_instance = SimpleNamespace(dag_id="dag", task_id="task", run_id="run", map_index=-1)
         if choices.happens("a triggerer ends", 0.2):
             seconds = choices.pick("triggerer ends after", (1.0, 10.0, 100.0))
             how = choices.pick("how the triggerer ends", ("killed", "handed over"))
             clock.after(seconds, lambda: self._end_triggerer(how))
-        self.tell("triggerer {0} waits", number)
-        self._triggerer = AsyncTransport(number, self.simulation.network)
-        with asyncio.Runner(loop_factory=lambda: VirtualLoop(clock)) as runner:
+        self.tell("triggerer {0} waits", process.number)
+        with asyncio.Runner(loop_factory=lambda: VirtualLoop(clock, self.interleaving)) as runner:
             try:
-                return runner.run(self._triggering(trigger))
+                return runner.run(self._triggering(process, trigger))
             finally:
                 self._triggerer_ends = None
 
@@ -392,7 +492,7 @@ class AirflowTask:
             self._triggerer_ended = how
             self._triggerer_ends.set()
 
-    async def _triggering(self, trigger: NoukaiJobTrigger) -> Any:
+    async def _triggering(self, process: LiveProcess, trigger: NoukaiJobTrigger) -> Any:
         async def first() -> Any:
             async for event in trigger.run():
                 return event.payload
@@ -407,7 +507,7 @@ class AirflowTask:
             return waiting.result()
         if self._triggerer_ended == "killed":
             self.triggerer_killed = True
-            self.simulation.network.cut_off(self._processes)
+            self.simulation.network.cut_off(process.number)
         else:
             # As Airflow does, also when the trigger only moves to another triggerer.
             await trigger.on_kill()
@@ -426,7 +526,7 @@ class AirflowTask:
         value = self.xcoms.get(key)
         return value if isinstance(value, str) else None
 
-    async def push_status(self, task: Any, summary: dict[str, Any]) -> None:
+    async def push_status(self, task: Any, summary: dict[str, Any], *_: Any) -> None:
         self.xcoms[JOB_STATUS] = summary
 
 
@@ -448,10 +548,10 @@ def airflow_world(living: LivingClock, task: AirflowTask) -> Iterator[None]:
     """Let the provider live in the simulated world."""
 
     def blocking_transport(*_: Any) -> BlockingTransport:
-        return BlockingTransport(task.worker)
+        return BlockingTransport(task.blocking)
 
     def async_transport(*_: Any) -> AsyncTransport:
-        return task._triggerer
+        return AsyncTransport(task.interleaving.running.number, task.simulation.network)
 
     async def read_connection(hook: NoukaiHook) -> ConnectionSettings:
         return task.settings
@@ -462,18 +562,18 @@ def airflow_world(living: LivingClock, task: AirflowTask) -> Iterator[None]:
         task.timed_out_at.append(task.simulation.clock.now)
         real_time_out(wait)
 
-    living.sleeper = lambda seconds: task.worker.sleep(seconds)
+    living.sleeper = lambda seconds: task.blocking.sleep(seconds)
     threads = SimpleNamespace(Thread=lambda **arguments: _InlineThread(task, **arguments))
     with ExitStack() as stack:
         for target, name, value in (
             (connection, "blocking_transport", blocking_transport),
             (connection, "async_transport", async_transport),
             (noukai_airflow._wait.JobWait, "time_out", time_out),
-            (NoukaiHook, "settings", task.settings),
+            (NoukaiHook, "settings", property(lambda hook: task.settings)),
             (NoukaiHook, "_read_connection", read_connection),
             (noukai_airflow._worker_kill, "threading", threads),
             # The supervisor's kill, which the process anticipates, comes before this sleep ends.
-            (noukai_airflow._worker_kill, "kill_own_process", lambda: task.worker.sleep(10.0)),
+            (noukai_airflow._worker_kill, "kill_own_process", lambda: task.blocking.sleep(10.0)),
             (noukai_airflow._task_states, "state_of_task", task.state_of_task),
             (noukai_airflow._task_states, "published_by_task", task.published_by_task),
             (noukai_airflow._task_states, "push_status", task.push_status),
@@ -514,7 +614,7 @@ class _InlineThread:
         pass
 
     def join(self, timeout: float) -> None:
-        worker = self._task.worker
+        worker = self._task.blocking
         worker.until = worker.clock.now + timeout
         try:
             self._run()

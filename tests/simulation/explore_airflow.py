@@ -13,7 +13,7 @@ from tests.simulation.clock import Clock, LivingClock, living_in
 from tests.simulation.coverage import wire_states
 from tests.simulation.explore import Outcome
 from tests.simulation.invariants import History
-from tests.simulation.simulation import Simulation
+from tests.simulation.simulation import HORIZON, Simulation
 
 _LIVING = LivingClock()
 
@@ -35,7 +35,7 @@ def run_airflow(seed: int, replayed: Mapping[Decision, int] | None = None, *, to
     task = AirflowTask(simulation)
     with airflow_world(_LIVING, task):
         task.begin()
-        simulation.run()
+        task.interleaving.run(clock.now + HORIZON)
     history = History(simulation)
     return Outcome(
         seed,

@@ -24,7 +24,7 @@ from tests.simulation.invariants import (
 )
 from tests.simulation.prefect_run import SLOT, PrefectFlowRun, prefect_world
 from tests.simulation.process import StoreError
-from tests.simulation.simulation import Simulation
+from tests.simulation.simulation import HORIZON, Simulation
 
 _LIVING = LivingClock()
 
@@ -46,7 +46,7 @@ def run_prefect(seed: int, replayed: Mapping[Decision, int] | None = None, *, to
     flow_run = PrefectFlowRun(simulation)
     with prefect_world(flow_run, clock):
         flow_run.begin()
-        simulation.run()
+        flow_run.interleaving.run(clock.now + HORIZON)
     history = History(simulation)
     return Outcome(
         seed,

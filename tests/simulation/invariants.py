@@ -68,11 +68,17 @@ class History:
         That is promised to make one job only where the service honours the idempotency key. But a process
         that begins when the requests of all others have ended makes no second job, even if they live on.
         """
-        call = self._calls.get(id(later))
-        if call is None or earlier.process == later.process:
+        if earlier.process == later.process:
             return False
-        began_at = self.simulation.processes[later.process - 1].began_at
-        return earlier.sent_at >= began_at or earlier.ended_at is None or earlier.ended_at > call.started
+        call = self._calls.get(id(later))
+        if call is not None:
+            began_at = self.simulation.processes[later.process - 1].began_at
+            started = call.started
+        elif self.simulation.live:
+            began_at = started = self.simulation.live[later.process - 1].began_at
+        else:
+            return False
+        return earlier.sent_at >= began_at or earlier.ended_at is None or earlier.ended_at > started
 
 
 def violations(history: History) -> list[Violation]:

@@ -25,21 +25,25 @@ class Mutant:
         module: The module that is changed.
         before: A part of its source, which is there once.
         after: What stands there instead.
+        also: Further changes of the module, each with what is there once and what stands there instead.
     """
 
     name: str
     module: str
     before: str
     after: str
+    also: tuple[tuple[str, str], ...] = ()
 
     def applied(self, source: str) -> str:
         """Return the source with the change."""
-        if source.count(self.before) != 1:
-            raise ValueError(
-                f"the mutant {self.name!r} does not fit {self.module} any more: "
-                f"{self.before!r} is there {source.count(self.before)} times"
-            )
-        return source.replace(self.before, self.after)
+        for before, after in ((self.before, self.after), *self.also):
+            if source.count(before) != 1:
+                raise ValueError(
+                    f"the mutant {self.name!r} does not fit {self.module} any more: "
+                    f"{before!r} is there {source.count(before)} times"
+                )
+            source = source.replace(before, after)
+        return source
 
 
 class _Finder(importlib.abc.MetaPathFinder):

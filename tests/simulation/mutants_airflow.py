@@ -89,8 +89,8 @@ MUTANTS = (
     Mutant(
         "a shutdown cancels the job",
         _POLICY,
-        'if not known or state in _ALIVE_ON_WORKER or (state == "restarting" and kept):',
-        "if not known:",
+        'if not known or replaced or state in _ALIVE_ON_WORKER or (state == "restarting" and kept):',
+        "if not known or replaced:",
     ),
     Mutant(
         "a signal cancels the job when nobody knows who sent it",
@@ -103,6 +103,18 @@ MUTANTS = (
         _POLICY,
         "        return KillDecision.KEEP\n    return KillDecision.CANCEL\n\n\ndef decide_in_triggerer",
         "        return KillDecision.KEEP\n    return KillDecision.KEEP\n\n\ndef decide_in_triggerer",
+    ),
+    Mutant(
+        "a worker that Airflow has replaced is ended as if by a person",
+        _POLICY,
+        '{"running", "up_for_retry", "up_for_reschedule",',
+        '{"running", "up_for_reschedule",',
+    ),
+    Mutant(
+        "a worker that Airflow has replaced cancels at its deadline",
+        _WAIT,
+        "        if self._store.is_replaced():\n            return _REPLACED\n",
+        "",
     ),
     Mutant(
         "a hand-over to another triggerer cancels the job",

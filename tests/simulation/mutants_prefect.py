@@ -33,6 +33,13 @@ MUTANTS = (
         "    return None\n",
     ),
     Mutant(
+        "two live attempts submit under different ids",
+        _STORE,
+        'submission_id = str(uuid.uuid5(_NAMESPACE, f"{slot}:{resubmission}"))',
+        "submission_id = str(uuid.uuid4())",
+        also=(("return self.submission_id == expected and signer.", "return signer."),),
+    ),
+    Mutant(
         "a job that replaces another has the same submission",
         _STORE,
         "new = _new_record(self.flow, self.slot, self.resubmission + 1)",

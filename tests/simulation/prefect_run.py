@@ -37,6 +37,7 @@ from noukai_prefect._run import JobRequest, WaitOptions
 from noukai_prefect._run_context import RunContext
 from tests.simulation import core_state
 from tests.simulation.clock import EPOCH, Clock
+from tests.simulation.interleaving import Interleaving, LiveProcess
 from tests.simulation.process import StoreError
 from tests.simulation.server import FLOW
 from tests.simulation.simulation import Simulation
@@ -73,8 +74,30 @@ class _Run(RunContext):
 _LOGGER = logging.getLogger("noukai_prefect")
 
 
-class _Attempt:
-    """What stands for an attempt of the flow run in its process."""
+class _Attempt(LiveProcess):
+    """An attempt of the flow run, and its process.
+
+    Attributes:
+        dead: Whether the process was killed.
+        interrupted: Is set when it is to end, from its start to its end.
+        how: How it ends.
+    """
+
+    def __init__(self, number: int, clock: Clock, wall_error: float) -> None:
+        super().__init__(number, clock, wall_error)
+        self.dead = False
+        self.interrupted: asyncio.Event | None = None
+        self.how = ""
+        self._memory = core_state.Memory()
+
+    @property
+    def can_act(self) -> bool:
+        """Whether it runs, nothing has ended it, and Prefect knows of it."""
+        return self.interrupted is not None and not self.how and self.presumed_dead_at is None
+
+    def enter(self) -> None:
+        super().enter()
+        self._memory.enter()
 
 
 @dataclass
@@ -172,9 +195,9 @@ class PrefectServer:
         )
 
     async def _access(self, what: str, *, written: bool) -> str:
-        choices, process = self.flow_run.choices, self.flow_run.process
+        choices, process = self.flow_run.choices, self.flow_run.running
         await asyncio.sleep(choices.pick(f"slowness of a {what}", (0.01, 3.0, 30.0), 0.05))
-        if self.flow_run.dead or process != self.flow_run.process:
+        if process.dead:
             await asyncio.sleep(1e6)
         if not written:
             if choices.happens("Prefect does not answer", 0.04):
@@ -205,8 +228,8 @@ class PrefectFlowRun:
         self.lines: list[tuple[float, str]] = []
         self.cancelling = False
         self.acted_in_time = False
-        self.dead = False
-        self.process = 0
+        self.interleaving = Interleaving(simulation.clock)
+        self.current: _Attempt | None = None
         self.over_at: float | None = None
         self.handled = False
         self.running_at_the_end: list[str] = []
@@ -217,9 +240,6 @@ class PrefectFlowRun:
         self.timeout = choices.pick("timeout of the wait", (1000.0, 20.0, 100.0), 0.3)
         self.cancel_on_timeout = choices.pick("cancel_on_timeout", (True, False), 0.2)
         self.max_concurrency = choices.pick("max_concurrency", (10, 2), 0.5)
-        self._attempts = 0
-        self._interrupted: asyncio.Event | None = None
-        self._how = ""
 
     def begin(self) -> None:
         """Start the first attempt, and let a person act."""
@@ -228,67 +248,89 @@ class PrefectFlowRun:
             moment = self.choices.pick("after", (2.0, 0.03, 0.05, 6.0, 15.0, 40.0, 400.0))
             self.simulation.clock.after(moment, self._cancel)
 
+    @property
+    def running(self) -> _Attempt:
+        """The attempt whose code runs now."""
+        running = self.interleaving.running
+        assert isinstance(running, _Attempt)
+        return running
+
     def logged(self, line: str) -> None:
         """Take what was logged or raised."""
-        if not self.dead:
+        if not self.running.dead:
             self.lines.append((self.simulation.clock.now, line))
             self.simulation.story.tell("log: {0}", line)
             self._read(line)
 
     def _read(self, line: str) -> None:
         """Let a person cancel who reads that jobs are left running, while the process still ends."""
-        ends = self._interrupted is not None and not self._how
-        if ends and "left running" in line and self.choices.happens("a person cancels what is left", 0.3):
+        if (
+            self.running.can_act
+            and "left running" in line
+            and self.choices.happens("a person cancels what is left", 0.3)
+        ):
             self.simulation.clock.after(self.choices.pick("reads for", (0.005, 0.015, 1.0)), self._cancel)
 
     def _cancel(self) -> None:
         if self.over_at is None:
             self.simulation.story.tell("a person cancels the flow run")
             self.cancelling = True
-            self.acted_in_time = self._interrupted is not None and not self._how
-            self._interrupt("cancelled")
+            self.acted_in_time = self.current is not None and self.current.can_act
+            if self.current is not None:
+                self._interrupt(self.current, "cancelled")
 
-    def _interrupt(self, how: str) -> None:
-        if self._interrupted is not None and not self._how:
-            self.simulation.story.tell("process {0} is {1}", self.process, how)
-            self._how = how
-            if how == "killed":
-                self.dead = True
-                self.simulation.network.cut_off(self.process)
-            self._interrupted.set()
+    def _interrupt(self, attempt: _Attempt, how: str) -> None:
+        if not attempt.can_act:
+            return
+        assert attempt.interrupted is not None
+        self.simulation.story.tell("process {0} is {1}", attempt.number, how)
+        if how == "given up":
+            attempt.presumed_dead_at = self.simulation.clock.now
+            self._ended(handled=False)
+            return
+        attempt.how = how
+        if how == "killed":
+            attempt.dead = True
+            self.simulation.network.cut_off(attempt.number)
+        attempt.interrupted.set()
 
     def _next_attempt(self) -> None:
         if self.cancelling:
             self._finish()
             return
         simulation, choices, clock = self.simulation, self.choices, self.simulation.clock
-        self._attempts += 1
-        self.process += 1
-        self.dead, self._how = False, ""
-        clock.boot = self.process * 10_000.0
-        clock.wall_error = choices.pick("error of the wall clock", (0.0, 600.0, -600.0, 45.0), 0.1)
-        core_state.forget()
+        wall_error = choices.pick("error of the wall clock", (0.0, 600.0, -600.0, 45.0), 0.1)
+        self.current = attempt = _Attempt(len(simulation.live) + 1, clock, wall_error)
+        simulation.live.append(attempt)
         if choices.happens("a process ends", 0.4):
-            how = choices.pick("how", ("killed", "shut down"))
+            how = choices.pick("how", ("killed", "shut down", "given up"))
             moment = choices.pick("process ends after", (0.03, 0.05, 0.08, 1.0, 5.0, 31.0, 65.0))
-            clock.after(moment, lambda: self._interrupt(how))
-        self.began[self.process] = clock.now
-        simulation.story.tell("process {0} runs attempt {1}", self.process, self._attempts)
-        with asyncio.Runner(loop_factory=lambda: VirtualLoop(clock)) as runner:
-            error = runner.run(self._attempt())
-        if error is not None and not self.dead:
+            clock.after(moment, lambda: self._interrupt(attempt, how))
+        self.began[attempt.number] = clock.now
+        simulation.story.tell("process {0} begins", attempt.number)
+        self.interleaving.start(attempt, lambda: self._run(attempt))
+
+    def _run(self, attempt: _Attempt) -> None:
+        clock = self.simulation.clock
+        with asyncio.Runner(loop_factory=lambda: VirtualLoop(clock, self.interleaving)) as runner:
+            error = runner.run(self._attempt(attempt))
+        if error is not None and not attempt.dead:
             self.errors.append(error)
             self.logged(f"raised {type(error).__name__}: {error}")
-        self.handled = not self.dead
-        if (error is None and not self.dead) or self._attempts == _MOST_ATTEMPTS or self.cancelling:
+        if attempt.presumed_dead_at is None:
+            self._ended(handled=not attempt.dead, completed=error is None and not attempt.dead)
+
+    def _ended(self, *, handled: bool, completed: bool = False) -> None:
+        """Decide what follows an attempt that has ended, or that Prefect takes for dead."""
+        self.handled = handled
+        if completed or len(self.simulation.live) == _MOST_ATTEMPTS or self.cancelling:
             self._finish()
         else:
-            pause = choices.pick("pause before the next attempt", (1.0, 30.0, 70.0, 300.0, 900.0))
-            clock.after(pause, self._next_attempt)
+            pause = self.choices.pick("pause before the next attempt", (1.0, 30.0, 70.0, 300.0, 900.0))
+            self.simulation.clock.after(pause, self._next_attempt)
 
-    async def _attempt(self) -> BaseException | None:
-        self._interrupted = asyncio.Event()
-        attempt = _Attempt()
+    async def _attempt(self, attempt: _Attempt) -> BaseException | None:
+        attempt.interrupted = asyncio.Event()
         client = AsyncNoukai(
             _KEY,
             base_url=BASE_URL,
@@ -299,13 +341,13 @@ class PrefectFlowRun:
         work = asyncio.ensure_future(
             self._batch(client, attempt) if self.size else self._single(client, attempt)
         )
-        stop = asyncio.ensure_future(self._interrupted.wait())
+        stop = asyncio.ensure_future(attempt.interrupted.wait())
         await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
         while not work.done():
             work.cancel()
             await asyncio.wait({work}, timeout=60.0)
         stop.cancel()
-        self._interrupted = None
+        attempt.interrupted = None
         await client.aclose()
         return asyncio.CancelledError() if work.cancelled() else work.exception()
 
@@ -386,7 +428,7 @@ def prefect_world(flow_run: PrefectFlowRun, clock: Clock) -> Iterator[None]:
         return flow_run.server
 
     def async_transport(*_: Any) -> AsyncTransport:
-        return AsyncTransport(flow_run.process, flow_run.simulation.network)
+        return AsyncTransport(flow_run.running.number, flow_run.simulation.network)
 
     with ExitStack() as stack:
         for module in _modules_with_client():

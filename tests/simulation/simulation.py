@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from noukai_core._engine.submission_registry import shared_registry
 from noukai_core._options import ClientOptions
@@ -15,6 +15,9 @@ from tests.simulation.network import Exchange, Network
 from tests.simulation.process import Call, Process, StoreError, StoreWrite, Task
 from tests.simulation.server import FLOW, Habits, Server, ServerJob
 from tests.simulation.story import Story
+
+if TYPE_CHECKING:
+    from tests.simulation.interleaving import LiveProcess
 
 T = TypeVar("T")
 
@@ -35,6 +38,7 @@ class Simulation:
         processes: The processes, in the order of their starts.
         store: What the user has stored.
         clock_errors: Whether the wall clock of a process is wrong.
+        live: The processes of an orchestrator, by their numbers from 1 on.
     """
 
     def __init__(self, choices: Choices, clock: Clock, *, told: bool = False) -> None:
@@ -55,6 +59,7 @@ class Simulation:
         self.calls: list[Call] = []
         self.store: dict[str, Any] = {}
         self.clock_errors = False
+        self.live: list[LiveProcess] = []
 
     def process(self) -> Process:
         """Start a process."""

@@ -13,6 +13,7 @@ import httpx
 from noukai_core._api.parsing import HttpResponse
 from noukai_core._http.messages import HttpRequest, ResponseReader
 from tests.simulation.clock import Clock
+from tests.simulation.interleaving import Interleaving, LiveProcess
 from tests.simulation.network import NO_RESPONSE, NOT_SENT, End, Exchange, Network
 from tests.simulation.pages import Response
 
@@ -23,8 +24,15 @@ class Killed(BaseException):
     """The process has died; nothing of it may run any more."""
 
 
-class Blocking:
+class Blocking(LiveProcess):
     """A process whose code blocks: time passes while it waits.
+
+    Args:
+        number: Which of the schedule's processes it is.
+        interleaving: Lets it run beside others.
+        network: Carries its requests.
+        clock: The time.
+        wall_error: By how many seconds its wall clock is wrong.
 
     Attributes:
         alive: Whether it runs.
@@ -34,9 +42,16 @@ class Blocking:
         until: When what runs now is abandoned, with `Killed`.
     """
 
-    def __init__(self, number: int, clock: Clock, network: Network) -> None:
-        self.number = number
-        self.clock = clock
+    def __init__(
+        self,
+        number: int,
+        interleaving: Interleaving,
+        network: Network,
+        clock: Clock,
+        wall_error: float,
+    ) -> None:
+        super().__init__(number, clock, wall_error)
+        self._interleaving = interleaving
         self.network = network
         self.alive = True
         self.on_wait: Callable[[], None] = lambda: None
@@ -47,6 +62,10 @@ class Blocking:
     def sleep(self, seconds: float) -> None:
         self._begin()
         self._wait(lambda: False, self.clock.now + max(seconds, 0.0))
+
+    def thaw(self) -> None:
+        """Let it stand still until it no longer has to."""
+        self._interleaving.wait(lambda: False, self.frozen_until)
 
     def exchange(self, request: HttpRequest) -> End:
         """Send a request, and wait for what comes of it."""
@@ -67,15 +86,12 @@ class Blocking:
     def _wait(self, ready: Callable[[], bool], until: float) -> None:
         limit = min(until, self.until)
         while not ready():
-            next_at = self.clock.next_at()
-            if next_at is None or next_at > limit:
-                assert limit < math.inf, "what the process waits for never comes"
-                self.clock.now = max(limit, self.clock.now)
+            self._interleaving.wait(lambda: ready() or self.signalled or not self.alive, limit)
+            self._check()
+            if not ready() and self.clock.now >= limit:
                 if until > self.until:
                     raise Killed
                 break
-            self.clock.step()
-            self._check()
         self._check()
 
     def _check(self) -> None:
@@ -155,9 +171,13 @@ class RealConnection(BaseException):
 class VirtualLoop(asyncio.SelectorEventLoop):
     """An event loop in virtual time: while it has nothing to do, the events of the schedule come."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, interleaving: Interleaving) -> None:
         self._simulated = clock
-        super().__init__(_Selector(clock))
+        super().__init__(_Selector(clock, interleaving, self))
+
+    def has_work(self) -> bool:
+        """Whether a callback is due."""
+        return bool(self._ready)  # type: ignore[attr-defined]
 
     def time(self) -> float:
         return self._simulated.now
@@ -177,20 +197,17 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 class _Selector(selectors.DefaultSelector):
     """Where a loop sleeps until its next timer; nothing real ever wakes it."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, interleaving: Interleaving, loop: VirtualLoop) -> None:
         super().__init__()
         self._clock = clock
+        self._interleaving = interleaving
+        self._loop = loop
 
     def select(self, timeout: float | None = None) -> list[Any]:
         if timeout == 0:
             return []
-        clock = self._clock
-        ends = math.inf if timeout is None else clock.now + max(timeout, 0.0)
-        next_at = clock.next_at()
-        if next_at is not None and next_at <= ends:
-            clock.step()
-        else:
-            assert ends < math.inf, "the loop waits for what never comes"
-            # However short the sleep is: a loop goes to sleep again until its timer has come.
-            clock.now = max(ends, math.nextafter(clock.now, math.inf))
+        now = self._clock.now
+        # However short the sleep is: a loop goes to sleep again until its timer has come.
+        ends = math.inf if timeout is None else max(now + timeout, math.nextafter(now, math.inf))
+        self._interleaving.wait(self._loop.has_work, ends)
         return []
