@@ -23,6 +23,8 @@ FAILED = "failed.jsonl"
 _FIELDS = ("message", "parameters", "block_overrides", "key")
 
 _PART = re.compile(r"part-[0-9]{5,}-[0-9a-f]{8}\.jsonl", re.ASCII)
+# Half a pair, which JSON can name in an escape, but UTF-8 cannot hold.
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _USER = re.compile(r"(?<=://)[^\s/?#]*@")
 _QUERY = re.compile(r"(://[^\s?]*)\?[^\s'\")>]*")
 _MAX_ROWS = 1_000
@@ -138,7 +140,8 @@ def _malformed(name: str, number: int, what: str) -> InvalidInputError:
 
 def json_line(row: Mapping[str, Any]) -> str:
     """Return an outcome as a line of JSONL, without the line end."""
-    return json.dumps(row, ensure_ascii=False, separators=(",", ":"))
+    line = json.dumps(row, ensure_ascii=False, separators=(",", ":"))
+    return _SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", line)
 
 
 def is_part(name: str) -> bool:
