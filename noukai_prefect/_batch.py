@@ -139,10 +139,12 @@ class BatchRun:
             raise StoppedInThread(f"The flow run was stopped before jobs of {path} were submitted")
         batch = await self._begin()
         stop = asyncio.ensure_future(_cancellation.watch_for_stop(run))
-        updates = asyncio.ensure_future(self._update_regularly(batch))
-        waiting: set[asyncio.Future[Any]] = {stop, updates}
+        waiting: set[asyncio.Future[Any]] = {stop}
         interrupted = False
         try:
+            await self._open_table()
+            updates = asyncio.ensure_future(self._update_regularly(batch))
+            waiting.add(updates)
             while True:
                 following = asyncio.ensure_future(anext(batch, None))
                 waiting.add(following)
@@ -194,9 +196,6 @@ class BatchRun:
             entries = record.read().items()
             self._log_left({index: one for index, one in entries if one.unfinished and not one.kept})
             raise
-        self._table.artifact = self._log.table
-        await self._table.write(final=False)
-        self._log.table = self._table.artifact
         kept = {index for index, entry in record.read().items() if entry.kept}
         return self._flow.jobs(
             self._taken_inputs(kept),
@@ -212,6 +211,12 @@ class BatchRun:
             ledger=record,
             batch_id=self._slot,
         )
+
+    async def _open_table(self) -> None:
+        """Show the table, or the one of an earlier attempt again."""
+        self._table.artifact = self._log.table
+        await self._table.write(final=False)
+        self._log.table = self._table.artifact
 
     async def _open_places(self, record: BatchRecord) -> None:
         storage = self._options.output_storage

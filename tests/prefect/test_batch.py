@@ -195,3 +195,37 @@ async def test_an_interruption_while_a_failed_batch_ends(
     with pytest.raises(asyncio.CancelledError):
         await running
     assert [job["state"] for job in emulator.control.jobs()] == ["cancelled"]
+
+
+async def test_an_interruption_while_a_rerun_begins(
+    flow: AsyncFlow, credentials: NoukaiCredentials, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The jobs of an earlier attempt are cancelled if the batch is interrupted before its table is shown."""
+    job, session_id = await flow.job("hello"), str(uuid4())
+    entry = LedgerEntry(
+        index=0, submission_id=str(uuid4()), session_id=session_id, job_id=job.id, state="submitted"
+    )
+    beginning = asyncio.Event()
+
+    async def stored(*_: object) -> list[Any]:
+        return [{"entry": entry.to_list()}]
+
+    async def write(*, final: bool) -> None:
+        if not final:
+            beginning.set()
+            await asyncio.Event().wait()
+
+    batch = batch_of_two(flow, credentials)
+    monkeypatch.setattr(BatchRecordLog, "rows", stored)
+    monkeypatch.setattr(batch._table, "write", write)
+
+    async def run() -> None:
+        async for _ in batch.outcomes():
+            pass
+
+    running = asyncio.ensure_future(run())
+    await beginning.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert [job["state"] for job in emulator.control.jobs()] == ["cancelled"]
