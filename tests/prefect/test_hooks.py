@@ -273,11 +273,7 @@ async def test_jobs_that_have_ended_are_left_alone(
 @flow
 async def half_a_batch(credentials: NoukaiCredentials) -> UUID:
     """Run a batch until one of its jobs has completed, and leave the other running."""
-    inputs = [
-        {"message": "quick", "parameters": {"_emulator": {"outcome": "completed", "after_seconds": 0}}},
-        "endless",
-    ]
-    async with aclosing(stream_noukai_jobs(credentials, FLOW, inputs)) as outcomes:
+    async with aclosing(stream_noukai_jobs(credentials, FLOW, ["quick", "endless"])) as outcomes:
         assert (await anext(outcomes)).index == 0
     return run_id()
 
@@ -287,7 +283,14 @@ async def test_what_is_left_of_a_batch(
 ) -> None:
     """Both hooks leave completed jobs of a batch alone, and use the default block if none is recorded."""
     await credentials.model_copy().save("default", overwrite=True)
-    flow_run_id = await half_a_batch(credentials)
+
+    async def finish_the_quick_one() -> None:
+        while len(jobs := await asyncio.to_thread(control.jobs)) < 2:
+            await asyncio.sleep(0.05)
+        (quick,) = (job for job in jobs if job["message"] == "quick")
+        await asyncio.to_thread(control.finish, quick["id"])
+
+    flow_run_id, _ = await asyncio.gather(half_a_batch(credentials), finish_the_quick_one())
     quick, endless = sorted(control.jobs(), key=lambda job: job["message"], reverse=True)
     await call(log_resumable_noukai_jobs, half_a_batch, flow_run_id)
     assert f"Noukai job {endless['id']} of {FLOW}: left running (a retry" in log.text
