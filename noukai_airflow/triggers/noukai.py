@@ -264,10 +264,11 @@ class NoukaiJobTrigger(CancellingTrigger):
                 raise
             except Exception as error:
                 failures += 1
+                reason = f"{self.noukai_conn_id!r}: {str(error) or type(error).__name__}"
                 if time.time() >= gives_up_at:
-                    raise NoukaiTransientException(f"connection not read: {error}") from error
+                    raise NoukaiTransientException(f"connection not read: {reason}") from error
                 if failures == 1:
-                    self.log.warning("%s: connection not read (retrying): %s", self.subject, error)
+                    self.log.warning("%s: connection not read (retrying): %s", self.subject, reason)
                 await asyncio.sleep(_CONNECTION_PAUSE)
             else:
                 if failures:

@@ -299,8 +299,10 @@ async def test_a_connection_that_cannot_be_read_for_a_while(
     assert (await event_of(trigger(submit(connected)))).state == "completed"
 
 
-async def test_a_connection_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection that stays unreadable is an event: the task defers again if a worker can read it."""
+async def test_a_connection_that_cannot_be_read(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A connection that stays unreadable is named, and its event lets the task defer again."""
 
     async def fail(hook: NoukaiHook) -> ConnectionSettings:
         raise RuntimeError("the secrets backend is down")
@@ -308,6 +310,7 @@ async def test_a_connection_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(NoukaiHook, "_read_connection", fail)
     monkeypatch.setattr(triggers, "_CONNECTION_SECONDS", 0.0)
     assert (await event_of(trigger("job-1"))).reason is Reason.TRANSIENT_ERROR
+    assert "connection not read: 'noukai_default': the secrets backend is down" in capsys.readouterr().out
 
 
 async def test_an_unexpected_error(connected: ConnectionSettings, monkeypatch: pytest.MonkeyPatch) -> None:

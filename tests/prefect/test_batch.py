@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,15 +47,20 @@ def batch_of_two(flow: AsyncFlow, credentials: NoukaiCredentials, **options: Any
     )
 
 
-async def interrupt(batch: BatchRun, emulator: Emulator, moment: tuple[str, int]) -> list[str]:
-    """Interrupt a batch after a request, and return the states of the jobs."""
+async def received(emulator: Emulator, kind: str, count: int) -> None:
+    """Wait until the local Noukai has received a number of requests of a kind."""
+    await asyncio.to_thread(emulator.control.wait_for, kind, count)
+
+
+async def interrupt(batch: BatchRun, emulator: Emulator, moment: Awaitable[Any]) -> list[str]:
+    """Interrupt a batch at a moment, and return the states of the jobs."""
 
     async def run() -> None:
         async for _ in batch.outcomes():
             pass
 
     running = asyncio.ensure_future(run())
-    await asyncio.to_thread(emulator.control.wait_for, *moment)
+    await moment
     running.cancel()
     with suppress(asyncio.CancelledError):
         await running
@@ -80,7 +85,7 @@ async def test_jobs_that_wait_for_their_turn(
 
     monkeypatch.setattr(BatchRecordLog, "rows", stored)
     batch = batch_of_two(flow, credentials)
-    assert await interrupt(batch, emulator, ("poll", 1)) == ["cancelled"] * 2
+    assert await interrupt(batch, emulator, received(emulator, "poll", 1)) == ["cancelled"] * 2
 
 
 @pytest.mark.parametrize("end", ["inputs fail", "inputs end", "storage fails"])
@@ -140,7 +145,10 @@ async def test_a_job_that_completes_before_its_cancel(
     monkeypatch.setattr(_cancellation, "cancel_reason", cancel_reason)
     inputs = BatchInputs(FLOW, ["hello"] * 2, "production", False)
     batch = BatchRun(flow, inputs, BatchOptions(), TIMED_OUT, str(uuid4()), credentials)
-    assert sorted(await interrupt(batch, emulator, ("poll", 2))) == ["cancelled", "completed"]
+    assert sorted(await interrupt(batch, emulator, received(emulator, "poll", 2))) == [
+        "cancelled",
+        "completed",
+    ]
     assert batch.progress == "1 completed, 1 cancelled"
 
 
@@ -149,7 +157,7 @@ async def test_jobs_that_timed_out(
 ) -> None:
     """A job that timed out and was left running is cancelled with the others."""
     batch = batch_of_two(flow, credentials, timeout=1.5, cancel_on_timeout=False)
-    assert await interrupt(batch, emulator, ("submit", 2)) == ["cancelled"] * 2
+    assert await interrupt(batch, emulator, received(emulator, "submit", 2)) == ["cancelled"] * 2
 
 
 async def test_a_record_whose_job_only_its_session_knows_is_attached(
@@ -185,16 +193,7 @@ async def test_an_interruption_while_a_failed_batch_ends(
     monkeypatch.setattr(batch, "_update_regularly", fail)
     monkeypatch.setattr(batch._table, "write", never_ends)
 
-    async def run() -> None:
-        async for _ in batch.outcomes():
-            pass
-
-    running = asyncio.ensure_future(run())
-    await ending.wait()
-    running.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await running
-    assert [job["state"] for job in emulator.control.jobs()] == ["cancelled"]
+    assert await interrupt(batch, emulator, ending.wait()) == ["cancelled"]
 
 
 async def test_an_interruption_while_a_rerun_begins(
@@ -219,13 +218,4 @@ async def test_an_interruption_while_a_rerun_begins(
     monkeypatch.setattr(BatchRecordLog, "rows", stored)
     monkeypatch.setattr(batch._table, "write", write)
 
-    async def run() -> None:
-        async for _ in batch.outcomes():
-            pass
-
-    running = asyncio.ensure_future(run())
-    await beginning.wait()
-    running.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await running
-    assert [job["state"] for job in emulator.control.jobs()] == ["cancelled"]
+    assert await interrupt(batch, emulator, beginning.wait()) == ["cancelled"]
