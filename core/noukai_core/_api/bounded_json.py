@@ -20,13 +20,12 @@ _STEP = 64 * 1024
 
 _ANY_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
-# Up to the next half of a surrogate pair that is alone, and its digits. What is skipped is skipped in one
-# piece, so that no escape is read from its middle; at the end of a body no half follows.
-_LONE_SURROGATE = re.compile(
-    rb"(?:[^\\]++|\\[^u]|\\u(?![dD][89a-fA-F][0-9a-fA-F]{2})"
-    rb"|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})*+"
-    rb"(?:\\u([dD][89a-fA-F][0-9a-fA-F]{2}))?",
-    re.DOTALL,
+# A half of a surrogate pair, maybe with the other one. Whether it is one depends on the number of
+# backslashes: two are an escaped backslash. Possessive quantifiers would skip what is none in one piece, but
+# Python before 3.11.5 matches them wrongly (python/cpython#106052).
+_SURROGATES = re.compile(
+    rb"(?<!\\)(\\+)u"
+    rb"(?:[dD][89abAB][0-9a-fA-F]{2}(\\u[dD][c-fC-F][0-9a-fA-F]{2})?|[dD][c-fC-F][0-9a-fA-F]{2})"
 )
 _REPLACEMENT_CHARACTER = b"fffd"
 
@@ -96,8 +95,9 @@ def _without_lone_surrogates(body: bytes) -> bytearray:
     """Replace halves of surrogate pairs: they are no text, and a flow that cuts a text makes them."""
     # In place and of the same length, so that many of them take no more memory than one.
     repaired = bytearray(body)
-    for half in _LONE_SURROGATE.finditer(body):
-        begin = half.start(1)
-        if begin >= 0:
-            repaired[begin : begin + 4] = _REPLACEMENT_CHARACTER
+    for found in _SURROGATES.finditer(body):
+        begins_escape = (found.end(1) - found.start(1)) % 2 == 1
+        alone = found.end(1) if begins_escape else found.start(2) + 1
+        if begins_escape == (found.start(2) < 0):
+            repaired[alone + 1 : alone + 5] = _REPLACEMENT_CHARACTER
     return repaired
