@@ -263,6 +263,10 @@ class NoukaiJobTrigger(CancellingTrigger):
             except NoukaiPermanentException:
                 raise
             except Exception as error:
+                # `airflow dags test` runs a trigger outside of a triggerer, and no stored connection can be
+                # read there.
+                if getattr(self, "trigger_id", None) is None:
+                    raise
                 failures += 1
                 reason = f"{self.noukai_conn_id!r}: {str(error) or type(error).__name__}"
                 if time.time() >= gives_up_at:

@@ -50,6 +50,12 @@ def trigger(job_id: str, **arguments: Any) -> NoukaiJobTrigger:
     return NoukaiJobTrigger(job_id, FLOW, poll_interval=0.05, **arguments)
 
 
+def in_triggerer(trigger: NoukaiJobTrigger) -> NoukaiJobTrigger:
+    """Give a trigger the id that it has in a triggerer."""
+    setattr(trigger, "trigger_id", 1)  # noqa: B010 - Airflow types it as None
+    return trigger
+
+
 async def event_of(waiting: NoukaiJobTrigger) -> JobEvent:
     """Run a trigger, and return its only event."""
     events = [JobEvent.read(event.payload) async for event in waiting.run()]
@@ -296,7 +302,7 @@ async def test_a_connection_that_cannot_be_read_for_a_while(
 
     monkeypatch.setattr(NoukaiHook, "_read_connection", read)
     monkeypatch.setattr(triggers, "_CONNECTION_PAUSE", 0.01)
-    assert (await event_of(trigger(submit(connected)))).state == "completed"
+    assert (await event_of(in_triggerer(trigger(submit(connected))))).state == "completed"
 
 
 async def test_a_connection_that_cannot_be_read(
@@ -309,8 +315,21 @@ async def test_a_connection_that_cannot_be_read(
 
     monkeypatch.setattr(NoukaiHook, "_read_connection", fail)
     monkeypatch.setattr(triggers, "_CONNECTION_SECONDS", 0.0)
-    assert (await event_of(trigger("job-1"))).reason is Reason.TRANSIENT_ERROR
+    assert (await event_of(in_triggerer(trigger("job-1")))).reason is Reason.TRANSIENT_ERROR
     assert "connection not read: 'noukai_default': the secrets backend is down" in capsys.readouterr().out
+
+
+async def test_a_connection_that_dags_test_cannot_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a triggerer, as in `airflow dags test`, a connection that cannot be read is not waited for."""
+    reads = list[NoukaiHook]()
+
+    async def fail(hook: NoukaiHook) -> ConnectionSettings:
+        reads.append(hook)
+        raise RuntimeError("stored connections cannot be read here")
+
+    monkeypatch.setattr(NoukaiHook, "_read_connection", fail)
+    assert (await event_of(trigger("job-1"))).reason is Reason.UNEXPECTED_ERROR
+    assert len(reads) == 1
 
 
 async def test_an_unexpected_error(connected: ConnectionSettings, monkeypatch: pytest.MonkeyPatch) -> None:
