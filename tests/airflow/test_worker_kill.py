@@ -71,6 +71,24 @@ def kill(
     return end_job(job, settings, task_instance, JobStore(store), KillOptions(**options | changes))
 
 
+def test_a_kill_in_the_middle_of_a_request_to_airflow(
+    job: Job, settings: ConnectionSettings, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If Airflow responds to the request that the signal interrupted, the state is asked for again."""
+    task_instance = in_state("failed")
+    ask, asked = task_instance.get_task_states, list[object]()
+
+    def respond(**arguments: Any) -> Any:
+        asked.append(arguments)
+        if len(asked) == 1:
+            raise AttributeError("'XComResult' object has no attribute 'task_states'")
+        return ask(**arguments)
+
+    monkeypatch.setattr(task_instance, "get_task_states", respond)
+    assert kill(job, settings, task_instance).by_user
+    assert emulator.control.counts(job.id)["cancel"] == 1
+
+
 def test_a_try_that_airflow_has_replaced(job: Job, settings: ConnectionSettings, emulator: Emulator) -> None:
     """When a later try has failed, no user ended this one: its worker, presumed dead, leaves the job."""
     killed = kill(job, settings, in_state("failed"), MemoryStore())
