@@ -33,7 +33,7 @@ class Network:
         self._server_port = server_port
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="network")
-        self._listening: asyncio.Task[None] | None = None
+        self._listener: socket.socket | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self._flows = asyncio.Event()
         # Bound, so that no other process gets the port while it has no listener.
@@ -86,8 +86,11 @@ class Network:
         asyncio.run_coroutine_threadsafe(step, self._loop).result()
 
     async def _refuse(self) -> None:
-        ending = [*self._connections, *([self._listening] if self._listening else [])]
-        self._listening = None
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
+        ending = [*self._connections]
         for task in ending:
             task.cancel()
         await asyncio.gather(*ending, return_exceptions=True)
@@ -97,18 +100,19 @@ class Network:
 
     async def _let_through(self) -> None:
         self._flows.set()
-        if self._listening is None:
-            listener = socket.create_server((_HOST, self.port), backlog=1024)
-            self._listening = self._loop.create_task(self._listen(listener))
-            self._listening.add_done_callback(lambda _: listener.close())
+        if self._listener is None:
+            self._listener = socket.create_server((_HOST, self.port), backlog=1024)
+            self._listener.setblocking(False)
+            # `sock_accept()` loses a connection if it is cancelled between the accept and its return.
+            self._loop.add_reader(self._listener, self._accept, self._listener)
 
-    async def _listen(self, listener: socket.socket) -> None:
-        listener.setblocking(False)
-        while True:
-            client, _ = await self._loop.sock_accept(listener)
-            self._connect(client)
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(BlockingIOError, ConnectionAbortedError):  # the client has gone meanwhile
+            self._connect(listener.accept()[0])
 
     def _connect(self, client: socket.socket) -> None:
+        client.setblocking(False)
+
         def ended(connection: asyncio.Task[None]) -> None:
             self._connections.discard(connection)
             client.close()
