@@ -45,7 +45,7 @@ KEY = "nk_test_benchmrk_0123456789abcdef0123456789abcdef"
 SECONDS = (1, 2, 4, 6, 8, 10, 12, 15, 20, 30, 40, 60)
 CROWD_SECONDS = range(3, 16)
 CROWD_LIMIT_SECONDS = 3600.0
-WARM_UP_SECONDS = 15
+WARM_UP_SECONDS, AFTERWARDS_SECONDS = 15, 10
 
 _NOTICE = re.compile(
     r"(?P<moment>\d{4}-\S+Z).*executor event with state success.*?(?P<run>manual__[0-9a-f]+)"
@@ -130,6 +130,7 @@ def _lags(airflow: LocalAirflow, emulator: Emulator, rounds: int) -> Lags:
                 _start(airflow, "sleeps", {"seconds": seconds}),
             )
             time.sleep(3)  # so that what is measured is not the start of the others
+        time.sleep(SECONDS[-1] + AFTERWARDS_SECONDS)  # nor how much is asked of Airflow to learn of it
         for seconds, (run, sleep) in runs.items():
             lags.jobs[seconds].append(_lag(airflow, emulator, f"lasts_{seconds}", run))
             if airflow.wait_for("sleeps", sleep, "job") == "success":

@@ -112,8 +112,15 @@ class Services:
         if kind in self._runs:
             polls: int = self._client.get(f"/benchmark/runs/{self._runs[kind]}").json()["requests"]
             return polls
+        return sum(self._polls_by_job(kind))
+
+    def polled(self, kind: str) -> int:
+        """Count the triggers of one kind that poll already; those of a peer all poll one run."""
+        return self.polls(kind) if kind in self._runs else sum(map(bool, self._polls_by_job(kind)))
+
+    def _polls_by_job(self, kind: str) -> list[int]:
         own = set(self._jobs.get(kind, ()))
-        return sum(job["polls"] for job in self.control.jobs() if job["id"] in own)
+        return [job["polls"] for job in self.control.jobs() if job["id"] in own]
 
 
 def queues(kinds: list[str], services: Services, home: Path) -> dict[str, list[Trigger]]:
@@ -273,6 +280,7 @@ def side_by_side(
     """Start the triggerers of some kinds one after the other, then measure all of them at the same time."""
     with contextlib.ExitStack() as stack:
         watched = [stack.enter_context(Watched(kind, home, settings, services)) for kind in kinds]
+        time.sleep(services.interval if watched else 0)  # what the first polls led to is done by then
         for each in watched:
             each.begin()
         time.sleep(max(STEADY, 2 * services.interval) if watched else 0)
@@ -280,9 +288,17 @@ def side_by_side(
         for each in watched:
             each.release()
         with contextlib.suppress(ServerError):  # `left` shows it
-            wait_until(lambda: all(each.released for each in watched), "all to leave", timeout=LEAVING)
+            wait_until(
+                lambda: all(each.released for each in watched),
+                "all to leave",
+                timeout=_scaled(LEAVING, services.triggers),
+            )
         time.sleep(IDLE)
         return {each.kind: replace(measured[each.kind], left=each.left()) for each in watched}
+
+
+def _scaled(seconds: float, triggers: int) -> float:
+    return seconds * max(1, triggers / TRIGGERS)
 
 
 class Watched:
@@ -312,9 +328,9 @@ class Watched:
             if self.kind != "sleep":
                 triggers = self._services.triggers
                 wait_until(
-                    lambda: self._services.polls(self.kind) >= triggers,
+                    lambda: self._services.polled(self.kind) >= triggers,
                     "all to poll",
-                    timeout=MORE * max(1, triggers / TRIGGERS),
+                    timeout=_scaled(MORE, triggers),
                     pause=1,
                 )
         return self

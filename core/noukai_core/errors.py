@@ -14,7 +14,8 @@
     │   │   └── CancelUnsupportedError     this server has no way to cancel a job
     │   ├── JobNotFoundError               the server does not know the job (any more)
     │   ├── TransientError                 408, 425, 429, 5xx, no connection, no response, a gateway's 404
-    │   │   └── RateLimitError             429
+    │   │   ├── RateLimitError             429
+    │   │   └── ConnectionPoolTimeoutError all connections of the client stayed busy; nothing was sent
     │   ├── InvalidResponseError           a response that makes no sense
     │   │   ├── RedirectError              a redirect, which is never followed
     │   │   └── ResponseTooLargeError      a response over the limit
@@ -140,6 +141,10 @@ class TransientError(APIError):
 
 class RateLimitError(TransientError):
     """Too many requests (429)."""
+
+
+class ConnectionPoolTimeoutError(TransientError):
+    """All connections of this client stayed busy, so nothing was sent."""
 
 
 class InvalidResponseError(APIError):

@@ -12,7 +12,9 @@ from uuid import uuid4
 import pytest
 
 from noukai_core import (
+    APIError,
     AsyncNoukai,
+    ConnectionPoolTimeoutError,
     InvalidInputError,
     JobFailedError,
     JobOutcome,
@@ -24,6 +26,8 @@ from noukai_core import (
     Noukai,
     NoukaiError,
     OutcomeState,
+    RateLimitError,
+    TransientError,
 )
 from noukai_core._api.endpoints import Execution
 from noukai_core._engine.batch import Batch
@@ -462,6 +466,29 @@ def test_a_list_that_shrinks() -> None:
     assert polled == ["job-1", "job-2", "job-3"]
     lane._note(listed, 2.0)
     assert all(lane.tells_of(job) for job in jobs)
+
+
+@pytest.mark.parametrize(
+    ("error", "polls"),
+    [
+        (RateLimitError("HTTP 429", status_code=429), []),
+        (ConnectionPoolTimeoutError("no connection became free"), []),
+        (TransientError("HTTP 503", status_code=503), ["job-0", "job-1"]),
+    ],
+    ids=["429", "no connection", "503"],
+)
+def test_a_list_that_fails_for_long(error: APIError, polls: list[str]) -> None:
+    """Each job is polled instead of a list that fails, but not while there are too many requests."""
+    settings = ClientOptions(api_key="nk_test", base_url="http://127.0.0.1:1")
+    limiter = PollRateLimiter(settings.max_polls_per_second)
+    lane = Lane(BATCH, Trust(FLOW, settings), settings, limiter, monotonic)
+    lane.watching = True
+    polled: list[str] = []
+    for job in [lane.add(f"job-{number}", 0.0) for number in range(2)]:
+        job.wake.add(lambda job=job: polled.append(job.job_id))
+    for _ in range(10):
+        assert [type(effect) for effect in lane._after_error(error)] == [Sleep]
+    assert polled == polls
 
 
 def test_the_rare_polls_of_listed_jobs_stay_rare_when_a_batch_grows() -> None:

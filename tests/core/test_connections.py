@@ -15,7 +15,7 @@ import httpcore
 import httpx
 import pytest
 
-from noukai_core import AsyncNoukai, ClientClosedError, Noukai, NoukaiError
+from noukai_core import AsyncNoukai, ClientClosedError, ConnectionPoolTimeoutError, Noukai, NoukaiError
 from noukai_core._api import endpoints
 from noukai_core._engine import schedule
 from noukai_core._http import connection_limiter, transports
@@ -269,11 +269,15 @@ async def test_a_call_without_a_connection_says_that_nothing_was_sent(key: str) 
         poll = endpoints.status(FlowPath(*FLOW.split("/")), "job-1")
         held = [asyncio.ensure_future(connection.send(poll)) for _ in range(MAX_CONCURRENT_CALLS)]
         await crowded.holds(MAX_CONCURRENT_CALLS)
-        said = str(await connection.send(poll, 0.1))
+        not_sent = await connection.send(poll, 0.1)
         crowded.response.set()
         await asyncio.gather(*held)
-    assert "job-1" in said
-    assert f"none of this client's {MAX_CONCURRENT_CALLS} connections became free within 0.1 s" in said
+    assert isinstance(not_sent, ConnectionPoolTimeoutError)
+    assert not_sent.never_processed
+    assert "job-1" in str(not_sent)
+    assert f"none of this client's {MAX_CONCURRENT_CALLS} connections became free within 0.1 s" in str(
+        not_sent
+    )
 
 
 async def test_submissions_have_connections_of_their_own(key: str) -> None:

@@ -41,6 +41,7 @@ TREE = {
     "JobNotFoundError": "APIError",
     "TransientError": "APIError",
     "RateLimitError": "TransientError",
+    "ConnectionPoolTimeoutError": "TransientError",
     "InvalidResponseError": "APIError",
     "RedirectError": "InvalidResponseError",
     "ResponseTooLargeError": "InvalidResponseError",
@@ -53,7 +54,13 @@ TREE = {
     "JobOutputInvalidError": "JobError",
     "JobTimeoutError": "JobError",
 }
-TRANSIENT = {"TransientError", "RateLimitError", "InvalidResponseError", "RedirectError"}
+TRANSIENT = {
+    "TransientError",
+    "RateLimitError",
+    "ConnectionPoolTimeoutError",
+    "InvalidResponseError",
+    "RedirectError",
+}
 KINDS = [kind for kind in vars(errors).values() if inspect.isclass(kind) and issubclass(kind, NoukaiError)]
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from noukai_core import JobState, JobStatus, Noukai, RateLimitError
+from noukai_core import APIError, ConnectionPoolTimeoutError, JobState, JobStatus, Noukai, RateLimitError
 from noukai_core._engine.rate_limit import PollRateLimiter, shared_rate_limiter
 from tests.core.scripted_server import FLOW, ScriptedServer, rejection, state
 from tests.core.test_schedule import HttpResponse, Waiter, finishing
@@ -201,9 +201,16 @@ def test_finished_jobs_leave_the_crowd() -> None:
     assert [len(waiter.polls) for waiter in waiters] == [1] * 100
 
 
-def test_whoever_is_turned_away_waits_while_others_are_served() -> None:
-    """Ten minutes of 429s end no wait while the server responds to others of the same crowd."""
-    limiter, refused = PollRateLimiter(50.0), RateLimitError("HTTP 429", status_code=429)
+ONE_TOO_MANY = [
+    pytest.param(RateLimitError("HTTP 429", status_code=429), id="429"),
+    pytest.param(ConnectionPoolTimeoutError("no connection became free"), id="no connection"),
+]
+
+
+@pytest.mark.parametrize("refused", ONE_TOO_MANY)
+def test_whoever_is_turned_away_waits_while_others_are_served(refused: APIError) -> None:
+    """Ten minutes without a turn end no wait while the server responds to others of the same crowd."""
+    limiter = PollRateLimiter(50.0)
     ended = JobStatus(id="job-1", state=JobState.COMPLETED)
     turned_away = Waiter(lambda now: refused if now < 600 else ended, limiter=limiter)
     served = Waiter(finishing(600), limiter=limiter)
@@ -213,10 +220,27 @@ def test_whoever_is_turned_away_waits_while_others_are_served() -> None:
     assert turned_away.run().state == "completed"
 
 
-def test_whoever_is_turned_away_alone_gives_up() -> None:
-    """When the server responds to none of them, 429s are retried for five minutes and no longer."""
-    refused = RateLimitError("HTTP 429", status_code=429)
+@pytest.mark.parametrize("refused", ONE_TOO_MANY)
+def test_a_crowd_waits_for_a_slow_service(refused: APIError) -> None:
+    """Five hundred jobs, of a service that responds five times a second, all wait on for half an hour."""
+    random.seed(6)
+    served: list[float] = []
+
+    def respond_slowly(now: float) -> JobStatus | APIError:
+        if served and now - served[-1] < 0.2:
+            return refused
+        served.append(now)
+        return JobStatus(id="job-1", state=JobState.RUNNING)
+
+    waiters = crowd(500, PollRateLimiter(50.0), respond_slowly, until=1_800)
+    assert all(waiter.now >= 1_800 for waiter in waiters)
+    assert len(polls_of(waiters)) < 3 * len(served)  # ten times as many, if the rate did not fall
+
+
+@pytest.mark.parametrize("refused", ONE_TOO_MANY)
+def test_whoever_is_turned_away_alone_gives_up(refused: APIError) -> None:
+    """When the server responds to none of them, polls are retried for five minutes and no longer."""
     waiter = Waiter(lambda now: refused, limiter=PollRateLimiter(50.0))
-    with pytest.raises(RateLimitError):
+    with pytest.raises(type(refused)):
         waiter.run()
     assert 300 <= waiter.now <= 400

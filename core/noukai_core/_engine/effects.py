@@ -16,7 +16,13 @@ from typing import Any, TypeAlias, TypeVar
 from noukai_core._api.endpoints import Call
 from noukai_core._engine import schedule
 from noukai_core.batch import LedgerEntry
-from noukai_core.errors import APIError, FlowNotFoundError, JobNotFoundError
+from noukai_core.errors import (
+    APIError,
+    ConnectionPoolTimeoutError,
+    FlowNotFoundError,
+    JobNotFoundError,
+    RateLimitError,
+)
 from noukai_core.models import JobStatus, TraceStep
 
 T = TypeVar("T")
@@ -141,6 +147,11 @@ def may_turn_up(error: APIError, now: float, race_ends: float) -> bool:
         race_ends: Until when, on that clock, a job that was just submitted may be unknown.
     """
     return isinstance(error, JobNotFoundError | FlowNotFoundError) and now < race_ends
+
+
+def is_limited(error: APIError) -> bool:
+    """Tell whether a request was one too many, for the service or for the connections of this client."""
+    return isinstance(error, RateLimitError | ConnectionPoolTimeoutError)
 
 
 def send_with_retries(

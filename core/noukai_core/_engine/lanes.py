@@ -18,12 +18,12 @@ from noukai_core._api import endpoints
 from noukai_core._api.endpoints import Execution
 from noukai_core._api.job_ids import canonical_job_id
 from noukai_core._engine import schedule
-from noukai_core._engine.effects import Clock, Effects, Send, Sleep, Wake, send_with_retries
+from noukai_core._engine.effects import Clock, Effects, Send, Sleep, Wake, is_limited, send_with_retries
 from noukai_core._engine.rate_limit import PollRateLimiter
 from noukai_core._engine.submit import SharedSession, may_be_job
 from noukai_core._engine.wait import reach_slot
 from noukai_core._options import ClientOptions
-from noukai_core.errors import APIError, RateLimitError
+from noukai_core.errors import APIError
 from noukai_core.models import JobState, JobStatus
 
 log = logging.getLogger("noukai_core")
@@ -319,9 +319,10 @@ class Lane:
 
     def _after_error(self, error: APIError) -> Effects[None]:
         self._failures += 1
-        if isinstance(error, RateLimitError):
+        if limited := is_limited(error):
             self._limiter.slow_down(self._clock())
-        if not error.retryable or self._failures > MAX_FAILURES:
+        # To poll each job instead would be a hundred times as many requests.
+        if not error.retryable or (not limited and self._failures > MAX_FAILURES):
             self._doubt(error)
         yield Sleep(max(schedule.backoff(self._failures), error.retry_after or 0.0))
 

@@ -12,11 +12,11 @@ from noukai_core._api import endpoints
 from noukai_core._api.endpoints import Execution
 from noukai_core._api.job_ids import canonical_job_id
 from noukai_core._engine import schedule
-from noukai_core._engine.effects import Clock, Effects, Send, Sleep, send_with_retries
+from noukai_core._engine.effects import Clock, Effects, Send, Sleep, is_limited, send_with_retries
 from noukai_core._engine.rate_limit import PollRateLimiter
 from noukai_core._engine.wait import reach_slot
 from noukai_core._options import ClientOptions
-from noukai_core.errors import APIError, RateLimitError
+from noukai_core.errors import APIError
 from noukai_core.models import JobState
 
 _ENDED = tuple(state for state in JobState if state.finished)
@@ -63,11 +63,13 @@ def wait_for_sessions(
             if not isinstance(listed, APIError):
                 left[session_id] = max(0, sizes[session_id] - _ended(listed))
                 succeeded_at, failures = clock(), 0
+                limiter.last_success_at = succeeded_at
                 continue
             error, failures = listed, failures + 1
-            if isinstance(error, RateLimitError):
+            if limited := is_limited(error):
                 limiter.slow_down(clock())
-            if not error.retryable or clock() - succeeded_at > settings.retry_timeout:
+            since = max(succeeded_at, limiter.last_success_at) if limited else succeeded_at
+            if not error.retryable or clock() - since > settings.retry_timeout:
                 raise error
             break  # the others would meet the same
         now = clock()
@@ -78,8 +80,7 @@ def wait_for_sessions(
             return unfinished
         pause = schedule.align_to_tick(now, schedule.pause_before_poll(now - submitted_at, poll_interval))
         if error is not None:
-            limited = isinstance(error, RateLimitError)
-            pause = schedule.pause_after_error(failures, pause, error.retry_after, limited=limited)
+            pause = schedule.pause_after_error(failures, pause, error.retry_after, limited=is_limited(error))
         yield Sleep(min(pause, deadline - now))
 
 

@@ -10,12 +10,12 @@ from typing import Protocol
 
 from noukai_core._api import endpoints
 from noukai_core._engine import schedule
-from noukai_core._engine.effects import Clock, Effects, Emit, Send, Sleep, Wake, may_turn_up
+from noukai_core._engine.effects import Clock, Effects, Emit, Send, Sleep, Wake, is_limited, may_turn_up
 from noukai_core._engine.rate_limit import PollRateLimiter
 from noukai_core._options import ClientOptions
 from noukai_core._validation import FlowPath
 from noukai_core.cancellation import Logger
-from noukai_core.errors import APIError, JobTimeoutError, RateLimitError
+from noukai_core.errors import APIError, JobTimeoutError
 from noukai_core.models import JobState, JobStatus
 from noukai_core.telemetry import measure
 
@@ -220,7 +220,7 @@ class Poller:
         if self._failures == 0:
             # Not since the last success: the pause before this poll may be longer than the retry window.
             self._failing_since = now
-        limited = isinstance(error, RateLimitError)
+        limited = is_limited(error)
         # A wait that is turned away while the server is busy with others continues while they succeed.
         since = max(self._failing_since, self._limiter.last_success_at) if limited else self._failing_since
         retry_window_ends = since + self._settings.retry_timeout

@@ -34,6 +34,7 @@ from noukai_core.errors import (
     APIError,
     CertificateError,
     ClientClosedError,
+    ConnectionPoolTimeoutError,
     InvalidInputError,
     InvalidResponseError,
     ResponseTooLargeError,
@@ -126,7 +127,8 @@ class BaseConnection:
                 never_processed=True,
             )
         reason = message or f"nothing within {timeout:g} s"
-        return TransientError(
+        kind = ConnectionPoolTimeoutError if isinstance(fault, httpx.PoolTimeout) else TransientError
+        return kind(
             f"{call.operation}: no response from {self._settings.base_url} "
             f"({type(fault).__name__}: {reason})",
             job_id=call.job_id,
@@ -258,8 +260,8 @@ class AsyncConnection(BaseConnection):
         except _FAULTS as fault:
             return self._no_response(call, fault, SILENCE_SECONDS)
 
-    def _not_sent(self, call: Call[Any], waited: float) -> TransientError:
-        return TransientError(
+    def _not_sent(self, call: Call[Any], waited: float) -> ConnectionPoolTimeoutError:
+        return ConnectionPoolTimeoutError(
             f"{call.operation}: not sent to {self._settings.base_url}, as none of this client's "
             f"{MAX_CONCURRENT_CALLS} connections became free within {waited:g} s",
             job_id=call.job_id,
