@@ -109,10 +109,16 @@ async def cancel_tasks(tasks: Sequence[asyncio.Future[Any]]) -> None:
 
 
 async def as_cancelled_state(operation: Awaitable[T]) -> T | State[Any]:
-    """Run an operation. When the task has to stop, return the state `Cancelled` instead of failing."""
+    """Run an operation. When the task has to stop, return the state `Cancelled` instead of failing.
+
+    For a task that called this one, the state would be an output, which Prefect may cache. It is interrupted,
+    as Prefect itself interrupts the tasks of a flow run that has ended.
+    """
     try:
         return await operation
     except StoppedInThread as stopped:
+        if RunContext.current().called_by_task:
+            raise asyncio.CancelledError(str(stopped)) from None
         return Cancelled(message=str(stopped))
 
 

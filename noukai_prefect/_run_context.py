@@ -8,9 +8,11 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from prefect.context import FlowRunContext, TaskRunContext
@@ -20,6 +22,7 @@ from prefect.logging import get_logger, get_run_logger
 if TYPE_CHECKING:
     LoggerOrAdapter = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
+C = TypeVar("C", FlowRunContext, TaskRunContext)
 
 # Prefect takes the start of a task from one clock, and measures its timeout with another.
 _CLOCK_SLACK = 0.2
@@ -33,13 +36,15 @@ class RunContext:
         flow_run_id: The flow run, if there is one.
         task_run_id: The task run, if there is one.
         task_attempt: How often the task run has been started.
-        times_out_at: When Prefect's timeout of the task or of the flow expires, on the monotonic clock.
-        cancel_event: Prefect's event for a task that runs in a thread.
+        times_out_at: When the first of Prefect's timeouts expires, on the monotonic clock: of the task, the
+            flow run, or a task or flow run that called them.
+        cancel_event: Prefect's event for a task that runs in a thread, or that was called by one that does.
         called_by: The task run that represents this flow run in its parent, if it is a subflow run.
         enclosing: The task runs of this flow run inside which the task was called, the innermost first, each
             with how often it has been started.
         attempt: An object that exists exactly as long as this attempt of the flow run in this process; for a
             task without a flow, as long as this attempt of the outermost task.
+        called_by_task: Whether a task called the code: directly, or the flow run that it belongs to.
         detached_attempt: Identifies this attempt of the flow run, if the task has only a copy of the flow's
             context: in a process pool, with Dask or Ray, and in the background.
     """
@@ -52,6 +57,7 @@ class RunContext:
     called_by: UUID | None = None
     enclosing: tuple[tuple[UUID, int], ...] = ()
     attempt: FlowRunContext | TaskRunContext | None = None
+    called_by_task: bool = False
     detached_attempt: str | None = None
 
     @classmethod
@@ -66,10 +72,11 @@ class RunContext:
             task_run_id=task_run.id if task_run else None,
             task_attempt=task_run.run_count if task_run else 1,
             times_out_at=_times_out_at(task, flow),
-            cancel_event=_cancel_event(flow, task_run.id if task_run else None),
+            cancel_event=_cancel_event(task, flow),
             called_by=flow_run.parent_task_run_id if flow_run else None,
             enclosing=tuple((one.task_run.id, one.task_run.run_count) for one in enclosing),
             attempt=flow or (enclosing[-1] if enclosing else task),
+            called_by_task=len(list(_with_callers(task))) > 1,
             detached_attempt=str(flow_run.run_count) if flow and flow_run and flow.detached else None,
         )
 
@@ -90,7 +97,7 @@ class RunContext:
 
     @property
     def timed_out(self) -> bool:
-        """Whether Prefect's timeout of the task or of the flow has expired."""
+        """Whether one of Prefect's timeouts has expired."""
         return self.times_out_at is not None and time.monotonic() >= self.times_out_at - _CLOCK_SLACK
 
     @property
@@ -128,43 +135,56 @@ class RunContext:
 
 
 def timed_in_thread() -> bool:
-    """Return whether Prefect's timeout of the task may raise an exception anywhere in this thread."""
-    task = TaskRunContext.get()
-    timed = task is not None and task.task.timeout_seconds is not None
+    """Return whether Prefect's timeout of a task may raise an exception anywhere in this thread."""
+    timed = any(task.task.timeout_seconds is not None for task in _with_callers(TaskRunContext.get()))
     return timed and threading.current_thread() is not threading.main_thread()
 
 
-def _enclosing(task: TaskRunContext | None) -> list[TaskRunContext]:
-    """Return the contexts of the tasks of the same flow run inside which a task was called.
+def _with_callers(context: C | None) -> Iterator[C]:
+    """Yield a context and those of the runs inside which its run was called, the innermost first.
 
     Prefect has no public access to them: a context knows the one before it only from how it is taken back.
     """
-    found = list[TaskRunContext]()
-    inner: Any = task
-    while inner is not None:
-        token: Any = getattr(inner, "_token", None)
-        outer: Any = getattr(token, "old_value", None)
-        if not isinstance(outer, TaskRunContext) or outer.task_run.flow_run_id != inner.task_run.flow_run_id:
-            break
-        if outer.task_run.id != inner.task_run.id:  # Prefect enters the context of a task more than once
-            found.append(outer)
-        inner = outer
-    return found
+    while context is not None:
+        yield context
+        run = _run_of(context)
+        while context is not None and _run_of(context) == run:  # Prefect enters that of a run more than once
+            token: Any = getattr(context, "_token", None)
+            outer: Any = getattr(token, "old_value", None)
+            context = outer if isinstance(outer, type(context)) else None
+
+
+def _run_of(context: FlowRunContext | TaskRunContext) -> UUID | None:
+    if isinstance(context, TaskRunContext):
+        return context.task_run.id
+    return context.flow_run.id if context.flow_run else None
+
+
+def _enclosing(task: TaskRunContext | None) -> list[TaskRunContext]:
+    """Return the contexts of the tasks of the same flow run inside which a task was called."""
+    if task is None:
+        return []
+    flow_run_id = task.task_run.flow_run_id
+    return list(takewhile(lambda one: one.task_run.flow_run_id == flow_run_id, _with_callers(task)))[1:]
 
 
 def _times_out_at(task: TaskRunContext | None, flow: FlowRunContext | None) -> float | None:
-    limits = [(task.start_time, task.task.timeout_seconds)] if task else []
-    if flow is not None and flow.flow is not None:
-        limits.append((flow.start_time, flow.flow.timeout_seconds))
+    limits = [(one.start_time, one.task.timeout_seconds) for one in _with_callers(task)]
+    limits += [(one.start_time, one.flow.timeout_seconds) for one in _with_callers(flow) if one.flow]
     ends = [start.timestamp() + seconds for start, seconds in limits if seconds is not None]
     return time.monotonic() + min(ends) - time.time() if ends else None
 
 
-def _cancel_event(flow: FlowRunContext | None, task_run_id: UUID | None) -> threading.Event | None:
+def _cancel_event(task: TaskRunContext | None, flow: FlowRunContext | None) -> threading.Event | None:
     """Return the event that stops a submitted task. Prefect has no public access to it (issue #15873)."""
-    events: Any = getattr(flow.task_runner, "_cancel_events", None) if flow else None
-    event = events.get(task_run_id) if isinstance(events, dict) else None  # pyright: ignore
-    return event if isinstance(event, threading.Event) else None
+    task_run_ids = [one.task_run.id for one in _with_callers(task)]
+    for one in _with_callers(flow):
+        events: Any = getattr(one.task_runner, "_cancel_events", None)
+        for task_run_id in task_run_ids:
+            event = events.get(task_run_id) if isinstance(events, dict) else None  # pyright: ignore
+            if isinstance(event, threading.Event):
+                return event
+    return None
 
 
 def interrupted_by_a_person() -> bool:
