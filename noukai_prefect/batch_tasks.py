@@ -21,7 +21,7 @@ from noukai_prefect._run_context import RunContext
 from noukai_prefect._sync import run_blocking
 from noukai_prefect._task_decorator import noukai_task
 from noukai_prefect._termination import termination_noted
-from noukai_prefect.credentials import NoukaiCredentials
+from noukai_prefect.credentials import NoukaiCredentials, check_credentials
 
 # Submissions that go out together are recorded on Prefect's server together, with one request.
 _CONCURRENT_SUBMISSIONS = 64
@@ -37,7 +37,7 @@ async def _stream(
 ) -> AsyncGenerator[JobOutcome, None]:
     """Run the batch of this place in the run, and yield its outcomes as they end."""
     run = RunContext.current()
-    async with credentials.get_client(
+    async with check_credentials(credentials).get_client(
         "async",
         max_polls_per_second=max_polls_per_second,
         max_concurrent_submissions=_CONCURRENT_SUBMISSIONS,

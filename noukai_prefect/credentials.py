@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, Literal, Self, SupportsIndex, TypeAlias, overload
 
 from prefect.blocks.abstract import CredentialsBlock
@@ -155,6 +156,25 @@ class NoukaiCredentials(CredentialsBlock):
             job_id: The job.
         """
         return RunUrlTemplate(self.run_url_template).url(flow, job_id) if self.run_url_template else None
+
+
+def check_credentials(credentials: object) -> NoukaiCredentials:
+    """Check the argument `credentials`, and return it.
+
+    Raises:
+        InvalidInputError: It is no `NoukaiCredentials` block. The error says what is missing.
+    """
+    if isinstance(credentials, NoukaiCredentials):
+        return credentials
+    kind = type(credentials).__name__
+    if inspect.iscoroutine(credentials):
+        credentials.close()  # or Python warns that nothing awaited it
+    what_to_do = {
+        "str": "load the block with `NoukaiCredentials.load(...)`",
+        "coroutine": "write `await NoukaiCredentials.aload(...)` in async code",
+        "tuple": "write `unmapped(credentials)` in `.map(...)`, which would take a block apart",
+    }.get(kind, "load one with `NoukaiCredentials.load(...)`")
+    raise InvalidInputError(f"credentials is a {kind}, but must be a NoukaiCredentials block: {what_to_do}")
 
 
 def _load(block_class: type[NoukaiCredentials], name: str) -> NoukaiCredentials:

@@ -20,6 +20,7 @@ from noukai_prefect.credentials import (
     OptionalNumber,
     OptionalObject,
     OptionalText,
+    check_credentials,
 )
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class NoukaiJobRun(JobRun[Any]):
     ) -> None:
         self.flow = flow
         self.job_id = job_id
-        self._credentials = credentials
+        self._credentials = check_credentials(credentials)
         self._wait_options = wait_options or WaitOptions()
         self._submitted_at = submitted_at
         self._output: tuple[Any] | None = None

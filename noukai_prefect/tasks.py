@@ -16,11 +16,11 @@ from noukai_prefect._run import OnCancelled, WaitOptions, submit, submit_and_wai
 from noukai_prefect._run_context import RunContext
 from noukai_prefect._sync import run_blocking
 from noukai_prefect._task_decorator import noukai_task
-from noukai_prefect.credentials import NoukaiCredentials
+from noukai_prefect.credentials import NoukaiCredentials, check_credentials
 
 
 async def _submit(credentials: NoukaiCredentials, request: JobRequest) -> Any:
-    async with credentials.get_client("async") as client:
+    async with check_credentials(credentials).get_client("async") as client:
         job = await as_cancelled_state(submit(credentials, client, request, RunContext.current()))
     return job if isinstance(job, State) else job.id
 
@@ -32,13 +32,13 @@ async def _wait(
     submitted_at: datetime | None,
     wait_options: WaitOptions,
 ) -> Any:
-    async with credentials.get_client("async") as client:
+    async with check_credentials(credentials).get_client("async") as client:
         job = client.flow(flow).attach(job_id, submitted_at=submitted_at)
         return await as_cancelled_state(wait(credentials, job, wait_options, RunContext.current()))
 
 
 async def _run(credentials: NoukaiCredentials, request: JobRequest, wait_options: WaitOptions) -> Any:
-    async with credentials.get_client("async") as client:
+    async with check_credentials(credentials).get_client("async") as client:
         operation = submit_and_wait(credentials, client, request, wait_options, RunContext.current())
         return await as_cancelled_state(operation)
 

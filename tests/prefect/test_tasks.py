@@ -293,6 +293,32 @@ async def test_follow(
     assert emulator.control.counts().get("stream", 0) == streams
 
 
+async def _loaded() -> None:
+    """Stand for a block whose loading nobody awaited."""
+
+
+@pytest.mark.parametrize(
+    ("given", "reported"),
+    [
+        (lambda: "default", r"credentials is a str, .*: load the block with `NoukaiCredentials.load"),
+        (_loaded, r"credentials is a coroutine, .*: write `await NoukaiCredentials.aload"),
+        (lambda: ("api_key", "nk_test_secret"), r"credentials is a tuple, .*: write `unmapped"),
+        (lambda: None, r"credentials is a NoneType"),
+    ],
+    ids=["name", "coroutine", "mapped", "nothing"],
+)
+@pytest.mark.parametrize("name", TWINS)
+async def test_credentials_that_are_no_block(
+    call: Call, emulator: Emulator, name: str, given: Callable[[], Any], reported: str
+) -> None:
+    """Anything else in place of the credentials is an error that says what to write, and not what it was."""
+    argument = ["hello"] if name == "many" else "job-1"
+    with pytest.raises(InvalidInputError, match=reported) as raised:
+        await call(name, given(), FLOW, argument)
+    assert "nk_" not in str(raised.value)
+    assert emulator.control.requests() == []
+
+
 @pytest.mark.parametrize("name", ["run", "wait"])
 async def test_a_wrong_follow_sends_nothing(
     call: Call, credentials: NoukaiCredentials, emulator: Emulator, name: str
