@@ -129,7 +129,7 @@ class Noukai:
     """A client of the Noukai job API. It is a context manager.
 
     Threads may share it. Processes may not: after a fork, make a new one, since two processes that write to
-    the same connections get each other's responses.
+    the same connections get each other's responses. In the child, one that was used before raises an error.
 
     Args:
         api_key: The key; by default what `NOUKAI_API_KEY` holds.

@@ -242,6 +242,31 @@ with limiter._lock, registry._lock:
     assert service.count("submit") == 1
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_client_that_was_used_before_a_fork_is_refused_in_the_child(service: RawService) -> None:
+    """A child never reads its parent's responses: it may use only a client that the parent has not used."""
+    program = f"""
+import os, sys, warnings
+warnings.simplefilter("ignore")
+from noukai_core import InvalidInputError, Noukai
+used, unused = (Noukai({KEY!r}, base_url={service.base_url!r}) for _ in range(2))
+assert used.flow({FLOW!r}).attach("job-1").status().finished
+child = os.fork()
+if child == 0:
+    assert unused.flow({FLOW!r}).attach("job-1").status().finished
+    try:
+        used.flow({FLOW!r}).attach("job-1").status()
+    except InvalidInputError as error:
+        os._exit(0 if "one client for each process" in str(error) else 1)
+    os._exit(1)
+code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+assert used.flow({FLOW!r}).attach("job-1").status().finished
+sys.exit(code)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+    assert service.count("poll") == 3
+
+
 async def test_a_closed_async_iteration_lets_go_of_its_slot(key: str, service: RawService) -> None:
     """`aclose()` of a watch that waits for a slot gives the slot to the next."""
     service.on("poll", RUNNING)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
+import os
 import ssl
 import time
 import zlib
@@ -85,6 +86,13 @@ class BaseConnection:
             "Cache-Control": "no-cache",
         }
 
+    def __reduce__(self) -> str:
+        """Refuse to be pickled, as part of a client, a flow or a job."""
+        raise TypeError(
+            "a Noukai client, its flows and its jobs hold connections and the API key, so cannot be pickled "
+            "or copied: pass the id of a job, and attach to it with a client of the other process"
+        )
+
     def _client_closed(self, call: Call[Any]) -> ClientClosedError:
         return ClientClosedError(
             f"{call.operation}: not sent, as the client is closed; make a new one",
@@ -151,10 +159,12 @@ class Connection(BaseConnection):
     def __init__(self, settings: ClientOptions, transport: httpx.BaseTransport | None) -> None:
         super().__init__(settings)
         self._transport = blocking_transport(settings, transport)
+        self._process: int | None = None
 
     def send(self, call: Call[Any], timeout: float | None = None) -> HttpResponse | APIError:
         """Send a call once. Every error is returned as a value, without its cause."""
         allowed = min(self._settings.timeout if timeout is None else timeout, _MAX_TIMEOUT)
+        self._check_process()
         if self._closed:
             return self._client_closed(call)
         request = self._request(call, allowed)
@@ -167,6 +177,7 @@ class Connection(BaseConnection):
 
     def open(self, call: Call[Any]) -> EventStream | HttpResponse | APIError:
         """Open the stream of a call, or return the response that is none."""
+        self._check_process()
         if self._closed:
             return self._client_closed(call)
         request = self._request(call, SILENCE_SECONDS)
@@ -187,6 +198,17 @@ class Connection(BaseConnection):
             return self._too_large(call, large.head)
         except _FAULTS as fault:
             return self._no_response(call, fault, SILENCE_SECONDS)
+
+    def _check_process(self) -> None:
+        """Check that the client was not used before a fork: both processes would read the same responses."""
+        process = os.getpid()
+        if self._process is None:
+            self._process = process
+        elif self._process != process:
+            raise InvalidInputError(
+                "this client was used before this process was forked from another one: make one client for "
+                "each process"
+            )
 
     def close(self) -> None:
         """Close the connections. Closing twice does nothing."""
