@@ -128,12 +128,12 @@ class Submitting:
 
     async def _try(self, process: Process) -> None:
         store = self._simulation.store
-        job_id, sent_at = store.get("job"), store.get("sent at")
+        job_id = store.get("job")
+        identity, sent_at = store.get("submission") or (self._new_identity(), None)
         if job_id is None:
-            identity = store.get("identity") or self._new_identity()
             submission = Submission(identity, sent_at)
-            await Effect(StoreWrite("identity", identity))
-            await Effect(StoreWrite("sent at", self._now(process)))
+            # As one record: a late write of a process that is dead must not change a half of it.
+            await Effect(StoreWrite("submission", (identity, self._now(process))))
             self._passed[process.number] = submission
             job = await self._submit(process, process.tasks[0], submission)
             with contextlib.suppress(StoreError):
@@ -176,8 +176,7 @@ class Submitting:
                     raise
                 submission = unknown.submission
             except NoukaiError:
-                await Effect(StoreWrite("identity", None))
-                await Effect(StoreWrite("sent at", None))
+                await Effect(StoreWrite("submission", None))
                 raise
             await Effect(Sleep(choices.pick("pause before it is passed again", (0.0, 1.0, 30.0, 100.0))))
 
