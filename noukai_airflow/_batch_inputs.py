@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from noukai_airflow._storage import storage_path
 from noukai_airflow.exceptions import NoukaiPermanentException
 from noukai_core.batch_files import INPUT_SUFFIXES, read_inputs, shown_path
+from noukai_core.checks import has_keys
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -41,16 +42,22 @@ class BatchInputs:
         self.total: int | None = None
         self._path: ObjectStoragePath | None = None
         self._items: Iterable[object] = ()
+        if isinstance(inputs, set | frozenset):
+            raise NoukaiPermanentException(
+                f"inputs is a {_type_name(inputs)}, whose order differs in each process: sort it first"
+            )
         if isinstance(inputs, str):
             self._path = self._file(inputs, conn_id)
-        elif isinstance(inputs, Mapping) or not isinstance(inputs, Iterable):
+        elif has_keys(inputs) or not isinstance(inputs, Iterable):
             raise NoukaiPermanentException(f"inputs is a {_type_name(inputs)}, but must be {_FORMS}")
+        elif isinstance(inputs, Sequence):
+            # Airflow reads each output of a mapped task anew, whenever it is asked for.
+            items = self._items = list(cast("Sequence[object]", inputs))
+            self.total = len(items)
+            if not self.total:
+                raise NoukaiPermanentException(EMPTY)
         else:
             self._items = cast("Iterable[object]", inputs)
-            if isinstance(inputs, list | tuple):
-                self.total = len(cast("list[object]", inputs))
-                if not self.total:
-                    raise NoukaiPermanentException(EMPTY)
 
     @staticmethod
     def _file(uri: str, conn_id: str | None) -> ObjectStoragePath:

@@ -15,6 +15,7 @@ import fsspec  # type: ignore[import-untyped]  # pyright: ignore
 
 from noukai_core import InvalidInputError, JobInput, JobRequest
 from noukai_core.batch_files import INPUT_SUFFIXES, read_inputs, shown_path, shown_reason
+from noukai_core.checks import has_keys
 
 Inputs: TypeAlias = Iterable[JobInput] | AsyncIterable[JobInput] | str | os.PathLike[str]
 """What a batch takes: one input per job, or the path or URI of a file with them."""
@@ -161,7 +162,9 @@ def _is_list(inputs: object) -> TypeGuard[Sequence[Any]]:
 
 
 def _is_iterable(inputs: object) -> TypeGuard[Iterable[Any] | AsyncIterable[Any]]:
-    return isinstance(inputs, Iterable | AsyncIterable) and not isinstance(inputs, Mapping | bytes)
+    if has_keys(inputs):
+        return False
+    return isinstance(inputs, Iterable | AsyncIterable) and not isinstance(inputs, bytes)
 
 
 def _is_read_once(inputs: Iterable[Any] | AsyncIterable[Any]) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import AsyncIterable, Iterable, Mapping
+from collections.abc import AsyncIterable, Iterable
 from decimal import Decimal
 
 from noukai_core._engine.batch import Batch
 from noukai_core._validation import refused
 from noukai_core.batch import LedgerEntry
 from noukai_core.cancellation import CancelOutcome
+from noukai_core.checks import has_keys
 
 log = logging.getLogger("noukai_core")
 
@@ -25,7 +26,7 @@ def check_inputs(inputs: object) -> None:
     """Refuse what is one input and not many."""
     name = type(inputs).__name__
     many = isinstance(inputs, Iterable | AsyncIterable)
-    if isinstance(inputs, str | bytes | Mapping) or not many:
+    if isinstance(inputs, str | bytes) or has_keys(inputs) or not many:
         raise refused(
             f"inputs is a {name}, but must be a list, or anything else to iterate over, "
             "with one input per job"

@@ -9,6 +9,7 @@ import json
 import math
 import re
 import uuid
+from collections import UserString
 from collections.abc import Mapping, Sequence, Set
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple, SupportsIndex, TypeAlias, TypeGuard
@@ -70,6 +71,13 @@ def is_mapping(value: object) -> TypeGuard[Mapping[Any, Any]]:
 def is_list(value: object) -> TypeGuard[Sequence[Any]]:
     """Tell whether a value is what JSON calls a list."""
     return isinstance(value, list | tuple)
+
+
+def _is_sequence(value: object) -> TypeGuard[Sequence[Any]]:
+    """Tell whether a value is a list in a caller's eyes, such as Airflow's outputs of a mapped task."""
+    return isinstance(value, Sequence) and not isinstance(
+        value, str | bytes | bytearray | memoryview | UserString
+    )
 
 
 def is_set(value: object) -> TypeGuard[Set[Any]]:
@@ -338,7 +346,7 @@ def _plain(value: object, where: str, parents: tuple[int, ...]) -> Any:
     parents = (*parents, id(value))
     if is_mapping(value):
         return _plain_mapping(value, where, parents)
-    if is_list(value):
+    if _is_sequence(value):
         return [_plain(item, f"{where}[{index}]", parents) for index, item in enumerate(value)]
     raise refused(f"{where} is {shown(value)}, which JSON cannot carry")
 

@@ -7,7 +7,7 @@ value and what is allowed.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TypeAlias, TypeGuard, TypeVar
 
@@ -95,6 +95,15 @@ def check_choice(value: T, allowed: Sequence[T], argument: str) -> T:
         choices = " or ".join(repr(choice) for choice in allowed)
         raise refused(f"{argument} is {shown(value)}, but must be {choices}")
     return value
+
+
+def has_keys(value: object) -> bool:
+    """Tell whether to iterate over a value gives its keys, as with a dict or a table of pandas.
+
+    Args:
+        value: What may be inputs, which it then does not give.
+    """
+    return isinstance(value, Mapping) or callable(getattr(value, "keys", None))
 
 
 def _is_finite(number: object) -> TypeGuard[float]:

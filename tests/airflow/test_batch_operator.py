@@ -9,6 +9,7 @@ import re
 import threading
 import time
 import traceback
+from collections import UserList
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +33,11 @@ from noukai_airflow.triggers import batch as batch_trigger
 from noukai_airflow.triggers.batch import NoukaiBatchTrigger
 from noukai_core import batch_files
 from tests.airflow.conftest import FakeTask, MemoryStore
+from tests.table import Table
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from noukai_core.emulator import Emulator
 
 FLOW = "acme/demo/flow"
@@ -115,6 +119,8 @@ def test_invalid_arguments_fail_when_the_dag_is_parsed(arguments: dict[str, Any]
     [
         ("Hello", "inputs is the text 'Hello', but must be a list of messages, or the URI of a file"),
         ({"message": "Hello"}, "inputs is a dict"),
+        (Table(), "inputs is a Table"),
+        ({"Hello"}, "inputs is a set, whose order differs in each process: sort it first"),
         (7, "inputs is a int"),
         ([], "inputs is empty"),
         ("file:///nowhere/inputs.jsonl", "there is no such file"),
@@ -316,13 +322,19 @@ def test_a_clear(context: Any, emulator: Emulator, output: dict[str, Any]) -> No
     assert emulator.control.counts(first[1]["id"])["cancel"] == 1
 
 
-def test_changed_inputs(context: Any, emulator: Emulator, output: dict[str, Any]) -> None:
-    """A retry with other inputs is refused, since its jobs would be those of the earlier inputs."""
+@pytest.mark.parametrize("sequence", [list, UserList])
+def test_changed_inputs(
+    context: Any, emulator: Emulator, output: dict[str, Any], sequence: Callable[[list[str]], Any]
+) -> None:
+    """A retry with other inputs is refused, since its jobs would be those of the earlier inputs.
+
+    So it is with sequences of other types, as the outputs of a mapped task are.
+    """
     emulator.control.script("flow", outcome="never")
-    deferred(operator(["one"], deferrable=True, **output), context)
+    deferred(operator(sequence(["one"]), deferrable=True, **output), context)
     context["ti"].try_number = 2
     with pytest.raises(NoukaiPermanentException, match="inputs are not those of the task's earlier try"):
-        operator(["two"], **output).execute(context)
+        operator(sequence(["two"]), **output).execute(context)
     assert submissions(emulator) == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import UserString
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +121,8 @@ NOT_JSON: list[Any] = [
     pytest.param(math.nan, "nan", id="nan"),
     pytest.param(-math.inf, "-inf", id="infinity"),
     pytest.param(b"bytes", "b'bytes'", id="bytes"),
+    pytest.param(bytearray(b"bytes"), "bytearray(b'bytes')", id="bytearray"),
+    pytest.param(UserString("text"), "'text'", id="text of another type"),
     pytest.param({1}, "{1}", id="set"),
     pytest.param([1, {"x": {2}}], "{2}", id="nested set"),
     pytest.param(datetime(2026, 1, 1), "2026", id="datetime"),

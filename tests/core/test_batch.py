@@ -38,6 +38,7 @@ from noukai_core._engine.rate_limit import PollRateLimiter, shared_rate_limiter
 from noukai_core._engine.wait import Poller
 from noukai_core._options import ClientOptions
 from noukai_core._validation import FlowPath
+from tests.table import Table
 
 if TYPE_CHECKING:
     from noukai_core.emulator import Emulator
@@ -200,6 +201,7 @@ def test_inputs_that_raise_a_cancellation(emulator: Emulator) -> None:
     [
         ({"inputs": "one message"}, "inputs is a str"),
         ({"inputs": {"message": "x"}}, "inputs is a dict"),
+        ({"inputs": Table()}, "inputs is a Table"),
         ({"inputs": 3}, "inputs is a int"),
         ({"max_concurrency": 0}, "max_concurrency is 0"),
         ({"stop_after_failures": 2.0}, "stop_after_failures is 2.0"),

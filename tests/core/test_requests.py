@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import UserList
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -12,6 +13,8 @@ from noukai_core import InvalidInputError, JobRequest, NoukaiError, Submission
 from tests.core.scripted_server import FLOW, ScriptedServer, accepted, kind_of, rejection, respond, state
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tests.core.conftest import MakeClient
 
 ROOT = "/api/v1/seq/acme/spelling/grade-3"
@@ -83,6 +86,13 @@ def test_the_body_has_the_names_of_the_api(scripted: MakeClient, server: Scripte
     }
     assert small["parameters"] == {"grade": 3}
     assert None not in small.values()
+
+
+@pytest.mark.parametrize("words", [("a", "b"), UserList(["a", "b"])], ids=lambda words: type(words).__name__)
+def test_any_sequence_is_a_list(scripted: MakeClient, server: ScriptedServer, words: Sequence[str]) -> None:
+    """A parameter may be of any sequence type, as the outputs of a mapped Airflow task are."""
+    scripted().flow(FLOW).job(parameters={"deep": {"words": words}})
+    assert json.loads(server.requests[0].content)["parameters"] == {"deep": {"words": ["a", "b"]}}
 
 
 def test_a_request_is_submitted_as_its_arguments_are(scripted: MakeClient, server: ScriptedServer) -> None:

@@ -91,6 +91,7 @@ def started(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> dict[str, R
     ):
         made[dag_id] = runs.start(dag_id, outcome="never")
     made["mapped"] = runs.start("decorated_mapped", after_seconds=UNHURRIED)
+    made["reduced"] = runs.start("reduced")
     made["traced"] = runs.start("traced", result=RESULT, steps=steps)
     made["traced failed"] = runs.start("traced", outcome="failed", steps=steps)
     made["traced cancelled"] = runs.start("traced", outcome="cancelled", steps=steps)
@@ -293,6 +294,15 @@ def test_decorated_and_mapped(started: dict[str, Run]) -> None:
         task = run.airflow.task(run.dag_id, run.run_id, "job", index)
         assert task["rendered_map_index"] == text
     assert run.submissions() == 2
+
+
+def test_outputs_of_a_mapped_task(started: dict[str, Run]) -> None:
+    """The outputs of a mapped task are a list to a job that takes them, and the inputs of a batch."""
+    run = started["reduced"]
+    assert run.wait_for() == "success"
+    assert run.xcom() == {"parameters": {"words": ["word 1", "word 2"]}}
+    assert run.wait_for(task_id="batch") == "success"
+    assert run.xcom(task_id="batch") == [{"message": "word 1"}, {"message": "word 2"}]
 
 
 def test_silent(started: dict[str, Run]) -> None:

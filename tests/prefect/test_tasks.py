@@ -31,6 +31,7 @@ from noukai_prefect import (
     submit_noukai_job,
     wait_for_noukai_job,
 )
+from tests.table import Table
 
 if TYPE_CHECKING:
     from noukai_core.emulator import Emulator
@@ -199,6 +200,7 @@ async def test_many(call: Call, credentials: NoukaiCredentials, emulator: Emulat
         ("abc", {}, "inputs is the text 'abc'"),
         ("nowhere/inputs.jsonl", {}, "nowhere/inputs.jsonl: cannot be opened"),
         ({"message": "a"}, {}, "inputs is a dict"),
+        (Table(), {}, "inputs is a Table"),
         (["a"], {"max_cost_usd": 1}, "max_cost_usd needs trace=True"),
         (["a"], {"max_cost_usd": 0, "trace": True}, "max_cost_usd is 0"),
         (["a"], {"output_type": dict}, "output_type"),

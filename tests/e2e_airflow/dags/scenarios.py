@@ -12,6 +12,7 @@ from typing import Any
 from airflow.sdk import DAG, task
 from pydantic import BaseModel
 
+from noukai_airflow.operators.batch import NoukaiRunJobsOperator
 from noukai_airflow.operators.noukai import NoukaiRunJobOperator
 from noukai_airflow.sensors.noukai import NoukaiJobSensor
 
@@ -137,6 +138,16 @@ with DAG("mapped", schedule=None) as mapped:
     NoukaiRunJobOperator.partial(task_id="job", flow=FLOW, deferrable=True, **PROMPT).expand(
         message=["a", "b", "c"]
     )
+
+with DAG("reduced", schedule=None) as reduced:
+
+    @task
+    def word(number: int) -> str:
+        return f"word {number}"
+
+    words = word.expand(number=[1, 2])
+    NoukaiRunJobOperator(task_id="job", flow=FLOW, parameters={"words": words}, deferrable=False)
+    NoukaiRunJobsOperator(task_id="batch", flow=FLOW, inputs=words, deferrable=False, durable=False)
 
 SENSORS: dict[str, dict[str, Any]] = {
     "sensor_poke": {"poke_interval": 0.5},
