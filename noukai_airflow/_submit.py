@@ -20,6 +20,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# The jobs whose results tasks of this process have returned, each with the task's try.
+_returned: set[tuple[str, int]] = set()
+
+
+def note_returned(job_id: str, try_number: int) -> None:
+    """Take note that a task has returned the result of its job.
+
+    If the same try asks for a job once more, another task or a subclass calls the operator in a loop, and
+    means a new one.
+    """
+    _returned.add((job_id, try_number))
+
 
 class TaskJob:
     """Finds or submits the job of a running task.
@@ -96,6 +108,9 @@ class TaskJob:
         stored = self._store.read()
         if stored is None:
             return self._submit_without_record()
+        if (stored.job_id, self._task.try_number) in _returned:
+            # Which job of several the record is about, a retry could not know.
+            return self._submit(stored, abandoned=True)
         cleared = stored.max_tries != self._task.max_tries
         kept = self._clear_discards_state and not stored.delivered
         if stored.abandoned or (cleared and not kept):
@@ -228,11 +243,12 @@ class TaskJob:
             log.warning("Noukai submission %s to %s: lookup failed: %s", submission_id, flow, error)
             return None
 
-    def _submit(self, previous: JobRecord | None) -> Job:
+    def _submit(self, previous: JobRecord | None, *, abandoned: bool = False) -> Job:
         """Submit for the first time.
 
         Args:
             previous: The task's previous submission.
+            abandoned: Whether the next try must not attach to the job.
         """
         task = self._task
         again = previous.resubmission + 1 if previous and previous.try_number == task.try_number else 0
@@ -242,6 +258,7 @@ class TaskJob:
             self._flow().path,
             try_number=task.try_number,
             resubmission=again,
+            abandoned=abandoned,
         )
         self._store.write(record)
         return self._send_recorded(record, core.Submission(record.submission_id))

@@ -11,7 +11,7 @@ from airflow.providers.common.compat.sdk import (
     task_decorator_factory,  # pyright: ignore[reportUnknownVariableType]
 )
 
-from noukai_airflow.decorators.noukai import call_function
+from noukai_airflow.decorators.noukai import call_function, share_arguments
 from noukai_airflow.exceptions import without_frames
 from noukai_airflow.operators.batch import NoukaiRunJobsOperator
 
@@ -37,7 +37,14 @@ class NoukaiJobsDecoratedOperator(DecoratedOperator, NoukaiRunJobsOperator):
     @without_frames
     def execute(self, context: Context) -> Any:
         """Call the function, and run a job for each of the inputs that it returns."""
+        share_arguments(self, context)
         return NoukaiRunJobsOperator.execute(self, context)
+
+    @without_frames
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Resume the task, with another call of the function."""
+        share_arguments(self, context)
+        return super().resume_execution(next_method, next_kwargs, context)
 
     def _batch_inputs(self, context: Context) -> BatchInputs:
         self.inputs = call_function(self, context)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from airflow.providers.common.compat.sdk import (
     DecoratedOperator,
     TaskDecorator,
-    context_merge,
     determine_kwargs,
     task_decorator_factory,  # pyright: ignore[reportUnknownVariableType]
 )
@@ -25,11 +24,24 @@ if TYPE_CHECKING:
 _INPUTS = ("message", "parameters", "block_overrides", "version", "session_id")
 
 
+# What this package reads in the context, and not every Airflow has there.
+_OPTIONAL = ("loop", "task_state_store", "task_reschedule_count")
+
+
+def share_arguments(operator: DecoratedOperator, context: Context) -> None:
+    """Let a `map_index_template` name the arguments of the function, as in other decorated tasks."""
+    values = cast("dict[str, Any]", context)
+    for name, value in operator.op_kwargs.items():
+        if name not in _OPTIONAL:
+            values.setdefault(name, value)
+
+
 def call_function(operator: DecoratedOperator, context: Context) -> Any:
     """Call the decorated function with the arguments of the task, and return what it returns."""
-    context_merge(context, operator.op_kwargs)
     function: Callable[..., Any] = operator.python_callable  # pyright: ignore
-    kwargs = determine_kwargs(function, operator.op_args, context)
+    # An argument may have the name of something in the context, which the task still needs.
+    values: Any = {**context, **operator.op_kwargs}
+    kwargs = determine_kwargs(function, operator.op_args, values)
     return function(*operator.op_args, **kwargs)
 
 
@@ -50,7 +62,14 @@ class NoukaiDecoratedOperator(DecoratedOperator, NoukaiRunJobOperator):
     @without_frames
     def execute(self, context: Context) -> Any:
         """Call the function, and run the job with the inputs that it returns."""
+        share_arguments(self, context)
         return NoukaiRunJobOperator.execute(self, context)
+
+    @without_frames
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Resume the task, without another call of the function."""
+        share_arguments(self, context)
+        return super().resume_execution(next_method, next_kwargs, context)
 
     def _request(self, context: Context) -> JobRequest:
         self._set_inputs(call_function(self, context))
@@ -82,9 +101,9 @@ def noukai_task(
     """Make a task that runs a Noukai job with the inputs that the decorated function returns.
 
     The function returns the message as a string, or a dict with some of `message`, `parameters`,
-    `block_overrides`, `version` and `session_id`. It runs on the worker, just before the submission. It does
-    not run again after a deferral, so a `map_index_template` should use the function's arguments, such as
-    `{{ task.op_kwargs['text'] }}`.
+    `block_overrides`, `version` and `session_id`. It runs on the worker, just before the submission, and not
+    again after a deferral. A `map_index_template` may name the keyword arguments of its call, such as
+    `{{ text }}`.
 
     Args:
         python_callable: The function.

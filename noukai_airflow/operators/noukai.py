@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     from noukai_core.following import Follow
 
 
+# What a task stores when it defers.
+_KEPT = ("job_id", "flow", "submitted_at", "deadline")
+
+
 class NoukaiRunJobOperator(BaseOperator):
     """Runs a Noukai job, and returns the flow's output.
 
@@ -176,6 +180,7 @@ class NoukaiRunJobOperator(BaseOperator):
         self._wait: JobWait | None = None
         self._kill_requested = False
         self._task_job: TaskJob | None = None
+        self._kept: dict[str, Any] = {}
 
     @without_frames
     def execute(self, context: Context) -> Any:
@@ -196,6 +201,10 @@ class NoukaiRunJobOperator(BaseOperator):
 
         The event is verified: the task polls the job before it ends.
         """
+        kept = self._kept
+        job_id, flow = job_id or kept.get("job_id"), flow or kept.get("flow")
+        submitted_at = submitted_at or kept.get("submitted_at")
+        deadline = kept.get("deadline") if deadline is None else deadline
         job_event = JobEvent.read(event)
         known_id = job_id or self._recorded_job_id(context) or (job_event.job_id if job_event else None)
         if known_id is None:
@@ -217,11 +226,16 @@ class NoukaiRunJobOperator(BaseOperator):
 
         If Airflow's own limit ended the deferral, no code of the trigger has run, so the job is cancelled
         here.
+
+        What the task has stored for itself is not passed on: a subclass may override `execute_complete` with
+        the arguments that it has everywhere, the context and the event.
         """
         from noukai_airflow._compat import TaskDeferralError, TaskDeferralTimeout
 
+        others = dict(next_kwargs or {})
+        self._kept = {name: others.pop(name) for name in _KEPT if name in others}
         try:
-            return super().resume_execution(next_method, next_kwargs, context)
+            return super().resume_execution(next_method, others, context)
         except TaskDeferralTimeout:
             job_id = self._recorded_job_id(context)
             if job_id is None:
@@ -407,13 +421,14 @@ class NoukaiRunJobOperator(BaseOperator):
     def _guarded(self, context: Context, step: Callable[[], Any]) -> Any:
         """Run a step, and raise its errors, kills and timeouts in the form that Airflow expects."""
         from noukai_airflow._compat import AirflowTaskTerminated
+        from noukai_airflow._submit import note_returned
         from noukai_airflow._worker_kill import TaskKilled
         from noukai_core import ResponseTooLargeError
 
         self._context = context
         try:
             with airflow_errors():
-                return step()
+                result = step()
         except TaskKilled as killed:
             if killed.by_user:
                 raise AirflowTaskTerminated("A user ended the task") from None
@@ -430,6 +445,10 @@ class NoukaiRunJobOperator(BaseOperator):
         except AirflowTaskTimeout:
             self._execution_timed_out(context)
             raise
+        else:
+            if self._job is not None:
+                note_returned(self._job.id, task_instance_of(context).try_number)
+            return result
         finally:
             self._context = None
 

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 _STATES = frozenset({"completed", "failed", "cancelled"})
 _DEFAULT_POKE_SECONDS = 60.0
 
+# Airflow lets a sensor poke without a pause. The triggerer, in which many of them wait, has one.
+_SHORTEST_PAUSE = 0.1
+
 
 class NoukaiJobSensor(BaseSensorOperator):
     """Waits until a job has completed, and returns its output.
@@ -98,9 +101,10 @@ class NoukaiJobSensor(BaseSensorOperator):
         self.noukai_conn_id = noukai_conn_id
         self.allowed_states = tuple(sorted(set(allowed_states)))
         self.deferrable = deferrable
-        self._interval = None if poke_interval is None else self.poke_interval
+        self._interval = None if poke_interval is None else max(self.poke_interval, _SHORTEST_PAUSE)
         self._started: datetime | None = None
         self._deadline = math.inf
+        self._kept_deadline: float | None = None
         self._state: str | None = None
         self._steps = StepCount()
         self._outcome: JobOutcome | None = None
@@ -146,6 +150,12 @@ class NoukaiJobSensor(BaseSensorOperator):
             return PokeReturnValue(is_done=False)
         return PokeReturnValue(is_done=True, xcom_value=self._result(context, status))
 
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Resume the sensor, with the arguments of `execute_complete` that a subclass expects."""
+        others = dict(next_kwargs or {})
+        self._kept_deadline = others.pop("deadline", None)
+        return super().resume_execution(next_method, others, context)
+
     @without_frames
     def execute_complete(self, context: Context, event: object = None, deadline: float | None = None) -> Any:
         """Continue after the trigger's event.
@@ -154,6 +164,7 @@ class NoukaiJobSensor(BaseSensorOperator):
         """
         job_event = JobEvent.for_job(self.job_id, JobEvent.read(event))
         self._steps.logged = job_event.logged_steps if job_event else 0
+        deadline = self._kept_deadline if deadline is None else deadline
         self._deadline = time.time() + self.timeout if deadline is None else deadline
         with self._failing_softly():
             polled = self._poll(context)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,10 +23,10 @@ SESSION = "00000000-0000-4000-8000-000000000001"
 pytestmark = pytest.mark.usefixtures("connected")
 
 
-def run(make: Any, function: Any, context: Any, *arguments: Any) -> Any:
+def run(make: Any, function: Any, context: Any, *arguments: Any, **keywords: Any) -> Any:
     """Decorate a function, call it in a DAG, and run the task that comes of it."""
     with DAG("dag", schedule=None):
-        task = make(flow=FLOW, poll_interval=0.05, deferrable=False)(function)(*arguments)
+        task = make(flow=FLOW, poll_interval=0.05, deferrable=False)(function)(*arguments, **keywords)
     return task.operator.execute(context)
 
 
@@ -45,6 +46,35 @@ def test_a_function_that_returns_a_message(context: Any, emulator: Emulator) -> 
         return f"{text} from {ti.task_id}"
 
     assert run(noukai_task, greeting, context, "Hello") == {"message": "Hello from task"}
+
+
+@pytest.mark.parametrize("make", [noukai_task, noukai_jobs_task], ids=["job", "batch"])
+def test_an_argument_with_a_name_of_airflow(make: Any, context: Any, emulator: Emulator) -> None:
+    """An argument may have the name of something in the context, such as the `loop` of Airflow 3.4."""
+
+    def greeting(loop: int, dag_run: str) -> Any:
+        return [f"{dag_run} {loop}"] if make is noukai_jobs_task else f"{dag_run} {loop}"
+
+    run(make, greeting, context, loop=3, dag_run="round")
+    (job,) = emulator.control.jobs()
+    assert job["message"] == "round 3"
+
+
+@pytest.mark.parametrize("make", [noukai_task, noukai_jobs_task], ids=["job", "batch"])
+def test_the_arguments_are_in_the_context(make: Any, context: Any, emulator: Emulator) -> None:
+    """A `map_index_template` may name the arguments, as in other decorated tasks, after a deferral too."""
+
+    def greeting(text: str) -> Any:
+        return [text]
+
+    with DAG("dag", schedule=None):
+        task = make(flow=FLOW, poll_interval=0.05, deferrable=False)(greeting)(text="Hello").operator
+    task.execute_complete = lambda context: None
+    task.resume_execution("execute_complete", None, context)
+    assert context.pop("text") == "Hello"
+    with suppress(NoukaiPermanentException):
+        task.execute(context)
+    assert context["text"] == "Hello"
 
 
 def test_a_function_that_returns_inputs(context: Any, emulator: Emulator) -> None:

@@ -83,6 +83,24 @@ def test_completed(connected: ConnectionSettings, context: Any, emulator: Emulat
     assert set(context["ti"].xcoms) == {"job_id", "job_status"}
 
 
+@pytest.mark.parametrize("wait", [True, False], ids=["waiting", "submitting"])
+def test_several_jobs_in_one_task(
+    connected: ConnectionSettings, context: Any, emulator: Emulator, wait: bool
+) -> None:
+    """A task that calls the operator in a loop gets a job for each call, in a retry as well."""
+    for try_number in (1, 2):
+        context["ti"].try_number = try_number
+        for message in ("one", "two", "three"):
+            task = NoukaiRunJobOperator(
+                task_id="inner", flow=FLOW, message=message, poll_interval=0.05, wait_for_completion=wait
+            )
+            returned = task.execute(context)
+            job = emulator.control.jobs()[-1]
+            assert job["message"] == message
+            assert returned == ({"message": message} if wait else job["id"])
+    assert len(emulator.control.jobs()) == 6
+
+
 def test_a_callback(connected: ConnectionSettings, context: Any, emulator: Emulator) -> None:
     """The address that Noukai calls at the end is submitted with the job."""
     callback = {"callback_url": "https://relay.example/noukai", "callback_events": ["flow.failed"]}
@@ -405,6 +423,31 @@ def test_a_deadline_of_a_try_that_airflow_has_replaced(
         operator(timeout=0.3, on_final_failure=on_final_failure).execute(context)
     (job,) = emulator.control.jobs()
     assert (job["state"], emulator.control.counts().get("cancel", 0)) == ("running", 0)
+
+
+class Wrapping(NoukaiRunJobOperator):
+    """What a user may derive: as everywhere, it continues with the context and the event."""
+
+    def execute_complete(self, context: Any, event: Any = None) -> Any:  # type: ignore[override]
+        """Wrap the output."""
+        return {"wrapped": super().execute_complete(context, event)}
+
+
+def test_a_subclass_with_the_usual_arguments(
+    connected: ConnectionSettings, context: Any, emulator: Emulator
+) -> None:
+    """A subclass may continue after a deferral with the context and the event alone."""
+    from airflow.providers.common.compat.sdk import TaskDeferred
+
+    task = Wrapping(task_id="task", flow=FLOW, message="Hello", deferrable=True, inline_wait=0)
+    with pytest.raises(TaskDeferred) as deferred:
+        task.execute(context)
+    (job,) = emulator.control.jobs()
+    emulator.control.finish(job["id"], result="whole")
+    event = JobEvent(job["id"], Reason.FINISHED, "completed").payload()
+    resumption = (deferred.value.kwargs or {}) | {"event": event}
+    again = Wrapping(task_id="task", flow=FLOW, message="Hello", deferrable=True)
+    assert again.resume_execution("execute_complete", resumption, context) == {"wrapped": "whole"}
 
 
 def test_a_deadline_cancels(connected: ConnectionSettings, context: Any, emulator: Emulator) -> None:

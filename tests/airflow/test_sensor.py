@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from dataclasses import replace
@@ -80,6 +81,23 @@ def test_a_job_without_a_result(
     assert sensor(job.id, deferrable=deferrable, allowed_states=(outcome,)).execute(context()) is None
 
 
+def test_no_pause(
+    job: Job, settings: ConnectionSettings, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A `poke_interval` of 0, which Airflow allows, works in the triggerer as well."""
+
+    async def read_connection(hook: NoukaiHook) -> ConnectionSettings:
+        return settings
+
+    monkeypatch.setattr(NoukaiHook, "_read_connection", read_connection)
+    task = NoukaiJobSensor(task_id="task", flow=FLOW, job_id=job.id, poke_interval=0, deferrable=True)
+    with pytest.raises(TaskDeferred) as deferred:
+        task.execute(context())
+    emulator.control.finish(job.id)
+    trigger: Any = deferred.value.trigger
+    assert asyncio.run(trigger._wait()).reason is Reason.FINISHED
+
+
 def test_a_poll_that_fails(job: Job, emulator: Emulator) -> None:
     """After a transient error the next poll decides."""
     emulator.control.fault("status", on="poll", times=1, status=403)
@@ -87,6 +105,25 @@ def test_a_poll_that_fails(job: Job, emulator: Emulator) -> None:
         sensor(job.id).execute(context())
     emulator.control.fault("status", on="poll", times=None, status=500)
     assert not sensor(job.id).poke(context())
+
+
+class Wrapping(NoukaiJobSensor):
+    """What a user may derive: as everywhere, it continues with the context and the event."""
+
+    def execute_complete(self, context: Any, event: Any = None) -> Any:  # type: ignore[override]
+        """Wrap the output."""
+        return {"wrapped": super().execute_complete(context, event)}
+
+
+def test_a_subclass_with_the_usual_arguments(job: Job, emulator: Emulator) -> None:
+    """A subclass may continue with the context and the event alone, and the deadline still applies."""
+    event = JobEvent(job.id, Reason.TIMED_OUT, "running").payload()
+    task = Wrapping(task_id="task", flow=FLOW, job_id=job.id, poke_interval=0.05)
+    with pytest.raises(AirflowSensorTimeout):
+        task.resume_execution("execute_complete", {"event": event, "deadline": time.time() - 1}, context())
+    emulator.control.finish(job.id, result="whole")
+    resumption = {"event": event, "deadline": time.time() + 60}
+    assert task.resume_execution("execute_complete", resumption, context()) == {"wrapped": "whole"}
 
 
 def test_an_unknown_job(job: Job) -> None:

@@ -128,7 +128,7 @@ with DAG("of_the_form", schedule=None) as of_the_form:
 
 with DAG("decorated_mapped", schedule=None) as decorated_mapped:
 
-    @task.noukai(flow=FLOW, deferrable=True, map_index_template="{{ task.op_kwargs['text'] }}", **PROMPT)
+    @task.noukai(flow=FLOW, deferrable=True, map_index_template="{{ text }}", **PROMPT)
     def job(text: str, greeting: str) -> dict[str, Any]:
         return {"message": f"{greeting} {text}", "parameters": {"deep": [{"text": text}]}}
 
