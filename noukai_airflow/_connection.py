@@ -8,6 +8,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 from noukai_airflow.exceptions import NoukaiPermanentException
 from noukai_core import InvalidInputError, RunUrlTemplate
@@ -66,6 +67,7 @@ class ConnectionSettings:
         extra: Mapping[str, Any],
         login: str | None = None,
         schema: str | None = None,
+        port: int | None = None,
     ) -> ConnectionSettings:
         """Read the fields of a connection.
 
@@ -84,6 +86,11 @@ class ConnectionSettings:
             raise NoukaiPermanentException(
                 f"The Airflow connection {conn_id!r} has no API key: put one that begins with nk_ in its "
                 "password field."
+            )
+        if port and _port_of(host) != port:
+            raise NoukaiPermanentException(
+                f"The Airflow connection {conn_id!r} has the port {port}, which is not read: write it into "
+                "the host, as in http://127.0.0.1:8090/api/v1."
             )
         for name in extra:
             if name not in EXTRA_FIELDS:
@@ -122,6 +129,13 @@ class ConnectionSettings:
     def run_url(self, flow_path: str, job_id: str) -> str | None:
         """Return the URL of a job's page, if the connection has a template for it."""
         return self.run_url_template.url(flow_path, job_id) if self.run_url_template else None
+
+
+def _port_of(host: str | None) -> int | None:
+    try:
+        return urlsplit((host or "").strip()).port
+    except ValueError:
+        return None
 
 
 def parse_extra(conn_id: str, extra: str | None) -> Mapping[str, Any]:

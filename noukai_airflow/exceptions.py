@@ -85,9 +85,9 @@ class NoukaiBatchFailedException(NoukaiException):
         counts: How many jobs ended in which state.
     """
 
-    def __init__(self, message: str, *, counts: Mapping[str, int]) -> None:
+    def __init__(self, message: str, *, counts: Mapping[str, int] | None = None) -> None:
         super().__init__(message)
-        self.counts = dict(counts)
+        self.counts = dict(counts or {})
 
 
 class NoukaiJobTimeoutException(NoukaiException):

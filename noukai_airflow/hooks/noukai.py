@@ -169,12 +169,14 @@ class NoukaiHook(BaseHook):
         # Airflow's `extra_dejson` would hide that an extra is malformed, and mask each of its values again,
         # after `get_connection`. None of them is secret: the key is the password.
         password, extra = ApiKey(connection.password or ""), connection.extra
-        host, login, schema = connection.host, connection.login, connection.schema
+        host, port = connection.host, connection.port
+        login, schema = connection.login, connection.schema
         del connection  # a traceback with local variables would show its password
         return ConnectionSettings.of(
             self.noukai_conn_id,
             password=password,
             host=host,
+            port=port,
             login=login,
             schema=schema,
             extra=parse_extra(self.noukai_conn_id, extra),

@@ -75,6 +75,15 @@ def test_settings_of_a_triggerer() -> None:
             settings(extra)
 
 
+@pytest.mark.parametrize("host", ["http://127.0.0.1", "http://127.0.0.1:8091/api/v1", "", None])
+def test_a_port_of_its_own(host: str | None) -> None:
+    """A port in the field for ports, which is not read, is refused; one that the host has is not."""
+    with pytest.raises(NoukaiPermanentException, match=r"'my_conn' has the port 8090.*into the host"):
+        settings(host=host, port=8090)
+    assert settings(host="http://127.0.0.1:8090/api/v1", port=8090).base_url == "http://127.0.0.1:8090/api/v1"
+    assert settings(port=0) == settings(port=None)
+
+
 @pytest.mark.parametrize("password", [None, ""])
 def test_a_connection_without_a_key(password: str | None) -> None:
     """The error names the connection and the field."""

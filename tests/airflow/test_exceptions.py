@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import pytest
@@ -49,6 +50,22 @@ def test_a_submission_that_is_unknown() -> None:
     translated = translate(error)
     assert isinstance(translated, exceptions.NoukaiSubmissionUnknownException)
     assert submission.id in str(translated)
+
+
+def subtypes(exception_type: type[NoukaiException]) -> set[type[NoukaiException]]:
+    """An exception type and all that derive from it."""
+    return {exception_type}.union(*(subtypes(derived) for derived in exception_type.__subclasses__()))
+
+
+@pytest.mark.parametrize(
+    "exception_type", sorted(subtypes(NoukaiException), key=str), ids=lambda kind: kind.__name__
+)
+def test_a_copy_of_an_exception(exception_type: type[NoukaiException]) -> None:
+    """An exception arrives whole in another process, such as one of a pool in a task."""
+    error = exception_type("it ended")
+    error.request_id = "req_1"
+    copied = pickle.loads(pickle.dumps(error))
+    assert (type(copied), str(copied), vars(copied)) == (exception_type, "it ended", vars(error))
 
 
 def test_what_is_permanent_is_not_retried() -> None:

@@ -27,7 +27,9 @@ EXTRA = {"org": "acme", "project": "demo", "retry_timeout": 60}
 
 def stored(**fields: str) -> SimpleNamespace:
     """A connection as Airflow returns it."""
-    return SimpleNamespace(password=KEY, host=HOST, **{"login": None, "schema": None, "extra": None} | fields)
+    return SimpleNamespace(
+        password=KEY, host=HOST, **{"port": None, "login": None, "schema": None, "extra": None} | fields
+    )
 
 
 AS_JSON = json.dumps({"conn_type": "noukai", "password": KEY, "host": HOST, "extra": EXTRA})
