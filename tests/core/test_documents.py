@@ -20,7 +20,7 @@ def test_an_example_of_the_client_runs(
 ) -> None:
     """Each example runs against a local Noukai."""
     monkeypatch.setattr(telemetry, "_receivers", [])  # an example adds one, which would stay
-    emulator.control.script("*", after_polls=1)
+    emulator.control.script("*", after_seconds=0.2)  # nobody polls a job whose steps are followed
     monkeypatch.setenv("NOUKAI_API_KEY", "nk_test_documents")
     monkeypatch.setenv("NOUKAI_BASE_URL", emulator.base_url)
     exec(compile(example.code, example.where, "exec"), {"__name__": "__main__"})

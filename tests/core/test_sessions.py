@@ -63,6 +63,10 @@ def test_a_list_that_is_refused(make_flow: Any, service: RawService) -> None:
 def test_a_list_that_fails_for_too_long(make_flow: Any, service: RawService) -> None:
     """Transient errors end the wait when no list could be read for the retry window."""
     service.on("session", OVERLOADED)
-    with pytest.raises(TransientError):
-        make_flow(retry_timeout=0.1).wait_for_sessions({SESSION: 2}, poll_interval=0.01)
+    for seconds in (0.1, 1, 10):  # in turn, until the machine is quick enough for a second request
+        with pytest.raises(TransientError):
+            make_flow(retry_timeout=seconds).wait_for_sessions({SESSION: 2}, poll_interval=0.01)
+        if service.count("session") > 1:
+            break
+        service.requests.clear()
     assert service.count("session") > 1
