@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import math
 import selectors
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 from unittest.mock import patch
 
 from noukai_core._engine import rate_limit
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # What time.sleep takes at most: the nanoseconds of 64 bits.
 _LONGEST_SLEEP = 2.0**63 / 1e9
@@ -71,10 +75,23 @@ class _Selector(selectors.DefaultSelector):
 
 @contextmanager
 def turned_time() -> Iterator[TurnedTime]:
-    """Let this process run on virtual time."""
+    """Let this thread, and those that it starts, run on virtual time.
+
+    The threads that are there before keep the real one: a timer that the event loop of the local Noukai sets
+    by a virtual clock would be due hours later, and its server would not stop before that.
+    """
     clock = TurnedTime()
+    others = set(threading.enumerate()) - {threading.current_thread()}
+
+    def either(virtual: Callable[P, T], real: Callable[P, T]) -> Callable[P, T]:
+        def call(*arguments: P.args, **named: P.kwargs) -> T:
+            return (real if threading.current_thread() in others else virtual)(*arguments, **named)
+
+        return call
+
+    monotonic, sleep = either(clock.monotonic, time.monotonic), either(clock.sleep, time.sleep)
     rate_limit._limiter.cache_clear()  # it outlives the clients, and remembers another time
-    with patch.object(time, "monotonic", clock.monotonic), patch.object(time, "sleep", clock.sleep):
+    with patch.object(time, "monotonic", monotonic), patch.object(time, "sleep", sleep):
         try:
             yield clock
         finally:
