@@ -153,7 +153,7 @@ class BatchRun:
                     if task.done():
                         task.result()  # raises a signal that struck inside it
                 if stop.done():
-                    raise StoppedInThread(f"The flow run was stopped while jobs of {path} ran")
+                    raise StoppedInThread(f"The flow run was stopped while jobs of {path} ran", stop.result())
                 waiting.discard(following)
                 if (outcome := following.result()) is None:
                     await self._write_output()

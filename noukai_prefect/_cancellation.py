@@ -58,7 +58,15 @@ _LOOKUP_PAUSE = 1.0
 
 
 class StoppedInThread(CancelledRun):
-    """The task has to stop, but no exception was raised in it: it runs in a thread, or a signal was lost."""
+    """The task has to stop, but no exception was raised in it: it runs in a thread, or a signal was lost.
+
+    Attributes:
+        reason: Why its jobs are cancelled, if Prefect's server has said so.
+    """
+
+    def __init__(self, message: str, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 def interrupts(error: BaseException) -> bool:
@@ -66,16 +74,17 @@ def interrupts(error: BaseException) -> bool:
     return isinstance(error, StoppedInThread) or not isinstance(error, Exception)
 
 
-async def watch_for_stop(run: RunContext) -> None:
-    """Return when the task has to stop."""
+async def watch_for_stop(run: RunContext) -> str | None:
+    """Return when the task has to stop, with what Prefect's server said if it was asked why."""
     check_server_at = time.monotonic() + SERVER_CHECK_SECONDS
     while not run.stop_requested:
         await asyncio.sleep(STOP_CHECK_SECONDS)
         must_ask_server = run.must_ask_server or was_terminated()
         if must_ask_server and time.monotonic() >= check_server_at:
-            if await cancel_reason(run, None):
-                return
+            if reason := await cancel_reason(run, None):
+                return reason
             check_server_at = time.monotonic() + SERVER_CHECK_SECONDS
+    return None
 
 
 async def run_until_stopped(operation: Coroutine[Any, Any, T], run: RunContext, meanwhile: str) -> T:
@@ -95,8 +104,8 @@ async def run_until_stopped(operation: Coroutine[Any, Any, T], run: RunContext, 
         await asyncio.wait((done, stopping), return_when=asyncio.FIRST_COMPLETED)
         if done.done():
             return done.result()
-        stopping.result()  # raises a signal that struck inside it
-        raise StoppedInThread(f"The flow run was stopped while {meanwhile}")
+        reason = stopping.result()  # raises a signal that struck inside it
+        raise StoppedInThread(f"The flow run was stopped while {meanwhile}", reason)
     finally:
         await cancel_tasks((done, stopping))
 
@@ -245,6 +254,8 @@ async def cancel_on_timeout(
 
 async def cancel_reason(run: RunContext, interruption: BaseException | None) -> str | None:
     """Return why an interruption cancels the job; `None` when it leaves the job running."""
+    if isinstance(interruption, StoppedInThread) and interruption.reason is not None:
+        return interruption.reason
     if run.timed_out:
         return "the task or flow timed out"
     if run.flow_run_id is None:

@@ -19,6 +19,7 @@ from noukai_prefect import NoukaiCredentials, _cancellation
 from noukai_prefect._batch import BatchOptions, BatchRun
 from noukai_prefect._batch_inputs import BatchInputs
 from noukai_prefect._batch_record import BatchRecordLog
+from noukai_prefect._cancellation import StoppedInThread
 from noukai_prefect._job_store import JobRecord
 from noukai_prefect._run import SubmissionState, _attach
 from noukai_prefect._run_context import RunContext
@@ -150,6 +151,28 @@ async def test_a_job_that_completes_before_its_cancel(
         "completed",
     ]
     assert batch.progress == "1 completed, 1 cancelled"
+
+
+async def test_a_batch_does_not_ask_again_why_it_is_stopped(
+    flow: AsyncFlow,
+    credentials: NoukaiCredentials,
+    emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A cancel that Prefect's server has reported reaches the jobs, even if the server then goes away."""
+
+    async def told(_: RunContext) -> str:
+        await received(emulator, "poll", 1)
+        return "the flow run was cancelled"
+
+    monkeypatch.setattr(_cancellation, "watch_for_stop", told)
+    inputs = BatchInputs(FLOW, ["hello"] * 2, "production", False)
+    unasked = RunContext(None, None, 1, None, None)
+    batch = BatchRun(flow, inputs, BatchOptions(), unasked, str(uuid4()), credentials)
+    with pytest.raises(StoppedInThread):
+        async for _ in batch.outcomes():
+            pass
+    assert {job["state"] for job in emulator.control.jobs()} == {"cancelled"}
 
 
 async def test_jobs_that_timed_out(

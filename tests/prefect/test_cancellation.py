@@ -255,3 +255,22 @@ async def test_a_thread_that_nothing_else_notifies(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(_cancellation, "cancel_reason", next_reason)
     await watch_for_stop(run(asks_server=True))
     assert next(reasons, "asked to the end") == "asked to the end"
+
+
+async def test_what_the_server_has_said_is_not_asked_again(
+    monkeypatch: pytest.MonkeyPatch, noukai_flow: AsyncFlow, log: pytest.LogCaptureFixture
+) -> None:
+    """A cancel that Prefect's server has reported reaches the job, even if the server then goes away."""
+    monkeypatch.setattr(_cancellation, "SERVER_CHECK_SECONDS", 0.0)
+    in_thread = run(asks_server=True)
+    job = await noukai_flow.job("hello")
+
+    async def cancelled(*_: object) -> str | None:
+        return "the flow run was cancelled"
+
+    with monkeypatch.context() as while_it_answers:
+        while_it_answers.setattr(_cancellation, "cancel_reason", cancelled)
+        with pytest.raises(StoppedInThread) as stopped:
+            await run_until_stopped(asyncio.sleep(3600), in_thread, "it waited")
+    assert await cancel_or_keep(SubmissionState(job=job), in_thread, stopped.value)
+    assert f"Noukai job {job.id} of {FLOW}: cancelled (the flow run was cancelled)" in log.text
