@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterKey,
@@ -20,6 +19,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import Artifact, FlowRun
 
 from noukai_core import JobState, JobStatus
+from noukai_prefect._prefect_client import prefect_client
 from noukai_prefect._run_context import RunContext
 
 T = TypeVar("T")
@@ -48,7 +48,7 @@ async def own_artifacts(run: RunContext, wanted: ArtifactFilter) -> list[Artifac
         return await artifacts_of([run.called_by or run.flow_run_id], wanted)
     assert run.recorded_on is not None, "outside a run, nothing is recorded"
     own = ArtifactFilterTaskRunId(any_=[run.recorded_on])
-    async with get_client() as client:
+    async with prefect_client() as client:
         return await _read_all(
             client.read_artifacts, artifact_filter=wanted.model_copy(update={"task_run_id": own})
         )
@@ -58,7 +58,7 @@ async def artifacts_of(scopes: Sequence[UUID], wanted: ArtifactFilter) -> list[A
     """Return artifacts of flow runs. A scope is a flow run, or the task run that represents a subflow."""
     either: dict[str, Any] = {"any_": list(scopes)}
     runs = FlowRunFilter.model_validate({"operator": "or_", "id": either, "parent_task_run_id": either})
-    async with get_client() as client:
+    async with prefect_client() as client:
         return await _read_all(client.read_artifacts, artifact_filter=wanted, flow_run_filter=runs)
 
 
@@ -81,7 +81,7 @@ async def with_subflows(flow_run: FlowRun) -> dict[UUID, UUID]:
     """
     found: dict[UUID, UUID] = {}
     level = [flow_run]
-    async with get_client() as client:
+    async with prefect_client() as client:
         while level:
             found |= {one.id: one.parent_task_run_id or one.id for one in level}
             called_by_level: dict[str, Any] = {"parent_flow_run_id": {"any_": [one.id for one in level]}}

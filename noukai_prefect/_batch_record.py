@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.objects import Artifact
 
@@ -25,6 +24,7 @@ from noukai_core.batch import SUBMITTED, SUBMITTING, is_session_of, submission_i
 from noukai_core.batch_record import Row, entries_of
 from noukai_prefect._artifacts import BATCH_RECORDS, own_artifacts, scoped_artifacts
 from noukai_prefect._job_store import now
+from noukai_prefect._prefect_client import prefect_client
 from noukai_prefect._run_context import RunContext
 from noukai_prefect._signing import RecordSigner
 from noukai_prefect.credentials import NoukaiCredentials
@@ -139,7 +139,7 @@ class BatchRecordLog:
     async def _write(self) -> None:
         if not self._rows:
             return
-        async with get_client() as client:
+        async with prefect_client() as client:
             if self._artifact is not None:
                 await client.update_artifact(self._artifact, ArtifactUpdate(data=self._data()))
                 return
@@ -319,7 +319,7 @@ class StoredLedger:
         if batch.credentials is not None:
             content["credentials"] = batch.credentials
         rows: list[Row] = [{"entry": entry.to_list()} for entry in self._written]
-        async with get_client() as client:
+        async with prefect_client() as client:
             await client.create_artifact(
                 ArtifactCreate(
                     type="result",

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterId
 from prefect.client.schemas.objects import Artifact
 
 from noukai_core import JobOutcome, JobState, OutcomeState
 from noukai_prefect._artifacts import artifact_key
+from noukai_prefect._prefect_client import prefect_client
 from noukai_prefect._run_context import RunContext
 from noukai_prefect._text import dollars, markdown
 from noukai_prefect.credentials import NoukaiCredentials
@@ -182,7 +182,7 @@ class BatchTable:
         if self._run.scope is None or (not final and time.monotonic() < self._next_write):
             return
         self._next_write = time.monotonic() + WRITE_SECONDS
-        async with get_client() as client:
+        async with prefect_client() as client:
             if self.artifact is None:
                 table = ArtifactCreate(
                     key=artifact_key("noukai-jobs", self._flow),
@@ -229,7 +229,7 @@ def size_text(size: int | None) -> str:
 async def show_ended(table: uuid.UUID, states: Mapping[int, str]) -> None:
     """Show in the table of a batch how jobs ended, by the index of their input."""
     wanted = ArtifactFilter(id=ArtifactFilterId(any_=[table]))
-    async with get_client() as client:
+    async with prefect_client() as client:
         for artifact in await client.read_artifacts(artifact_filter=wanted):
             await client.update_artifact(artifact.id, ArtifactUpdate(data=_with_states(artifact, states)))
 

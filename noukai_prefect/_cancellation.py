@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 import anyio
-from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import State
 from prefect.exceptions import CancelledRun
 from prefect.states import Cancelled
@@ -31,6 +31,7 @@ from noukai_core import (
 )
 from noukai_prefect import _job_store
 from noukai_prefect._job_artifact import JobArtifact
+from noukai_prefect._prefect_client import prefect_client
 from noukai_prefect._run_context import RunContext, interrupted_by_a_person
 from noukai_prefect._termination import was_terminated
 
@@ -261,7 +262,7 @@ async def cancel_reason(run: RunContext, interruption: BaseException | None) -> 
     if run.flow_run_id is None:
         return "interrupted" if _interrupted(interruption) else None
     try:
-        async with get_client() as client:
+        async with prefect_client() as client:
             return await _cancel_reason_of_flow_run(client, run.flow_run_id, interruption)
     except Exception as error:
         run.logger().warning(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-from prefect.client.orchestration import get_client
 from prefect.concurrency.asyncio import concurrency
 from prefect.exceptions import ObjectNotFound
 
 from noukai_core import InvalidInputError
+from noukai_prefect._prefect_client import prefect_client
 
 _BLOCKS = 10
 _MAX_BLOCK = 100
@@ -42,7 +42,7 @@ class LeasedSlots:
         Raises:
             InvalidInputError: There is no such limit, or it allows nothing.
         """
-        async with get_client() as client:
+        async with prefect_client() as client:
             try:
                 limit = await client.read_global_concurrency_limit_by_name(self._name)
             except ObjectNotFound:

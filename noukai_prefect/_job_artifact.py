@@ -8,12 +8,12 @@ from datetime import datetime
 from decimal import Decimal
 from uuid import UUID
 
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 
 from noukai_core import AsyncJob, JobStatus, NoukaiError, TraceStep
 from noukai_prefect import _job_store
 from noukai_prefect._artifacts import PROGRESS_SECONDS, artifact_key
+from noukai_prefect._prefect_client import prefect_client
 from noukai_prefect._run_context import RunContext
 from noukai_prefect._text import dollars, markdown, markdown_link
 
@@ -162,7 +162,7 @@ class JobArtifact:
     async def _store(self, text: str) -> None:
         if self._artifact is None and (store := _job_store.store_of(self._run)):
             self._artifact = store.artifact_of(self._job.id)
-        async with get_client() as client:
+        async with prefect_client() as client:
             if self._artifact is not None:
                 await client.update_artifact(self._artifact, ArtifactUpdate(data=text))
                 return

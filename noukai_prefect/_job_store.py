@@ -20,13 +20,13 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.objects import Artifact
 from pydantic import SecretStr
 
 from noukai_core import AsyncJob, Submission, SubmissionRecord
 from noukai_prefect._artifacts import JOB_RECORDS, artifact_key, own_artifacts, scoped_artifacts
+from noukai_prefect._prefect_client import prefect_client
 from noukai_prefect._run_context import RunContext
 from noukai_prefect._signing import RecordSigner
 from noukai_prefect._text import markdown
@@ -187,7 +187,7 @@ class JobStore:
             # Tasks that begin together begin with different slots.
             chosen = left[run.outermost_task.int % len(left)] if run.outermost_task else left[0]
             assert chosen.artifact_id is not None, "it was read"
-            async with get_client() as client:
+            async with prefect_client() as client:
                 update = ArtifactUpdate(metadata_=chosen.claimed_metadata(claim))
                 await client.update_artifact(chosen.artifact_id, update)
             await asyncio.sleep(CLAIM_SECONDS)
@@ -213,7 +213,7 @@ class JobStore:
         if record.artifact_id is not None:
             with self._lock:
                 self._latest[record.slot] = record
-        async with get_client() as client:
+        async with prefect_client() as client:
             if record.artifact_id is None:
                 artifact = await client.create_artifact(
                     ArtifactCreate(
@@ -367,7 +367,7 @@ async def mark_ended(record: JobRecord, signer: RecordSigner, text: str) -> None
         text: The artifact's text.
     """
     assert record.artifact_id is not None, "it was read"
-    async with get_client() as client:
+    async with prefect_client() as client:
         update = ArtifactUpdate(data=text, metadata_=replace(record, ended=True).metadata(signer))
         await client.update_artifact(record.artifact_id, update)
 

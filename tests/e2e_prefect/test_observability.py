@@ -40,6 +40,7 @@ def started(runs: Runs, prefect: LocalPrefect) -> dict[str, Run]:
         "cancelled": runs.start("hooked", script={"outcome": "never"}),
         "crashed": runs.start("hooked", script={"outcome": "never"}),
         "struck in between": runs.start("struck_in_between", script={"outcome": "never"}),
+        "struck in one": runs.start("struck_in_one_of_three", script={"outcome": "never"}),
         "without event": runs.start("without_event", script={"outcome": "never"}),
     }
 
@@ -193,6 +194,15 @@ def test_cancel_in_between(started: dict[str, Run]) -> None:
     run.cancel()
     run.wait_until_cancelled()
     assert run.cancels(job_id) == 1
+
+
+def test_cancel_in_one_of_several(started: dict[str, Run]) -> None:
+    """If Prefect's signal strikes in one of several gathered tasks, the others cancel their jobs as well."""
+    run = started["struck in one"]
+    jobs = run.wait_for_jobs(3, "running")
+    run.cancel()
+    run.wait_until_cancelled()
+    assert [run.cancels(job) for job in jobs] == [1, 1, 1]
 
 
 def test_automation(runs: Runs, prefect: LocalPrefect) -> None:

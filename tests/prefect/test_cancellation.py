@@ -17,7 +17,7 @@ from prefect.client.orchestration import get_client
 from prefect.states import Cancelling, Running
 
 from noukai_core import AsyncFlow, JobTimeoutError, Submission
-from noukai_prefect import NoukaiCredentials, _cancellation
+from noukai_prefect import NoukaiCredentials, _cancellation, _prefect_client
 from noukai_prefect._cancellation import (
     StoppedInThread,
     SubmissionState,
@@ -179,7 +179,7 @@ async def test_a_server_of_prefect_that_is_away(
     def fail() -> Any:
         raise ConnectionError("no server")
 
-    monkeypatch.setattr(_cancellation, "get_client", fail)
+    monkeypatch.setattr(_prefect_client, "get_client", fail)
     flow_run_id = UUID(int=1)
     assert await cancel_reason(run(flow_run_id), KeyboardInterrupt()) is None
     assert f"Prefect flow run {flow_run_id}: cancellation unknown (Noukai jobs are left running)" in log.text

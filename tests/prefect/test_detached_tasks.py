@@ -15,7 +15,7 @@ from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.objects import Artifact
 from pydantic import SecretStr
 
-from noukai_prefect import _job_store
+from noukai_prefect import _job_store, _prefect_client
 from noukai_prefect._job_store import JobRecord, JobStore
 from noukai_prefect._run_context import RunContext
 
@@ -66,7 +66,7 @@ def artifacts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """A Prefect server without artifacts."""
     server = Artifacts(request.param)
     monkeypatch.setattr(_job_store, "own_artifacts", server.read)
-    monkeypatch.setattr(_job_store, "get_client", lambda: server)
+    monkeypatch.setattr(_prefect_client, "get_client", lambda: server)
     monkeypatch.setattr(_job_store, "asyncio", SimpleNamespace(sleep=_longer_than_any_request))
     return server
 

@@ -46,6 +46,19 @@ async def struck_in_between(flow: str) -> Any:
 
 
 @flow
+async def struck_in_one_of_three(flow: str) -> Any:
+    submitted = list[str]()
+
+    def wait_with_the_last(run: Any, what: str, noukai_flow: str, job_id: str, *_: Any) -> None:
+        submitted.append(job_id)
+        time.sleep(25 if len(submitted) == 3 else 0)
+
+    _run.emit_job_event = wait_with_the_last
+    credentials = await NoukaiCredentials.aload("default")
+    return await asyncio.gather(*(arun_noukai_job(credentials, flow, text) for text in "abc"))
+
+
+@flow
 async def with_other_credentials(flow: str) -> Any:
     return await arun_noukai_job(await NoukaiCredentials.aload("other"), flow, "in a subflow")
 
