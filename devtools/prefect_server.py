@@ -26,6 +26,8 @@ T = TypeVar("T")
 _START_SECONDS = 300.0
 _STOP_SECONDS = 20.0
 _BUSY_SECONDS = 20.0
+# A question takes the server a hundredth of a second, which the flow runs that are waited for need.
+_PAUSE = 0.5
 _LOGS_A_PAGE = 200
 FINAL_STATES = frozenset({"Completed", "Failed", "TimedOut", "Cancelled", "Crashed"})
 
@@ -343,7 +345,7 @@ class LocalPrefect:
             found = self.task_runs(flow_run_id)
             return found if all(run["state_name"] in FINAL_STATES for run in found) else []
 
-        return wait_until(ended, f"the task runs of {flow_run_id} to end", timeout)
+        return wait_until(ended, f"the task runs of {flow_run_id} to end", timeout, pause=_PAUSE)
 
     def artifacts(self, flow_run_id: str, key: str | None = None) -> list[dict[str, Any]]:
         """Return the artifacts of a flow run, of one key or of all."""
@@ -382,7 +384,8 @@ class LocalPrefect:
             return seen[0] in wanted
 
         try:
-            wait_until(arrived, f"flow run {flow_run_id} to be {' or '.join(sorted(wanted))}", timeout)
+            what = f"flow run {flow_run_id} to be {' or '.join(sorted(wanted))}"
+            wait_until(arrived, what, timeout, pause=_PAUSE)
         except ServerError as error:
             lines = "\n".join(self.logs(flow_run_id)[-40:])
             raise ServerError(f"{error}; it is {seen[0]}. Its log:\n{lines}") from None
@@ -463,7 +466,7 @@ class LocalPrefect:
                 raise ServerError(f"{component.name} ended by itself")
 
         try:
-            return wait_until(condition, what, timeout, alive=alive)
+            return wait_until(condition, what, timeout, pause=_PAUSE, alive=alive)
         except ServerError as error:
             text = component.log.read_text(errors="replace")[-4000:]
             raise ServerError(f"{error}\n{component.log}:\n{text}") from None

@@ -117,7 +117,8 @@ class Run:
             found = [str(job["id"]) for job in self.jobs() if state is None or job["state"] == state]
             return found if len(found) >= count else []
 
-        return wait_until(there, f"{count} jobs of {self.flow} to be {state or 'there'}", timeout)
+        what = f"{count} jobs of {self.flow} to be {state or 'there'}"
+        return wait_until(there, what, timeout, pause=0.5)  # the list has the jobs of all tests
 
     def attached_again(self, jobs: list[str]) -> None:
         """Wait until each job is polled once more."""

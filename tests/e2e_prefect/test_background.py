@@ -73,7 +73,7 @@ def wait_until_completed(prefect: LocalPrefect, *task_runs: str) -> None:
     def completed() -> bool:
         return all(prefect.task_run(task_run)["state_name"] == "Completed" for task_run in task_runs)
 
-    wait_until(completed, "the background tasks to complete", WAIT_SECONDS)
+    wait_until(completed, "the background tasks to complete", WAIT_SECONDS, pause=0.5)
 
 
 def test_the_server_of_the_tasks_is_killed(
