@@ -147,10 +147,13 @@ class JobStore:
     def is_replaced(self) -> bool:
         """Return whether Airflow has begun another try of the task although this one still runs.
 
-        Each try has its own id in Airflow, and the id of an earlier try leads to no record.
+        Each try has its own id in Airflow, and the id of an earlier try leads to no record. Airflow is asked
+        twice: a time limit that strikes inside one of its requests leaves a response behind, which it takes
+        for the response to the next request.
         """
+        store = self._store
         try:
-            return self._durable and self._store is not None and self._store.get(RECORD_KEY) is None
+            return self._durable and store is not None and not any(store.get(RECORD_KEY) for _ in range(2))
         except Exception:
             return False
 
