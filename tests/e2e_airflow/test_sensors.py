@@ -40,7 +40,7 @@ def completed(started: dict[str, dict[str, Run]]) -> dict[str, Run]:
 def test_completed(completed: dict[str, Run], mode: str) -> None:
     """The sensor succeeds when the job completes, and returns its output. It cancels nothing."""
     run = completed[mode]
-    assert run.wait_for() == "success"
+    assert run.wait_for_own_end() == "success"
     assert run.xcom() == {"answer": 42}
     assert run.xcom("job_status")["state"] == "completed"
     assert (run.submissions(), run.cancels(run.job()["id"])) == (1, 0)
@@ -50,10 +50,10 @@ def test_completed(completed: dict[str, Run], mode: str) -> None:
 def test_failed(started: dict[str, dict[str, Run]], mode: str) -> None:
     """If the job fails, the sensor fails, is skipped with `soft_fail`, or succeeds if that is allowed."""
     run = started["failed"][mode]
-    assert run.wait_for() == "failed"
+    assert run.wait_for_own_end() == "failed"
     assert "overloaded" in run.logs()
-    assert run.wait_for(task_id="soft") == "skipped"
-    assert run.wait_for(task_id="any") == "success"
+    assert run.wait_for_own_end("soft") == "skipped"
+    assert run.wait_for_own_end("any") == "success"
     assert run.xcom("job_status", task_id="any")["state"] == "failed"
 
 
@@ -61,8 +61,8 @@ def test_failed(started: dict[str, dict[str, Run]], mode: str) -> None:
 def test_timeout(started: dict[str, dict[str, Run]], mode: str) -> None:
     """At its timeout the sensor fails, or is skipped with `soft_fail`; the job is left running."""
     run = started["timed out"][mode]
-    assert run.wait_for() == "failed"
-    assert run.wait_for(task_id="soft") == "skipped"
+    assert run.wait_for_own_end() == "failed"
+    assert run.wait_for_own_end("soft") == "skipped"
     assert (run.submissions(), run.cancels(run.job()["id"])) == (1, 0)
 
 
@@ -70,5 +70,5 @@ def test_timeout(started: dict[str, dict[str, Run]], mode: str) -> None:
 def test_only_the_deferrable_sensor_defers(completed: dict[str, Run], mode: str) -> None:
     """Only the deferrable sensor waits in the triggerer."""
     run = completed[mode]
-    run.wait_for()
+    run.wait_for_own_end()
     assert ("DEFERRED" in run.logs()) == (mode == "sensor_deferred")
