@@ -98,6 +98,7 @@ LANES: dict[str, list[Suite]] = {
     "airflow": _suites(
         "airflow",
         "e2e_airflow",
+        "dag_test",
         "faults/airflow",
         "architecture",
         "devtools",
@@ -120,8 +121,8 @@ LANES: dict[str, list[Suite]] = {
         "fuzz",
         "simulation",
     ),
-    "airflow-floor": _suites("airflow-floor", "e2e_airflow", "airflow", "secrets/airflow"),
-    "airflow-next": _suites("airflow-next", "e2e_airflow", "airflow", "secrets/airflow"),
+    "airflow-floor": _suites("airflow-floor", "e2e_airflow", "dag_test", "airflow", "secrets/airflow"),
+    "airflow-next": _suites("airflow-next", "e2e_airflow", "dag_test", "airflow", "secrets/airflow"),
     "prefect-floor": _suites("prefect-floor", "e2e_prefect", "secrets/prefect", "prefect", "core"),
     **{
         f"prefect-{version}": _suites(f"prefect-{version}", "core", "emulator", "prefect")

@@ -19,7 +19,7 @@ from tests.e2e_airflow.conftest import KEY
 if TYPE_CHECKING:
     from noukai_core.emulator import Emulator
 
-DAGS = Path(__file__).parent / "dags"
+DAGS = Path(__file__).parents[1] / "e2e_airflow" / "dags"
 
 
 @pytest.fixture(scope="module")
