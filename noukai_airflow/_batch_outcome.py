@@ -59,7 +59,7 @@ def check_max_cost(value: Decimal | float | str | None, *, trace: bool) -> Decim
     return amount
 
 
-def progress_text(record: BatchRecord, *, total: int | None, running: int) -> str:
+def progress_text(record: BatchRecord, *, total: int | None, running: int, traced: bool) -> str:
     """Return how far a batch is, in words."""
     of = "" if total is None else f" of {total:,}"
     parts = [f"{record.counts['completed']:,}{of} completed"]
@@ -68,6 +68,8 @@ def progress_text(record: BatchRecord, *, total: int | None, running: int) -> st
         parts.append(f"{running:,} running")
     if record.cost_usd:
         parts.append(f"${record.cost_usd}")
+    if traced and record.jobs_without_cost:
+        parts.append(f"{record.jobs_without_cost:,} without a known cost")
     return ", ".join(parts)
 
 

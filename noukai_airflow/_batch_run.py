@@ -317,7 +317,7 @@ class BatchRun:
             cancel_on_timeout=options.cancel_on_timeout,
             max_concurrency=options.max_concurrency,
             max_cost_usd=options.max_cost_usd,
-            spent_usd=record.cost_usd,
+            spent_usd=record.spent_usd,
             detach=self._detach,
         )
 
@@ -343,7 +343,9 @@ class BatchRun:
             self._task.xcom_push(_xcoms.BATCH_SESSIONS, value)
 
     def _progress(self, record: BatchRecord, running: int) -> str:
-        return progress_text(record, total=self._inputs.total, running=running)
+        return progress_text(
+            record, total=self._inputs.total, running=running, traced=self._options.trace
+        )
 
     def _push_status(self, record: BatchRecord, running: int) -> None:
         if self._options.push_xcoms:

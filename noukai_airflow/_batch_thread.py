@@ -36,7 +36,7 @@ class BatchOptions:
         batch_id: The id from which the ids of all submissions follow.
         timeout: In seconds.
         poll_interval: In seconds.
-        spent_usd: What the jobs that are recorded have cost.
+        spent_usd: What the jobs that are recorded have cost; `None` if that is not known of all.
         detach: Whether to end as soon as nothing more can be submitted.
     """
 
@@ -49,7 +49,7 @@ class BatchOptions:
     cancel_on_timeout: bool
     max_concurrency: int
     max_cost_usd: Decimal | None
-    spent_usd: Decimal
+    spent_usd: Decimal | None
     detach: bool
 
 

@@ -53,6 +53,7 @@ class NoukaiBatchRunFacet(RunFacet):
         counts: How many of them in which state.
         totalTokens: The tokens that they used, as far as they are known.
         costUsd: What they cost in US dollars, as a decimal string, as far as it is known.
+        jobsWithoutCost: Of how many jobs that have ended it is not known what they cost.
     """
 
     flow: str
@@ -61,6 +62,7 @@ class NoukaiBatchRunFacet(RunFacet):
     counts: dict[str, int] | None = None
     totalTokens: int | None = None  # noqa: N815
     costUsd: str | None = None  # noqa: N815
+    jobsWithoutCost: int | None = None  # noqa: N815
 
 
 def batch_lineage(
@@ -88,6 +90,7 @@ def batch_lineage(
         counts=known.get("counts"),
         totalTokens=known.get("tokens"),
         costUsd=known.get("cost_usd"),
+        jobsWithoutCost=known.get("jobs_without_cost"),
     )
     facets: dict[str, RunFacet] = {"noukai_batch": facet}
     if batch_id is not None:

@@ -108,7 +108,7 @@ class BatchRun:
         self._slot = slot
         self._credentials = credentials
         self._log = BatchRecordLog(run, slot, flow.path, inputs.total, credentials)
-        self._table = BatchTable(run, flow.path, inputs.total, credentials)
+        self._table = BatchTable(run, flow.path, inputs.total, credentials, traced=options.trace)
         self._progress = ProgressArtifact(run, flow.path, self._table.subject)
         self._logged = ""
         self._log_at = time.monotonic() + _LOG_SECONDS
@@ -206,7 +206,7 @@ class BatchRun:
             poll_interval=options.poll_interval,
             cancel_on_timeout=options.cancel_on_timeout,
             max_cost_usd=options.max_cost_usd,
-            spent_usd=record.cost_usd,
+            spent_usd=record.spent_usd,
             output_type=options.output_type,
             ledger=record,
             batch_id=self._slot,

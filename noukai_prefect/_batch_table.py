@@ -92,13 +92,23 @@ class BatchTable:
         flow: The Noukai flow.
         size: The number of inputs, if it is known.
         credentials: The credentials that submit the jobs.
+        traced: Whether the jobs are traced, so that costs are expected.
 
     Attributes:
         artifact: The artifact.
     """
 
-    def __init__(self, run: RunContext, flow: str, size: int | None, credentials: NoukaiCredentials) -> None:
+    def __init__(
+        self,
+        run: RunContext,
+        flow: str,
+        size: int | None,
+        credentials: NoukaiCredentials,
+        *,
+        traced: bool = False,
+    ) -> None:
         self.artifact: uuid.UUID | None = None
+        self._traced = traced
         self._run = run
         self._flow = flow
         self._size = size
@@ -108,6 +118,7 @@ class BatchTable:
         self._ended: Counter[str] = Counter()
         self._running: Mapping[int, str] = {}
         self._cost = Decimal(0)
+        self._without_cost = 0
         self._next_write = 0.0
 
     @property
@@ -147,6 +158,7 @@ class BatchTable:
         """Show what came of an input."""
         self._ended[outcome.state.value] += 1
         self._cost += outcome.cost_usd or 0
+        self._without_cost += outcome.lacks_cost
         beginning = self._others.pop(outcome.index, "")
         row = self._rows.get(outcome.index)
         if row is None and outcome.state is not OutcomeState.COMPLETED:
@@ -205,7 +217,11 @@ class BatchTable:
             counted[_WAITING] = waiting
         states = [*(state for state in _ORDER if counted[state]), *sorted(set(counted) - set(_ORDER))]
         named = [f"{counted[state]:,} {state.replace('_', ' ')}" for state in states]
-        return ", ".join([*named, *([dollars(self._cost)] if self._cost else [])])
+        if self._cost:
+            named.append(dollars(self._cost))
+        if self._traced and self._without_cost:
+            named.append(f"{self._without_cost:,} without a known cost")
+        return ", ".join(named)
 
     def _description(self) -> str:
         shown = f" (at most {MAX_ROWS:,} are shown)" if len(self._rows) >= MAX_ROWS else ""

@@ -190,7 +190,8 @@ def run_noukai_jobs(
 
     Returns:
         The outcomes (`list[JobOutcome]`), in the order of the inputs. With `output_storage`, a manifest: a
-        dict with `jobs`, `counts` by state, `tokens`, `cost_usd`, `output_path` and `seconds`.
+        dict with `jobs`, `counts` by state, `tokens`, `cost_usd`, `jobs_without_cost`, `output_path`, `parts`
+        and `seconds`.
 
     Raises:
         InvalidInputError: An argument or an input is invalid. What only the job client can detect about an

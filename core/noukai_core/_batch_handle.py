@@ -63,6 +63,11 @@ class BatchHandle:
         return self._batch.cost_usd
 
     @property
+    def jobs_without_cost(self) -> int:
+        """How many jobs have ended whose cost is not known, because their traces do not tell it."""
+        return self._batch.jobs_without_cost
+
+    @property
     def stopped(self) -> str | None:
         """Why nothing more is submitted, if so."""
         return self._batch.stopped

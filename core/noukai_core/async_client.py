@@ -248,7 +248,7 @@ class AsyncFlow(FlowHandle[AsyncRunner]):
         poll_interval: float | None = None,
         cancel_on_timeout: bool = False,
         max_cost_usd: Decimal | float | str | None = None,
-        spent_usd: Decimal = Decimal(0),
+        spent_usd: Decimal | None = Decimal(0),
         stop_after_failures: int | float | None = None,
         ledger: BatchLedger | None = None,
         batch_id: str | UUID | None = None,

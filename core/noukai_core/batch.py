@@ -47,6 +47,16 @@ class OutcomeState(StrEnum):
     NOT_SUBMITTED = "not_submitted"
     """The batch was stopped before this input was submitted."""
 
+    @property
+    def ended(self) -> bool:
+        """Whether there is a job, and it has ended."""
+        return self in (
+            OutcomeState.COMPLETED,
+            OutcomeState.FAILED,
+            OutcomeState.CANCELLED,
+            OutcomeState.INVALID_OUTPUT,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class JobOutcome:
@@ -60,7 +70,7 @@ class JobOutcome:
         error: Why the job did not complete, or `None`.
         seconds: From the submission, or from attaching to an earlier job, to the end.
         tokens: The tokens in the job's trace, if it was traced and the trace could be read.
-        cost_usd: The job's cost in US dollars, under the same conditions.
+        cost_usd: The job's cost in US dollars, if the trace tells all of it.
         key: Your own name of the input, if it has one.
     """
 
@@ -73,6 +83,11 @@ class JobOutcome:
     tokens: int | None = None
     cost_usd: Decimal | None = None
     key: str | None = None
+
+    @property
+    def lacks_cost(self) -> bool:
+        """Whether its job has ended, and it is not known what that job cost."""
+        return self.state.ended and self.cost_usd is None
 
     @property
     def reason(self) -> str | None:

@@ -38,6 +38,8 @@ _DONE = LedgerEntry(
     kept=True,
 )
 
+_ENDED = frozenset(state.value for state in OutcomeState if state.ended)
+
 # A larger outcome is not recorded, but fetched again when the task is resumed.
 _MAX_ROW_BYTES = 32_000
 
@@ -52,6 +54,7 @@ class BatchRecord:
         counts: How many jobs have ended, by state.
         tokens: The tokens that they used, as far as they are known.
         cost_usd: What they cost, as far as it is known.
+        jobs_without_cost: How many of them have ended at a cost that is not known.
         failures: The outcomes that are not `completed`, by index.
         outputs: The outputs that are recorded here and not in the output folder, by index.
         parts: The names of the parts in the output folder that count.
@@ -63,6 +66,7 @@ class BatchRecord:
         self.counts: Counter[str] = Counter()
         self.tokens = 0
         self.cost_usd = Decimal(0)
+        self.jobs_without_cost = 0
         self.failures: dict[int, dict[str, Any]] = {}
         self.outputs: dict[int, Any] = {}
         self.parts: list[str] = []
@@ -135,14 +139,13 @@ class BatchRecord:
             self.failures[outcome.index] = row
             if keep_failure:
                 self._keep(row)
-            elif outcome.cost_usd is not None:
-                spent = {"job_id": outcome.job_id, "tokens": outcome.tokens or 0}
-                self._append({"spent": spent | {"cost_usd": str(outcome.cost_usd)}})
+            elif outcome.state.ended:
+                self._append({"spent": {name: row[name] for name in ("job_id", "tokens", "cost_usd")}})
         elif keep_output:
             self.outputs[outcome.index] = row["output"]
             if len(json.dumps(row)) <= _MAX_ROW_BYTES:
                 self._keep(row)
-        self._count(row)
+        self._count(row, ended=outcome.state.ended)
         return row
 
     def without_output(self, outcome: JobOutcome, error: JobOutputInvalidError) -> JobOutcome:
@@ -199,6 +202,11 @@ class BatchRecord:
         """Return how many jobs each session has, finished or not."""
         return {session_id: len(self._jobs_of[session_id]) for session_id in sessions}
 
+    @property
+    def spent_usd(self) -> Decimal | None:
+        """What the jobs that have ended cost; `None` if that is not known of all."""
+        return None if self.jobs_without_cost else self.cost_usd
+
     def summary(self) -> dict[str, Any]:
         """Return how many jobs have ended in which state, and what they used."""
         return {
@@ -206,6 +214,7 @@ class BatchRecord:
             "counts": {state.value: self.counts[state] for state in OutcomeState if self.counts[state]},
             "tokens": self.tokens,
             "cost_usd": str(self.cost_usd),
+            "jobs_without_cost": self.jobs_without_cost,
         }
 
     async def store(self) -> None:
@@ -242,9 +251,12 @@ class BatchRecord:
     def _take_entry(self, index: int) -> LedgerEntry | None:
         return self._ended.pop(index, None) or self._entries.get(index)
 
-    def _count(self, row: Mapping[str, Any]) -> None:
+    def _count(self, row: Mapping[str, Any], *, ended: bool) -> None:
         self.counts[str(row["state"])] += 1
-        used = _Used(row["tokens"] or 0, Decimal(row["cost_usd"] or 0))
+        if not ended:
+            return
+        cost_usd = row["cost_usd"]
+        used = _Used(row["tokens"] or 0, None if cost_usd is None else Decimal(cost_usd))
         if row["state"] == OutcomeState.COMPLETED:
             self._add_used(used)
         else:
@@ -253,13 +265,16 @@ class BatchRecord:
     def _add_spent(self, job_id: str | None, used: _Used) -> None:
         """Add what a job used that did not complete, which more than one attempt may have recorded."""
         if job_id not in self._spent:
-            if job_id is not None and used != _NOTHING:
+            if job_id is not None:
                 self._spent.add(job_id)
             self._add_used(used)
 
     def _add_used(self, used: _Used) -> None:
         self.tokens += used.tokens
-        self.cost_usd += used.cost_usd
+        if used.cost_usd is None:
+            self.jobs_without_cost += 1
+        else:
+            self.cost_usd += used.cost_usd
 
     def _read(self, row: Row) -> None:
         """Take over a stored row, unless it is malformed: then the rows before it count."""
@@ -274,7 +289,7 @@ class BatchRecord:
             self._reopen(bool(row.get("cancelled")))
         if outcome is not None and entry is not None and entry.index == outcome["index"]:
             self._read_entry(entry)
-            self._read_outcome(outcome)
+            self._read_outcome(outcome, ended=entry.state in _ENDED)
         elif entry is not None:
             self._read_entry(replace(entry, kept=False))
         if spent is not None:
@@ -303,13 +318,13 @@ class BatchRecord:
                 self.counts[OutcomeState.COMPLETED.value] += 1
                 self._add_used(used)
 
-    def _read_outcome(self, outcome: dict[str, Any]) -> None:
+    def _read_outcome(self, outcome: dict[str, Any], *, ended: bool) -> None:
         index = outcome["index"]
         if index in self.outputs:
             return
         if (earlier := self.failures.pop(index, None)) is not None:
             self.counts[earlier["state"]] -= 1
-        self._count(outcome)
+        self._count(outcome, ended=ended)
         if outcome["state"] == OutcomeState.COMPLETED:
             self.outputs[index] = outcome["output"]
         else:
@@ -338,13 +353,10 @@ def entries_of(rows: Iterable[Row]) -> dict[int, LedgerEntry]:
 
 
 class _Used(NamedTuple):
-    """What jobs used, as far as it is known."""
+    """What a job used. Tokens that are not known are none, but a cost that is not known is `None`."""
 
     tokens: int
-    cost_usd: Decimal
-
-
-_NOTHING = _Used(0, Decimal(0))
+    cost_usd: Decimal | None
 
 
 class _Spent(NamedTuple):
@@ -411,7 +423,7 @@ def _outcome_row(stored: Any) -> dict[str, Any]:
 def _stored_used(tokens: object, cost_usd: object) -> _Used:
     return _Used(
         0 if tokens is None else _known(count_or_none(tokens)),
-        Decimal(0) if cost_usd is None else _known(dollars_or_none(cost_usd)),
+        None if cost_usd is None else _known(dollars_or_none(cost_usd)),
     )
 
 

@@ -323,7 +323,7 @@ class Flow(FlowHandle[Runner]):
         poll_interval: float | None = None,
         cancel_on_timeout: bool = False,
         max_cost_usd: Decimal | float | str | None = None,
-        spent_usd: Decimal = Decimal(0),
+        spent_usd: Decimal | None = Decimal(0),
         stop_after_failures: int | float | None = None,
         ledger: BatchLedger | None = None,
         batch_id: str | UUID | None = None,
@@ -348,9 +348,11 @@ class Flow(FlowHandle[Runner]):
             timeout: The longest wait for one job in seconds.
             poll_interval: Seconds between two polls. By default the pause grows with the job's age.
             cancel_on_timeout: Whether a job that times out is cancelled, or else left running.
-            max_cost_usd: Once the jobs that have ended cost so much, nothing more is submitted, and the rest
-                are `not_submitted`. Needs `trace`. Those that run by then may cost more.
-            spent_usd: What earlier runs of this batch cost, which counts towards `max_cost_usd`.
+            max_cost_usd: Once the jobs that have ended cost so much, or once the cost of one is not known,
+                nothing more is submitted, and the rest are `not_submitted`. Needs `trace`. Those that run by
+                then may cost more.
+            spent_usd: What earlier runs of this batch cost, which counts towards `max_cost_usd`; `None` if
+                that is not known, and then nothing is submitted under one.
             stop_after_failures: Likewise, once so many jobs did not complete; or so large a share of those
                 that have ended, as a number below 1.
             ledger: What a rerun needs is kept there. It takes what has completed, attaches to what runs, and

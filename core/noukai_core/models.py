@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
+from noukai_core._amounts import count_or_none, dollars_or_none
 from noukai_core._progress import progress_text
 from noukai_core._text import one_line
 from noukai_core.errors import InvalidInputError, JobCancelledError, JobFailedError
@@ -30,7 +31,8 @@ class JobState(StrEnum):
 
 _SHOWN_REASON = 2000
 
-_FAILED_STEP = ("failed", "error")
+FAILED_STEP = ("failed", "error")
+"""The states of a step that failed."""
 
 _STATES = {state.value: state for state in JobState}
 
@@ -136,7 +138,20 @@ class KeyInfo(_Model, frozen=True):
 
 
 class TraceStep(_Model, frozen=True):
-    """One step of a run."""
+    """One step of a run.
+
+    Attributes:
+        id: The step, as the flow names it.
+        status: Its state, in lower case.
+        error: Why it failed.
+        attempt: Which attempt at the step it was, from 1.
+        duration_ms: How long it took, in milliseconds.
+        model: The model that it used.
+        tokens: The tokens that it used.
+        cost_usd: What it cost in US dollars, if the server tells.
+        cost_unknown: Whether it may have cost something that the server does not tell in a form that can be
+            read: it has a model or tokens, but no cost. A step that failed without tokens cost nothing.
+    """
 
     id: str | None = None
     status: str | None = None
@@ -146,6 +161,7 @@ class TraceStep(_Model, frozen=True):
     model: str | None = None
     tokens: int | None = None
     cost_usd: Decimal | None = None
+    cost_unknown: bool = False
 
     @property
     def label(self) -> str:
@@ -180,16 +196,19 @@ class RunTrace(_Model, frozen=True):
     @property
     def failed_step(self) -> TraceStep | None:
         """The step that failed last, or `None` if no step has failed."""
-        return next((step for step in reversed(self.steps) if step.status in _FAILED_STEP), None)
+        return next((step for step in reversed(self.steps) if step.status in FAILED_STEP), None)
 
     @property
     def total_tokens(self) -> int | None:
         """The tokens of all steps that report them; `None` when none does."""
         counts = [step.tokens for step in self.steps if step.tokens is not None]
-        return sum(counts) if counts else None
+        return count_or_none(sum(counts)) if counts else None
 
     @property
     def cost_usd(self) -> Decimal | None:
-        """The cost of all steps that report one, in US dollars; `None` when none does."""
-        costs = [step.cost_usd for step in self.steps if step.cost_usd is not None]
-        return sum(costs, Decimal(0)) if costs else None
+        """What all steps cost, in US dollars; `None` if that of one is unknown, or if none tells."""
+        if any(step.cost_unknown for step in self.steps):
+            return None
+        known = [step for step in self.steps if step.cost_usd is not None or step.status in FAILED_STEP]
+        total = sum((step.cost_usd or Decimal(0) for step in known), Decimal(0))
+        return dollars_or_none(str(total)) if known else None

@@ -507,6 +507,7 @@ async def test_the_status_of_a_deferred_batch(
         "counts": {},
         "tokens": 0,
         "cost_usd": "0",
+        "jobs_without_cost": 0,
     }
     emulator.control.finish(emulator.control.jobs()[0]["id"], result=1)
     assert (await pushed.get())["progress"] == "1 of 3 ended, 2 running"

@@ -143,6 +143,7 @@ def test_a_batch(
     ended = lineage(task, "success" if outcome == "completed" else "failed")
     facet = ended.run_facets["noukai_batch"]
     assert (facet.jobs, facet.counts, facet.totalTokens, facet.costUsd) == (2, {outcome: 2}, 24, "0.00024")
+    assert facet.jobsWithoutCost == 0
     assert ended.run_facets["externalQuery"].externalQueryId == facet.batchId
     assert [(one.namespace, one.name) for one in (*ended.inputs, *ended.outputs)] == [
         ("file", f"{tmp_path}/in.jsonl"),

@@ -267,6 +267,38 @@ def test_cost_without_readable_traces(driver: str, emulator: Emulator) -> None:
     assert len(emulator.control.jobs()) == 1
 
 
+def test_a_cost_that_is_not_known(driver: str, emulator: Emulator) -> None:
+    """A job whose trace tells only a part of its cost stops a batch with a budget, and counts in none."""
+    steps = [STEP, {"costUsd": None}]
+    inputs = [scripted("a", steps=[STEP]), scripted("b", steps=steps), *(["c"] * 5)]
+    outcomes = run(driver, emulator, inputs, trace=True, max_cost_usd=100, max_concurrency=1, in_order=True)
+    assert [outcome.cost_usd for outcome in outcomes[:2]] == [Decimal("0.25"), None]
+    assert [outcome.lacks_cost for outcome in outcomes] == [False, True] + [False] * 5
+    assert {outcome.state.value for outcome in outcomes[3:]} == {"not_submitted"}
+    assert f"it is not known what job {outcomes[1].job_id} cost" in str(outcomes[-1].error)
+
+
+def test_a_failed_request_to_a_provider_costs_nothing(driver: str, emulator: Emulator) -> None:
+    """A job whose step was refused before it used a token does not stop a batch with a budget."""
+    refused = {"status": "failed", "tokens": None, "costUsd": None, "error": "HTTP 529"}
+    inputs = [scripted("a", steps=[refused], outcome="failed"), scripted("b", steps=[STEP])]
+    outcomes = run(driver, emulator, inputs, trace=True, max_cost_usd=100, max_concurrency=1, in_order=True)
+    assert [(outcome.state.value, outcome.cost_usd) for outcome in outcomes] == [
+        ("failed", Decimal(0)),
+        ("completed", Decimal("0.25")),
+    ]
+
+
+def test_earlier_jobs_whose_cost_is_not_known(driver: str, emulator: Emulator) -> None:
+    """A rerun that cannot know what was spent submits nothing under a budget, and does so without one."""
+    unknown: dict[str, Any] = {"trace": True, "spent_usd": None}
+    (outcome,) = run(driver, emulator, ["a"], max_cost_usd=100, **unknown)
+    assert outcome.state == "not_submitted"
+    assert "what all jobs of earlier runs cost" in str(outcome.error)
+    (outcome,) = run(driver, emulator, ["a"], **unknown)
+    assert outcome.state == "completed"
+
+
 @pytest.mark.parametrize("limit", [3, 0.1])
 def test_stop_after_failures(driver: str, emulator: Emulator, limit: float) -> None:
     """Once too many jobs have failed, the rest is not submitted."""

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 def test_a_trace_adds_up(scripted: MakeClient, server: ScriptedServer) -> None:
     """Tokens and cost of all steps are summed, to the last digit; steps without them cause no error."""
     steps = [
-        {"stepId": "draft", "attempt": 1, "status": "completed", "durationMs": 812, "modelUsed": "m-1"},
+        {"stepId": "draft", "attempt": 1, "status": "completed", "durationMs": 812},
         {"stepId": "check", "tokens": {"prompt": 10, "completion": 5, "total": 15}, "costUsd": "0.1"},
         {"step_id": "polish", "tokens": {"prompt": 1, "completion": 1, "total": 2}, "cost_usd": "0.2"},
-        {"stepId": "odd", "tokens": "many", "costUsd": "cheap", "durationMs": "long"},
-        "no step at all",
+        {"stepId": "odd", "durationMs": "long"},
+        {"stepId": "busy", "status": "FAILED", "modelUsed": "m-1", "error": "HTTP 529"},
     ]
     server.on(
         "trace",
@@ -40,8 +40,26 @@ def test_a_trace_adds_up(scripted: MakeClient, server: ScriptedServer) -> None:
     trace = scripted().flow(FLOW).attach("job-1").trace()
     assert (trace.status, trace.duration_ms, trace.total_tokens) == ("completed", 1_000, 17)
     assert trace.cost_usd == Decimal("0.3")
-    assert [step.id for step in trace.steps][:4] == ["draft", "check", "polish", "odd"]
-    assert (trace.steps[0].duration_ms, trace.steps[0].model, trace.steps[0].attempt) == (812, "m-1", 1)
+    assert [step.id for step in trace.steps] == ["draft", "check", "polish", "odd", "busy"]
+    assert (trace.steps[0].duration_ms, trace.steps[0].attempt, trace.steps[4].model) == (812, 1, "m-1")
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "no step at all",
+        {"stepId": "draft", "modelUsed": "m-1"},
+        {"stepId": "draft", "tokens": {"total": 3}},
+        {"stepId": "draft", "tokens": "many"},
+        {"stepId": "draft", "costUsd": "cheap"},
+        {"stepId": "draft", "status": "failed", "tokens": {"total": 3}},
+    ],
+    ids=str,
+)
+def test_a_step_whose_cost_is_not_known(scripted: MakeClient, server: ScriptedServer, step: Any) -> None:
+    """A step that may have cost something makes the cost of the job unknown, whatever the others cost."""
+    server.on("trace", respond(json={"flowRun": {}, "steps": [{"costUsd": "0.1"}, step]}))
+    assert scripted().flow(FLOW).attach("job-1").trace().cost_usd is None
 
 
 @pytest.mark.parametrize(

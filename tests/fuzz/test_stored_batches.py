@@ -37,6 +37,7 @@ ROWS: tuple[dict[str, Any], ...] = (
     {"entry": ENTRY, "outcome": OUTCOME},
     {"entry": ENTRY, "outcome": {**OUTCOME, "state": "failed", "error": "no luck"}},
     {"spent": {"job_id": "job-1", "tokens": 3, "cost_usd": "0.25"}},
+    {"spent": {"job_id": "job-2", "tokens": None, "cost_usd": None}},
     {"part": {"name": PART, "digest": DIGEST, "rows": [[0, 3, "0.25"], [1, None, None]]}},
     {"written": PART},
     {"retried": True},
@@ -75,6 +76,7 @@ def assert_sound(record: BatchRecord) -> None:
     """The sums are such as can be added up, compared and written, and what is kept has an outcome."""
     assert record.cost_usd.is_finite()
     assert Decimal(0) <= record.cost_usd < Decimal("1e100")
+    assert isinstance(record.jobs_without_cost, int)
     assert isinstance(record.tokens, int)
     assert record.tokens >= 0
     assert set(record.counts) <= set(OutcomeState)

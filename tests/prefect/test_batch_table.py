@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -51,3 +52,15 @@ def test_no_failed_job_gives_way_to_another(table: BatchTable) -> None:
         end(table, index, OutcomeState.FAILED)
     assert shown(table) == [(0, "a", "failed"), (1, "b", "failed")]
     assert table.counts() == "4 failed"
+
+
+def test_costs_that_are_not_known(credentials: NoukaiCredentials) -> None:
+    """The counts say how many traced jobs have no known cost, and nothing of the kind without traces."""
+    for traced, said in ((True, "2 completed, 1 failed, $0.50, 2 without a known cost"), (False, None)):
+        run = RunContext(None, None, 1, None, None)
+        table = BatchTable(run, "acme/spelling/grade-3", 3, credentials, traced=traced)
+        cost = Decimal("0.5") if traced else None
+        table.note_outcome(JobOutcome(0, "job-0", OutcomeState.COMPLETED, cost_usd=cost))
+        table.note_outcome(JobOutcome(1, "job-1", OutcomeState.COMPLETED))
+        table.note_outcome(JobOutcome(2, "job-2", OutcomeState.FAILED))
+        assert table.counts() == (said or "2 completed, 1 failed")

@@ -36,7 +36,16 @@ from noukai_core.errors import (
     InvalidInputError,
     JobNotFoundError,
 )
-from noukai_core.models import ExecuteResult, JobAccepted, JobState, JobStatus, KeyInfo, RunTrace, TraceStep
+from noukai_core.models import (
+    FAILED_STEP,
+    ExecuteResult,
+    JobAccepted,
+    JobState,
+    JobStatus,
+    KeyInfo,
+    RunTrace,
+    TraceStep,
+)
 from noukai_core.runs import FlowRun
 
 T = TypeVar("T")
@@ -406,19 +415,31 @@ def _executions(listed: Sequence[Any]) -> Iterator[Execution]:
 
 def trace_step(value: Mapping[str, Any]) -> TraceStep:
     """Read one step of a run, from its trace or from an event."""
-    tokens = value.get("tokens")
+    tokens, cost = value.get("tokens"), _any(value, "costUsd", "cost_usd")
     total = mapping_of(tokens).get("total", tokens)
-    status = _text(value, "status")
+    status = (_text(value, "status") or "").lower() or None
+    cost_usd = dollars_or_none(cost)
     return TraceStep(
         id=_text(value, "stepId", "step_id"),
-        status=status.lower() if status else None,
+        status=status,
         error=job_error(_any(value, "error", "errorMessage", "error_message")),
         attempt=count_or_none(value.get("attempt")),
         duration_ms=number_or_none(_any(value, "durationMs", "duration_ms")),
         model=_text(value, "modelUsed", "model_used"),
         tokens=count_or_none(total),
-        cost_usd=dollars_or_none(_any(value, "costUsd", "cost_usd")),
+        cost_usd=cost_usd,
+        cost_unknown=cost_usd is None and (cost is not None or _used_model(value, status)),
     )
+
+
+def _used_model(value: Mapping[str, Any], status: str | None) -> bool:
+    """Tell whether a step may have used a model, which costs. What cannot be read may have."""
+    tokens = value.get("tokens")
+    if any(mapping_of(tokens).values()) if is_mapping(tokens) else tokens:
+        return True
+    if status in FAILED_STEP:
+        return False  # a provider that refuses a request charges nothing
+    return not value or bool(_any(value, "modelUsed", "model_used"))
 
 
 def _any(value: Mapping[str, Any], *names: str) -> Any:

@@ -115,6 +115,11 @@ class Batch:
         return self._totals.cost_usd
 
     @property
+    def jobs_without_cost(self) -> int:
+        """Of how many jobs that have ended it is not known what they cost."""
+        return self._totals.jobs_without_cost
+
+    @property
     def over(self) -> bool:
         """Whether nothing more will come."""
         if self.error is not None:

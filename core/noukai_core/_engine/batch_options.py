@@ -25,7 +25,7 @@ class BatchOptions:
     poll_interval: float | None = None
     cancel_on_timeout: bool = False
     max_cost_usd: Decimal | float | str | None = None
-    spent_usd: Decimal = Decimal(0)
+    spent_usd: Decimal | None = Decimal(0)
     stop_after_failures: int | float | None = None
     batch_id: str | uuid.UUID | None = None
     detach: bool = False

@@ -26,7 +26,8 @@ class BatchTotals:
     Attributes:
         counts: How many inputs ended in each state.
         tokens: The tokens of all that has ended, as far as known.
-        cost_usd: What it cost.
+        cost_usd: What it cost, as far as known.
+        jobs_without_cost: Of how many jobs that is not known.
         most_usd: The most that it may cost, if there is a limit.
         submitted: How many inputs are known to have a job, those of earlier runs included.
         stopped: Why nothing more is submitted, if so.
@@ -36,6 +37,7 @@ class BatchTotals:
         self.counts: Counter[OutcomeState] = Counter()
         self.tokens = 0
         self.cost_usd = Decimal(0)
+        self.jobs_without_cost = 0
         self.most_usd = options.most_usd()
         self.submitted = 0
         self.stopped: str | None = None
@@ -48,15 +50,21 @@ class BatchTotals:
         self.counts[outcome.state] += 1
         self.tokens += outcome.tokens or 0
         self.cost_usd += outcome.cost_usd or 0
+        self.jobs_without_cost += outcome.lacks_cost
+        if outcome.lacks_cost and self.most_usd is not None:
+            self.stop(f"it is not known what job {outcome.job_id} cost, so max_cost_usd cannot be kept")
         self.check_cost()
         if self._too_many_failures():
             failed, ended = self._failures_of_ended()
             self.stop(f"{failed} of {ended} jobs did not complete (stop_after_failures)")
 
     def check_cost(self) -> None:
-        """Stop the batch if what has ended cost too much."""
-        spent = self.cost_usd + self._spent_usd
-        if self.most_usd is not None and spent >= self.most_usd:
+        """Stop the batch if what has ended cost too much, or may have."""
+        if self.most_usd is None:
+            return
+        if self._spent_usd is None:
+            self.stop("it is not known what all jobs of earlier runs cost, so max_cost_usd cannot be kept")
+        elif (spent := self.cost_usd + self._spent_usd) >= self.most_usd:
             self.stop(f"the jobs that have ended cost ${spent}, of max_cost_usd ${self.most_usd}")
 
     def stop(self, reason: str) -> None:

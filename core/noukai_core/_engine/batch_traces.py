@@ -46,20 +46,17 @@ class BatchTraces:
         """Read what an ended job used. With `max_cost_usd`, what cannot be read stops the batch."""
         if self._readable is False:
             return None
-        limited = self._totals.most_usd is not None
         try:
             trace: RunTrace = yield from send_with_retries(endpoints.trace(self._flow, job_id), self._clock)
         except APIError as error:
             self._warn(job_id, error)
             if isinstance(error, PermissionDeniedError):
                 self._readable = False
-            if limited:
+            if self._totals.most_usd is not None:
                 self._totals.stop(
                     f"the cost of job {job_id} cannot be read, so max_cost_usd cannot be kept: {error}"
                 )
             return None
-        if limited and trace.cost_usd is None:
-            self._totals.stop(f"the trace of job {job_id} names no cost, so max_cost_usd cannot be kept")
         return trace
 
     def _warn(self, job_id: str, error: APIError) -> None:
