@@ -43,6 +43,10 @@ RaiseOn: TypeAlias = Literal["first", "any", "none"]
 
 _LOG_SECONDS = 10.0
 _MAX_NAMED = 20
+_DAMAGED = (
+    "a part of the record that earlier attempts wrote on Prefect's server cannot be read, so it is not known "
+    "whether this input has a job. Cancel the batch's jobs in the Noukai console, and start a new flow run"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +211,7 @@ class BatchRun:
             cancel_on_timeout=options.cancel_on_timeout,
             max_cost_usd=options.max_cost_usd,
             spent_usd=record.spent_usd,
+            stopped=_DAMAGED if self._log.damaged else None,
             output_type=options.output_type,
             ledger=record,
             batch_id=self._slot,

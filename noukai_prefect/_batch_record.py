@@ -21,7 +21,7 @@ from prefect.client.schemas.objects import Artifact
 
 from noukai_core import AsyncFlow, InvalidInputError, LedgerEntry
 from noukai_core.batch import SUBMITTED, SUBMITTING, is_session_of, submission_id_of
-from noukai_core.batch_record import Row, entries_of
+from noukai_core.batch_record import Row, entries_of, is_row
 from noukai_prefect._artifacts import BATCH_RECORDS, own_artifacts, scoped_artifacts
 from noukai_prefect._job_store import now
 from noukai_prefect._prefect_client import prefect_client
@@ -45,12 +45,15 @@ class BatchRecordLog:
 
     Attributes:
         table: The artifact of the batch's table, which a rerun continues.
+        damaged: Whether some of what earlier attempts wrote cannot be read, so that inputs of which nothing is
+            known may have a job. It is known once the rows have been read.
     """
 
     def __init__(
         self, run: RunContext, slot: str, flow: str, size: int | None, credentials: NoukaiCredentials
     ) -> None:
         self.table: uuid.UUID | None = None
+        self.damaged = False
         self._run = run
         self._slot = slot
         self._size = "many" if size is None else str(size)
@@ -85,7 +88,11 @@ class BatchRecordLog:
         chunks = sorted((chunk for batch in stored for chunk in batch.chunks), key=lambda chunk: chunk.number)
         self._chunk = max((chunk.number for chunk in chunks), default=0)
         self.table = next((table for batch in stored if (table := batch.table(self._signer))), None)
-        rows = [row for chunk in chunks for row in chunk.verified_rows(self._slot, self._signer)]
+        rows, others = list[Row](), list[Row]()
+        for row, signature in (signed for chunk in chunks for signed in chunk.rows):
+            verified = self._signer.verify(_content(self._slot, row), signature)
+            (rows if verified else others).append(row)
+        self.damaged = any(chunk.damaged for chunk in chunks) or not all(map(is_row, others))
         known = entries_of(rows)
         unsure = self._unsure_entries([row for chunk in chunks for row, _ in chunk.rows], known)
         if unsure:
@@ -205,33 +212,44 @@ def _content(slot: str, row: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """One artifact of the log, not verified."""
+    """One artifact of the log, not verified.
+
+    Attributes:
+        number: Its position in the log.
+        metadata: Which log it is of.
+        rows: The rows that can be read, with their signatures.
+        damaged: Whether there are others.
+    """
 
     number: int
     metadata: Mapping[str, str]
     rows: Sequence[tuple[Row, str | None]]
+    damaged: bool
 
     @classmethod
     def read(cls, artifact: Artifact) -> _Chunk | None:
-        """Read an artifact; `None` when it is no record of a batch. Rows that cannot be read are left out."""
+        """Read an artifact; `None` when it is no record of a batch."""
         metadata = artifact.metadata_ or {}
         if not {"slot", "flow", "chunk", "signature"} <= set(metadata):
             return None
         try:
-            data: Any = json.loads(artifact.data) if isinstance(artifact.data, str) else artifact.data
             uuid.UUID(metadata["slot"])
             number = int(metadata["chunk"])
-        except (ValueError, RecursionError):
+        except ValueError:
             return None
+        try:
+            data: Any = json.loads(artifact.data) if isinstance(artifact.data, str) else artifact.data
+        except (ValueError, RecursionError):
+            data = None
         rows: list[tuple[Row, str | None]] = []
-        signed_rows: list[Any] = [*data] if isinstance(data, list) else []  # pyright: ignore
+        signed_rows: list[Any] = [*data] if isinstance(data, list) else [None]  # pyright: ignore
         for signed in signed_rows:
             match signed:
                 case [row, signature] if isinstance(row, dict):
                     rows.append((cast("Row", row), signature))
                 case _:
                     pass
-        return cls(number, metadata, rows)
+        return cls(number, metadata, rows, damaged=len(rows) < len(signed_rows))
 
     def verified_rows(self, slot: str, signer: RecordSigner) -> list[Row]:
         return [row for row, signature in self.rows if signer.verify(_content(slot, row), signature)]
@@ -267,7 +285,7 @@ class StoredBatch:
         """Return whether all of it was written by this run, with the signer's API key."""
         rows = sum(len(chunk.rows) for chunk in self.chunks)
         return len(self.verified_rows(signer)) == rows and all(
-            chunk.verified_by(signer) for chunk in self.chunks
+            chunk.verified_by(signer) and not chunk.damaged for chunk in self.chunks
         )
 
     def verified_rows(self, signer: RecordSigner) -> list[Row]:

@@ -40,6 +40,8 @@ _DONE = LedgerEntry(
 
 _ENDED = frozenset(state.value for state in OutcomeState if state.ended)
 
+_OTHER_ROWS = frozenset(("spent", "part", "written", "retried"))
+
 # A larger outcome is not recorded, but fetched again when the task is resumed.
 _MAX_ROW_BYTES = 32_000
 
@@ -339,6 +341,17 @@ class BatchRecord:
             self._entries[index] = replace(entry, kept=False)
             self.counts[row["state"]] -= 1
             del self.failures[index]
+
+
+def is_row(row: Row) -> bool:
+    """Return whether this is a row of a log; one that somebody has changed may have been an entry."""
+    if "entry" not in row:
+        return not _OTHER_ROWS.isdisjoint(row)
+    try:
+        LedgerEntry.from_list(row["entry"])
+    except ValueError:
+        return False
+    return True
 
 
 def entries_of(rows: Iterable[Row]) -> dict[int, LedgerEntry]:

@@ -325,6 +325,7 @@ class Flow(FlowHandle[Runner]):
         max_cost_usd: Decimal | float | str | None = None,
         spent_usd: Decimal | None = Decimal(0),
         stop_after_failures: int | float | None = None,
+        stopped: str | None = None,
         ledger: BatchLedger | None = None,
         batch_id: str | UUID | None = None,
         detach: bool = False,
@@ -355,6 +356,8 @@ class Flow(FlowHandle[Runner]):
                 that is not known, and then nothing is submitted under one.
             stop_after_failures: Likewise, once so many jobs did not complete; or so large a share of those
                 that have ended, as a number below 1.
+            stopped: Why nothing is submitted from the beginning, such as a ledger that cannot be read
+                completely. What it knows is attached to, and all other inputs are `not_submitted`.
             ledger: What a rerun needs is kept there. It takes what has completed, attaches to what runs, and
                 submits what is missing or did not complete. By default nothing outlives the process.
             batch_id: A UUID, the same for each run of the batch. The ids of submissions follow from it.
@@ -389,6 +392,7 @@ class Flow(FlowHandle[Runner]):
             max_cost_usd=max_cost_usd,
             spent_usd=spent_usd,
             stop_after_failures=stop_after_failures,
+            stopped=stopped,
             batch_id=batch_id,
             detach=detach,
             output_type=output_type,

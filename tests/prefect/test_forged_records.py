@@ -275,3 +275,46 @@ async def test_a_batch_whose_record_is_not_verified(
         with pytest.raises(InvalidInputError, match="was changed, so it is not known which jobs exist"):
             await rerun()
     assert control.counts()["submit"] == 5
+
+
+def spoilt(artifact: Artifact, how: str) -> ArtifactUpdate | None:
+    """Return the update that makes the record of a batch, or one row of it, unreadable."""
+    if artifact.type != "result":
+        return None
+    rows = json.loads(str(artifact.data))
+    index = next(number for number, (row, _) in enumerate(rows) if row.get("entry", [None])[0] == 1)
+    match how:
+        case "artifact":
+            return ArtifactUpdate(data=str(artifact.data)[:-9])
+        case "row":
+            kept = [one for one in rows if one[0].get("entry", [None])[0] != 1]
+            return ArtifactUpdate(data=json.dumps([*kept, rows[index][:1]]))
+        case _:
+            kept = [one for one in rows if one[0].get("entry", [None])[0] != 1]
+            return ArtifactUpdate(data=json.dumps([*kept, [{"entry": [1, "mine"]}, rows[index][1]]]))
+
+
+@pytest.mark.parametrize("how", ["artifact", "row", "entry"])
+async def test_a_record_that_cannot_be_read(
+    ours: NoukaiCredentials, control: EmulatorControl, how: str
+) -> None:
+    """Inputs of which nothing can be read any more get no second job, and the others get their results."""
+    attempts: list[str] = []
+    control.script("grade-3", after_seconds=0)
+
+    @flow(retries=1)
+    async def rerun() -> Any:
+        attempts.append("attempt")
+        if len(attempts) == 2:
+            await change(run_id(), lambda one: spoilt(one, how))
+        outcomes = await arun_noukai_jobs(ours, FLOW, ["m0", "m1", "m2"], raise_on="none")
+        if len(attempts) == 1:
+            raise RuntimeError("once more")
+        return outcomes
+
+    known = set[int]() if how == "artifact" else {0, 2}
+    outcomes = await rerun()
+    assert control.counts()["submit"] == 3
+    assert {one.index for one in outcomes if one.state == "completed"} == known
+    assert {one.index for one in outcomes if one.state == "not_submitted"} == {0, 1, 2} - known
+    assert "a part of the record that earlier attempts wrote" in str(outcomes[1].error)

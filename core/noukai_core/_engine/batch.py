@@ -165,6 +165,8 @@ class Batch:
         """Take note of what an earlier run left."""
         self._stored = dict(stored)
         self._totals.submitted = sum(entry.kept or entry.job_id is not None for entry in stored.values())
+        if self._options.stopped is not None:
+            self._totals.stop(self._options.stopped)
         self._totals.check_cost()
         self._lanes.note(stored.values())
 

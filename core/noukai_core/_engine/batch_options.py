@@ -27,6 +27,7 @@ class BatchOptions:
     max_cost_usd: Decimal | float | str | None = None
     spent_usd: Decimal | None = Decimal(0)
     stop_after_failures: int | float | None = None
+    stopped: str | None = None
     batch_id: str | uuid.UUID | None = None
     detach: bool = False
     output_type: type[Any] | None = None
