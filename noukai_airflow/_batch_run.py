@@ -254,7 +254,8 @@ class BatchRun:
             if not kept:
                 return False
             header["max_tries"] = self._task.max_tries
-        return self._options.durable
+        # Airflow runs a try once more that was rescheduled, for example because its DAG file was missing.
+        return self._options.durable or header.get("try_number") == self._task.try_number
 
     def _end_earlier(self, header: dict[str, Any]) -> None:
         """Stop what runs of an earlier batch of this task, and forget it."""
