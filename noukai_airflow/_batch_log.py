@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from noukai_airflow._job_store import never_expire
-from noukai_airflow._storage import files_in
+from noukai_airflow._storage import accessing, files_in, write_text
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, ObjectStoragePath
@@ -144,19 +144,23 @@ class FolderLog:
         self._chunk = 0
 
     def header(self) -> dict[str, Any] | None:
-        try:
-            stored = json.loads((self._path / "batch.json").read_bytes())
-        except (FileNotFoundError, ValueError, RecursionError):  # malformed if a kill cut it off
-            return None
+        with accessing(self._path, "read"):
+            try:
+                stored = json.loads((self._path / "batch.json").read_bytes())
+            except (FileNotFoundError, ValueError, RecursionError):  # malformed if a kill cut it off
+                return None
         return cast("dict[str, Any]", stored) if isinstance(stored, dict) else None
 
     def write_header(self, header: Mapping[str, Any]) -> None:
         self._write("batch.json", json.dumps(dict(header)))
 
     def rows(self) -> Iterator[Row]:
-        files = self._files()
-        self._chunk = max((_number_of(file) for file in files), default=0)
-        with ThreadPoolExecutor(_CONCURRENT_READS, thread_name_prefix="noukai-batch-log") as pool:
+        with (
+            accessing(self._path, "read"),
+            ThreadPoolExecutor(_CONCURRENT_READS, thread_name_prefix="noukai-batch-log") as pool,
+        ):
+            files = self._files()
+            self._chunk = max((_number_of(file) for file in files), default=0)
             for text in pool.map(_text_of, files):
                 yield from _parsed(text)
 
@@ -166,21 +170,18 @@ class FolderLog:
         self._write(f"{self._chunk:09}-{self._writer}.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
 
     def clear(self) -> None:
-        for file in self._files():
-            file.unlink()
+        with accessing(self._path, "emptied"):
+            for file in self._files():
+                file.unlink()
         self._chunk = 0
 
     def _files(self) -> list[ObjectStoragePath]:
         return [file for file in files_in(self._path) if _CHUNK.fullmatch(file.name)]
 
     def _write(self, name: str, text: str) -> None:
-        self._path.mkdir(parents=True, exist_ok=True)
-        if self._path.protocol != "file":
-            (self._path / name).write_text(text, encoding="utf-8")
-            return
-        unfinished = self._path / f"{name}.tmp"
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(self._path / name)
+        with accessing(self._path, "written"):
+            self._path.mkdir(parents=True, exist_ok=True)
+            write_text(self._path / name, text)
 
 
 def _number_of(file: ObjectStoragePath) -> int:

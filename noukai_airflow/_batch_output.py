@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from noukai_airflow._storage import files_in, while_writing, write_text
+from noukai_airflow._storage import accessing, files_in, write_text
 from noukai_core.batch_files import FAILED, json_line
 
 if TYPE_CHECKING:
@@ -35,30 +35,30 @@ class OutputFolder:
 
     def remove_files(self) -> None:
         """Delete what an earlier run of the same task has written."""
-        with while_writing(self.path):
+        with accessing(self.path, "emptied"):
             for file in self._files():
                 file.unlink()
 
     def is_empty(self) -> bool:
         """Return whether there are no outcomes in the folder."""
-        with while_writing(self.path):
+        with accessing(self.path, "read"):
             return not self._files()
 
     def adopt_parts(self, record: BatchRecord) -> None:
         """Let count what an earlier try wrote just before it ended."""
         for name in list(record.begun_parts):
-            with while_writing(self.path), suppress(FileNotFoundError):
+            with accessing(self.path, "read"), suppress(FileNotFoundError):
                 record.adopt_part(name, (self.path / name).read_bytes())
 
     def write_part(self, part: OutcomePart) -> None:
         """Write completed jobs."""
-        with while_writing(self.path):
+        with accessing(self.path, "written"):
             write_text(self.path / part.name, part.text)
 
     def write_failed(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write all jobs that did not complete. Without any, there is no such file."""
         text = "".join(f"{json_line(row)}\n" for row in rows)
-        with while_writing(self.path):
+        with accessing(self.path, "written"):
             if text:
                 write_text(self.path / FAILED, text)
             elif (file := self.path / FAILED).exists():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from noukai_airflow.exceptions import NoukaiException, NoukaiPermanentException
 from noukai_core.batch_files import shown_path, shown_reason
@@ -87,8 +87,12 @@ def write_text(path: ObjectStoragePath, text: str) -> int:
 
 
 @contextmanager
-def while_writing(path: ObjectStoragePath) -> Generator[None, None, None]:
-    """Say which path could not be written.
+def accessing(path: ObjectStoragePath, access: Literal["read", "written", "emptied"]) -> Generator[None, None, None]:
+    """Name the path that could not be accessed.
+
+    Args:
+        path: The path.
+        access: What is done with it.
 
     Raises:
         NoukaiException: It could not. Retries apply: what was paid for is not lost with it.
@@ -97,5 +101,5 @@ def while_writing(path: ObjectStoragePath) -> Generator[None, None, None]:
         yield
     except OSError as error:
         raise NoukaiException(
-            f"output_path {path} cannot be written: {error}. A retry writes it again, without new jobs"
+            f"output_path {path} cannot be {access}: {error}. A retry tries again, without new jobs"
         ) from error

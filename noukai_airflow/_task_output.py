@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from noukai_airflow._storage import check_writable, storage_path, while_writing, write_text
+from noukai_airflow._storage import accessing, check_writable, storage_path, write_text
 from noukai_airflow.exceptions import NoukaiPermanentException
 from noukai_core import JobOutputInvalidError, JobState
 from noukai_core.output_types import typed_output
@@ -62,7 +62,7 @@ class TaskOutput:
             return output
         path = storage_path(self.output_path, self.storage_conn_id, "output_path")
         as_text = isinstance(output, str) and path.suffix != ".json"
-        with while_writing(path):
+        with accessing(path, "written"):
             size = write_text(path, output if as_text else json.dumps(output, ensure_ascii=False))
         return {"uri": self.output_path, "bytes": size, "job_id": job.id}
 
