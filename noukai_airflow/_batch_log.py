@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -61,12 +61,17 @@ class BatchLog(Protocol):
 class StateStoreLog:
     """A log in Airflow's task state store, which outlives retries.
 
+    Each try writes chunks of its own, so that two that are alive at the same time replace nothing of each
+    other, and reads those of all tries since the batch began.
+
     Args:
         store: The store of the running task.
+        try_number: The try.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, try_number: int) -> None:
         self._store = store
+        self._try = try_number
         self._chunk = 0
         self._rows: list[Row] = []
         self._size = 0
@@ -79,11 +84,12 @@ class StateStoreLog:
         self._store.set(_KEY, dict(header), retention=never_expire())
 
     def rows(self) -> Iterator[Row]:
-        self._chunk, self._rows, self._size = 0, [], 0
-        while isinstance(chunk := self._store.get(f"{_KEY}_{self._chunk + 1}"), list):
-            self._chunk += 1
-            self._rows = [row for row in cast("list[Any]", chunk) if isinstance(row, dict)]  # type: ignore[redundant-cast]
-            yield from self._rows
+        for try_number in self._tries():
+            self._chunk, self._rows = 0, []
+            while isinstance(chunk := self._store.get(_key(try_number, self._chunk + 1)), list):
+                self._chunk += 1
+                self._rows = [row for row in cast("list[Any]", chunk) if isinstance(row, dict)]  # type: ignore[redundant-cast]
+                yield from self._rows
         self._size = sum(map(_size, self._rows))
 
     def append(self, rows: list[Row]) -> None:
@@ -97,15 +103,26 @@ class StateStoreLog:
         self._write()
 
     def clear(self) -> None:
-        number = 1
-        while self._store.get(f"{_KEY}_{number}") is not None:
-            self._store.delete(f"{_KEY}_{number}")
-            number += 1
+        for try_number in self._tries():
+            number = 1
+            while self._store.get(key := _key(try_number, number)) is not None:
+                self._store.delete(key)
+                number += 1
         self._chunk, self._rows, self._size = 0, [], 0
 
     def _write(self) -> None:
         if self._rows:
-            self._store.set(f"{_KEY}_{self._chunk}", list(self._rows), retention=never_expire())
+            key = _key(self._try, self._chunk)
+            self._store.set(key, list(self._rows), retention=never_expire())
+
+    def _tries(self) -> Iterable[int]:
+        """Return the tries whose rows count, this one last."""
+        first = (self.header() or {}).get("first_try")
+        return range(min(first, self._try) if isinstance(first, int) else 1, self._try + 1)
+
+
+def _key(try_number: int, chunk: int) -> str:
+    return f"{_KEY}_{try_number}_{chunk}"
 
 
 class TemporaryStore:

@@ -211,13 +211,13 @@ class BatchRun:
             return FolderLog(self._folder)
         store = task_state_store(self._context)
         if store is not None:
-            return StateStoreLog(store)
+            return StateStoreLog(store, self._task.try_number)
         if self._options.durable or self._options.deferrable:
             raise NoukaiPermanentException(
                 "This version of Airflow has no task state store, so that a batch can be continued only from "
                 "its output folder: set output_path, or durable=False and deferrable=False"
             )
-        return StateStoreLog(TemporaryStore())
+        return StateStoreLog(TemporaryStore(), self._task.try_number)
 
     def _header(self, started: float) -> tuple[dict[str, Any], bool]:
         """Return the header of this task's batch, and whether an earlier try began it."""
@@ -288,6 +288,7 @@ class BatchRun:
             "inputs": self._inputs.fingerprint(),
             "total": self._inputs.total,
             "started": started,
+            "first_try": self._task.try_number,
             **self._try(started),
         }
         self._log.write_header(header)

@@ -15,7 +15,7 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from noukai_airflow import _batch_kill, _batch_run
-from noukai_airflow._batch_log import FolderLog
+from noukai_airflow._batch_log import FolderLog, StateStoreLog
 from noukai_airflow._batch_run import BatchRun
 from noukai_airflow._compat import AirflowTaskTerminated
 from noukai_airflow._storage import storage_path
@@ -29,6 +29,7 @@ from noukai_core.batch_record import BatchRecord
 
 if TYPE_CHECKING:
     from noukai_core.emulator import Emulator
+    from tests.airflow.conftest import MemoryStore
 
 FLOW = "acme/demo/flow"
 TEXTS = ["one", "two", "three"]
@@ -373,6 +374,35 @@ def test_a_storage_that_cannot_be_read_for_a_while(
     folder = storage_path(path, "storage", "output_path")
     assert [file.name for file in folder.glob("part-*.jsonl")] == manifest["parts"]
     assert emulator.control.counts()["submit"] == 3
+
+
+def test_two_tries_without_a_folder(store: MemoryStore) -> None:
+    """Two tries that are alive at the same time replace no row of each other, and the next reads all."""
+    first = StateStoreLog(store, 3)
+    first.write_header({"first_try": 3})
+    first.append([{"index": 0}])
+    second = StateStoreLog(store, 4)
+    assert list(second.rows()) == [{"index": 0}]
+    second.append([{"index": 1}])
+    first.append([{"index": 2}])
+    second.append([{"index": 3}])
+    third = StateStoreLog(store, 5)
+    assert list(third.rows()) == [{"index": 0}, {"index": 2}, {"index": 1}, {"index": 3}]
+    third.append([{"index": 4}])
+    assert list(StateStoreLog(store, 5).rows())[-1] == {"index": 4}
+
+
+def test_a_try_from_before_a_clear(store: MemoryStore) -> None:
+    """What a try still writes whose batch was cleared is not read as a row of the new batch."""
+    first = StateStoreLog(store, 1)
+    first.write_header({"first_try": 1})
+    first.append([{"index": 0}])
+    second = StateStoreLog(store, 2)
+    second.clear()
+    second.write_header({"first_try": 2})
+    first.append([{"index": 1}])
+    second.append([{"index": 2}])
+    assert list(StateStoreLog(store, 3).rows()) == [{"index": 2}]
 
 
 def test_a_record_that_a_crash_cut_off(tmp_path: Path) -> None:
