@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from noukai_airflow._job_store import never_expire
 from noukai_airflow._storage import accessing, files_in, write_text
+from noukai_airflow._xcom_values import MOST_LEVELS, as_xcom
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, ObjectStoragePath
@@ -29,6 +30,8 @@ _CHUNK = re.compile(r"[0-9]{9,}(-[0-9a-f]{8})?\.jsonl", re.ASCII)
 # There is a small file for each group of submissions, and each costs an object storage a round trip. They are
 # not merged: a storage that allows a write per second to an object would refuse to replace one so often.
 _CONCURRENT_READS = 16
+
+_LEVELS_OF_ROW = 10
 
 # Airflow warns of values above 64 kB.
 _CHUNK_BYTES = 60_000
@@ -93,7 +96,7 @@ class StateStoreLog:
         self._size = sum(map(_size, self._rows))
 
     def append(self, rows: list[Row]) -> None:
-        for row in rows:
+        for row in (_storable(row) for row in rows):
             size = _size(row)
             if self._chunk == 0 or self._size + size > _CHUNK_BYTES:
                 self._write()
@@ -119,6 +122,12 @@ class StateStoreLog:
         """Return the tries whose rows count, this one last."""
         first = (self.header() or {}).get("first_try")
         return range(min(first, self._try) if isinstance(first, int) else 1, self._try + 1)
+
+
+def _storable(row: Row) -> Row:
+    # An output in it may have as many levels as one alone.
+    stored: Row = as_xcom(row, most_levels=MOST_LEVELS + _LEVELS_OF_ROW)[0]
+    return stored
 
 
 def _key(try_number: int, chunk: int) -> str:

@@ -21,6 +21,7 @@ from noukai_airflow._batch_thread import BatchOptions, BatchThread
 from noukai_airflow._compat import CLEAR_DISCARDS_STATE
 from noukai_airflow._job_store import TaskKey
 from noukai_airflow._storage import check_writable, storage_path
+from noukai_airflow._xcom_values import as_xcom
 from noukai_airflow._xcoms import task_instance_of
 from noukai_airflow.exceptions import NoukaiJobTimeoutException, NoukaiPermanentException
 from noukai_airflow.triggers.batch import NoukaiBatchTrigger
@@ -345,16 +346,15 @@ class BatchRun:
             self._task.xcom_push(_xcoms.BATCH_SESSIONS, value)
 
     def _progress(self, record: BatchRecord, running: int) -> str:
-        return progress_text(
-            record, total=self._inputs.total, running=running, traced=self._options.trace
-        )
+        return progress_text(record, total=self._inputs.total, running=running, traced=self._options.trace)
 
     def _push_status(self, record: BatchRecord, running: int) -> None:
         if self._options.push_xcoms:
             self._task.xcom_push(_xcoms.BATCH_STATUS, self._status(record, running))
 
     def _status(self, record: BatchRecord, running: int) -> dict[str, Any]:
-        return {"progress": self._progress(record, running), "running": running, **record.summary()}
+        status = {"progress": self._progress(record, running), "running": running, **record.summary()}
+        return dict(as_xcom(status)[0])
 
     def _wait_in_triggerer(
         self, thread: BatchThread, record: BatchRecord, header: dict[str, Any]
@@ -406,5 +406,5 @@ class BatchRun:
         if self._folder is not None:
             seconds = round(time.time() - header["started"], 1)
             manifest = {"output_path": str(self._folder), "parts": sorted(record.parts), "seconds": seconds}
-            return {**record.summary(), **manifest}
+            return as_xcom({**record.summary(), **manifest})[0]
         return [record.outputs.get(index) for index in range(sum(record.counts.values()))]

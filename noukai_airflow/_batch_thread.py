@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from noukai_airflow._client_cache import new_async_client
+from noukai_airflow._xcom_values import REPLACED, UnreturnableError, as_xcom
 from noukai_airflow.exceptions import NoukaiPermanentException
-from noukai_core import OutcomeState
+from noukai_core import JobOutputInvalidError, OutcomeState
 from noukai_core.batch_files import OutcomePart
 
 if TYPE_CHECKING:
     from noukai_airflow._batch_inputs import BatchInputs
     from noukai_airflow._batch_output import OutputFolder
     from noukai_airflow._connection import ConnectionSettings
-    from noukai_core import AsyncJobBatch, AsyncNoukai
+    from noukai_core import AsyncJobBatch, AsyncNoukai, JobOutcome
     from noukai_core.batch_record import BatchRecord
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 # The outputs of a batch without an output folder become an XCom, which is stored in Airflow's database.
 MAX_OUTPUT_BYTES = 1024 * 1024
@@ -84,6 +88,7 @@ class BatchThread:
         self._output = output
         self._part = OutcomePart(len(record.parts))
         self._output_bytes = 0
+        self._changed_outputs = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._batch: AsyncJobBatch | None = None
@@ -218,6 +223,7 @@ class BatchThread:
     async def _iterate(self, batch: AsyncJobBatch) -> None:
         try:
             async for outcome in batch:
+                outcome = self._returnable(outcome)
                 row = self._record.add(outcome, keep_output=self._output is None)
                 if outcome.state is OutcomeState.COMPLETED:
                     await self._keep(row)
@@ -230,6 +236,24 @@ class BatchThread:
             sent = [entry.sent_at.timestamp() for entry in waiting if entry.sent_at]
             self.first_sent_at = min(sent, default=None)
             await asyncio.shield(self._store())
+
+    def _returnable(self, outcome: JobOutcome) -> JobOutcome:
+        """Return an outcome whose output an XCom can hold, if it is to be returned."""
+        if self._output is not None or outcome.state is not OutcomeState.COMPLETED:
+            return outcome
+        try:
+            output, changed = as_xcom(outcome.output)
+        except UnreturnableError as error:
+            invalid = JobOutputInvalidError(
+                f"Noukai job {outcome.job_id}: {error}", job_id=str(outcome.job_id)
+            )
+            return self._record.without_output(outcome, invalid)
+        if not changed:
+            return outcome
+        if not self._changed_outputs:
+            log.warning("Noukai batch of %s: output changed (%s)", self._options.flow, REPLACED)
+        self._changed_outputs = True
+        return replace(outcome, output=output)
 
     async def _keep(self, row: dict[str, Any]) -> None:
         if self._output is None:

@@ -76,7 +76,7 @@ def files_in(folder: ObjectStoragePath) -> list[ObjectStoragePath]:
 
 def write_text(path: ObjectStoragePath, text: str) -> int:
     """Write a file that is complete as soon as it is visible, and return its size in bytes."""
-    content = text.encode()
+    content = text.encode(errors="backslashreplace")  # half a surrogate pair, as JSON escapes it
     if path.protocol != "file":
         path.write_bytes(content)  # an object appears when it is complete
         return len(content)
@@ -87,7 +87,9 @@ def write_text(path: ObjectStoragePath, text: str) -> int:
 
 
 @contextmanager
-def accessing(path: ObjectStoragePath, access: Literal["read", "written", "emptied"]) -> Generator[None, None, None]:
+def accessing(
+    path: ObjectStoragePath, access: Literal["read", "written", "emptied"]
+) -> Generator[None, None, None]:
     """Name the path that could not be accessed.
 
     Args:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from noukai_airflow._storage import accessing, check_writable, storage_path, write_text
-from noukai_airflow.exceptions import NoukaiPermanentException
+from noukai_airflow._xcom_values import REPLACED, UnreturnableError, as_xcom
+from noukai_airflow.exceptions import NoukaiException, NoukaiPermanentException
 from noukai_core import JobOutputInvalidError, JobState
 from noukai_core.output_types import typed_output
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from noukai_core import Job, JobStatus
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,11 +59,11 @@ class TaskOutput:
 
         Raises:
             JobOutputInvalidError: The output is not of the type.
-            NoukaiException: It cannot be written.
+            NoukaiException: It can be neither written nor returned.
         """
         output = self._checked(job, _output_of(status))
         if self.output_path is None:
-            return output
+            return returned(job, output)
         path = storage_path(self.output_path, self.storage_conn_id, "output_path")
         as_text = isinstance(output, str) and path.suffix != ".json"
         with accessing(path, "written"):
@@ -71,6 +75,21 @@ class TaskOutput:
             return output
         model = typed_output(output, self.output_type, job_id=job.id, flow=job.flow)
         return model.model_dump(mode="json")
+
+
+def returned(job: Job, output: Any) -> Any:
+    """Return what a task returns of the output of a job, as an XCom.
+
+    Raises:
+        NoukaiException: No XCom can hold it. Retries apply: with `output_path` they need no new job.
+    """
+    try:
+        returned, changed = as_xcom(output)
+    except UnreturnableError as error:
+        raise NoukaiException(f"{error} (Noukai job {job.id} of {job.flow})") from None
+    if changed:
+        log.warning("Noukai job %s of %s: output changed (%s)", job.id, job.flow, REPLACED)
+    return returned
 
 
 def _output_of(status: JobStatus) -> Any:

@@ -45,8 +45,8 @@ class BatchRecordLog:
 
     Attributes:
         table: The artifact of the batch's table, which a rerun continues.
-        damaged: Whether some of what earlier attempts wrote cannot be read, so that inputs of which nothing is
-            known may have a job. It is known once the rows have been read.
+        damaged: Whether a part of what earlier attempts wrote cannot be read, so that inputs of which nothing
+            is known may have a job. It is known once the rows have been read.
     """
 
     def __init__(

@@ -201,6 +201,7 @@ class NoukaiJobSensor(BaseSensorOperator):
 
     def _result(self, context: Context, status: JobStatus) -> Any:
         from noukai_airflow._outcome import JobOutcome
+        from noukai_airflow._task_output import returned
 
         job = self._job()
         url = self._hook.settings.run_url(job.flow, job.id)
@@ -211,7 +212,7 @@ class NoukaiJobSensor(BaseSensorOperator):
         self._outcome = outcome
         error = outcome.exception()
         if error is None or status.state in self.allowed_states:
-            return status.result.output if status.result else None
+            return returned(job, status.result.output if status.result else None)
         if isinstance(error, NoukaiJobFailedException):
             raise NoukaiSensorJobFailedException(str(error), job_id=error.job_id, step=error.step)
         raise error

@@ -91,6 +91,15 @@ def recovered(_: bytes) -> Chunks:
     return http("200 OK", status="completed", result="recovered")
 
 
+def odd(_: bytes) -> Chunks:
+    """Say that the job has completed, with a result that no XCom can hold."""
+    body = (
+        b'{"status":"completed","result":{"nan":NaN,"infinite":[-1e999],"nul\\u0000":"a\\u0000b",'
+        b'"half":"\\ud83d","large":36893488147419103232,"usual":[1.5,"x",null]}}'
+    )
+    return [f"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body]
+
+
 def large(_: bytes) -> Chunks:
     """Say that the job has completed, after its result."""
     return http("200 OK", result=LARGE, status="completed")
@@ -129,6 +138,7 @@ def triggerer(airflow: LocalAirflow) -> Iterator[Triggerer]:
         pid = airflow.triggerer.pid
         memory = peak_memory(pid)
         tasks = {name: started(name, polls) for name, polls in endless.items()}
+        tasks["odd"] = started("odd", [running], odd)
         tasks["large"] = started("large", [running] * 3, large, {"max_poll_bytes": 1_000_000})
         yield Triggerer(pid, memory, tasks)
 
@@ -154,3 +164,18 @@ def test_a_state_beyond_what_a_triggerer_reads(triggerer: Triggerer) -> None:
     assert task.end() == "success"
     assert task.output == LARGE
     assert "does not begin with the state" in task.log
+
+
+def test_a_result_that_no_xcom_can_hold(triggerer: Triggerer) -> None:
+    """What Airflow cannot store of a result is replaced, and the task that has paid for it succeeds."""
+    task = triggerer.tasks["odd"]
+    assert task.end() == "success"
+    assert task.output == {
+        "nan": None,
+        "infinite": [None],
+        "nul\ufffd": "a\ufffdb",
+        "half": "\ufffd",
+        "large": 2.0**65,
+        "usual": [1.5, "x", None],
+    }
+    assert "output changed (" in task.log

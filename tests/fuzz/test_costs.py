@@ -54,12 +54,14 @@ def _fields(**known: Any) -> st.SearchStrategy[dict[str, Any]]:
     """Return the fields of a step in either spelling, without those that are not there."""
     other = {"modelUsed": "model_used", "costUsd": "cost_usd"}
     return st.tuples(st.fixed_dictionaries(known), st.booleans()).map(
-        lambda drawn: {
-            (other.get(name, name) if drawn[1] else name): value
-            for name, value in drawn[0].items()
-            if value is not None
-        }
-        | {"stepId": "draft"}
+        lambda drawn: (
+            {
+                (other.get(name, name) if drawn[1] else name): value
+                for name, value in drawn[0].items()
+                if value is not None
+            }
+            | {"stepId": "draft"}
+        )
     )
 
 
@@ -136,9 +138,7 @@ def outcome_of(index: int, ending: Ending) -> JobOutcome:
     elif ending.state is not OutcomeState.COMPLETED:
         error = JobFailedError("no luck", job_id=job_id, status=None)
     has_job = ending.state not in (OutcomeState.REJECTED, OutcomeState.NOT_SUBMITTED)
-    return JobOutcome(
-        index, job_id if has_job else None, ending.state, error=error, cost_usd=ending.cost_usd
-    )
+    return JobOutcome(index, job_id if has_job else None, ending.state, error=error, cost_usd=ending.cost_usd)
 
 
 async def run_attempts(attempts: list[list[Ending]], *, retried: bool) -> BatchRecord:
@@ -183,7 +183,7 @@ def assert_counted(record: BatchRecord, attempts: list[list[Ending]]) -> None:
 
 @fuzzed(0.5)
 @given(st.lists(st.lists(endings(), max_size=6), min_size=1, max_size=3), st.booleans())
-def test_the_costs_of_a_record(attempts: list[list[Ending]], retried: bool) -> None:  # noqa: FBT001
+def test_the_costs_of_a_record(attempts: list[list[Ending]], retried: bool) -> None:
     """Each attempt knows what the jobs of all before cost, and of how many of them that is not known."""
     assert_counted(asyncio.run(run_attempts(attempts, retried=retried)), attempts)
 
