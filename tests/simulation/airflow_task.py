@@ -372,6 +372,7 @@ class AirflowTask:
         context: Any = {"ti": TaskInstance(self)}
         if self.durable_store:
             context["task_state_store"] = TaskStore(self, worker)
+        noukai_airflow._submit._returned.clear()  # a new process has returned nothing
         worker.on_signal = operator.on_kill
         self.tell("process {0} runs {1} of try {2}", worker.number, method, self.try_number)
         deferred: TaskDeferred | None = None
