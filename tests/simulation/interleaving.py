@@ -95,6 +95,7 @@ class Interleaving:
         """Let the others run, and time pass, until the running process can go on."""
         loop, hooks = asyncio._get_running_loop(), sys.get_asyncgen_hooks()
         asyncio._set_running_loop(None)
+        sys.set_asyncgen_hooks(None, None)  # or a loop that begins meanwhile would restore these at its end
         self._waiting.append(_Waiting(getcurrent(), self.running, ready, until))
         self._outside.switch()
         asyncio._set_running_loop(loop)
