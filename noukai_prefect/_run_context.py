@@ -27,6 +27,11 @@ C = TypeVar("C", FlowRunContext, TaskRunContext)
 # Prefect takes the start of a task from one clock, and measures its timeout with another.
 _CLOCK_SLACK = 0.2
 
+# Where SIGALRM has a handler, as inside another flow with a timeout, Prefect ends a flow by an exception from
+# another thread, which does not interrupt `future.result()`. So long after a timeout, a task in a thread
+# stops by itself.
+_OVERDUE_SECONDS = 2.0
+
 
 @dataclass(frozen=True)
 class RunContext:
@@ -101,6 +106,10 @@ class RunContext:
         return self.times_out_at is not None and time.monotonic() >= self.times_out_at - _CLOCK_SLACK
 
     @property
+    def _overdue(self) -> bool:
+        return self.times_out_at is not None and time.monotonic() >= self.times_out_at + _OVERDUE_SECONDS
+
+    @property
     def stop_requested(self) -> bool:
         """Whether a task that runs in a thread has to stop.
 
@@ -108,7 +117,7 @@ class RunContext:
         ended before the task; the main thread shows why the flow ended. An async flow that blocks its event
         loop with `future.result()` never gets that far when it is interrupted.
         """
-        if threading.current_thread() is not threading.main_thread() and _interrupts() > 0:
+        if threading.current_thread() is not threading.main_thread() and (_interrupts() > 0 or self._overdue):
             return True
         if self.cancel_event is None or not self.cancel_event.is_set():
             return False

@@ -89,6 +89,18 @@ def flow_calls_flow(credentials: NoukaiCredentials, seconds: float) -> None:
     outer()
 
 
+def flow_calls_flow_that_submits(credentials: NoukaiCredentials, seconds: float) -> None:
+    @flow
+    def inner() -> None:
+        run_noukai_job.submit(credentials, FLOW, "a").result()
+
+    @flow(timeout_seconds=seconds)
+    def outer() -> None:
+        inner()
+
+    outer()
+
+
 async def async_flow_calls_flow(credentials: NoukaiCredentials, seconds: float) -> None:
     @flow
     async def inner() -> None:
@@ -122,6 +134,7 @@ def task_calls_flow(credentials: NoukaiCredentials, seconds: float) -> None:
         async_task_calls_task,
         async_task_calls_batch,
         flow_calls_flow,
+        flow_calls_flow_that_submits,
         async_flow_calls_flow,
         task_calls_flow,
     ],
