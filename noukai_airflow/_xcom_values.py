@@ -11,8 +11,8 @@ import re
 from typing import Any
 
 REPLACED = (
-    "NaN and infinity become null, NUL a replacement character, and a number of more than 64 bits a float, "
-    "as Airflow stores none of them; output_path keeps them"
+    "NaN and infinity become null, NUL and half a surrogate pair a replacement character, and a number of "
+    "more than 64 bits a float, as Airflow stores none of them; output_path keeps them"
 )
 """What is done to an output, for the log."""
 
