@@ -93,6 +93,9 @@ def cancelled_for_a_reason_only(task: AirflowTask) -> Iterator[str]:
     """Only a person or a deadline leads to a cancel, and no deadline comes early."""
     simulation = task.simulation
     for job in simulation.server.jobs.values():
+        after_the_end = task.over_at is not None and job.exchange.sent_at >= task.over_at
+        if after_the_end and job.exchange.process in task.replaced:
+            continue  # a worker that knew of no later try has submitted it, and nobody waits for it
         by_person = bool(task.acts) and task.cancel_on_kill
         by_deadline = bool(task.timed_out_at) and task.cancel_on_timeout
         # Airflow has failed the last try of a worker that lives: as if a person had marked the task.

@@ -28,7 +28,7 @@ from noukai_airflow.hooks.noukai import NoukaiHook
 from noukai_airflow.operators.noukai import NoukaiRunJobOperator
 from noukai_airflow.triggers.noukai import NoukaiJobTrigger
 from noukai_core._http import connection
-from tests.simulation.clock import LivingClock
+from tests.simulation.clock import Clock, LivingClock
 from tests.simulation.interleaving import Interleaving, LiveProcess
 from tests.simulation.process import StoreError
 from tests.simulation.server import FLOW
@@ -45,6 +45,7 @@ from tests.simulation.transports import (
 RETRIES = 2
 SECONDS_TO_KILL = 5.0
 HEARTBEAT_TIMEOUT = 300.0
+TRIGGERER_TIMEOUT = 30.0
 
 PERSONS_STATES = {"marks it failed": "failed", "marks it success": "success", "clears it": "restarting"}
 
@@ -117,6 +118,35 @@ class TaskStore:
         self._worker.sleep(self._task.choices.pick(f"slowness of a {what}", (0.01, 3.0, 30.0), 0.05))
 
 
+class _Triggerer(LiveProcess):
+    """A triggerer that runs one trigger.
+
+    Attributes:
+        ends: Is set when it is to end, while it runs.
+        how: How it ends.
+    """
+
+    def __init__(self, number: int, clock: Clock) -> None:
+        super().__init__(number, clock)
+        self.ends: asyncio.Event | None = None
+        self.how = ""
+
+
+class _Deferral:
+    """A task that waits for the first event of its trigger.
+
+    Attributes:
+        deferred: What the task has raised.
+        triggerer: The triggerer in which Airflow lets the trigger run; one that has stalled may run it too.
+        over: Whether the task waits no more.
+    """
+
+    def __init__(self, deferred: TaskDeferred) -> None:
+        self.deferred = deferred
+        self.triggerer: _Triggerer | None = None
+        self.over = False
+
+
 class AirflowTask:
     """One task with its tries.
 
@@ -179,8 +209,7 @@ class AirflowTask:
             "given up": self._move,
             "frozen": self._freeze,
         }
-        self._triggerer_ended = ""
-        self._triggerer_ends: asyncio.Event | None = None
+        self._deferral: _Deferral | None = None
 
     def begin(self) -> None:
         """Let the task be queued, and people act on it."""
@@ -249,7 +278,9 @@ class AirflowTask:
             assert self.worker is not None
             self._terminate(self.worker)
         elif before == "deferred":
-            self._end_triggerer("left, as a person acted")
+            assert self._deferral is not None
+            if self._deferral.triggerer is not None:
+                self._end_triggerer(self._deferral.triggerer, "left, as a person acted")
         elif self.cleared:
             self._clear()
         else:
@@ -438,33 +469,79 @@ class AirflowTask:
 
     def _defer(self, deferred: TaskDeferred) -> None:
         self.state = "deferred"
-        self._triggerer_ended = ""
+        self._deferral = deferral = _Deferral(deferred)
         self.tell("the task defers")
-        self.simulation.clock.after(0.1, lambda: self._start_triggerer(deferred))
+        self.simulation.clock.after(0.1, lambda: self._start_triggerer(deferral))
 
-    def _start_triggerer(self, deferred: TaskDeferred) -> None:
+    def _start_triggerer(self, deferral: _Deferral) -> None:
+        if deferral.over:
+            return
         if self.state != "deferred":
+            deferral.over = True
             self._ended(None)
             return
         simulation = self.simulation
-        process = LiveProcess(len(simulation.live) + 1, simulation.clock)
-        simulation.live.append(process)
-        self.interleaving.start(process, lambda: self._wait_in_triggerer(process, deferred))
+        deferral.triggerer = triggerer = _Triggerer(len(simulation.live) + 1, simulation.clock)
+        simulation.live.append(triggerer)
+        self._plan_an_end_of_triggerer(triggerer, deferral)
+        self.interleaving.start(triggerer, lambda: self._wait_in_triggerer(triggerer, deferral))
 
-    def _wait_in_triggerer(self, process: LiveProcess, deferred: TaskDeferred) -> None:
+    def _plan_an_end_of_triggerer(self, triggerer: _Triggerer, deferral: _Deferral) -> None:
+        if not self.choices.happens("a triggerer ends", 0.4):
+            return
+        how = self.choices.pick("how the triggerer ends", ("killed", "handed over", "stalled"))
+        seconds = self.choices.pick("triggerer ends after", (1.0, 10.0, 100.0))
+
+        def end() -> None:
+            if how == "stalled":
+                self._stall(triggerer, deferral)
+            else:
+                self._end_triggerer(triggerer, how)
+
+        self.simulation.clock.after(seconds, end)
+
+    def _stall(self, triggerer: _Triggerer, deferral: _Deferral) -> None:
+        """Let Airflow miss the heartbeats of a triggerer, which stands still or only cannot reach Airflow."""
+        clock = self.simulation.clock
+        if triggerer.ends is None or triggerer.how:
+            return
+        self.tell("triggerer {0} stalls", triggerer.number)
+        triggerer.freeze(self.choices.pick("stalled for", (31.0, 0.0, 60.0, 300.0)))
+        clock.after(TRIGGERER_TIMEOUT, lambda: self._hand_over(triggerer, deferral))
+        notices = self.choices.pick("the triggerer notices after", (0.05, 3.0, 60.0))
+        noticed_at = max(triggerer.frozen_until, clock.now + TRIGGERER_TIMEOUT) + notices
+        clock.at(noticed_at, lambda: self._end_triggerer(triggerer, "handed over"))
+
+    def _hand_over(self, triggerer: _Triggerer, deferral: _Deferral) -> None:
+        """Let another triggerer run the trigger of one that Airflow takes for dead."""
+        if not deferral.over and triggerer is deferral.triggerer and not triggerer.how:
+            self.tell("Airflow takes triggerer {0} for dead", triggerer.number)
+            triggerer.presumed_dead_at = self.simulation.clock.now
+            self._start_triggerer(deferral)
+
+    def _wait_in_triggerer(self, triggerer: _Triggerer, deferral: _Deferral) -> None:
+        """Run a trigger; its first event in whichever triggerer resumes the task."""
+        deferred = deferral.deferred
         trigger: Any = deferred.trigger
         _, arguments = trigger.serialize()
-        self._triggerer_ended = ""
-        clock = self.simulation.clock
-        payload = self._trigger(process, NoukaiJobTrigger(**arguments))
-        if self.state != "deferred":
-            self._ended(None)
-        elif payload is None:
-            pause = self.choices.pick("until the next triggerer", (1.0, 40.0))
-            clock.after(pause, lambda: self._start_triggerer(deferred))
-        else:
+        payload = self._trigger(triggerer, NoukaiJobTrigger(**arguments))
+        clock, current = self.simulation.clock, deferral.triggerer
+        if deferral.over:
+            self.tell("triggerer {0} ends, and nothing waits for its event", triggerer.number)
+        elif payload is not None and self.state == "deferred":
+            deferral.over = True
+            if current is not None and current is not triggerer:
+                clock.after(1.0, lambda: self._end_triggerer(current, "without its trigger"))
             resumed = {**(deferred.kwargs or {}), "event": payload}
             clock.after(0.0, lambda: self._resume(deferred, resumed))
+        elif triggerer is not current:
+            self.tell("triggerer {0} ends, and another one runs its trigger", triggerer.number)
+        elif self.state == "deferred":
+            pause = self.choices.pick("until the next triggerer", (1.0, 40.0))
+            clock.after(pause, lambda: self._start_triggerer(deferral))
+        else:
+            deferral.over = True
+            self._ended(None)
 
     def _resume(self, deferred: TaskDeferred, arguments: dict[str, Any]) -> None:
         if self.state == "deferred":
@@ -472,43 +549,39 @@ class AirflowTask:
         else:
             self._ended(None)
 
-    def _trigger(self, process: LiveProcess, trigger: NoukaiJobTrigger) -> Any:
+    def _trigger(self, triggerer: _Triggerer, trigger: NoukaiJobTrigger) -> Any:
         """Run a trigger in a triggerer of its own; `None` when it ended without an event."""
-        clock, choices = self.simulation.clock, self.choices
+        clock = self.simulation.clock
         trigger.task_instance = SimpleNamespace(dag_id="dag", task_id="task", run_id="run", map_index=-1)
-        if choices.happens("a triggerer ends", 0.2):
-            seconds = choices.pick("triggerer ends after", (1.0, 10.0, 100.0))
-            how = choices.pick("how the triggerer ends", ("killed", "handed over"))
-            clock.after(seconds, lambda: self._end_triggerer(how))
-        self.tell("triggerer {0} waits", process.number)
+        self.tell("triggerer {0} waits", triggerer.number)
         with asyncio.Runner(loop_factory=lambda: VirtualLoop(clock, self.interleaving)) as runner:
             try:
-                return runner.run(self._triggering(process, trigger))
+                return runner.run(self._triggering(triggerer, trigger))
             finally:
-                self._triggerer_ends = None
+                triggerer.ends = None
 
-    def _end_triggerer(self, how: str) -> None:
-        if self._triggerer_ends is not None and not self._triggerer_ended:
-            self.tell("the triggerer is {0}", how)
-            self._triggerer_ended = how
-            self._triggerer_ends.set()
+    def _end_triggerer(self, triggerer: _Triggerer, how: str) -> None:
+        if triggerer.ends is not None and not triggerer.how:
+            self.tell("triggerer {0} is {1}", triggerer.number, how)
+            triggerer.how = how
+            triggerer.ends.set()
 
-    async def _triggering(self, process: LiveProcess, trigger: NoukaiJobTrigger) -> Any:
+    async def _triggering(self, triggerer: _Triggerer, trigger: NoukaiJobTrigger) -> Any:
         async def first() -> Any:
             async for event in trigger.run():
                 return event.payload
             return None
 
         waiting = asyncio.ensure_future(first())
-        self._triggerer_ends = asyncio.Event()
-        ends = asyncio.ensure_future(self._triggerer_ends.wait())
+        triggerer.ends = asyncio.Event()
+        ends = asyncio.ensure_future(triggerer.ends.wait())
         await asyncio.wait({waiting, ends}, return_when=asyncio.FIRST_COMPLETED)
         ends.cancel()
-        if waiting.done() and not self._triggerer_ended:
+        if waiting.done() and not triggerer.how:
             return waiting.result()
-        if self._triggerer_ended == "killed":
+        if triggerer.how == "killed":
             self.triggerer_killed = True
-            self.simulation.network.cut_off(process.number)
+            self.simulation.network.cut_off(triggerer.number)
         else:
             # As Airflow does, also when the trigger only moves to another triggerer.
             await trigger.on_kill()
