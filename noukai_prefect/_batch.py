@@ -42,6 +42,7 @@ from noukai_prefect.credentials import NoukaiCredentials
 RaiseOn: TypeAlias = Literal["first", "any", "none"]
 
 _LOG_SECONDS = 10.0
+_ASK_SECONDS = 1.0
 _MAX_NAMED = 20
 _DAMAGED = (
     "a part of the record that earlier attempts wrote on Prefect's server cannot be read, so it is not known "
@@ -118,6 +119,9 @@ class BatchRun:
         self._log_at = time.monotonic() + _LOG_SECONDS
         self._store_at = 0.0
         self._started = time.monotonic()
+        self._replaced = False
+        self._asking = asyncio.Lock()
+        self._ask_at = 0.0
         self._output: OutputStorage | None = None
         self._slots = (
             None if options.concurrency is None else LeasedSlots(options.concurrency, options.max_concurrency)
@@ -139,13 +143,17 @@ class BatchRun:
     async def outcomes(self) -> AsyncGenerator[JobOutcome, None]:
         """Run every job, and yield an outcome for each input, as it ends."""
         run, path = self._run, self._flow.path
-        if run.stop_requested:
-            raise StoppedInThread(f"The flow run was stopped before jobs of {path} were submitted")
-        batch = await self._begin()
-        stop = asyncio.ensure_future(_cancellation.watch_for_stop(run))
-        waiting: set[asyncio.Future[Any]] = {stop}
+        batch: AsyncJobBatch | None = None
+        waiting = set[asyncio.Future[Any]]()
         interrupted = False
         try:
+            if run.stop_requested:
+                raise StoppedInThread(f"The flow run was stopped before jobs of {path} were submitted")
+            batch = await _cancellation.run_until_stopped(
+                self._begin(), run, f"the record of jobs of {path} was read"
+            )
+            stop = asyncio.ensure_future(_cancellation.watch_for_stop(run))
+            waiting.add(stop)
             await self._open_table()
             updates = asyncio.ensure_future(self._update_regularly(batch))
             waiting.add(updates)
@@ -165,7 +173,7 @@ class BatchRun:
                 yield await self._note(outcome)
         except BaseException as error:
             if interrupted := _cancellation.interrupts(error):
-                await self._cancel_or_keep(batch, error)
+                batch = await self._cancel_or_keep(batch, error)
             raise
         finally:
             try:
@@ -176,30 +184,33 @@ class BatchRun:
                 raise
 
     async def _close(
-        self, batch: AsyncJobBatch, waiting: Collection[asyncio.Future[Any]], *, name_left: bool
+        self, batch: AsyncJobBatch | None, waiting: Collection[asyncio.Future[Any]], *, name_left: bool
     ) -> None:
         """Let go of everything, and show how the batch ended. An interruption can strike here as well."""
         with anyio.move_on_after(_cancellation.CLEANUP_SECONDS, shield=True):
-            await batch.stop()
+            if batch is not None:
+                await batch.stop()
             if name_left:
-                self._log_left(batch.unfinished)
+                self._log_left(batch)
             await _cancellation.cancel_tasks(tuple(waiting))
             if self._slots is not None:
                 await self._slots.aclose()
-            await self._update(batch, final=True)
+            if batch is not None:
+                await self._update(batch, final=True)
 
     async def _begin(self) -> AsyncJobBatch:
+        record = await self._read_record()
+        await self._open_places(record)
+        return self._batch(record)
+
+    async def _read_record(self) -> BatchRecord:
         rows = await self._log.rows(self._flow)
-        record = self.record = BatchRecord.load(
-            rows, self._log.append, retried=bool(rows), retry_cancelled=True
-        )
+        self._table.artifact = self._log.table
+        self.record = BatchRecord.load(rows, self._log.append, retried=bool(rows), retry_cancelled=True)
+        return self.record
+
+    def _batch(self, record: BatchRecord) -> AsyncJobBatch:
         options = self._options
-        try:
-            await self._open_places(record)
-        except Exception:
-            entries = record.read().items()
-            self._log_left({index: one for index, one in entries if one.unfinished and not one.kept})
-            raise
         kept = {index for index, entry in record.read().items() if entry.kept}
         return self._flow.jobs(
             self._taken_inputs(kept),
@@ -208,7 +219,7 @@ class BatchRun:
             max_concurrency=options.max_concurrency,
             timeout=options.timeout,
             poll_interval=options.poll_interval,
-            cancel_on_timeout=options.cancel_on_timeout,
+            cancel_on_timeout=self._cancels_on_timeout if options.cancel_on_timeout else False,
             max_cost_usd=options.max_cost_usd,
             spent_usd=record.spent_usd,
             stopped=_DAMAGED if self._log.damaged else None,
@@ -217,9 +228,16 @@ class BatchRun:
             batch_id=self._slot,
         )
 
+    async def _cancels_on_timeout(self) -> bool:
+        """Return whether a job that times out is cancelled. A thousand may do so at the same moment."""
+        async with self._asking:
+            if time.monotonic() >= self._ask_at:
+                self._replaced = self._replaced or await _cancellation.is_replaced(self._run)
+                self._ask_at = time.monotonic() + _ASK_SECONDS
+        return not self._replaced
+
     async def _open_table(self) -> None:
         """Show the table, or the one of an earlier attempt again."""
-        self._table.artifact = self._log.table
         await self._table.write(final=False)
         self._log.table = self._table.artifact
 
@@ -325,15 +343,26 @@ class BatchRun:
                 "Noukai batch of %s jobs of %s: %s", size_text(self._inputs.total), self._flow.path, counts
             )
 
-    async def _cancel_or_keep(self, batch: AsyncJobBatch, interruption: BaseException) -> None:
-        """Cancel the unfinished jobs, if the interruption calls for that."""
-        logger = self._run.logger()
+    async def _cancel_or_keep(
+        self, batch: AsyncJobBatch | None, interruption: BaseException
+    ) -> AsyncJobBatch | None:
+        """Cancel the unfinished jobs, if the interruption calls for that.
+
+        Returns:
+            The batch, even if only this has read what an earlier attempt left.
+        """
+        run, flow, logger = self._run, self._flow.path, self._run.logger()
         with anyio.move_on_after(_cancellation.CLEANUP_SECONDS, shield=True):
-            await batch.stop()  # or each job that ends admits one more
-            reason = await _cancellation.cancel_reason(self._run, interruption)
-            if reason is None:
-                self._log_left(batch.unfinished)
-                return
+            if batch is not None:
+                await batch.stop()  # or each job that ends admits one more
+            reason = await _cancellation.cancel_reason(run, interruption)
+            if batch is None and reason is not None:
+                record = self.record or await _cancellation.recall(self._read_record(), flow, run)
+                batch = None if record is None else self._batch(record)
+            if batch is None or reason is None:
+                self._log_left(batch)
+                return batch
+            await batch.stop()
             unfinished = batch.unfinished
             states: dict[str, str] = {}
             for outcome in await batch.cancel(reason):
@@ -343,19 +372,30 @@ class BatchRun:
             left = batch.unfinished
             jobs = {index: entry.job_id or "" for index, entry in unfinished.items() if index not in left}
             self._table.note_cancelled(jobs, states)
-            return
-        logger.warning(
-            "Noukai batch of %s jobs of %s: cancel failed (no confirmation within %g s; may still be "
-            "running: %s)",
-            size_text(self._inputs.total),
-            self._flow.path,
-            _cancellation.CLEANUP_SECONDS,
-            _named(batch.unfinished),
-        )
+            return batch
+        late = f"no confirmation within {_cancellation.CLEANUP_SECONDS:g} s"
+        if self.record is None:
+            _cancellation.log_not_recalled(flow, run, late)
+        else:
+            logger.warning(
+                "Noukai batch of %s jobs of %s: cancel failed (%s; may still be running: %s)",
+                size_text(self._inputs.total),
+                flow,
+                late,
+                _named(self._unfinished(batch)),
+            )
+        return batch
 
-    def _log_left(self, unfinished: Mapping[int, LedgerEntry]) -> None:
+    def _unfinished(self, batch: AsyncJobBatch | None) -> Mapping[int, LedgerEntry]:
+        """Return what may be running, even of an earlier attempt and if this one has not begun."""
+        if batch is not None:
+            return batch.unfinished
+        entries = self.record.read() if self.record else dict[int, LedgerEntry]()
+        return {index: one for index, one in entries.items() if one.unfinished and not one.kept}
+
+    def _log_left(self, batch: AsyncJobBatch | None) -> None:
         """Name the jobs that are left running, also those of an earlier attempt whose input did not come."""
-        if unfinished:
+        if unfinished := self._unfinished(batch):
             self._run.logger().warning(
                 "Noukai batch of %s jobs of %s: left running (%s; a rerun of this flow run attaches to them)",
                 size_text(self._inputs.total),

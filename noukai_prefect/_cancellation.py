@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import UUID
@@ -31,6 +31,7 @@ from noukai_core import (
 )
 from noukai_prefect import _job_store
 from noukai_prefect._job_artifact import JobArtifact
+from noukai_prefect._job_store import JobRecord
 from noukai_prefect._prefect_client import prefect_client
 from noukai_prefect._run_context import RunContext, interrupted_by_a_person
 from noukai_prefect._termination import was_terminated
@@ -39,6 +40,9 @@ T = TypeVar("T")
 
 CLEANUP_SECONDS = 10.0
 """The time limit for everything that follows an interruption. Prefect kills a cancelled run after 30 s."""
+
+RECALL_SECONDS = 5.0
+"""The part of that time in which the record of an earlier attempt has to be read."""
 
 STOP_CHECK_SECONDS = 0.3
 """How often a task in a thread checks whether it has to stop."""
@@ -50,6 +54,8 @@ CANCEL_CONCURRENCY = 32
 """How many jobs of one flow run are cancelled at the same time."""
 
 LEFT_RUNNING = "a rerun of this flow run attaches to it"
+
+_REPLACED = "Prefect has begun another attempt of this flow run"
 
 _MAX_NESTED_FLOWS = 20
 
@@ -140,11 +146,27 @@ class SubmissionState:
         submission: The flow and the submission, from the moment at which it may have been sent.
         job: The job, once it is known.
         artifact: The artifact that shows the job, once there is one.
+        earlier: The flow, and what reads the record of an earlier attempt, until that has been read.
     """
 
     submission: tuple[AsyncFlow, Submission] | None = None
     job: AsyncJob | None = None
     artifact: JobArtifact | None = None
+    earlier: tuple[AsyncFlow, Callable[[], Awaitable[JobRecord]]] | None = None
+
+    async def read_earlier(self) -> JobRecord:
+        """Read the record of an earlier attempt, and take note of what it says."""
+        assert self.earlier is not None, "it has been read"
+        flow, read = self.earlier
+        record = await read()
+        self.earlier = None
+        if record.ended:
+            return record
+        if record.job_id is not None:
+            self.job = flow.attach(record.job_id, submitted_at=record.last_sent_at)
+        elif record.last_sent_at is not None:
+            self.submission = flow, record.submission
+        return record
 
     async def write(self, state: str, reason: str) -> None:
         """Show in the artifact what an interruption did to the job."""
@@ -164,9 +186,12 @@ async def cancel_or_keep(
         run: Where the code runs.
         interruption: What interrupted it.
     """
-    logger, job = run.logger(), submission_state.job
+    logger = run.logger()
     with anyio.move_on_after(CLEANUP_SECONDS, shield=True):
         reason = await cancel_reason(run, interruption)
+        if reason is not None and submission_state.earlier is not None:
+            await recall(submission_state.read_earlier(), submission_state.earlier[0].path, run)
+        job = submission_state.job
         if reason is None:
             if job is not None:
                 logger.warning("Noukai job %s of %s: left running (%s)", job.id, job.flow, LEFT_RUNNING)
@@ -183,11 +208,39 @@ async def cancel_or_keep(
             submission_state.job = await cancel_by_submission(*submission_state.submission, run, reason)
         return submission_state.job is not None
     late = f"no confirmation within {CLEANUP_SECONDS:g} s"
-    if job is not None:
+    if (job := submission_state.job) is not None:
         CancelOutcome(job.id, job.flow, error=late).log("interrupted", logger)
     elif submission_state.submission is not None:
         _log_possibly_running(*submission_state.submission, run, late)
+    elif submission_state.earlier is not None:
+        log_not_recalled(submission_state.earlier[0].path, run, late)
     return False
+
+
+async def recall(read: Coroutine[Any, Any, T], flow: str, run: RunContext) -> T | None:
+    """Read what an earlier attempt recorded, after an interruption that came before it had been read.
+
+    Args:
+        read: Reads it.
+        flow: The Noukai flow.
+        run: Where the code runs.
+
+    Returns:
+        What it recorded; `None` if that cannot be read, which is logged.
+    """
+    try:
+        async with asyncio.timeout(RECALL_SECONDS):
+            return await read
+    except TimeoutError:
+        log_not_recalled(flow, run, f"no response within {RECALL_SECONDS:g} s")
+    except Exception as error:
+        log_not_recalled(flow, run, error)
+    return None
+
+
+def log_not_recalled(flow: str, run: RunContext, reason: object) -> None:
+    """Log that nobody knows which jobs an earlier attempt has left running."""
+    run.logger().warning("Noukai jobs of %s: may be left running (record not read: %s)", flow, reason)
 
 
 def _log_possibly_running(flow: AsyncFlow, submission: Submission, run: RunContext, reason: str) -> None:
@@ -234,7 +287,7 @@ async def cancel(job: AsyncJob, run: RunContext, reason: str, submission: Submis
 async def cancel_on_timeout(
     job: AsyncJob, timed_out: JobTimeoutError, timeout: float, run: RunContext
 ) -> JobTimeoutError:
-    """Cancel a job at its deadline, and return the error to raise.
+    """Cancel a job at its deadline, unless another attempt waits for it, and return the error to raise.
 
     Args:
         job: The job.
@@ -243,6 +296,9 @@ async def cancel_on_timeout(
         run: Where the code runs.
     """
     reason = f"timed out after {timeout:g} s"
+    if await is_replaced(run):
+        run.logger().warning("Noukai job %s of %s: left running (%s)", job.id, job.flow, _REPLACED)
+        return timed_out
     if not await cancel(job, run, reason):
         return timed_out
     last_state = f" (last state: {timed_out.status.state})" if timed_out.status else ""
@@ -253,11 +309,27 @@ async def cancel_on_timeout(
     )
 
 
+async def is_replaced(run: RunContext) -> bool:
+    """Return whether Prefect has begun another attempt of the flow run although this one still runs.
+
+    Prefect may take the process of a flow run for dead while it is only cut off. The deadline of such a
+    process is not that of the attempt that now waits for its jobs.
+    """
+    try:
+        for flow_run_id, run_count in run.flow_runs:
+            async with prefect_client() as client:
+                if (await client.read_flow_run(flow_run_id)).run_count > run_count:
+                    return True
+    except Exception as error:
+        run.logger().warning("Prefect flow run %s: attempts unknown: %s", run.flow_run_id, error)
+    return False
+
+
 async def cancel_reason(run: RunContext, interruption: BaseException | None) -> str | None:
     """Return why an interruption cancels the job; `None` when it leaves the job running."""
     if isinstance(interruption, StoppedInThread) and interruption.reason is not None:
         return interruption.reason
-    if run.timed_out:
+    if run.timed_out and not await is_replaced(run):
         return "the task or flow timed out"
     if run.flow_run_id is None:
         return "interrupted" if _interrupted(interruption) else None

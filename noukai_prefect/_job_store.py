@@ -129,23 +129,20 @@ class JobStore:
         self._being_read = False
         self._read = False
 
-    async def record(
-        self, run: RunContext, flow: str, inputs: Mapping[str, Any], api_key: SecretStr
-    ) -> JobRecord:
+    async def record(self, run: RunContext, flow: str, slot: str, api_key: SecretStr) -> JobRecord:
         """Return the record of a submission: the latest in its slot, or a new one.
 
         Args:
             run: Where the code runs.
             flow: The Noukai flow.
-            inputs: What is submitted.
+            slot: What `slot_of_job` returned for the submission.
             api_key: The key that submits it, and has to have signed the record.
         """
         await self._read_once(run)
-        if run.detached_attempt is None:
-            slot, claim = self.slot(run, flow, inputs), None
-        else:
+        claim = None
+        if run.detached_attempt is not None:
             claim = f"{run.detached_attempt} {run.outermost_task}"
-            slot = await self._claimed_slot(run, self._detached_slot(run, flow, inputs), claim)
+            slot = await self._claimed_slot(run, slot, claim)
         signer = RecordSigner(api_key, self._scope)
         with self._lock:
             self._signers[slot] = signer
@@ -272,8 +269,10 @@ class JobStore:
 
         return self._slot(run, digest, counted)
 
-    def _detached_slot(self, run: RunContext, flow: str, inputs: Mapping[str, Any]) -> str:
-        """Return the slot of a submission of a detached task: its group, the task run, and a number."""
+    def slot_of_job(self, run: RunContext, flow: str, inputs: Mapping[str, Any]) -> str:
+        """Return the slot of a single job; in a detached task, its group, the task run, and a number."""
+        if run.detached_attempt is None:
+            return self.slot(run, flow, inputs)
         digest = _digest([flow, inputs])
         group = uuid.uuid5(_NAMESPACE, f"{self._scope}:{digest}")
         return self._slot(run, digest, lambda turn: f"{group}/{run.outermost_task}:{turn}")

@@ -165,24 +165,28 @@ async def _submit_or_attach(
     run: RunContext,
     submission_state: SubmissionState,
 ) -> AsyncJob:
+    store = _job_store.store_of(run)
+    if store is not None:
+        slot = store.slot_of_job(run, flow.path, _recorded_inputs(credentials, request))
+        submission_state.earlier = flow, lambda: store.record(run, flow.path, slot, credentials.api_key)
     if run.stop_requested:
         raise StoppedInThread(f"The flow run was stopped before a job of {flow.path} was submitted")
-    store = _job_store.store_of(run)
     if store is None:
         submission = Submission.new()
         submission_state.submission = flow, submission
         submission_state.job = await flow.submit(request, submission=submission)
         _log_submitted(credentials, submission_state.job, run)
         return submission_state.job
-    inputs = {
-        "server": credentials.base_url,
-        "credentials": credentials.saved_as,
-        **request.arguments(),
-    }
-    stored = await store.record(run, flow.path, inputs, credentials.api_key)
+    stored = await run_until_stopped(
+        submission_state.read_earlier(), run, f"the record of a job of {flow.path} was read"
+    )
     record = replace(stored, credentials=credentials.saved_as)
     job = await _attach(flow, record, run, submission_state, listed=request.session_id is None)
     return job or await _submit(credentials, flow, request, run, store, record, submission_state)
+
+
+def _recorded_inputs(credentials: NoukaiCredentials, request: JobRequest) -> dict[str, Any]:
+    return {"server": credentials.base_url, "credentials": credentials.saved_as, **request.arguments()}
 
 
 async def _attach(
@@ -197,9 +201,8 @@ async def _attach(
         submission_state: How far the submission has come.
         listed: Whether the server lists the job under its submission.
     """
-    if record.job_id is None or record.ended:
+    if (job := submission_state.job) is None:
         return None
-    submission_state.job = job = flow.attach(record.job_id, submitted_at=record.last_sent_at)
     logger = run.logger()
     try:
         status = await run_until_stopped(

@@ -50,6 +50,8 @@ class RunContext:
         attempt: An object that exists exactly as long as this attempt of the flow run in this process; for a
             task without a flow, as long as this attempt of the outermost task.
         called_by_task: Whether a task called the code: directly, or the flow run that it belongs to.
+        flow_runs: The flow run and those that called it, the innermost first, each with how often it has been
+            started, as far as this process knows.
         detached_attempt: Identifies this attempt of the flow run, if the task has only a copy of the flow's
             context: in a process pool, with Dask or Ray, and in the background.
     """
@@ -63,6 +65,7 @@ class RunContext:
     enclosing: tuple[tuple[UUID, int], ...] = ()
     attempt: FlowRunContext | TaskRunContext | None = None
     called_by_task: bool = False
+    flow_runs: tuple[tuple[UUID, int], ...] = ()
     detached_attempt: str | None = None
 
     @classmethod
@@ -82,6 +85,7 @@ class RunContext:
             enclosing=tuple((one.task_run.id, one.task_run.run_count) for one in enclosing),
             attempt=flow or (enclosing[-1] if enclosing else task),
             called_by_task=len(list(_with_callers(task))) > 1,
+            flow_runs=_flow_runs(flow),
             detached_attempt=str(flow_run.run_count) if flow and flow_run and flow.detached else None,
         )
 
@@ -175,6 +179,12 @@ def _enclosing(task: TaskRunContext | None) -> list[TaskRunContext]:
         return []
     flow_run_id = task.task_run.flow_run_id
     return list(takewhile(lambda one: one.task_run.flow_run_id == flow_run_id, _with_callers(task)))[1:]
+
+
+def _flow_runs(flow: FlowRunContext | None) -> tuple[tuple[UUID, int], ...]:
+    """Return a flow run and those that called it, each with how often it has been started."""
+    runs = [context.flow_run for context in _with_callers(flow)]
+    return tuple((run.id, run.run_count) for run in runs if run is not None)
 
 
 def _times_out_at(task: TaskRunContext | None, flow: FlowRunContext | None) -> float | None:

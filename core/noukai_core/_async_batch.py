@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from noukai_core._batch_handle import CANCEL_CONCURRENCY, CLOSED, BatchHandle
 from noukai_core._engine.batch import Batch
-from noukai_core._engine.effects import Effect, Effects, Given, Record, Sleep, Spawn, T, Take
+from noukai_core._engine.effects import Ask, Effect, Effects, Given, Record, Sleep, Spawn, T, Take
 from noukai_core.batch import BatchLedger, JobOutcome
 from noukai_core.cancellation import CancelOutcome
 
@@ -115,8 +115,13 @@ class AsyncJobBatch(BatchHandle, AsyncIterator[JobOutcome]):
             self._log_left_running()
 
     async def stop(self) -> None:
-        """Submit and poll nothing more, and leave open what happens to the jobs: `cancel` may follow."""
+        """Submit and poll nothing more, and leave open what happens to the jobs: `cancel` may follow.
+
+        From then on, `unfinished` includes what an earlier run left, even if this one has not begun.
+        """
         await self._end_strands()
+        if not self._begun:
+            await self._resume()
 
     async def cancel(self, reason: str) -> list[CancelOutcome]:
         """Close the batch, and cancel what is left running, even of a submission that was interrupted.
@@ -129,9 +134,7 @@ class AsyncJobBatch(BatchHandle, AsyncIterator[JobOutcome]):
         Returns:
             What came of each attempt. No error of the job client is raised.
         """
-        await self._end_strands()
-        if not self._begun:
-            await self._resume()
+        await self.stop()
         semaphore = asyncio.Semaphore(CANCEL_CONCURRENCY)
 
         async def cancel(index: int) -> CancelOutcome | None:
@@ -186,6 +189,9 @@ class AsyncJobBatch(BatchHandle, AsyncIterator[JobOutcome]):
                 return await self._take()
             case Record():
                 return await self._record(effect)
+            case Ask():
+                decision = effect.question()
+                return await decision if inspect.isawaitable(decision) else decision
             case _:
                 return await self._perform_other(effect)
 

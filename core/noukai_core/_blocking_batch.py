@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from noukai_core._batch_handle import CANCEL_CONCURRENCY, CLOSED, BatchHandle
 from noukai_core._engine.batch import Batch
-from noukai_core._engine.effects import Effects, Emit, Given, Record, Send, Sleep, Spawn, Take, Wake
+from noukai_core._engine.effects import Ask, Effects, Emit, Given, Record, Send, Sleep, Spawn, Take, Wake
 from noukai_core.batch import BatchLedger, JobOutcome
 from noukai_core.cancellation import CancelOutcome
 from noukai_core.errors import InvalidInputError
@@ -215,6 +215,8 @@ class JobBatch(BatchHandle, Iterator[JobOutcome]):
                     value = self._take()
                 case Record():
                     value = self._record(effect)
+                case Ask():
+                    value = effect.question()
                 case Emit():
                     pass
 

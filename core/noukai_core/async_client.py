@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Self, Unpack
@@ -246,7 +246,7 @@ class AsyncFlow(FlowHandle[AsyncRunner]):
         max_concurrency: int = 1000,
         timeout: float | None = None,
         poll_interval: float | None = None,
-        cancel_on_timeout: bool = False,
+        cancel_on_timeout: bool | Callable[[], bool | Awaitable[bool]] = False,
         max_cost_usd: Decimal | float | str | None = None,
         spent_usd: Decimal | None = Decimal(0),
         stop_after_failures: int | float | None = None,
@@ -259,7 +259,8 @@ class AsyncFlow(FlowHandle[AsyncRunner]):
     ) -> AsyncJobBatch:
         """Run many jobs, and return their outcomes as an async iterator; see `Flow.jobs`.
 
-        `inputs` may be an async iterable, and the methods of `ledger` may be coroutines.
+        `inputs` may be an async iterable, and the methods of `ledger` and `cancel_on_timeout` may be
+        coroutines.
         """
         options = BatchOptions(
             version=version,

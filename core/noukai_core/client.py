@@ -321,7 +321,7 @@ class Flow(FlowHandle[Runner]):
         max_concurrency: int = 1000,
         timeout: float | None = None,
         poll_interval: float | None = None,
-        cancel_on_timeout: bool = False,
+        cancel_on_timeout: bool | Callable[[], bool] = False,
         max_cost_usd: Decimal | float | str | None = None,
         spent_usd: Decimal | None = Decimal(0),
         stop_after_failures: int | float | None = None,
@@ -348,7 +348,8 @@ class Flow(FlowHandle[Runner]):
             max_concurrency: The most jobs that run at the same time.
             timeout: The longest wait for one job in seconds.
             poll_interval: Seconds between two polls. By default the pause grows with the job's age.
-            cancel_on_timeout: Whether a job that times out is cancelled, or else left running.
+            cancel_on_timeout: Whether a job that times out is cancelled, or else left running; a function is
+                called for each such job.
             max_cost_usd: Once the jobs that have ended cost so much, or once the cost of one is not known,
                 nothing more is submitted, and the rest are `not_submitted`. Needs `trace`. Those that run by
                 then may cost more.

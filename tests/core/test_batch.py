@@ -331,6 +331,20 @@ def test_timeout(driver: str, emulator: Emulator) -> None:
     )
 
 
+def test_timeout_that_somebody_decides_about(driver: str, emulator: Emulator) -> None:
+    """A function as `cancel_on_timeout` decides about each job at the moment at which that has timed out."""
+    emulator.control.script("grade-3", outcome="never")
+    answers = iter([False, True])
+
+    async def answer() -> bool:
+        return next(answers)
+
+    asked: Any = answer if driver == "async" else lambda: next(answers)
+    outcomes = run(driver, emulator, ["m", "m"], timeout=0.5, cancel_on_timeout=asked)
+    assert sorted(outcome.state for outcome in outcomes) == ["cancelled", "timed_out"]
+    assert sorted(job["state"] for job in emulator.control.jobs()) == ["cancelled", "running"]
+
+
 def test_rerun(driver: str, emulator: Emulator) -> None:
     """A rerun takes what has completed, attaches to what runs, and submits what failed or is missing."""
     ledger = MemoryLedger()

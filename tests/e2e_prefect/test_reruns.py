@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -45,6 +46,7 @@ ENDLESS = {"outcome": "never"}
 SHORT = {"after_seconds": 0.5}
 WAITS = (4.0, 16.0, 64.0)  # in turn, until the machine is quick enough to end the job within the second wait
 AT_THE_SAME_TIME = 3
+PAUSE = 30.0
 
 
 def finish(run: Any, jobs: list[str]) -> None:
@@ -243,6 +245,47 @@ def machine(home: Path, storage: Path | None = None) -> dict[str, str]:
         "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(storage or home / "storage"),
         "PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR": "reschedule",
     }
+
+
+@pytest.mark.parametrize(("style", "jobs"), [("reads_its_record", 1), ("batch_reads_its_record", 2)])
+def test_cancel_while_a_rerun_reads_its_record(runs: Any, tmp_path: Path, style: str, jobs: int) -> None:
+    """Cancelling a rerun cancels the jobs of the attempt before, even if it does not know them yet."""
+    reading = tmp_path / "reading"
+    run = runs.start(style, script=ENDLESS, reading=str(reading))
+    run.wait_for_jobs(jobs, "running")
+    os.kill(runs.prefect.flow_run_process(run.id), signal.SIGKILL)
+    run.wait_for("Crashed")
+    runs.prefect.retry(run.id)
+    wait_until(reading.exists, f"{style} to read its record", WAIT_SECONDS)
+    run.cancel()
+    run.wait_until_cancelled()
+    assert [job["state"] for job in run.jobs()] == ["cancelled"] * jobs
+    assert run.submissions() == jobs
+
+
+@pytest.mark.parametrize(("style", "count"), [("first_times_out", 1), ("first_batch_times_out", 2)])
+def test_deadline_of_a_process_that_was_taken_for_dead(
+    runs: Any, prefect: LocalPrefect, style: str, count: int
+) -> None:
+    """The deadline of a first attempt whose machine was paused does not end the jobs of the second one."""
+    pool = style.replace("_", "-")
+    prefect.deploy(f"{FLOWS / 'reruns.py'}:{style}", pool=pool)
+    run = runs.start(style, deployment=pool, script=ENDLESS, timeout=PAUSE)
+    first = prefect.execute(run.id)
+    jobs = run.wait_for_jobs(count, "running")
+    (paused,) = prefect.flow_run_processes(run.id)
+    os.kill(paused, signal.SIGSTOP)
+    over = time.monotonic() + PAUSE
+    prefect.mark(run.id, "CRASHED")
+    prefect.retry(run.id)
+    second = prefect.execute(run.id)
+    run.attached_again(jobs)
+    wait_until(lambda: time.monotonic() > over, "the deadline of the first attempt", WAIT_SECONDS)
+    os.kill(paused, signal.SIGCONT)
+    wait_until(lambda: not first.running, "the end of the first attempt", WAIT_SECONDS)
+    assert [run.cancels(job) for job in jobs] == [0] * count
+    assert [job["state"] for job in run.jobs()] == ["running"] * count
+    prefect.kill(second)
 
 
 @pytest.mark.parametrize("end", ["shut down", "lost"])

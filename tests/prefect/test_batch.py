@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -190,11 +191,12 @@ async def test_a_record_whose_job_only_its_session_knows_is_attached(
     submission = Submission.new()
     made = await flow.job("hello", submission=submission)
     record = JobRecord(submission_id=submission.id, flow=FLOW, slot=SLOT, job_id="job-gone")
-    attached = await _attach(flow, record, TIMED_OUT, SubmissionState(), listed=True)
+    gone = SubmissionState(job=flow.attach("job-gone"))
+    attached = await _attach(flow, record, TIMED_OUT, replace(gone), listed=True)
     assert attached is not None
     assert attached.id == made.id
     unknown = JobRecord(submission_id=Submission.new().id, flow=FLOW, slot=SLOT, job_id="job-gone")
-    assert await _attach(flow, unknown, TIMED_OUT, SubmissionState(), listed=True) is None
+    assert await _attach(flow, unknown, TIMED_OUT, replace(gone), listed=True) is None
 
 
 async def test_an_interruption_while_a_failed_batch_ends(
@@ -219,26 +221,64 @@ async def test_an_interruption_while_a_failed_batch_ends(
     assert await interrupt(batch, emulator, ending.wait()) == ["cancelled"]
 
 
+@pytest.mark.parametrize("step", ["rows", "_open_places", "write"])
 async def test_an_interruption_while_a_rerun_begins(
-    flow: AsyncFlow, credentials: NoukaiCredentials, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    flow: AsyncFlow,
+    credentials: NoukaiCredentials,
+    emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
 ) -> None:
-    """The jobs of an earlier attempt are cancelled if the batch is interrupted before its table is shown."""
+    """The jobs of an earlier attempt are cancelled, whatever a rerun is doing when it is interrupted."""
     job, session_id = await flow.job("hello"), str(uuid4())
     entry = LedgerEntry(
         index=0, submission_id=str(uuid4()), session_id=session_id, job_id=job.id, state="submitted"
     )
     beginning = asyncio.Event()
 
-    async def stored(*_: object) -> list[Any]:
-        return [{"entry": entry.to_list()}]
-
-    async def write(*, final: bool) -> None:
-        if not final:
+    async def reach(reached: str) -> None:
+        if reached == step and not beginning.is_set():
             beginning.set()
             await asyncio.Event().wait()
 
+    async def rows(*_: object) -> list[Any]:
+        await reach("rows")
+        return [{"entry": entry.to_list()}]
+
+    async def open_places(*_: object) -> None:
+        await reach("_open_places")
+
+    async def write(*, final: bool) -> None:
+        await reach("write")
+
     batch = batch_of_two(flow, credentials)
-    monkeypatch.setattr(BatchRecordLog, "rows", stored)
+    monkeypatch.setattr(BatchRecordLog, "rows", rows)
+    monkeypatch.setattr(batch, "_open_places", open_places)
     monkeypatch.setattr(batch._table, "write", write)
 
     assert await interrupt(batch, emulator, beginning.wait()) == ["cancelled"]
+    assert batch.progress == "1 cancelled, 1 waiting"
+
+
+async def test_an_interruption_while_the_record_cannot_be_read(
+    flow: AsyncFlow,
+    credentials: NoukaiCredentials,
+    emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A line says that jobs may be left running if a rerun is interrupted and its record is not readable."""
+    beginning = asyncio.Event()
+
+    async def rows(*_: object) -> list[Any]:
+        if beginning.is_set():
+            raise OSError("the server is gone")
+        beginning.set()
+        return await asyncio.Event().wait()
+
+    monkeypatch.setattr(BatchRecordLog, "rows", rows)
+    monkeypatch.setattr(RunContext, "logger", lambda _: logging.getLogger("noukai_core"))
+    assert await interrupt(batch_of_two(flow, credentials), emulator, beginning.wait()) == []
+    assert caplog.messages == [
+        f"Noukai jobs of {FLOW}: may be left running (record not read: the server is gone)"
+    ]

@@ -14,7 +14,7 @@ from uuid import UUID
 import pytest
 from prefect import flow, task
 from prefect.client.orchestration import get_client
-from prefect.states import Cancelling, Running
+from prefect.states import Cancelling, Crashed, Running
 
 from noukai_core import AsyncFlow, JobTimeoutError, Submission
 from noukai_prefect import NoukaiCredentials, _cancellation, _prefect_client
@@ -207,6 +207,45 @@ async def test_who_ended_a_subflow() -> None:
         await client.set_flow_run_state(parent.id, Cancelling(), force=True)
         reason = await cancel_reason(run(child.id), asyncio.CancelledError())
     assert reason == "the flow run was cancelled"
+
+
+@pytest.mark.usefixtures("prefect_server")
+async def test_an_attempt_beside_which_prefect_has_begun_another(
+    noukai_flow: AsyncFlow, emulator: Emulator, log: pytest.LogCaptureFixture
+) -> None:
+    """The deadlines of an attempt that Prefect took for dead do not end the job of the next one."""
+    job = await noukai_flow.job("hello")
+    timed_out = JobTimeoutError("it took too long", job_id=job.id)
+    async with get_client() as client:
+        flow_run = await client.create_flow_run(of_a_person, state=Running())
+        await client.set_flow_run_state(flow_run.id, Crashed(), force=True)
+        await client.set_flow_run_state(flow_run.id, Running(), force=True)
+    first, second = (
+        run(flow_run.id, times_out_at=0.0, flow_runs=((flow_run.id, run_count),)) for run_count in (1, 2)
+    )
+    assert await cancel_reason(first, asyncio.CancelledError()) is None
+    assert await cancel_on_timeout(job, timed_out, 1, first) is timed_out
+    line = f"Noukai job {job.id} of {FLOW}: left running (Prefect has begun another attempt of this flow run)"
+    assert line in log.text
+    assert await cancel_reason(second, asyncio.CancelledError()) == "the task or flow timed out"
+    assert await cancel_on_timeout(job, timed_out, 1, second) is not timed_out
+    assert (await job.status()).state == "cancelled"
+
+
+async def test_a_deadline_while_the_server_of_prefect_is_away(
+    noukai_flow: AsyncFlow, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+) -> None:
+    """A deadline cancels the job if Prefect does not say whether another attempt has begun."""
+
+    def fail() -> Any:
+        raise ConnectionError("no server")
+
+    monkeypatch.setattr(_prefect_client, "get_client", fail)
+    job, flow_run_id = await noukai_flow.job("hello"), UUID(int=1)
+    timed_out = JobTimeoutError("it took too long", job_id=job.id)
+    attempt = run(flow_run_id, flow_runs=((flow_run_id, 1),))
+    assert await cancel_on_timeout(job, timed_out, 1, attempt) is not timed_out
+    assert f"Prefect flow run {flow_run_id}: attempts unknown: no server" in log.text
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt(), asyncio.CancelledError()])

@@ -87,7 +87,7 @@ class Attempt:
         """Submit or attach, as a task does, and return what is stored about its job."""
         store = JobStore(self._scope)
         run = RunContext(self._scope, task_run_id, 1, None, None, detached_attempt=self._name)
-        record = await store.record(run, FLOW, INPUTS, key)
+        record = await store.record(run, FLOW, store.slot_of_job(run, FLOW, INPUTS), key)
         if record.job_id is None:
             record = await store.store(run, replace(record, last_sent_at=datetime.now(UTC)), "submitting")
             record = await store.store(
@@ -133,7 +133,8 @@ async def test_another_key_looks_for_the_job(artifacts: Artifacts) -> None:
     (first,) = await Attempt(FIRST, scope).tasks(1)
     store = JobStore(scope)
     run = RunContext(scope, uuid4(), 1, None, None, detached_attempt=SECOND)
-    record = await store.record(run, FLOW, INPUTS, SecretStr("nk_test_rotated"))
+    slot = store.slot_of_job(run, FLOW, INPUTS)
+    record = await store.record(run, FLOW, slot, SecretStr("nk_test_rotated"))
     assert (record.submission_id, record.job_id) == (first.submission_id, None)
     assert record.last_sent_at is not None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as real_datetime
 import heapq
 import random as real_random
+import secrets as real_secrets
 import sys
 import time as real_time
 import uuid as real_uuid
@@ -104,6 +105,7 @@ class LivingClock:
             id(real_time.monotonic): self.monotonic,
             id(real_datetime.datetime): VirtualDatetime,
             id(real_random): SimpleNamespace(random=self.random, uniform=self.uniform),
+            id(real_secrets): SimpleNamespace(token_hex=self.token_hex),
             id(real_uuid.uuid4): self.uuid4,
             id(real_uuid): SimpleNamespace(**{**vars(real_uuid), "uuid4": self.uuid4}),
         }
@@ -122,6 +124,9 @@ class LivingClock:
 
     def uniform(self, low: float, high: float) -> float:
         return self.jitter.uniform(low, high)
+
+    def token_hex(self, count: int) -> str:
+        return self.jitter.getrandbits(8 * count).to_bytes(count, "big").hex()
 
     def uuid4(self) -> real_uuid.UUID:
         return real_uuid.UUID(int=self.jitter.getrandbits(128), version=4)

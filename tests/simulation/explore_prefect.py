@@ -28,6 +28,12 @@ from tests.simulation.simulation import HORIZON, Simulation
 
 _LIVING = LivingClock()
 
+_CLOCK_SLACK = 0.2
+"""How early the integration may take Prefect's timeout for over: its start and its end have two clocks."""
+
+_MOMENT = 2.0
+"""How long an attempt may rely on what Prefect has told it of the others."""
+
 
 @contextmanager
 def prefect_time() -> Iterator[None]:
@@ -65,7 +71,9 @@ def _violations(flow_run: PrefectFlowRun, history: History) -> list[Violation]:
         one_job_at_a_time,
         running_jobs_are_named,
         cancelled_for_a_reason_only,
+        the_next_attempt_keeps_its_jobs,
         results_are_true,
+        the_files_are_complete,
         every_error_is_typed,
         the_flow_run_ends,
     )
@@ -94,8 +102,13 @@ def running_jobs_are_named(flow_run: PrefectFlowRun) -> Iterator[str]:
     """No job is left running after a person's act without a line that names it."""
     if not flow_run.simulation.server.lists_in_time or not (flow_run.acted_in_time and flow_run.handled):
         return
+    if any("record not read" in line for _, line in flow_run.lines):
+        return  # nobody could know what the earlier attempts had submitted, and a line says so
     for job_id in flow_run.running_at_the_end:
         job = flow_run.simulation.server.jobs[job_id]
+        presumed_dead_at = flow_run.simulation.live[job.exchange.process - 1].presumed_dead_at
+        if presumed_dead_at is not None and job.exchange.sent_at > presumed_dead_at:
+            continue  # whom Prefect tells of the cancel cannot know of it
         first = job.exchange.jobs[0] is job  # the network made the others
         known = not any("cancellation unknown" in line for _, line in flow_run.lines)
         if first and not let_go(flow_run.simulation, flow_run.lines, job, math.inf, by_a_person=known):
@@ -104,13 +117,32 @@ def running_jobs_are_named(flow_run: PrefectFlowRun) -> Iterator[str]:
 
 def cancelled_for_a_reason_only(flow_run: PrefectFlowRun) -> Iterator[str]:
     """Only a person or a deadline leads to a cancel."""
+    timeouts = [flow_run.timeout] if flow_run.cancel_on_timeout else []
+    timeouts += [flow_run.time_limit - _CLOCK_SLACK] if flow_run.time_limit is not None else []
     for exchange in flow_run.simulation.network.exchanges:
         if exchange.kind != "cancel" or flow_run.cancelling:
             continue
         # From the wire: the process may die before it writes a line.
         waited = exchange.sent_at - flow_run.began[exchange.process]
-        if not flow_run.cancel_on_timeout or waited < flow_run.timeout - ROUNDING:
+        if waited < min(timeouts, default=math.inf) - ROUNDING:
             yield f"{exchange.job_id} was cancelled after {waited:.1f} s, and nobody asked for that"
+
+
+def the_next_attempt_keeps_its_jobs(flow_run: PrefectFlowRun) -> Iterator[str]:
+    """An attempt that Prefect has replaced ends no job because of its own deadline."""
+    if flow_run.cancelling or any("attempts unknown" in line for _, line in flow_run.lines):
+        return
+    begun: set[tuple[int, str]] = set()
+    for exchange in flow_run.simulation.network.exchanges:
+        cancel = exchange.process, exchange.job_id
+        if exchange.kind != "cancel" or cancel in begun:
+            continue
+        begun.add(cancel)  # what began earlier is only sent again
+        replaced_at = flow_run.began.get(exchange.process + 1, math.inf)
+        job = flow_run.simulation.server.job_of(exchange.job_id)
+        ran = job is not None and not job.finished(exchange.sent_at) and exchange.sent_at < job.cancelled_at
+        if ran and exchange.sent_at > replaced_at + _MOMENT:
+            yield f"process {exchange.process} cancelled {exchange.job_id} after Prefect had replaced it"
 
 
 def results_are_true(flow_run: PrefectFlowRun) -> Iterator[str]:
@@ -123,6 +155,11 @@ def results_are_true(flow_run: PrefectFlowRun) -> Iterator[str]:
         job = jobs.get(output["answer"]) if isinstance(output, dict) else None
         if job is None or inputs.get(job.key, 0) != index:
             yield f"input {index} came to {output!r}"
+
+
+def the_files_are_complete(flow_run: PrefectFlowRun) -> Iterator[str]:
+    """Of each input, the files that a batch has written tell what came of it."""
+    yield from flow_run.lost
 
 
 def _inputs(flow_run: PrefectFlowRun) -> dict[str, int]:

@@ -27,6 +27,7 @@ class LiveProcess:
 
     Attributes:
         began_at: When it began.
+        boot: What its monotonic clock shows more than the time.
         frozen_until: Until when it stands still, as the process of a paused machine does.
         presumed_dead_at: When its orchestrator began to take it for dead, although it lives.
     """
@@ -36,12 +37,13 @@ class LiveProcess:
         self.clock = clock
         self.wall_error = wall_error
         self.began_at = clock.now
+        self.boot = number * 10_000.0
         self.frozen_until = -math.inf
         self.presumed_dead_at: float | None = None
 
     def enter(self) -> None:
         """Let its clocks be those that are read."""
-        self.clock.boot = self.number * 10_000.0
+        self.clock.boot = self.boot
         self.clock.wall_error = self.wall_error
 
     def freeze(self, seconds: float) -> None:

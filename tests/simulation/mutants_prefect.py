@@ -29,7 +29,7 @@ MUTANTS = (
     Mutant(
         "a job that is recorded is not attached to",
         _RUN,
-        "    if record.job_id is None or record.ended:\n        return None\n",
+        "    if (job := submission_state.job) is None:\n        return None\n",
         "    return None\n",
     ),
     Mutant(
@@ -79,7 +79,7 @@ MUTANTS = (
     Mutant(
         "a job that times out is cancelled, although cancel_on_timeout is off",
         _BATCH,
-        "cancel_on_timeout=options.cancel_on_timeout,",
+        "cancel_on_timeout=self._cancels_on_timeout if options.cancel_on_timeout else False,",
         "cancel_on_timeout=True,",
     ),
     Mutant(
@@ -126,9 +126,59 @@ MUTANTS = (
         "                if False:\n",
     ),
     Mutant(
+        "a cancel while a rerun reads its record leaves the job of the earlier attempt running",
+        _CANCELLATION,
+        "        if reason is not None and submission_state.earlier is not None:\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "a cancel while a batch reads its record leaves the jobs of the earlier attempt running",
+        _BATCH,
+        "            if batch is None and reason is not None:\n",
+        "            if False:\n",
+    ),
+    Mutant(
         "an interrupted wait neither cancels its job nor names it",
         _RUN,
         "        if interrupts(error):\n",
         "        if False:\n",
+    ),
+    # Attempts that live at the same time.
+    Mutant(
+        "an attempt that Prefect has replaced cancels its job at its deadline",
+        _CANCELLATION,
+        "    if await is_replaced(run):\n",
+        "    if False:\n",
+    ),
+    Mutant(
+        "an attempt that Prefect has replaced cancels its jobs at Prefect's timeout",
+        _CANCELLATION,
+        "    if run.timed_out and not await is_replaced(run):\n",
+        "    if run.timed_out:\n",
+    ),
+    Mutant(
+        "a batch that Prefect has replaced cancels its jobs at their deadline",
+        _BATCH,
+        "        return not self._replaced\n",
+        "        return True\n",
+    ),
+    # The files of a batch.
+    Mutant(
+        "two live attempts write parts of the same names",
+        "noukai_core.batch_files",
+        "self._writer = writer or secrets.token_hex(4)",
+        'self._writer = "00000000"',
+    ),
+    Mutant(
+        "a part that was cut off counts",
+        _SHARED_RECORD,
+        "        if _digest(content) != part.digest:\n            return False\n",
+        "",
+    ),
+    Mutant(
+        "a part counts before it is written",
+        _SHARED_RECORD,
+        "            self.begun_parts[part.name] = part\n",
+        "            self._read_part(part)\n",
     ),
 )

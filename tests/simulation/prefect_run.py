@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -27,7 +28,7 @@ import noukai_prefect._cancellation
 import noukai_prefect._events
 import noukai_prefect._job_store
 import noukai_prefect._run
-from noukai_core import AsyncNoukai, NoukaiError
+from noukai_core import AsyncNoukai, JobOutcome, NoukaiError, batch_files
 from noukai_core._http import connection
 from noukai_prefect import NoukaiCredentials
 from noukai_prefect._batch import BatchOptions, BatchRun
@@ -41,6 +42,7 @@ from tests.simulation.interleaving import Interleaving, LiveProcess
 from tests.simulation.process import StoreError
 from tests.simulation.server import FLOW
 from tests.simulation.simulation import Simulation
+from tests.simulation.storage import SimulatedStorage
 from tests.simulation.transports import BASE_URL, AsyncTransport, VirtualLoop
 
 SLOT = str(uuid.UUID(int=7))
@@ -81,10 +83,12 @@ class _Attempt(LiveProcess):
         dead: Whether the process was killed.
         interrupted: Is set when it is to end, from its start to its end.
         how: How it ends.
+        times_out_at: When Prefect's timeout of the flow expires, on its own monotonic clock, if it has one.
     """
 
-    def __init__(self, number: int, clock: Clock, wall_error: float) -> None:
+    def __init__(self, number: int, clock: Clock, wall_error: float, time_limit: float | None) -> None:
         super().__init__(number, clock, wall_error)
+        self.times_out_at = None if time_limit is None else clock.now + self.boot + time_limit
         self.dead = False
         self.interrupted: asyncio.Event | None = None
         self.how = ""
@@ -191,7 +195,10 @@ class PrefectServer:
     async def read_flow_run(self, flow_run_id: uuid.UUID) -> Any:
         await self._access("read", written=False)
         return SimpleNamespace(
-            state=_State(self.flow_run.cancelling), parent_task_run_id=None, deployment_id=uuid.UUID(int=9)
+            state=_State(self.flow_run.cancelling),
+            run_count=len(self.flow_run.simulation.live),
+            parent_task_run_id=None,
+            deployment_id=uuid.UUID(int=9),
         )
 
     async def _access(self, what: str, *, written: bool) -> str:
@@ -217,6 +224,7 @@ class PrefectFlowRun:
         cancelling: Whether a person has cancelled the flow run.
         acted_in_time: Whether a process ran at that moment.
         results: What the attempts returned: pairs of an index and an output.
+        lost: What is wrong with the files of a batch.
         errors: What the attempts ended with.
         began: When each process began.
     """
@@ -234,12 +242,16 @@ class PrefectFlowRun:
         self.handled = False
         self.running_at_the_end: list[str] = []
         self.results: list[tuple[int, Any]] = []
+        self.lost: list[str] = []
         self.errors: list[BaseException] = []
         self.began: dict[int, float] = {}
         self.size = choices.pick("jobs", (0, 1, 2, 4))
-        self.timeout = choices.pick("timeout of the wait", (1000.0, 20.0, 100.0), 0.3)
+        self.timeout = choices.pick("timeout of the wait", (1000.0, 20.0, 100.0), 0.5)
         self.cancel_on_timeout = choices.pick("cancel_on_timeout", (True, False), 0.2)
         self.max_concurrency = choices.pick("max_concurrency", (10, 2), 0.5)
+        writes = self.size and choices.happens("output_storage", 0.4)
+        self.storage = SimulatedStorage.of(self) if writes else None
+        self.time_limit = choices.pick("timeout_seconds of the flow", (None, 30.0, 200.0), 0.2)
 
     def begin(self) -> None:
         """Start the first attempt, and let a person act."""
@@ -272,7 +284,7 @@ class PrefectFlowRun:
             self.simulation.clock.after(self.choices.pick("reads for", (0.005, 0.015, 1.0)), self._cancel)
 
     def _cancel(self) -> None:
-        if self.over_at is None:
+        if self.over_at is None and not self.cancelling:
             self.simulation.story.tell("a person cancels the flow run")
             self.cancelling = True
             self.acted_in_time = self.current is not None and self.current.can_act
@@ -286,7 +298,7 @@ class PrefectFlowRun:
         self.simulation.story.tell("process {0} is {1}", attempt.number, how)
         if how == "given up":
             attempt.presumed_dead_at = self.simulation.clock.now
-            self._ended(handled=False)
+            self._ended(handled=False, pauses=(1.0, 10.0, 70.0))
             return
         attempt.how = how
         if how == "killed":
@@ -294,14 +306,26 @@ class PrefectFlowRun:
             self.simulation.network.cut_off(attempt.number)
         attempt.interrupted.set()
 
+    def _time_out(self, attempt: _Attempt) -> None:
+        """Let Prefect interrupt an attempt because of the flow's timeout, even one that it takes for dead."""
+        if attempt.interrupted is not None and not attempt.how:
+            self.simulation.story.tell("process {0} times out", attempt.number)
+            attempt.how = "timed out"
+            attempt.interrupted.set()
+
     def _next_attempt(self) -> None:
         if self.cancelling:
             self._finish()
             return
         simulation, choices, clock = self.simulation, self.choices, self.simulation.clock
         wall_error = choices.pick("error of the wall clock", (0.0, 600.0, -600.0, 45.0), 0.1)
-        self.current = attempt = _Attempt(len(simulation.live) + 1, clock, wall_error)
+        number = len(simulation.live) + 1
+        self.current = attempt = _Attempt(number, clock, wall_error, self.time_limit)
         simulation.live.append(attempt)
+        if self.time_limit is not None:
+            clock.after(self.time_limit, lambda: self._time_out(attempt))
+        if number > 1 and choices.happens("a person cancels the rerun", 0.1):
+            clock.after(choices.pick("cancels after", (0.005, 0.02, 2.0)), self._cancel)
         if choices.happens("a process ends", 0.4):
             how = choices.pick("how", ("killed", "shut down", "given up"))
             moment = choices.pick("process ends after", (0.03, 0.05, 0.08, 1.0, 5.0, 31.0, 65.0))
@@ -320,13 +344,25 @@ class PrefectFlowRun:
         if attempt.presumed_dead_at is None:
             self._ended(handled=not attempt.dead, completed=error is None and not attempt.dead)
 
-    def _ended(self, *, handled: bool, completed: bool = False) -> None:
-        """Decide what follows an attempt that has ended, or that Prefect takes for dead."""
+    def _ended(
+        self,
+        *,
+        handled: bool,
+        completed: bool = False,
+        pauses: Sequence[float] = (1.0, 30.0, 70.0, 300.0, 900.0),
+    ) -> None:
+        """Decide what follows an attempt that has ended, or that Prefect takes for dead.
+
+        Args:
+            handled: Whether the attempt has ended by itself.
+            completed: Whether its jobs have completed.
+            pauses: After how many seconds the next attempt may begin.
+        """
         self.handled = handled
         if completed or len(self.simulation.live) == _MOST_ATTEMPTS or self.cancelling:
             self._finish()
         else:
-            pause = self.choices.pick("pause before the next attempt", (1.0, 30.0, 70.0, 300.0, 900.0))
+            pause = self.choices.pick("pause before the next attempt", pauses)
             self.simulation.clock.after(pause, self._next_attempt)
 
     async def _attempt(self, attempt: _Attempt) -> BaseException | None:
@@ -374,25 +410,49 @@ class PrefectFlowRun:
             timeout=self.timeout,
             cancel_on_timeout=self.cancel_on_timeout,
             max_concurrency=self.max_concurrency,
+            output_storage=self.storage,
         )
         inputs = BatchInputs(FLOW, [f"text {number}" for number in range(self.size)], "production", False)
         batch = BatchRun(client.flow(FLOW), inputs, options, run, SLOT, _CREDENTIALS)
         outcomes = [outcome async for outcome in batch.outcomes()]
-        self.results += [(one.index, one.output) for one in outcomes if one.state == "completed"]
+        if self.storage is None:
+            self.results += [(one.index, one.output) for one in outcomes if one.state == "completed"]
+        else:
+            self._read_output(batch.manifest(), outcomes)
         for one in outcomes:
             if one.error is not None:
                 self.logged(f"outcome {one.index}: {one.error}")
         if any(one.error is not None for one in outcomes):
             raise StoreError("some jobs did not complete")
 
+    def _read_output(self, manifest: dict[str, Any], outcomes: list[JobOutcome]) -> None:
+        """Read the files that a batch has written, as whoever gets its manifest does."""
+        assert self.storage is not None
+        rows: list[dict[str, Any]] = []
+        for name in manifest["parts"]:
+            for line in self.storage.lines(f"{manifest['output_path']}/{name}"):
+                try:
+                    rows.append(json.loads(line))
+                except ValueError:
+                    self.lost.append(f"a line of {name} is no JSON: {line!r}")
+        self.results += [(row["index"], row["output"]) for row in rows]
+        written = {row["index"] for row in rows}
+        others = {one.index for one in outcomes if one.state != "completed"}
+        if missing := set(range(self.size)) - written - others:
+            self.lost.append(f"no part has the inputs {missing}: {manifest}")
+        counted = manifest["counts"].get("completed", 0)
+        if counted != len(written - others) or manifest["jobs"] != self.size:
+            self.lost.append(f"{len(written - others)} inputs are written: {manifest}")
+
     def _context(self, attempt: Any, number: int) -> _Run:
         return _Run(
             flow_run_id=_FLOW_RUN,
             task_run_id=_TASK_RUN,
             task_attempt=number,
-            times_out_at=None,
+            times_out_at=attempt.times_out_at,
             cancel_event=None,
             attempt=attempt,
+            flow_runs=((_FLOW_RUN, attempt.number),),
             flow_run=self,
         )
 
@@ -438,6 +498,8 @@ def prefect_world(flow_run: PrefectFlowRun, clock: Clock) -> Iterator[None]:
         stack.enter_context(patch.object(noukai_prefect._batch, "PROGRESS_SECONDS", WRITE_SECONDS))
         # So that the few rows of a small batch fill several artifacts.
         stack.enter_context(patch.object(noukai_prefect._batch_record, "_CHUNK_CHARACTERS", 800))
+        # So that its few jobs fill several parts.
+        stack.enter_context(patch.object(batch_files, "_MAX_ROWS", 2))
         # Tasks in threads are not simulated, so that nothing ever asks for a stop.
         stack.enter_context(patch.object(noukai_prefect._cancellation, "STOP_CHECK_SECONDS", 1e4))
         stack.enter_context(patch.object(noukai_prefect._events, "emit_event", lambda *_, **__: None))

@@ -15,7 +15,7 @@ from typing import Any
 from noukai_core._api import endpoints
 from noukai_core._engine.batch_cancel import cancel_job, find_interrupted
 from noukai_core._engine.batch_context import BatchContext
-from noukai_core._engine.effects import Effects, Record, send_with_retries
+from noukai_core._engine.effects import Ask, Effects, Record, send_with_retries
 from noukai_core._engine.lanes import BELIEVED_FOR, Lane, WatchedJob
 from noukai_core._engine.submit import Submitted, submit_request
 from noukai_core._engine.wait import Poller, reach_slot
@@ -330,7 +330,10 @@ class BatchJob:
 
     def _time_out(self, error: JobTimeoutError) -> Effects[Ending]:
         context = self._context
-        if not context.options.cancel_on_timeout:
+        cancels = context.options.cancel_on_timeout
+        if callable(cancels):
+            cancels = yield Ask(cancels)
+        if not cancels:
             return Ending(OutcomeState.TIMED_OUT, error)
         reason = f"timed out after {context.options.timeout:g} s"
         outcome = yield from self._cancel(error.job_id)

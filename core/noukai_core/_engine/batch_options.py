@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -23,7 +24,7 @@ class BatchOptions:
     max_concurrency: int = 1000
     timeout: float | None = None
     poll_interval: float | None = None
-    cancel_on_timeout: bool = False
+    cancel_on_timeout: bool | Callable[[], bool | Awaitable[bool]] = False
     max_cost_usd: Decimal | float | str | None = None
     spent_usd: Decimal | None = Decimal(0)
     stop_after_failures: int | float | None = None
@@ -37,8 +38,10 @@ class BatchOptions:
         for name in ("timeout", "poll_interval"):
             if getattr(self, name) is not None:
                 check_seconds(getattr(self, name), name)
-        for name in ("trace", "in_order", "cancel_on_timeout", "detach"):
+        for name in ("trace", "in_order", "detach"):
             check_choice(getattr(self, name), (True, False), name)
+        if not callable(self.cancel_on_timeout):
+            check_choice(self.cancel_on_timeout, (True, False), "cancel_on_timeout")
         _validation.version_number(self.version)
         if self.stop_after_failures is not None:
             _check_failures(self.stop_after_failures)

@@ -9,7 +9,7 @@ holds.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
@@ -130,8 +130,15 @@ class Record:
     entry: LedgerEntry
 
 
-Effect: TypeAlias = Sleep | Send | Emit | Spawn | Take | Record
-"""Only the driver of a batch performs `Spawn`, `Take` and `Record`."""
+@dataclass(frozen=True)
+class Ask:
+    """Ask the caller of a batch a question. What it returns is sent back."""
+
+    question: Callable[[], bool | Awaitable[bool]]
+
+
+Effect: TypeAlias = Sleep | Send | Emit | Spawn | Take | Record | Ask
+"""Only the driver of a batch performs `Spawn`, `Take`, `Record` and `Ask`."""
 
 Effects: TypeAlias = Generator[Effect, Any, T]
 

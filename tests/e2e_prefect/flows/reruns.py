@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from prefect import flow, task, unmapped
+from prefect import flow, runtime, task, unmapped
 from prefect.cache_policies import RUN_ID, TASK_SOURCE
 
-from noukai_prefect import NoukaiCredentials, arun_noukai_job, run_noukai_job, run_noukai_jobs
+from noukai_prefect import (
+    NoukaiCredentials,
+    _batch_record,
+    _job_store,
+    arun_noukai_job,
+    arun_noukai_jobs,
+    run_noukai_job,
+    run_noukai_jobs,
+)
 
 
 def credentials() -> NoukaiCredentials:
@@ -78,6 +87,48 @@ async def cancelled_twice(flow: str) -> list[str]:
 @task(persist_result=True, cache_policy=RUN_ID + TASK_SOURCE)
 def prepare() -> str:
     return f"different each time: {uuid4()}"
+
+
+def read_for_ever(module: Any, reading: str) -> None:
+    """Let the next read of records touch a file and never end."""
+    read = module.own_artifacts
+
+    async def never_ends(*_: Any) -> None:
+        module.own_artifacts = read
+        Path(reading).touch()
+        await asyncio.sleep(3600)
+
+    module.own_artifacts = never_ends
+
+
+@flow
+async def reads_its_record(flow: str, reading: str) -> Any:
+    """The rerun is slow to read the record of its job."""
+    if runtime.flow_run.run_count > 1:
+        read_for_ever(_job_store, reading)
+    return await arun_noukai_job(credentials(), flow, "a")
+
+
+@flow
+async def batch_reads_its_record(flow: str, reading: str) -> Any:
+    """The rerun is slow to read the record of its jobs."""
+    if runtime.flow_run.run_count > 1:
+        read_for_ever(_batch_record, reading)
+    return len(await arun_noukai_jobs(credentials(), flow, ["a", "b"]))
+
+
+@flow
+async def first_times_out(flow: str, timeout: float) -> Any:
+    """Only the first attempt has a deadline."""
+    first = runtime.flow_run.run_count == 1
+    return await arun_noukai_job(credentials(), flow, "a", timeout=timeout if first else None)
+
+
+@flow
+async def first_batch_times_out(flow: str, timeout: float) -> Any:
+    """Only the jobs of the first attempt have a deadline."""
+    first = runtime.flow_run.run_count == 1
+    return len(await arun_noukai_jobs(credentials(), flow, ["a", "b"], timeout=timeout if first else None))
 
 
 @flow
