@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -22,6 +23,10 @@ _STOP_SECONDS = 15.0
 
 LONGEST_WAIT = 300.0
 """Seconds to wait for an event. It is no promise: it only ends a run in which the event never comes."""
+
+# Below those that systems give to connections and to whoever asks for any port: a server binds its own seconds
+# after it was chosen.
+_PORTS = range(20_000, 32_000)
 
 # Ends what is left of the processes when the one that started them is gone, however it went, and removes its
 # folders.
@@ -235,11 +240,12 @@ def remove_folder(folder: Path) -> None:
 
 
 def free_port() -> int:
-    """Return a port that nothing listens on at this moment."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+    """Return a port that nothing listens on, and that the system gives to nobody who asks for any port."""
+    while True:
+        port = secrets.choice(_PORTS)
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 def _session(leader: int) -> Iterator[int]:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 from prefect.logging import disable_run_logger
 from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, temporary_settings
-from prefect.testing.utilities import prefect_test_harness
+from prefect.testing import utilities
 from pydantic import SecretStr
 
+from devtools.processes import free_port
 from noukai_prefect import NoukaiCredentials
 
 if TYPE_CHECKING:
@@ -59,6 +60,11 @@ def slow_start() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[None]:
-    """A Prefect server with a database of its own, for the runs of this process."""
-    with prefect_test_harness(server_startup_timeout=300):
-        yield
+    """A Prefect server with a database of its own, for the runs of this process.
+
+    Prefect asks the system for a port and binds it seconds later; until then the system may give it away.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utilities, "_find_available_port", free_port)
+        with utilities.prefect_test_harness(server_startup_timeout=300):
+            yield
