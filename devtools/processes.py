@@ -24,8 +24,8 @@ _STOP_SECONDS = 15.0
 LONGEST_WAIT = 300.0
 """Seconds to wait for an event. It is no promise: it only ends a run in which the event never comes."""
 
-# Below those that systems give to connections and to whoever asks for any port: a server binds its own seconds
-# after it was chosen.
+# Below those that systems give to connections and to whoever asks for any port: a server binds its port
+# seconds after it was chosen.
 _PORTS = range(20_000, 32_000)
 
 # Ends what is left of the processes when the one that started them is gone, however it went, and removes its

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,7 @@ class BatchKilled(BaseException):
 class _Outcome:
     known: bool = False
     state: str | None = None
+    replaced: bool = False
     error: str = "no response from Airflow in time"
 
 
@@ -50,6 +52,7 @@ def kill(
     cancel_on_kill: bool,
     durable: bool,
     retry_left: bool,
+    is_replaced: Callable[[], bool],
 ) -> BatchKilled:
     """Cancel the jobs if a user ended the task, as many as five seconds allow, and return what to raise.
 
@@ -59,10 +62,10 @@ def kill(
     outcome = _Outcome()
     # A separate thread asks, since the signal may have come while this one held the lock of the connection to
     # the supervisor.
-    asking = threading.Thread(target=_ask, args=(outcome, task_instance), daemon=True)
+    asking = threading.Thread(target=_ask, args=(outcome, task_instance, is_replaced), daemon=True)
     asking.start()
     asking.join(ACT_SECONDS)
-    decision = _kill_policy.decide_on_worker(outcome.state, known=outcome.known)
+    decision = _kill_policy.decide_on_worker(outcome.state, known=outcome.known, replaced=outcome.replaced)
     by_user = decision is _kill_policy.KillDecision.CANCEL
     if by_user and cancel_on_kill:
         seconds = max(act_until - time.monotonic(), 0.5)
@@ -70,6 +73,8 @@ def kill(
     else:
         if by_user:
             reason = "cancel_on_kill is off"
+        elif outcome.replaced:
+            reason = "its task has failed in a later try"
         elif outcome.known:
             reason = "only the worker is stopping"
         else:
@@ -104,11 +109,12 @@ def log_cancel(flow: str, reason: str, cancelled: int, left: list[str]) -> str:
     return f"{cancelled:,} jobs cancelled" + (f", {len(left):,} may still be running" if left else "")
 
 
-def _ask(outcome: _Outcome, task: RuntimeTaskInstanceProtocol) -> None:
+def _ask(outcome: _Outcome, task: RuntimeTaskInstanceProtocol, is_replaced: Callable[[], bool]) -> None:
     try:
         states = task.get_task_states(dag_id=task.dag_id, task_ids=[task.task_id], run_ids=[task.run_id])
         map_index = -1 if task.map_index is None else task.map_index
         outcome.state = _kill_policy.state_of(states, task.run_id, task.task_id, map_index)
+        outcome.replaced = outcome.state == "failed" and is_replaced()
         outcome.known = True
     except Exception as error:
         outcome.error = str(error)

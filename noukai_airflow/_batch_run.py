@@ -26,6 +26,7 @@ from noukai_airflow._xcoms import task_instance_of
 from noukai_airflow.exceptions import NoukaiJobTimeoutException, NoukaiPermanentException
 from noukai_airflow.triggers.batch import NoukaiBatchTrigger
 from noukai_airflow.triggers.noukai import backstop
+from noukai_core.batch_deadline import CancelUnlessReplaced
 from noukai_core.batch_record import BatchRecord, Row
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ class BatchRun:
         self._log = self._open_log()
         self._thread: BatchThread | None = None
         self._record: BatchRecord | None = None
+        self._cancel_on_timeout = CancelUnlessReplaced(lambda: asyncio.to_thread(self._is_replaced))
         self._kill_requested = False
         self.batch_id: str | None = None
         self._next_progress = 0.0
@@ -171,6 +173,7 @@ class BatchRun:
             cancel_on_kill=options.cancel_on_kill,
             durable=options.durable,
             retry_left=options.retry_left,
+            is_replaced=self._is_replaced,
         )
 
     def time_out(self) -> str:
@@ -178,15 +181,30 @@ class BatchRun:
         thread = self._thread
         if thread is None:
             return "nothing was submitted"
-        if self._options.cancel_on_timeout:
-            phrase = cancel_and_log(thread, "timed out", self._options.flow, _CANCEL_SECONDS)
+        flow, cancels = self._options.flow, self._options.cancel_on_timeout
+        replaced = cancels and self._is_replaced()
+        if cancels and not replaced:
+            phrase = cancel_and_log(thread, "timed out", flow, _CANCEL_SECONDS)
         else:
             phrase = f"{thread.running:,} jobs left running"
-            log.warning(
-                "Noukai batch of %s: left running (%d jobs; timed out)", self._options.flow, thread.running
-            )
+            reason = "Airflow has begun another try" if replaced else "timed out"
+            log.warning("Noukai batch of %s: left running (%d jobs; %s)", flow, thread.running, reason)
         thread.stop(_STOP_SECONDS)
         return phrase
+
+    def _is_replaced(self) -> bool:
+        """Return whether Airflow has begun another try of the task although this one still runs.
+
+        Each try writes its number into the header, and the id of an earlier one leads to no header. It is
+        read twice, for the reason that `JobStore.is_replaced` gives.
+        """
+        try:
+            return self._options.durable and not any(self._is_own(self._log.header()) for _ in range(2))
+        except Exception:
+            return False
+
+    def _is_own(self, header: dict[str, Any] | None) -> bool:
+        return header is not None and header.get("try_number") == self._task.try_number
 
     def _cancel_recorded(self, header: dict[str, Any], record: BatchRecord, reason: str) -> str:
         """Cancel the jobs that are recorded and have not ended, and return what happened to them."""
@@ -317,7 +335,7 @@ class BatchRun:
             trace=options.trace,
             timeout=options.timeout,
             poll_interval=options.poll_interval,
-            cancel_on_timeout=options.cancel_on_timeout,
+            cancel_on_timeout=self._cancel_on_timeout if options.cancel_on_timeout else False,
             max_concurrency=options.max_concurrency,
             max_cost_usd=options.max_cost_usd,
             spent_usd=record.spent_usd,

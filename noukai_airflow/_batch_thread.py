@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -50,7 +50,7 @@ class BatchOptions:
     trace: bool
     timeout: float | None
     poll_interval: float | None
-    cancel_on_timeout: bool
+    cancel_on_timeout: bool | Callable[[], Awaitable[bool]]
     max_concurrency: int
     max_cost_usd: Decimal | None
     spent_usd: Decimal | None

@@ -24,6 +24,7 @@ from noukai_core import (
     LedgerEntry,
     OutcomeState,
 )
+from noukai_core.batch_deadline import CancelUnlessReplaced
 from noukai_core.batch_record import BatchRecord
 from noukai_core.checks import check_choice, check_count, check_seconds
 from noukai_core.output_types import check_output_type
@@ -42,7 +43,6 @@ from noukai_prefect.credentials import NoukaiCredentials
 RaiseOn: TypeAlias = Literal["first", "any", "none"]
 
 _LOG_SECONDS = 10.0
-_ASK_SECONDS = 1.0
 _MAX_NAMED = 20
 _DAMAGED = (
     "a part of the record that earlier attempts wrote on Prefect's server cannot be read, so it is not known "
@@ -119,9 +119,7 @@ class BatchRun:
         self._log_at = time.monotonic() + _LOG_SECONDS
         self._store_at = 0.0
         self._started = time.monotonic()
-        self._replaced = False
-        self._asking = asyncio.Lock()
-        self._ask_at = 0.0
+        self._cancel_on_timeout = CancelUnlessReplaced(lambda: _cancellation.is_replaced(run))
         self._output: OutputStorage | None = None
         self._slots = (
             None if options.concurrency is None else LeasedSlots(options.concurrency, options.max_concurrency)
@@ -219,7 +217,7 @@ class BatchRun:
             max_concurrency=options.max_concurrency,
             timeout=options.timeout,
             poll_interval=options.poll_interval,
-            cancel_on_timeout=self._cancels_on_timeout if options.cancel_on_timeout else False,
+            cancel_on_timeout=self._cancel_on_timeout if options.cancel_on_timeout else False,
             max_cost_usd=options.max_cost_usd,
             spent_usd=record.spent_usd,
             stopped=_DAMAGED if self._log.damaged else None,
@@ -227,14 +225,6 @@ class BatchRun:
             ledger=record,
             batch_id=self._slot,
         )
-
-    async def _cancels_on_timeout(self) -> bool:
-        """Return whether a job that times out is cancelled. A thousand may do so at the same moment."""
-        async with self._asking:
-            if time.monotonic() >= self._ask_at:
-                self._replaced = self._replaced or await _cancellation.is_replaced(self._run)
-                self._ask_at = time.monotonic() + _ASK_SECONDS
-        return not self._replaced
 
     async def _open_table(self) -> None:
         """Show the table, or the one of an earlier attempt again."""

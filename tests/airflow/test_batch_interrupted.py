@@ -188,6 +188,55 @@ def test_airflows_limit_in_the_triggerer(
 
 
 @pytest.mark.usefixtures("running")
+@pytest.mark.parametrize("end", ["a job's timeout", "Airflow's limit", "a later try failed"])
+@pytest.mark.parametrize("kept_in", ["state store", "folder"])
+def test_a_worker_that_airflow_has_replaced(
+    end: str, kept_in: str, context: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A worker beside which Airflow has begun another try leaves the jobs to that one, however it ends."""
+    folder = f"file://{tmp_path}" if kept_in == "folder" else None
+    task = operator(output_path=folder, timeout=1.0 if end == "a job's timeout" else None)
+
+    def replace() -> None:
+        assert task._run is not None
+        if kept_in == "folder":
+            header = task._run._log.header()
+            assert header is not None
+            task._run._log.write_header({**header, "try_number": 2})
+        else:  # the id of an earlier try leads to nothing
+            context["task_state_store"].delete("noukai_batch")
+        if end == "Airflow's limit":
+            time_out()
+        if end == "a later try failed":
+            context["ti"].states = {context["ti"].run_id: {"task": "failed"}}
+            task.on_kill()
+
+    once_all_run(monkeypatch, emulator, replace)
+    with pytest.raises((NoukaiException, AirflowTaskTimeout)):
+        task.execute(context)
+    assert "cancelled" not in states(emulator)
+
+
+@pytest.mark.usefixtures("running")
+def test_a_response_that_airflow_takes_for_that_of_the_next_request(
+    context: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The response to a request in which Airflow's limit struck does not look like another try."""
+    task = operator()
+
+    def strike() -> None:
+        store = context["task_state_store"]
+        read, foreign = store.get, iter([["a row"]])
+        monkeypatch.setattr(store, "get", lambda key: next(foreign, None) or read(key))
+        time_out()
+
+    once_all_run(monkeypatch, emulator, strike)
+    with pytest.raises(AirflowTaskTimeout):
+        task.execute(context)
+    assert states(emulator) == {"cancelled"}
+
+
+@pytest.mark.usefixtures("running")
 def test_the_log_shows_the_progress(
     context: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

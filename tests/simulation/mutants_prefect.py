@@ -79,7 +79,7 @@ MUTANTS = (
     Mutant(
         "a job that times out is cancelled, although cancel_on_timeout is off",
         _BATCH,
-        "cancel_on_timeout=self._cancels_on_timeout if options.cancel_on_timeout else False,",
+        "cancel_on_timeout=self._cancel_on_timeout if options.cancel_on_timeout else False,",
         "cancel_on_timeout=True,",
     ),
     Mutant(
@@ -158,7 +158,7 @@ MUTANTS = (
     ),
     Mutant(
         "a batch that Prefect has replaced cancels its jobs at their deadline",
-        _BATCH,
+        "noukai_core.batch_deadline",
         "        return not self._replaced\n",
         "        return True\n",
     ),
