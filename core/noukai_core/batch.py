@@ -143,6 +143,8 @@ class LedgerEntry:
             nor returns an outcome for it.
         others: While it is `submitting`: which jobs of the session belong to other inputs, as digests.
         in_users_session: Whether the session is one of the user's, whose list cannot tell which job this is.
+        concurrent: What other attempts, which lived at the same time, recorded of the same submission in
+            sessions of their own. A ledger does not keep it.
     """
 
     index: int
@@ -155,6 +157,7 @@ class LedgerEntry:
     kept: bool = False
     in_users_session: bool = False
     others: str = ""
+    concurrent: tuple[LedgerEntry, ...] = ()
 
     @property
     def unfinished(self) -> bool:

@@ -1,6 +1,7 @@
 """What the task of an orchestrator records about a batch, so that no try submits one of its jobs again.
 
-Rows are only ever appended to a log, which the orchestrator keeps. The last entry of an index counts.
+Rows are only ever appended to a log, which the orchestrator keeps. The last entry of an index counts, unless
+two attempts that lived at the same time recorded the same submission.
 """
 
 from __future__ import annotations
@@ -309,7 +310,7 @@ class BatchRecord:
         # Another attempt that is alive as well may still record a job that is done.
         if self._entries.get(entry.index) is not _DONE:
             done = entry.kept and entry.state == OutcomeState.COMPLETED
-            self._entries[entry.index] = _DONE if done else entry
+            self._entries[entry.index] = _DONE if done else _latest(self._entries.get(entry.index), entry)
 
     def _read_part(self, part: _Part) -> None:
         """Count the jobs of a part, but for those that are in a part of another attempt as well."""
@@ -355,14 +356,29 @@ def is_row(row: Row) -> bool:
 
 
 def entries_of(rows: Iterable[Row]) -> dict[int, LedgerEntry]:
-    """Return the last entry of each index in rows of a log. Malformed rows are left out."""
+    """Return the entry of each index in rows of a log. Malformed rows are left out."""
     found: dict[int, LedgerEntry] = {}
     for row in rows:
         if "entry" in row:
             with suppress(ValueError):
                 entry = LedgerEntry.from_list(row["entry"])
-                found[entry.index] = entry
+                found[entry.index] = _latest(found.get(entry.index), entry)
     return found
+
+
+def _latest(earlier: LedgerEntry | None, entry: LedgerEntry) -> LedgerEntry:
+    """Return the entry that counts: the last one, unless two attempts that lived at the same time wrote them.
+
+    Each of those submits in a session of its own, so a job of the submission may be in any of the sessions.
+    """
+    if earlier is None or earlier.submission_id != entry.submission_id or entry.job_id is not None:
+        return entry
+    if earlier.job_id is not None:
+        return earlier
+    known = (*earlier.concurrent, replace(earlier, concurrent=()), entry)
+    unsure = {one.session_id: one for one in known}
+    *others, last = [one for one in unsure.values() if one.unfinished] or [entry]
+    return replace(last, concurrent=tuple(others))
 
 
 class _Used(NamedTuple):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from decimal import Decimal
 from time import monotonic
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -38,9 +39,12 @@ from noukai_core._engine.rate_limit import PollRateLimiter, shared_rate_limiter
 from noukai_core._engine.wait import Poller
 from noukai_core._options import ClientOptions
 from noukai_core._validation import FlowPath
+from noukai_core.batch import SUBMITTING, new_session_of
+from noukai_core.batch_record import BatchRecord
 from tests.table import Table
 
 if TYPE_CHECKING:
+    from noukai_core.batch_record import Row
     from noukai_core.emulator import Emulator
 
 FLOW = "acme/spelling/grade-3"
@@ -580,6 +584,41 @@ def test_an_unknown_outcome_makes_no_second_job(driver: str, emulator: Emulator,
     assert all(
         by_id[str(outcome.job_id)] == outcome.output["message"] == f"m{outcome.index}" for outcome in outcomes
     )
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("end", ["rerun", "cancel"])
+def test_a_submission_that_two_attempts_recorded(emulator: Emulator, order: int, end: str) -> None:
+    """Two attempts that lived at the same time have two sessions; the next one finds the job in either."""
+    emulator.control.script("grade-3", outcome="never")
+    ledger, inputs = MemoryLedger(), ["a"]
+    options: dict[str, Any] = {"batch_id": BATCH, "recovery_timeout": 0.5}
+    run("async", emulator, inputs, ledger=ledger, detach=True, **options)
+    job_id = str(ledger.entries[0].job_id)
+    sent = replace(ledger.entries[0], job_id=None, state=SUBMITTING)
+    not_sent = replace(sent, session_id=new_session_of(UUID(BATCH)))
+    rows = [{"entry": entry.to_list()} for entry in (sent, not_sent)][::order]
+    appended: list[Row] = []
+
+    async def append(new: list[Row]) -> None:
+        appended.extend(new)
+
+    options["ledger"] = BatchRecord.load(rows, append, retried=True)
+    if end == "rerun":
+        emulator.control.finish(job_id)
+        emulator.control.script("grade-3", outcome="completed")
+        assert [outcome.job_id for outcome in run("async", emulator, inputs, **options)] == [job_id]
+    else:
+        assert asyncio.run(cancel_unread(emulator, **options)) == [job_id]
+        assert emulator.control.job(job_id)["state"] == "cancelled"
+    assert len(emulator.control.jobs()) == 1
+
+
+async def cancel_unread(emulator: Emulator, *, recovery_timeout: float, **options: Any) -> list[str]:
+    """Cancel what an earlier run left, and return the jobs."""
+    settings: Any = {"base_url": emulator.base_url, "recovery_timeout": recovery_timeout}
+    async with AsyncNoukai("nk_test_key", **settings) as client:
+        return [one.job_id for one in await client.flow(FLOW).jobs((), **options).cancel("not wanted")]
 
 
 def test_the_log_names_only_jobs_that_did_not_complete(

@@ -162,6 +162,12 @@ MUTANTS = (
         "        return not self._replaced\n",
         "        return True\n",
     ),
+    Mutant(
+        "of two sessions in which a submission was recorded, only the last one is asked",
+        _SHARED_RECORD,
+        "    return replace(last, concurrent=tuple(others))\n",
+        "    return last\n",
+    ),
     # The files of a batch.
     Mutant(
         "two live attempts write parts of the same names",

@@ -33,6 +33,7 @@ def test_a_schedule_is_the_same_each_time() -> None:
             assert run_airflow(seed, told=True) == first
 
 
+@pytest.mark.timeout(3600)
 def test_every_mutant_is_found() -> None:
     """A schedule violates an invariant soon when the provider is broken, in whichever way."""
     assert_every_mutant_is_found("airflow", MUTANT_SCHEDULES)

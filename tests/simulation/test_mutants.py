@@ -19,6 +19,7 @@ def assert_every_mutant_is_found(part: str, schedules: int) -> None:
     assert (ran.returncode, found) == (0, len(mutants.of_part(part))), ran.stdout + ran.stderr
 
 
+@pytest.mark.timeout(3600)
 def test_every_mutant_is_found() -> None:
     """A schedule violates an invariant soon when the core is broken, in whichever way."""
     assert_every_mutant_is_found("engine", SCHEDULES)

@@ -176,7 +176,7 @@ class Batch:
         Only for a batch whose strands have ended.
         """
         job = self._jobs.get(index) or self._left_running.get(index) or self._job_not_taken(index)
-        outcome = yield from job.cancelling()
+        outcome = yield from job.cancelling(self._concurrent_lanes(job))
         if outcome is not None and (outcome.cancelled or outcome.not_needed):
             self._jobs.pop(index, None)
             self._left_running.pop(index, None)
@@ -306,12 +306,16 @@ class Batch:
         """Go on with what an earlier run has submitted, or was submitting."""
         lane = self._lanes.earlier(job.entry.session_id)
         if job.entry.job_id is None:
-            yield from self._after_submission(job, (yield from job.resume_submission(lane)))
+            resuming = job.resume_submission(lane, self._concurrent_lanes(job))
+            yield from self._after_submission(job, (yield from resuming))
             return
         job.attach(lane)
         if job.lane is not None and not self._options.detach:
             yield from self._lanes.watch(lane)
         yield from self._wait(job)
+
+    def _concurrent_lanes(self, job: BatchJob) -> list[Lane]:
+        return [self._lanes.earlier(entry.session_id) for entry in job.entry.concurrent]
 
     def _after_submission(self, job: BatchJob, ending: Ending | None) -> Effects[None]:
         if ending is not None:

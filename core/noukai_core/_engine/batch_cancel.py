@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from noukai_core._api import endpoints
 from noukai_core._engine.effects import Clock, Effects, Sleep, send_with_retries
@@ -42,25 +43,27 @@ def cancel_job(job_id: str, flow: FlowPath, clock: Clock, race_ends: float) -> E
 
 
 def find_interrupted(
-    entry: LedgerEntry, flow: FlowPath, clock: Clock, lane: Lane | None
+    places: Sequence[tuple[LedgerEntry, Lane | None]], flow: FlowPath, clock: Clock
 ) -> Effects[str | None]:
     """Return the job of a submission that was interrupted, if it can be found.
 
     Args:
-        entry: What is recorded of the submission.
+        places: What is recorded of the submission, each with its session. The list of a user's session
+            cannot tell which job it is, so that has none.
         flow: The flow.
         clock: Seconds, from any beginning.
-        lane: Its session. The list of a user's session cannot tell which job it is, so that has none.
     """
-    submission = Submission(entry.submission_id, entry.sent_at)
-    job_id = None if lane is None else (yield from _look_up(entry, submission, flow, clock, lane))
-    if job_id is None:
-        log.warning(
-            "Noukai submission %s to %s: may be left running (interrupted before the response)",
-            submission.id,
-            flow,
-        )
-    return job_id
+    for entry, lane in places:
+        submission = Submission(entry.submission_id, entry.sent_at)
+        job_id = None if lane is None else (yield from _look_up(entry, submission, flow, clock, lane))
+        if job_id is not None:
+            return job_id
+    log.warning(
+        "Noukai submission %s to %s: may be left running (interrupted before the response)",
+        places[0][0].submission_id,
+        flow,
+    )
+    return None
 
 
 def _look_up(

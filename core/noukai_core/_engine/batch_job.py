@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -17,7 +18,7 @@ from noukai_core._engine.batch_cancel import cancel_job, find_interrupted
 from noukai_core._engine.batch_context import BatchContext
 from noukai_core._engine.effects import Ask, Effects, Record, send_with_retries
 from noukai_core._engine.lanes import BELIEVED_FOR, Lane, WatchedJob
-from noukai_core._engine.submit import Submitted, submit_request
+from noukai_core._engine.submit import Submitted, look_up, submit_request
 from noukai_core._engine.wait import Poller, reach_slot
 from noukai_core.batch import SUBMITTED, SUBMITTING, JobOutcome, LedgerEntry, OutcomeState, submission_id_of
 from noukai_core.cancellation import CancelOutcome
@@ -177,8 +178,13 @@ class BatchJob:
             return None
         return (yield from self._finish_submission(effects))
 
-    def resume_submission(self, lane: Lane) -> Effects[Ending | None]:
-        """Go on with what an earlier run was submitting, as `submit` does."""
+    def resume_submission(self, lane: Lane, others: Sequence[Lane]) -> Effects[Ending | None]:
+        """Go on with what an earlier run was submitting, as `submit` does.
+
+        Args:
+            lane: The session of the entry.
+            others: Those of its concurrent entries.
+        """
         assert self.request is not None
         self.lane = lane if self.request.session_id is None else None
         lane.known.add_digests(self.entry.others)
@@ -187,7 +193,21 @@ class BatchJob:
             effects = self._submitting(submission, lane)
         except InvalidInputError as error:
             return Ending(OutcomeState.REJECTED, error)
-        return (yield from self._finish_submission(effects))
+        return (yield from self._finish_submission(self._unless_elsewhere(effects, others)))
+
+    def _unless_elsewhere(self, submitting: Effects[Submitted], lanes: Sequence[Lane]) -> Effects[Submitted]:
+        """Submit the job, unless an attempt that lived at the same time has made one in its own session."""
+        context = self._context
+        for entry, lane in zip(self.entry.concurrent, lanes, strict=True):
+            lane.known.add_digests(entry.others)
+            submission = Submission(entry.submission_id, entry.sent_at)
+            found = yield from look_up(
+                submission, context.flow, context.settings, context.clock, lane.session, context.each_job_log
+            )
+            if found is not None:
+                self.lane, self.entry = lane, entry
+                return Submitted(found, entry.sent_at or datetime.now(UTC))
+        return (yield from submitting)
 
     def attach(self, lane: Lane) -> None:
         """Take the job that an earlier run has submitted."""
@@ -402,15 +422,18 @@ class BatchJob:
         # How old it is proves nothing, as another machine's clock may be wrong.
         self._submitted_at = self._started
 
-    def cancelling(self) -> Effects[CancelOutcome | None]:
-        """Cancel the job, even one that an interrupted submission may have made; `None` if there is none."""
+    def cancelling(self, others: Sequence[Lane]) -> Effects[CancelOutcome | None]:
+        """Cancel the job, even one that an interrupted submission may have made; `None` if there is none.
+
+        Args:
+            others: The sessions of the concurrent entries.
+        """
         job_id = self.entry.job_id
         if job_id is None:
             if self.is_new:
                 return None
-            job_id = yield from find_interrupted(
-                self.entry, self._context.flow, self._context.clock, self.lane
-            )
+            places = ((self.entry, self.lane), *zip(self.entry.concurrent, others, strict=True))
+            job_id = yield from find_interrupted(places, self._context.flow, self._context.clock)
         if job_id is None:
             return None
         outcome = yield from self._cancel(job_id)

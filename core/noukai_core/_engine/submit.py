@@ -282,6 +282,37 @@ def submit_once(
         yield Sleep(pause)
 
 
+def look_up(
+    submission: Submission,
+    flow: FlowPath,
+    settings: ClientOptions,
+    clock: Clock,
+    shared: SharedSession,
+    logger: Logger = log,
+) -> Effects[JobAccepted | None]:
+    """Ask for the job of a submission until it shows up, or until the service has said that there is none.
+
+    Args:
+        submission: The submission, which another process may be sending.
+        flow: The flow.
+        settings: How the client submits.
+        clock: Seconds, from any beginning.
+        shared: The session in which that process submits.
+        logger: Where the lines about it go.
+
+    Raises:
+        SubmissionUnknownError: Whether a job exists could not be determined.
+    """
+    state = SubmissionState(possibly_sent_at=submission.last_sent_at)
+    if settings.recovery_timeout == 0:
+        raise _unknown(submission, state, flow, None, asked=False)
+    return (
+        yield from _look_up(
+            submission, shared, state, flow, clock, clock(), settings.recovery_timeout, logger
+        )
+    )
+
+
 def find(
     submission: Submission, flow: FlowPath, clock: Clock, shared: SharedSession | None = None
 ) -> Effects[JobAccepted | None]:
