@@ -32,8 +32,8 @@ _START_SECONDS = 300.0
 
 # How long a process waits for SQLite's only lock. Airflow's API server waits for itself now and then: its
 # event loop writes an audit record while a request that holds the lock waits for the loop. The sooner it
-# gives up, the better, and in any case before the other processes do.
-_LOCK_SECONDS = 20
+# gives up, the better, and in any case before the other processes do. A triggerer that gives up ends.
+_LOCK_SECONDS = 120
 _API_LOCK_SECONDS = 2
 FINAL_STATES = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
 
