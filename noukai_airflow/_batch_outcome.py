@@ -8,7 +8,7 @@ from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from noukai_airflow.exceptions import NoukaiBatchFailedException
-from noukai_core import InvalidInputError, OutcomeState
+from noukai_core import InvalidInputError, OutcomeState, one_line
 
 if TYPE_CHECKING:
     from noukai_core.batch_record import BatchRecord
@@ -126,7 +126,7 @@ def _reasons(record: BatchRecord) -> str:
     """Return the most frequent reasons, each with one job."""
     by_reason: dict[str, list[dict[str, Any]]] = {}
     for row in record.failures.values():
-        by_reason.setdefault(str(row["error"] or row["state"])[:_MAX_REASON], []).append(row)
+        by_reason.setdefault(one_line(row["error"] or row["state"], _MAX_REASON), []).append(row)
     reasons = sorted(by_reason.items(), key=lambda item: -len(item[1]))
     named = [
         f"{reason}" + (f" ({len(rows):,} times)" if len(rows) > 1 else "")

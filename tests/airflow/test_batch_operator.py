@@ -218,6 +218,17 @@ def test_fail_on(
         ]
 
 
+def test_the_reasons_of_failed_jobs_are_one_line(context: Any, emulator: Emulator) -> None:
+    """What a flow says of its failure neither ends the line of the exception nor shows a key."""
+    key = f"nk_live_{'0123456789abcdef' * 2}"
+    said = f"first\n\x1b[31m2026-01-01 ERROR forged {key}"
+    task = operator([scripted("bad", outcome="failed", error=said)])
+    with pytest.raises(NoukaiBatchFailedException) as raised:
+        task.execute(context)
+    assert "first 2026-01-01 ERROR forged " in str(raised.value)
+    assert key not in str(raised.value)
+
+
 async def serve(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let triggers use the connection to the local Noukai, and resume their task at once."""
     settings = NoukaiHook.settings
