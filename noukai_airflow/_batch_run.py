@@ -409,6 +409,7 @@ class BatchRun:
                 total=self._inputs.total,
             ),
             method_name="execute_complete",
+            kwargs={"noukai_conn_id": options.noukai_conn_id},
             timeout=None if deadline is None else backstop(deadline),
         )
 

@@ -216,7 +216,13 @@ class JobWait:
                 logged_steps=self._steps.logged,
             ),
             method_name="execute_complete",
-            kwargs={"job_id": job.id, "flow": job.flow, "submitted_at": submitted_at, "deadline": deadline},
+            kwargs={
+                "job_id": job.id,
+                "flow": job.flow,
+                "submitted_at": submitted_at,
+                "deadline": deadline,
+                "noukai_conn_id": options.noukai_conn_id,
+            },
             timeout=None if deadline is None else backstop(deadline),
         )
 

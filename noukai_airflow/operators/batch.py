@@ -141,11 +141,16 @@ class NoukaiRunJobsOperator(BaseOperator):
 
     @without_frames
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Resume the task, even if Airflow's own limit ended the deferral."""
+        """Resume the task, even if Airflow's own limit ended the deferral.
+
+        Its DAG may name another connection by now, whose server does not have the jobs.
+        """
         from noukai_airflow._compat import TaskDeferralTimeout
 
+        others = dict(next_kwargs or {})
+        self.noukai_conn_id = others.pop("noukai_conn_id", self.noukai_conn_id)
         try:
-            return super().resume_execution(next_method, next_kwargs, context)
+            return super().resume_execution(next_method, others, context)
         except TaskDeferralTimeout:
             return self._guarded(context, resumed=True)
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 # What a task stores when it defers.
-_KEPT = ("job_id", "flow", "submitted_at", "deadline")
+_KEPT = ("job_id", "flow", "submitted_at", "deadline", "noukai_conn_id")
 
 
 class NoukaiRunJobOperator(BaseOperator):
@@ -234,6 +234,8 @@ class NoukaiRunJobOperator(BaseOperator):
 
         others = dict(next_kwargs or {})
         self._kept = {name: others.pop(name) for name in _KEPT if name in others}
+        # Its DAG may name another connection by now, whose server does not have the job.
+        self.noukai_conn_id = self._kept.get("noukai_conn_id", self.noukai_conn_id)
         try:
             return super().resume_execution(next_method, others, context)
         except TaskDeferralTimeout:

@@ -95,6 +95,16 @@ def connected(settings: ConnectionSettings, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
+def connected_by_name(connected: ConnectionSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only `noukai_default` is a connection."""
+    from noukai_airflow.hooks.noukai import NoukaiHook
+
+    connections = {"noukai_default": connected}
+    by_name = property(lambda hook: connections[hook.noukai_conn_id])
+    monkeypatch.setattr(NoukaiHook, "settings", by_name)
+
+
+@pytest.fixture
 def context(store: MemoryStore) -> Any:
     """The context that Airflow passes to a task."""
     return {"ti": FakeTask(), "task_state_store": store}

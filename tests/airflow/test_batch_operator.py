@@ -275,6 +275,21 @@ def test_a_deferral(context: Any, emulator: Emulator, output: dict[str, Any]) ->
     assert submissions(emulator) == 3
 
 
+@pytest.mark.usefixtures("connected_by_name")
+def test_a_deferred_batch_keeps_its_connection(
+    context: Any, emulator: Emulator, output: dict[str, Any]
+) -> None:
+    """A batch whose DAG names another connection since it deferred gets its results from the first one."""
+    emulator.control.script("flow", outcome="never")
+    task = operator(["one", "two"], deferrable=True, **output)
+    with pytest.raises(TaskDeferred) as raised:
+        task.execute(context)
+    finish_all(emulator, result=1)
+    again = operator(["one", "two"], deferrable=True, noukai_conn_id="elsewhere", **output)
+    returned = again.resume_execution("execute_complete", raised.value.kwargs, context)
+    assert (completed(returned), submissions(emulator)) == (2, 2)
+
+
 def test_waves(context: Any, emulator: Emulator, output: dict[str, Any]) -> None:
     """With more inputs than may run at once, the task is resumed while half of the jobs still run."""
     emulator.control.script("flow", outcome="never")

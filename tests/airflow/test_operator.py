@@ -450,6 +450,22 @@ def test_a_subclass_with_the_usual_arguments(
     assert again.resume_execution("execute_complete", resumption, context) == {"wrapped": "whole"}
 
 
+@pytest.mark.usefixtures("connected_by_name")
+def test_a_deferred_task_keeps_its_connection(context: Any, emulator: Emulator) -> None:
+    """A task whose DAG names another connection since it deferred gets the result from where the job is."""
+    from airflow.providers.common.compat.sdk import TaskDeferred
+
+    task = NoukaiRunJobOperator(task_id="task", flow=FLOW, message="Hello", deferrable=True, inline_wait=0)
+    with pytest.raises(TaskDeferred) as deferred:
+        task.execute(context)
+    (job,) = emulator.control.jobs()
+    emulator.control.finish(job["id"], result="whole")
+    event = JobEvent(job["id"], Reason.FINISHED, "completed").payload()
+    resumption = (deferred.value.kwargs or {}) | {"event": event}
+    again = NoukaiRunJobOperator(task_id="task", flow=FLOW, message="Hello", noukai_conn_id="elsewhere")
+    assert again.resume_execution("execute_complete", resumption, context) == "whole"
+
+
 def test_a_deadline_cancels(connected: ConnectionSettings, context: Any, emulator: Emulator) -> None:
     """At the deadline the job is cancelled, and the task may be retried."""
     emulator.control.script("flow", outcome="never")
