@@ -333,6 +333,22 @@ def test_a_retry(context: Any, emulator: Emulator, output: dict[str, Any]) -> No
         assert returned["counts"] == {"completed": 3, "cancelled": 1}
 
 
+def test_an_output_that_no_xcom_can_hold(context: Any, emulator: Emulator) -> None:
+    """Such an output is not valid, so the retry submits its input again, and no other one."""
+    emulator.control.script("flow", outcome="never")
+    inputs = ["reserved", "odd"]
+    deferred(operator(inputs, deferrable=True), context)
+    jobs = {job["message"]: job["id"] for job in emulator.control.jobs()}
+    emulator.control.finish(jobs["reserved"], result={"__classname__": "builtins.int"})
+    emulator.control.finish(jobs["odd"], result="a\0b")
+    with pytest.raises(NoukaiBatchFailedException, match=r"1 invalid output of 2 jobs: .*'__classname__'"):
+        operator(inputs, deferrable=True).execute_complete(context)
+    context["ti"].try_number = 2
+    emulator.control.script("flow", after_seconds=0.1)
+    assert operator(inputs).execute(context) == [{"message": "reserved"}, "a\ufffdb"]
+    assert submissions(emulator) == 3
+
+
 def test_a_clear(context: Any, emulator: Emulator, output: dict[str, Any]) -> None:
     """A clear cancels what runs, and starts again from nothing."""
     emulator.control.script("flow", outcome="never")

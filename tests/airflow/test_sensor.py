@@ -64,6 +64,15 @@ def test_a_job_that_has_ended(deferrable: bool, job: Job, emulator: Emulator) ->
     assert here["ti"].xcoms["job_status"]["state"] == "completed"
 
 
+def test_an_output_that_no_database_holds(
+    job: Job, emulator: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The sensor returns what can be stored of an output, and its log says that this is another one."""
+    emulator.control.finish(job.id, result="a\0b")
+    assert sensor(job.id).execute(context()) == "a\ufffdb"
+    assert f"Noukai job {job.id} of {FLOW}: output changed (" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("outcome", "expected"),
     [("failed", NoukaiSensorJobFailedException), ("cancelled", NoukaiJobCancelledException)],
