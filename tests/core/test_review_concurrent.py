@@ -108,3 +108,21 @@ def test_a_users_session_of_another_attempt(emulator: Emulator) -> None:
 
     asyncio.run(go())
     assert [job["state"] for job in emulator.control.jobs()] == ["running"]
+
+
+def test_a_late_row_makes_no_second_job(emulator: Emulator) -> None:
+    """An input whose job was replaced is not submitted again because of a late row about the first job."""
+    emulator.control.script("grade-3", outcome="never")
+    written: list[Any] = []
+
+    async def keep(rows: list[Any]) -> None:
+        written.extend(rows)
+
+    old = {"entry": entry(A, OutcomeState.FAILED, job_id="job-old").to_list()}
+    options: Any = {"batch_id": BATCH, "detach": True, "recovery_timeout": 0.5}
+    run("async", emulator, ["a"], ledger=BatchRecord.load([old], keep, retried=True), **options)
+
+    job_id = str(emulator.control.jobs()[0]["id"])
+    new = {"entry": entry(B, SUBMITTED, job_id=job_id, resubmission=1).to_list()}
+    run("async", emulator, ["a"], ledger=BatchRecord.load([old, new, old], keep, retried=True), **options)
+    assert len(emulator.control.jobs()) == 1
