@@ -383,7 +383,7 @@ class BatchRun:
             record = self._load_record(retried=False)
             phrase = (
                 self._cancel_recorded(header, record, "timed out")
-                if options.cancel_on_timeout
+                if options.cancel_on_timeout and not self._is_replaced()
                 else f"{running:,} jobs left running"
             )
             raise NoukaiJobTimeoutException(f"timed out; {phrase} (Noukai batch of {options.flow})")
@@ -421,7 +421,8 @@ class BatchRun:
         check_outcomes(
             record, options.fail_on, skip_cancelled=options.on_cancelled == "skip", flow=options.flow
         )
-        self._log.write_header(header | {"delivered": True})
+        if not self._is_replaced():  # the header in the folder is that of the next try
+            self._log.write_header(header | {"delivered": True})
         if self._folder is not None:
             seconds = round(time.time() - header["started"], 1)
             manifest = {"output_path": str(self._folder), "parts": sorted(record.parts), "seconds": seconds}

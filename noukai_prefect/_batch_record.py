@@ -14,6 +14,7 @@ import uuid
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, NamedTuple, cast
 
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
@@ -111,7 +112,8 @@ class BatchRecordLog:
             InvalidInputError: A session is not one of this batch, so nobody knows where its jobs are.
         """
         batch_id, unsure = uuid.UUID(self._slot), list[LedgerEntry]()
-        for entry in entries_of(rows).values():
+        recorded = entries_of(rows).values()
+        for entry in chain.from_iterable((*one.concurrent, one) for one in recorded):
             verified = known.get(entry.index)
             if verified is not None and verified.resubmission >= entry.resubmission:
                 continue
@@ -293,7 +295,7 @@ class StoredBatch:
         return [row for chunk in self.chunks for row in chunk.verified_rows(self.slot, signer)]
 
     def entries(self, signer: RecordSigner) -> dict[int, LedgerEntry]:
-        """Return the last verified entry of each input."""
+        """Return the verified entry of each input."""
         return entries_of(self.verified_rows(signer))
 
     def table(self, signer: RecordSigner) -> uuid.UUID | None:

@@ -44,6 +44,9 @@ CLEANUP_SECONDS = 10.0
 RECALL_SECONDS = 5.0
 """The part of that time in which the record of an earlier attempt has to be read."""
 
+ATTEMPTS_SECONDS = 2.0
+"""The part of that time in which Prefect's server has to say whether another attempt has begun."""
+
 STOP_CHECK_SECONDS = 0.3
 """How often a task in a thread checks whether it has to stop."""
 
@@ -313,15 +316,19 @@ async def is_replaced(run: RunContext) -> bool:
     """Return whether Prefect has begun another attempt of the flow run although this one still runs.
 
     Prefect may take the process of a flow run for dead while it is only cut off. The deadline of such a
-    process is not that of the attempt that now waits for its jobs.
+    process is not that of the attempt that now waits for its jobs. A server that does not respond must not
+    keep a job running whose time is over, and Prefect's client repeats its requests for minutes.
     """
     try:
-        for flow_run_id, run_count in run.flow_runs:
-            async with prefect_client() as client:
-                if (await client.read_flow_run(flow_run_id)).run_count > run_count:
-                    return True
+        async with asyncio.timeout(ATTEMPTS_SECONDS):
+            for flow_run_id, run_count in run.flow_runs:
+                async with prefect_client() as client:
+                    if (await client.read_flow_run(flow_run_id)).run_count > run_count:
+                        return True
     except Exception as error:
-        run.logger().warning("Prefect flow run %s: attempts unknown: %s", run.flow_run_id, error)
+        timed_out = isinstance(error, TimeoutError)
+        reason = f"no response within {ATTEMPTS_SECONDS:g} s" if timed_out else error
+        run.logger().warning("Prefect flow run %s: attempts unknown: %s", run.flow_run_id, reason)
     return False
 
 

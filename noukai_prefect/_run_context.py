@@ -111,7 +111,9 @@ class RunContext:
 
     @property
     def _overdue(self) -> bool:
-        return self.times_out_at is not None and time.monotonic() >= self.times_out_at + _OVERDUE_SECONDS
+        if self.times_out_at is None or self.detached_attempt is not None:  # then another clock counts
+            return False
+        return time.monotonic() >= self.times_out_at + _OVERDUE_SECONDS
 
     @property
     def stop_requested(self) -> bool:

@@ -117,7 +117,8 @@ class AsyncJobBatch(BatchHandle, AsyncIterator[JobOutcome]):
     async def stop(self) -> None:
         """Submit and poll nothing more, and leave open what happens to the jobs: `cancel` may follow.
 
-        From then on, `unfinished` includes what an earlier run left, even if this one has not begun.
+        From then on, `unfinished` includes what an earlier run left, even if this one has not begun: its
+        ledger is read then, and what that raises is raised.
         """
         await self._end_strands()
         if not self._begun:

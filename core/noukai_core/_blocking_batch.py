@@ -8,7 +8,7 @@ import math
 import queue
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
@@ -216,7 +216,7 @@ class JobBatch(BatchHandle, Iterator[JobOutcome]):
                 case Record():
                     value = self._record(effect)
                 case Ask():
-                    value = effect.question()
+                    value = self._ask(effect)
                 case Emit():
                     pass
 
@@ -252,6 +252,17 @@ class JobBatch(BatchHandle, Iterator[JobOutcome]):
             return error
         self._taken += 1
         return Given(self._taken - 1, value)
+
+    def _ask(self, effect: Ask) -> bool:
+        decision = effect.question()
+        if not inspect.isawaitable(decision):
+            return decision
+        if isinstance(decision, Coroutine):
+            decision.close()
+        self._batch.fail(
+            InvalidInputError("cancel_on_timeout is async, but the client is not: use AsyncNoukai")
+        )
+        return False
 
     def _record(self, effect: Record) -> Exception | None:
         try:

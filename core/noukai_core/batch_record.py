@@ -291,8 +291,8 @@ class BatchRecord:
         if "retried" in row:
             self._reopen(bool(row.get("cancelled")))
         if outcome is not None and entry is not None and entry.index == outcome["index"]:
-            self._read_entry(entry)
-            self._read_outcome(outcome, ended=entry.state in _ENDED)
+            if self._read_entry(entry):
+                self._read_outcome(outcome, ended=entry.state in _ENDED)
         elif entry is not None:
             self._read_entry(replace(entry, kept=False))
         if spent is not None:
@@ -305,12 +305,18 @@ class BatchRecord:
     def _begun_part(self, name: object) -> _Part | None:
         return self.begun_parts.pop(name, None) if isinstance(name, str) else None
 
-    def _read_entry(self, entry: LedgerEntry) -> None:
+    def _read_entry(self, entry: LedgerEntry) -> bool:
+        """Take over an entry, and return whether it is the one that counts."""
         self._note_job(entry)
+        earlier = self._entries.get(entry.index)
         # Another attempt that is alive as well may still record a job that is done.
-        if self._entries.get(entry.index) is not _DONE:
-            done = entry.kept and entry.state == OutcomeState.COMPLETED
-            self._entries[entry.index] = _DONE if done else _latest(self._entries.get(entry.index), entry)
+        if earlier is _DONE:
+            return False
+        latest = _latest(earlier, entry)
+        counts = (latest.session_id, latest.state) == (entry.session_id, entry.state)
+        done = counts and entry.kept and entry.state == OutcomeState.COMPLETED
+        self._entries[entry.index] = _DONE if done else latest
+        return counts
 
     def _read_part(self, part: _Part) -> None:
         """Count the jobs of a part, but for those that are in a part of another attempt as well."""
@@ -370,8 +376,13 @@ def _latest(earlier: LedgerEntry | None, entry: LedgerEntry) -> LedgerEntry:
     """Return the entry that counts: the last one, unless two attempts that lived at the same time wrote them.
 
     Each of those submits in a session of its own, so a job of the submission may be in any of the sessions.
+    One that was cut off for a while may write about a job that another has replaced since.
     """
-    if earlier is None or earlier.submission_id != entry.submission_id or entry.job_id is not None:
+    if earlier is None:
+        return entry
+    if entry.resubmission < earlier.resubmission:
+        return earlier
+    if earlier.submission_id != entry.submission_id or entry.job_id is not None:
         return entry
     if earlier.job_id is not None:
         return earlier

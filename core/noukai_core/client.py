@@ -349,7 +349,7 @@ class Flow(FlowHandle[Runner]):
             timeout: The longest wait for one job in seconds.
             poll_interval: Seconds between two polls. By default the pause grows with the job's age.
             cancel_on_timeout: Whether a job that times out is cancelled, or else left running; a function is
-                called for each such job.
+                called for each such job, and no coroutine.
             max_cost_usd: Once the jobs that have ended cost so much, or once the cost of one is not known,
                 nothing more is submitted, and the rest are `not_submitted`. Needs `trace`. Those that run by
                 then may cost more.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -213,6 +214,27 @@ def test_a_worker_that_airflow_has_replaced(
 
     once_all_run(monkeypatch, emulator, replace)
     with pytest.raises((NoukaiException, AirflowTaskTimeout)):
+        task.execute(context)
+    assert "cancelled" not in states(emulator)
+
+
+@pytest.mark.usefixtures("running")
+def test_a_limit_that_has_passed_at_the_end_of_a_segment(
+    context: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A replaced worker that would defer after `execution_timeout` leaves the jobs to the next try."""
+    task = operator(
+        output_path=f"file://{tmp_path}", deferrable=True, execution_timeout=timedelta(hours=1), timeout=None
+    )
+    wait = BatchRun._wait_in_triggerer
+
+    def replaced(self: Any, thread: Any, record: Any, header: Any) -> Any:
+        self._log.write_header({**self._log.header(), "try_number": 2})
+        assert self._is_replaced()
+        return wait(self, thread, record, {**header, "until": time.time() - 1})
+
+    monkeypatch.setattr(BatchRun, "_wait_in_triggerer", replaced)
+    with suppress(NoukaiException, TaskDeferred):
         task.execute(context)
     assert "cancelled" not in states(emulator)
 

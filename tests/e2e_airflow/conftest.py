@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -91,7 +92,10 @@ def changing_dags(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def airflow(
-    emulator_server: Emulator, changing_dags: Path, tmp_path_factory: pytest.TempPathFactory
+    emulator_server: Emulator,
+    changing_dags: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
 ) -> Iterator[LocalAirflow]:
     """A running Airflow with the example DAGs and the DAGs of this suite."""
     extra = {"run_url_template": JOB_PAGE, "retry_timeout": 4, "recovery_timeout": 4, "not_found_grace": 4}
@@ -117,6 +121,17 @@ def airflow(
         for component in running.components.values():
             component.retire()
             component.kill()
+        if request.session.testsfailed:
+            _keep_logs(home)
+
+
+def _keep_logs(home: Path) -> None:
+    """Keep what the processes wrote. Pytest removes the folders of all but its last few runs."""
+    kept = ROOT / ".build" / "logs" / f"{Path(sys.prefix).name}-airflow-processes"
+    shutil.rmtree(kept, ignore_errors=True)
+    kept.mkdir(parents=True)
+    for log in home.glob("*.log"):
+        shutil.copy(log, kept)
 
 
 @dataclass

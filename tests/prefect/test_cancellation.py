@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -246,6 +247,24 @@ async def test_a_deadline_while_the_server_of_prefect_is_away(
     attempt = run(flow_run_id, flow_runs=((flow_run_id, 1),))
     assert await cancel_on_timeout(job, timed_out, 1, attempt) is not timed_out
     assert f"Prefect flow run {flow_run_id}: attempts unknown: no server" in log.text
+
+
+async def test_a_timeout_while_the_server_of_prefect_does_not_respond(
+    noukai_flow: AsyncFlow, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+) -> None:
+    """A timeout cancels the job even if Prefect's server takes a request and does not respond."""
+
+    @asynccontextmanager
+    async def hang() -> AsyncIterator[Any]:
+        await asyncio.Event().wait()
+        yield
+
+    monkeypatch.setattr(_cancellation, "prefect_client", hang)
+    job, flow_run_id = await noukai_flow.job("hello"), UUID(int=1)
+    attempt = run(flow_run_id, times_out_at=0.0, flow_runs=((flow_run_id, 1),))
+    await cancel_or_keep(SubmissionState(job=job), attempt, asyncio.CancelledError())
+    assert (await job.status()).state == "cancelled"
+    assert f"Prefect flow run {flow_run_id}: attempts unknown: no response within 2 s" in log.text
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt(), asyncio.CancelledError()])

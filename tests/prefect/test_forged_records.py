@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
@@ -17,7 +18,8 @@ from prefect.client.schemas.objects import Artifact
 from prefect.context import FlowRunContext
 from pydantic import SecretStr
 
-from noukai_core import InvalidInputError
+from noukai_core import InvalidInputError, LedgerEntry
+from noukai_core.batch import SUBMITTING, new_session_of, submission_id_of
 from noukai_prefect import (
     NoukaiCredentials,
     arun_noukai_job,
@@ -26,6 +28,7 @@ from noukai_prefect import (
     cancel_noukai_jobs,
     log_resumable_noukai_jobs,
 )
+from noukai_prefect._batch_record import BatchRecordLog
 
 if TYPE_CHECKING:
     from noukai_core.emulator import Emulator, EmulatorControl
@@ -318,3 +321,25 @@ async def test_a_record_that_cannot_be_read(
     assert {one.index for one in outcomes if one.state == "completed"} == known
     assert {one.index for one in outcomes if one.state == "not_submitted"} == {0, 1, 2} - known
     assert "a part of the record that earlier attempts wrote" in str(outcomes[1].error)
+
+
+def test_the_sessions_of_two_attempts_whose_record_is_not_verified() -> None:
+    """A submission that two attempts recorded is looked for in both sessions, even with another key."""
+    slot = UUID(int=8)
+    sessions = {new_session_of(slot), new_session_of(slot)}
+    rows = [
+        {
+            "entry": LedgerEntry(
+                index=0,
+                submission_id=submission_id_of(slot, 0, 0),
+                session_id=session_id,
+                state=SUBMITTING,
+            ).to_list()
+        }
+        for session_id in sessions
+    ]
+    credentials: Any = SimpleNamespace(api_key=SecretStr("key"), saved_as=None)
+    record = BatchRecordLog(SimpleNamespace(scope=UUID(int=7)), str(slot), FLOW, 1, credentials)  # type: ignore[arg-type]
+    unsure = record._unsure_entries(rows, {})
+    asked = {one.session_id for entry in unsure for one in (entry, *entry.concurrent)}
+    assert asked == sessions

@@ -314,8 +314,11 @@ class Batch:
             yield from self._lanes.watch(lane)
         yield from self._wait(job)
 
-    def _concurrent_lanes(self, job: BatchJob) -> list[Lane]:
-        return [self._lanes.earlier(entry.session_id) for entry in job.entry.concurrent]
+    def _concurrent_lanes(self, job: BatchJob) -> list[Lane | None]:
+        return [
+            None if entry.in_users_session else self._lanes.earlier(entry.session_id)
+            for entry in job.entry.concurrent
+        ]
 
     def _after_submission(self, job: BatchJob, ending: Ending | None) -> Effects[None]:
         if ending is not None:

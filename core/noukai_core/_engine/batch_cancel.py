@@ -44,8 +44,8 @@ def cancel_job(job_id: str, flow: FlowPath, clock: Clock, race_ends: float) -> E
 
 def find_interrupted(
     places: Sequence[tuple[LedgerEntry, Lane | None]], flow: FlowPath, clock: Clock
-) -> Effects[str | None]:
-    """Return the job of a submission that was interrupted, if it can be found.
+) -> Effects[list[str]]:
+    """Return the job of a submission that was interrupted, if it can be found; one for each session.
 
     Args:
         places: What is recorded of the submission, each with its session. The list of a user's session
@@ -53,17 +53,19 @@ def find_interrupted(
         flow: The flow.
         clock: Seconds, from any beginning.
     """
+    found: list[str] = []
     for entry, lane in places:
         submission = Submission(entry.submission_id, entry.sent_at)
         job_id = None if lane is None else (yield from _look_up(entry, submission, flow, clock, lane))
         if job_id is not None:
-            return job_id
-    log.warning(
-        "Noukai submission %s to %s: may be left running (interrupted before the response)",
-        places[0][0].submission_id,
-        flow,
-    )
-    return None
+            found.append(job_id)
+    if not found:
+        log.warning(
+            "Noukai submission %s to %s: may be left running (interrupted before the response)",
+            places[0][0].submission_id,
+            flow,
+        )
+    return found
 
 
 def _look_up(

@@ -178,12 +178,12 @@ class BatchJob:
             return None
         return (yield from self._finish_submission(effects))
 
-    def resume_submission(self, lane: Lane, others: Sequence[Lane]) -> Effects[Ending | None]:
+    def resume_submission(self, lane: Lane, others: Sequence[Lane | None]) -> Effects[Ending | None]:
         """Go on with what an earlier run was submitting, as `submit` does.
 
         Args:
             lane: The session of the entry.
-            others: Those of its concurrent entries.
+            others: Those of its concurrent entries, `None` for one of the user's.
         """
         assert self.request is not None
         self.lane = lane if self.request.session_id is None else None
@@ -195,14 +195,18 @@ class BatchJob:
             return Ending(OutcomeState.REJECTED, error)
         return (yield from self._finish_submission(self._unless_elsewhere(effects, others)))
 
-    def _unless_elsewhere(self, submitting: Effects[Submitted], lanes: Sequence[Lane]) -> Effects[Submitted]:
+    def _unless_elsewhere(
+        self, submitting: Effects[Submitted], lanes: Sequence[Lane | None]
+    ) -> Effects[Submitted]:
         """Submit the job, unless an attempt that lived at the same time has made one in its own session."""
         context = self._context
         for entry, lane in zip(self.entry.concurrent, lanes, strict=True):
-            lane.known.add_digests(entry.others)
+            if lane is not None:
+                lane.known.add_digests(entry.others)
             submission = Submission(entry.submission_id, entry.sent_at)
+            session = None if lane is None else lane.session
             found = yield from look_up(
-                submission, context.flow, context.settings, context.clock, lane.session, context.each_job_log
+                submission, context.flow, context.settings, context.clock, session, context.each_job_log
             )
             if found is not None:
                 self.lane, self.entry = lane, entry
@@ -422,20 +426,24 @@ class BatchJob:
         # How old it is proves nothing, as another machine's clock may be wrong.
         self._submitted_at = self._started
 
-    def cancelling(self, others: Sequence[Lane]) -> Effects[CancelOutcome | None]:
+    def cancelling(self, others: Sequence[Lane | None]) -> Effects[CancelOutcome | None]:
         """Cancel the job, even one that an interrupted submission may have made; `None` if there is none.
 
         Args:
-            others: The sessions of the concurrent entries.
+            others: The sessions of the concurrent entries, `None` for one of the user's.
         """
         job_id = self.entry.job_id
         if job_id is None:
             if self.is_new:
                 return None
             places = ((self.entry, self.lane), *zip(self.entry.concurrent, others, strict=True))
-            job_id = yield from find_interrupted(places, self._context.flow, self._context.clock)
-        if job_id is None:
-            return None
+            found = yield from find_interrupted(places, self._context.flow, self._context.clock)
+            if not found:
+                return None
+            job_id, *second_jobs = found
+            for second in second_jobs:
+                cancelled = yield from self._cancel(second)
+                cancelled.log("a second job of the same input", self._context.each_job_log)
         outcome = yield from self._cancel(job_id)
         if outcome.cancelled or outcome.not_needed:
             ended = outcome.status is not None and outcome.status.finished

@@ -287,7 +287,7 @@ def look_up(
     flow: FlowPath,
     settings: ClientOptions,
     clock: Clock,
-    shared: SharedSession,
+    shared: SharedSession | None,
     logger: Logger = log,
 ) -> Effects[JobAccepted | None]:
     """Ask for the job of a submission until it shows up, or until the service has said that there is none.
@@ -297,14 +297,15 @@ def look_up(
         flow: The flow.
         settings: How the client submits.
         clock: Seconds, from any beginning.
-        shared: The session in which that process submits.
+        shared: The session in which that process submits. The list of a user's session cannot tell which job
+            it is, so that has none.
         logger: Where the lines about it go.
 
     Raises:
         SubmissionUnknownError: Whether a job exists could not be determined.
     """
     state = SubmissionState(possibly_sent_at=submission.last_sent_at)
-    if settings.recovery_timeout == 0:
+    if shared is None or settings.recovery_timeout == 0:
         raise _unknown(submission, state, flow, None, asked=False)
     return (
         yield from _look_up(
