@@ -384,8 +384,10 @@ class BatchRun:
         return {index: one for index, one in entries.items() if one.unfinished and not one.kept}
 
     def _log_left(self, batch: AsyncJobBatch | None) -> None:
-        """Name the jobs that are left running, also those of an earlier attempt whose input did not come."""
-        if unfinished := self._unfinished(batch):
+        """Name the jobs that are left running, even those of an earlier attempt whose input did not come."""
+        if batch is None and self.record is None:
+            _cancellation.log_not_recalled(self._flow.path, self._run)
+        elif unfinished := self._unfinished(batch):
             self._run.logger().warning(
                 "Noukai batch of %s jobs of %s: left running (%s; a rerun of this flow run attaches to them)",
                 size_text(self._inputs.total),

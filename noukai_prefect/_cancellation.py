@@ -201,6 +201,8 @@ async def cancel_or_keep(
                 await submission_state.write("left running", LEFT_RUNNING)
             elif submission_state.submission is not None:
                 _log_possibly_running(*submission_state.submission, run, LEFT_RUNNING)
+            elif submission_state.earlier is not None:
+                log_not_recalled(submission_state.earlier[0].path, run)
             return False
         if job is not None:
             cancelled = await cancel(job, run, reason)
@@ -241,7 +243,7 @@ async def recall(read: Coroutine[Any, Any, T], flow: str, run: RunContext) -> T 
     return None
 
 
-def log_not_recalled(flow: str, run: RunContext, reason: object) -> None:
+def log_not_recalled(flow: str, run: RunContext, reason: object = "the attempt ended first") -> None:
     """Log that nobody knows which jobs an earlier attempt has left running."""
     run.logger().warning("Noukai jobs of %s: may be left running (record not read: %s)", flow, reason)
 

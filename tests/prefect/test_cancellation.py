@@ -267,6 +267,24 @@ async def test_a_timeout_while_the_server_of_prefect_does_not_respond(
     assert f"Prefect flow run {flow_run_id}: attempts unknown: no response within 2 s" in log.text
 
 
+async def test_a_shutdown_before_the_record_was_read(
+    noukai_flow: AsyncFlow, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+) -> None:
+    """Where nobody knows what an earlier attempt has left running, the log says so."""
+
+    async def nobody_ended_it(*_: object) -> None:
+        return None
+
+    async def read() -> Any:
+        raise AssertionError("nothing is cancelled, so nothing is read")
+
+    monkeypatch.setattr(_cancellation, "cancel_reason", nobody_ended_it)
+    state = SubmissionState(earlier=(noukai_flow, read))
+    assert not await cancel_or_keep(state, run(), asyncio.CancelledError())
+    line = f"Noukai jobs of {FLOW}: may be left running (record not read: the attempt ended first)"
+    assert line in log.text
+
+
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt(), asyncio.CancelledError()])
 async def test_an_interruption_before_the_submission(
     interruption: BaseException, log: pytest.LogCaptureFixture
