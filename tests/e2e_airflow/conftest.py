@@ -55,6 +55,8 @@ PROMPT = {
     "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": str(LONGEST_WAIT),
     "AIRFLOW__DAG_PROCESSOR__DAG_FILE_PROCESSOR_TIMEOUT": f"{LONGEST_WAIT:.0f}",
     "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
+    # By default, five within some 15 s, for as long as which a busy scheduler may hold SQLite's lock.
+    "AIRFLOW__WORKERS__EXECUTION_API_RETRIES": "12",
     # A scheduler that had to wait for SQLite's lock takes itself for dead, and runs its tasks once more.
     "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": f"{LONGEST_WAIT:.0f}",
     # The DAGs do not change. Airflow parses all of them again every 30 s by default.
