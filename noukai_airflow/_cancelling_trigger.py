@@ -11,6 +11,7 @@ from airflow.triggers.base import BaseTrigger
 
 from noukai_airflow import _kill_policy
 from noukai_airflow._compat import ON_KILL_MEANS_USER
+from noukai_core.time_limit import time_limit
 
 _KILL_SECONDS = 30.0
 
@@ -80,7 +81,7 @@ class CancellingTrigger(BaseTrigger):
 
     async def _end(self) -> None:
         try:
-            async with asyncio.timeout(_KILL_SECONDS):
+            async with time_limit(_KILL_SECONDS):
                 reason = await self._reason_to_keep()
                 if reason is None:
                     await self.cancel()

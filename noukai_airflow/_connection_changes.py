@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from noukai_core.time_limit import time_limit
+
 if TYPE_CHECKING:
     from noukai_airflow._connection import ConnectionSettings
     from noukai_airflow.hooks.noukai import NoukaiHook
@@ -58,7 +60,7 @@ async def until_changed(
     """
     watches = _watches.setdefault(asyncio.get_running_loop(), {})
     watch = watches.setdefault(hook.noukai_conn_id, _Watch())
-    async with asyncio.timeout(None) as scope:
+    async with time_limit(None) as scope:
         watch.waiting[scope] = settings
         if watch.task is None:
             watch.task = asyncio.create_task(watch.run(hook))

@@ -289,8 +289,9 @@ async def _cancel_if_running(client: AsyncNoukai, found: _JobToCancel) -> None:
 
 async def _cancel_batch(client: AsyncNoukai, batch: _BatchToCancel) -> None:
     from noukai_airflow._batch_sessions import cancel_sessions, log_cancelled_sessions
+    from noukai_core.time_limit import time_limit
 
-    async with asyncio.timeout(_BATCH_SECONDS):
+    async with time_limit(_BATCH_SECONDS):
         cancelled = await cancel_sessions(client.flow(batch.flow), batch.sessions, log)
     if cancelled:
         log_cancelled_sessions(batch.flow, cancelled, log)

@@ -15,6 +15,7 @@ from prefect.filesystems import WritableFileSystem
 from noukai_core import InvalidInputError
 from noukai_core.batch_files import FAILED, OutcomePart, json_line
 from noukai_core.batch_record import BatchRecord
+from noukai_core.time_limit import time_limit
 
 _FOLDER = "noukai-jobs"
 _DESCRIPTION = "batch.json"
@@ -158,7 +159,7 @@ class OutputStorage:
         method: Any = getattr(self._block, f"a{operation}", None) or getattr(self._block, operation)
         path = f"{self._folder}/{name}"
         try:
-            async with asyncio.timeout(MAX_SECONDS):
+            async with time_limit(MAX_SECONDS):
                 if inspect.iscoroutinefunction(method):
                     called = method(path, *arguments)
                 else:

@@ -29,6 +29,7 @@ from noukai_core import (
     Submission,
     acancel_job,
 )
+from noukai_core.time_limit import time_limit
 from noukai_prefect import _job_store
 from noukai_prefect._job_artifact import JobArtifact
 from noukai_prefect._job_store import JobRecord
@@ -234,7 +235,7 @@ async def recall(read: Coroutine[Any, Any, T], flow: str, run: RunContext) -> T 
         What it recorded; `None` if that cannot be read, which is logged.
     """
     try:
-        async with asyncio.timeout(RECALL_SECONDS):
+        async with time_limit(RECALL_SECONDS):
             return await read
     except TimeoutError:
         log_not_recalled(flow, run, f"no response within {RECALL_SECONDS:g} s")
@@ -322,7 +323,7 @@ async def is_replaced(run: RunContext) -> bool:
     keep a job running whose time is over, and Prefect's client repeats its requests for minutes.
     """
     try:
-        async with asyncio.timeout(ATTEMPTS_SECONDS):
+        async with time_limit(ATTEMPTS_SECONDS):
             for flow_run_id, run_count in run.flow_runs:
                 async with prefect_client() as client:
                     if (await client.read_flow_run(flow_run_id)).run_count > run_count:

@@ -18,6 +18,7 @@ from noukai_airflow._connection import ConnectionSettings, explained, parse_extr
 from noukai_airflow.exceptions import NoukaiException, NoukaiTransientException, airflow_errors
 from noukai_airflow.provider_info import connection_type
 from noukai_core import ApiKey
+from noukai_core.time_limit import time_limit
 
 if TYPE_CHECKING:
     from noukai_core import AsyncNoukai, KeyInfo, Noukai
@@ -147,7 +148,7 @@ class NoukaiHook(BaseHook):
             found = reads[self.noukai_conn_id] = _PendingRead(reading, time.monotonic() + _CACHE_SECONDS)
         try:
             # The cancellation of one trigger must not cancel the read for the others.
-            async with asyncio.timeout(_READ_SECONDS):
+            async with time_limit(_READ_SECONDS):
                 return await asyncio.shield(found.task)
         except Exception as error:
             if reads.get(self.noukai_conn_id) is found:

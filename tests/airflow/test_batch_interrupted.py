@@ -18,6 +18,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from noukai_airflow import _batch_kill, _batch_run
 from noukai_airflow._batch_log import FolderLog, StateStoreLog
 from noukai_airflow._batch_run import BatchRun
+from noukai_airflow._batch_thread import BatchThread
 from noukai_airflow._compat import AirflowTaskTerminated
 from noukai_airflow._storage import storage_path
 from noukai_airflow.exceptions import (
@@ -196,7 +197,7 @@ def test_a_worker_that_airflow_has_replaced(
 ) -> None:
     """A worker beside which Airflow has begun another try leaves the jobs to that one, however it ends."""
     folder = f"file://{tmp_path}" if kept_in == "folder" else None
-    task = operator(output_path=folder, timeout=1.0 if end == "a job's timeout" else None)
+    task = operator(output_path=folder, timeout=0.1 if end == "a job's timeout" else None)
 
     def replace() -> None:
         assert task._run is not None
@@ -212,7 +213,16 @@ def test_a_worker_that_airflow_has_replaced(
             context["ti"].states = {context["ti"].run_id: {"task": "failed"}}
             task.on_kill()
 
-    once_all_run(monkeypatch, emulator, replace)
+    start = BatchThread.start
+
+    def start_replaced(thread: BatchThread) -> None:
+        replace()
+        start(thread)
+
+    if end == "a job's timeout":
+        monkeypatch.setattr(BatchThread, "start", start_replaced)
+    else:
+        once_all_run(monkeypatch, emulator, replace)
     with pytest.raises((NoukaiException, AirflowTaskTimeout)):
         task.execute(context)
     assert "cancelled" not in states(emulator)

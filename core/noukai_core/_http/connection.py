@@ -41,6 +41,7 @@ from noukai_core.errors import (
     ResponseTooLargeError,
     TransientError,
 )
+from noukai_core.time_limit import time_limit
 
 API_VERSION = "2026-05-31"
 
@@ -244,7 +245,7 @@ class AsyncConnection(BaseConnection):
             return self._client_closed(call)
         request = self._request(call, allowed)
         try:
-            async with asyncio.timeout(allowed + (_OWN_TIMEOUTS_FIRST if call.submits else 0.0)):
+            async with time_limit(allowed + (_OWN_TIMEOUTS_FIRST if call.submits else 0.0)):
                 return await self._transport.exchange(request, self._settings.max_response_bytes)
         except TooLargeError as large:
             return self._too_large(call, large.head)
@@ -260,7 +261,7 @@ class AsyncConnection(BaseConnection):
             return self._client_closed(call)
         request = self._request(call, self._settings.timeout)
         try:
-            async with asyncio.timeout(self._settings.timeout):
+            async with time_limit(self._settings.timeout):
                 response = await self._transport.open(request)
                 if is_event_stream(response):
                     return AsyncEventStream(response, self._event_bound())
@@ -273,7 +274,7 @@ class AsyncConnection(BaseConnection):
     async def receive(self, call: Call[Any], stream: AsyncEventStream) -> ServerEvent | APIError | None:
         """Return the next event of a stream, `None` at its end, or the error that ended it."""
         try:
-            async with asyncio.timeout(SILENCE_SECONDS):
+            async with time_limit(SILENCE_SECONDS):
                 return await stream.next()
         except TooLargeError as large:
             return self._too_large(call, large.head)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from noukai_core.time_limit import time_limit
+
 CALLS_AT_FIRST = 8
 """Requests that are open at the same time as long as no other request waits for long.
 
@@ -49,7 +51,7 @@ class ConnectionLimiter:
 
     async def _freed(self, seconds: float) -> bool:
         try:
-            async with asyncio.timeout(seconds):
+            async with time_limit(seconds):
                 return await self._free.acquire()
         except TimeoutError:
             return False
