@@ -219,27 +219,22 @@ class Run:
         """Run the suites of the first queue, and then those of the next."""
         while suite := self._next(queues):
             began = time.monotonic()
-            ended = self._run(suite)
-            if ended is None:
+            returncode = self._run(suite)
+            if returncode is None:
                 return
-            returncode, processor_seconds = ended
             result = Result.read(suite, returncode)
             self._results.append(result)
             counts = ", ".join(f"{number} {what}" for what, number in result.counts.items())
-            red = "" if result.green else f"  RED (exit code {returncode})"
-            took = f"{time.monotonic() - began:.0f} s ({processor_seconds:.0f} s of a processor)"
-            print(f"{time.strftime('%H:%M:%S')}  {suite}: {counts} in {took}{red}", flush=True)
+            ended = "" if result.green else f"  RED (exit code {returncode})"
+            seconds = time.monotonic() - began
+            print(f"{time.strftime('%H:%M:%S')}  {suite}: {counts} in {seconds:.0f} s{ended}", flush=True)
 
     def _next(self, queues: Iterable[deque[Suite]]) -> Suite | None:
         with self._lock:
             return next((suites.popleft() for suites in queues if suites), None)
 
-    def _run(self, suite: Suite) -> tuple[int, float] | None:
-        """Run a suite in a separate process group; `None` if nothing is left to run.
-
-        Returns:
-            The exit code, and the processor time in seconds, with that of the servers.
-        """
+    def _run(self, suite: Suite) -> int | None:
+        """Run a suite in a separate process group; `None` if nothing is left to run."""
         for home in suite.homes.values():
             Path(home).mkdir(parents=True, exist_ok=True)  # Prefect makes no folder above it
         with suite.log.open("wb") as log, self._lock:
@@ -255,11 +250,10 @@ class Run:
                 start_new_session=True,
             )
             self._running.add(process)
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        returncode = process.wait()
         with self._lock:
             self._running.discard(process)
-        return process.returncode, used.ru_utime + used.ru_stime
+        return returncode
 
 
 def summary(results: list[Result], seconds: float) -> str:
