@@ -346,12 +346,14 @@ class BatchRun:
             if batch is not None:
                 await batch.stop()  # or each job that ends admits one more
             reason = await _cancellation.cancel_reason(run, interruption)
-            if batch is None and reason is not None:
-                record = self.record or await _cancellation.recall(self._read_record(), flow, run)
-                batch = None if record is None else self._batch(record)
-            if batch is None or reason is None:
+            if reason is None:
                 self._log_left(batch)
                 return batch
+            if batch is None:
+                record = self.record or await _cancellation.recall(self._read_record(), flow, run)
+                if record is None:
+                    return None  # which is logged
+                batch = self._batch(record)
             await batch.stop()
             unfinished = batch.unfinished
             states: dict[str, str] = {}
