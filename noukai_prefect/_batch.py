@@ -350,7 +350,7 @@ class BatchRun:
                 self._log_left(batch)
                 return batch
             if batch is None:
-                record = self.record or await _cancellation.recall(self._read_record(), flow, run)
+                record = self.record or await _cancellation.read_record(self._read_record(), flow, run)
                 if record is None:
                     return None  # which is logged
                 batch = self._batch(record)
@@ -367,7 +367,7 @@ class BatchRun:
             return batch
         late = f"no confirmation within {_cancellation.CLEANUP_SECONDS:g} s"
         if self.record is None:
-            _cancellation.log_not_recalled(flow, run, late)
+            _cancellation.log_record_not_read(flow, run, late)
         else:
             logger.warning(
                 "Noukai batch of %s jobs of %s: cancel failed (%s; may still be running: %s)",
@@ -388,7 +388,7 @@ class BatchRun:
     def _log_left(self, batch: AsyncJobBatch | None) -> None:
         """Name the jobs that are left running, even those of an earlier attempt whose input did not come."""
         if batch is None and self.record is None:
-            _cancellation.log_not_recalled(self._flow.path, self._run)
+            _cancellation.log_record_not_read(self._flow.path, self._run)
         elif unfinished := self._unfinished(batch):
             self._run.logger().warning(
                 "Noukai batch of %s jobs of %s: left running (%s; a rerun of this flow run attaches to them)",

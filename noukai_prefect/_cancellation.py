@@ -42,7 +42,7 @@ T = TypeVar("T")
 CLEANUP_SECONDS = 10.0
 """The time limit for everything that follows an interruption. Prefect kills a cancelled run after 30 s."""
 
-RECALL_SECONDS = 5.0
+RECORD_SECONDS = 5.0
 """The part of that time in which the record of an earlier attempt has to be read."""
 
 ATTEMPTS_SECONDS = 2.0
@@ -194,7 +194,7 @@ async def cancel_or_keep(
     with anyio.move_on_after(CLEANUP_SECONDS, shield=True):
         reason = await cancel_reason(run, interruption)
         if reason is not None and submission_state.earlier is not None:
-            await recall(submission_state.read_earlier(), submission_state.earlier[0].path, run)
+            await read_record(submission_state.read_earlier(), submission_state.earlier[0].path, run)
         job = submission_state.job
         if reason is None:
             if job is not None:
@@ -203,7 +203,7 @@ async def cancel_or_keep(
             elif submission_state.submission is not None:
                 _log_possibly_running(*submission_state.submission, run, LEFT_RUNNING)
             elif submission_state.earlier is not None:
-                log_not_recalled(submission_state.earlier[0].path, run)
+                log_record_not_read(submission_state.earlier[0].path, run)
             return False
         if job is not None:
             cancelled = await cancel(job, run, reason)
@@ -219,11 +219,11 @@ async def cancel_or_keep(
     elif submission_state.submission is not None:
         _log_possibly_running(*submission_state.submission, run, late)
     elif submission_state.earlier is not None:
-        log_not_recalled(submission_state.earlier[0].path, run, late)
+        log_record_not_read(submission_state.earlier[0].path, run, late)
     return False
 
 
-async def recall(read: Coroutine[Any, Any, T], flow: str, run: RunContext) -> T | None:
+async def read_record(read: Coroutine[Any, Any, T], flow: str, run: RunContext) -> T | None:
     """Read what an earlier attempt recorded, after an interruption that came before it had been read.
 
     Args:
@@ -235,16 +235,16 @@ async def recall(read: Coroutine[Any, Any, T], flow: str, run: RunContext) -> T 
         What it recorded; `None` if that cannot be read, which is logged.
     """
     try:
-        async with time_limit(RECALL_SECONDS):
+        async with time_limit(RECORD_SECONDS):
             return await read
     except TimeoutError:
-        log_not_recalled(flow, run, f"no response within {RECALL_SECONDS:g} s")
+        log_record_not_read(flow, run, f"no response within {RECORD_SECONDS:g} s")
     except Exception as error:
-        log_not_recalled(flow, run, error)
+        log_record_not_read(flow, run, error)
     return None
 
 
-def log_not_recalled(flow: str, run: RunContext, reason: object = "the attempt ended first") -> None:
+def log_record_not_read(flow: str, run: RunContext, reason: object = "the attempt ended first") -> None:
     """Log that nobody knows which jobs an earlier attempt has left running."""
     run.logger().warning("Noukai jobs of %s: may be left running (record not read: %s)", flow, reason)
 

@@ -36,7 +36,7 @@ from noukai_prefect._cancellation import (
     cancel_on_timeout,
     cancel_or_keep,
     interrupts,
-    log_not_recalled,
+    log_record_not_read,
     run_until_stopped,
 )
 from noukai_prefect._events import emit_job_event, outcome_payload
@@ -157,7 +157,7 @@ async def _cancel_if_interrupted(
                 page = submission_state.artifact.page if submission_state.artifact else None
                 emit_job_event(run, what, job.flow, job.id, {"state": what, "url": page})
         elif submission_state.earlier is not None:
-            log_not_recalled(submission_state.earlier[0].path, run, error)
+            log_record_not_read(submission_state.earlier[0].path, run, error)
         raise
 
 

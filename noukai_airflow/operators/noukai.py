@@ -228,13 +228,13 @@ class NoukaiRunJobOperator(BaseOperator):
         here.
 
         What the task has stored for itself is not passed on: a subclass may override `execute_complete` with
-        the arguments that it has everywhere, the context and the event.
+        the arguments that it has everywhere, the context and the event. Its DAG may name another connection
+        by now, whose server does not have the job.
         """
         from noukai_airflow._compat import TaskDeferralError, TaskDeferralTimeout
 
         others = dict(next_kwargs or {})
         self._kept = {name: others.pop(name) for name in _KEPT if name in others}
-        # Its DAG may name another connection by now, whose server does not have the job.
         self.noukai_conn_id = self._kept.get("noukai_conn_id", self.noukai_conn_id)
         try:
             return super().resume_execution(next_method, others, context)

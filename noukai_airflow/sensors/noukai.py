@@ -151,9 +151,13 @@ class NoukaiJobSensor(BaseSensorOperator):
         return PokeReturnValue(is_done=True, xcom_value=self._result(context, status))
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Resume the sensor, with the arguments of `execute_complete` that a subclass expects."""
+        """Resume the sensor, with the arguments of `execute_complete` that a subclass expects.
+
+        Its DAG may name another connection by now, whose server does not have the job.
+        """
         others = dict(next_kwargs or {})
         self._kept_deadline = others.pop("deadline", None)
+        self.noukai_conn_id = others.pop("noukai_conn_id", self.noukai_conn_id)
         return super().resume_execution(next_method, others, context)
 
     @without_frames
@@ -237,7 +241,7 @@ class NoukaiJobSensor(BaseSensorOperator):
                 logged_steps=self._steps.logged,
             ),
             method_name="execute_complete",
-            kwargs={"deadline": deadline},
+            kwargs={"deadline": deadline, "noukai_conn_id": self.noukai_conn_id},
             timeout=backstop(deadline),
         )
 

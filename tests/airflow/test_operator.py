@@ -433,37 +433,33 @@ class Wrapping(NoukaiRunJobOperator):
         return {"wrapped": super().execute_complete(context, event)}
 
 
+def finished_while_deferred(context: Any, emulator: Emulator) -> dict[str, Any]:
+    """Let a task defer and its job complete, and return the arguments with which Airflow resumes the task."""
+    from airflow.providers.common.compat.sdk import TaskDeferred
+
+    with pytest.raises(TaskDeferred) as deferred:
+        operator(deferrable=True, inline_wait=0).execute(context)
+    (job,) = emulator.control.jobs()
+    emulator.control.finish(job["id"], result="whole")
+    event = JobEvent(job["id"], Reason.FINISHED, "completed").payload()
+    return (deferred.value.kwargs or {}) | {"event": event}
+
+
 def test_a_subclass_with_the_usual_arguments(
     connected: ConnectionSettings, context: Any, emulator: Emulator
 ) -> None:
     """A subclass may continue after a deferral with the context and the event alone."""
-    from airflow.providers.common.compat.sdk import TaskDeferred
-
-    task = Wrapping(task_id="task", flow=FLOW, message="Hello", deferrable=True, inline_wait=0)
-    with pytest.raises(TaskDeferred) as deferred:
-        task.execute(context)
-    (job,) = emulator.control.jobs()
-    emulator.control.finish(job["id"], result="whole")
-    event = JobEvent(job["id"], Reason.FINISHED, "completed").payload()
-    resumption = (deferred.value.kwargs or {}) | {"event": event}
-    again = Wrapping(task_id="task", flow=FLOW, message="Hello", deferrable=True)
-    assert again.resume_execution("execute_complete", resumption, context) == {"wrapped": "whole"}
+    resumption = finished_while_deferred(context, emulator)
+    task = Wrapping(task_id="task", flow=FLOW, message="Hello", deferrable=True)
+    assert task.resume_execution("execute_complete", resumption, context) == {"wrapped": "whole"}
 
 
 @pytest.mark.usefixtures("connected_by_name")
 def test_a_deferred_task_keeps_its_connection(context: Any, emulator: Emulator) -> None:
     """A task whose DAG names another connection since it deferred gets the result from where the job is."""
-    from airflow.providers.common.compat.sdk import TaskDeferred
-
-    task = NoukaiRunJobOperator(task_id="task", flow=FLOW, message="Hello", deferrable=True, inline_wait=0)
-    with pytest.raises(TaskDeferred) as deferred:
-        task.execute(context)
-    (job,) = emulator.control.jobs()
-    emulator.control.finish(job["id"], result="whole")
-    event = JobEvent(job["id"], Reason.FINISHED, "completed").payload()
-    resumption = (deferred.value.kwargs or {}) | {"event": event}
-    again = NoukaiRunJobOperator(task_id="task", flow=FLOW, message="Hello", noukai_conn_id="elsewhere")
-    assert again.resume_execution("execute_complete", resumption, context) == "whole"
+    resumption = finished_while_deferred(context, emulator)
+    task = operator(deferrable=True, noukai_conn_id="elsewhere")
+    assert task.resume_execution("execute_complete", resumption, context) == "whole"
 
 
 def test_a_deadline_cancels(connected: ConnectionSettings, context: Any, emulator: Emulator) -> None:

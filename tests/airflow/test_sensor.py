@@ -135,6 +135,16 @@ def test_a_subclass_with_the_usual_arguments(job: Job, emulator: Emulator) -> No
     assert task.resume_execution("execute_complete", resumption, context()) == {"wrapped": "whole"}
 
 
+@pytest.mark.usefixtures("connected_by_name")
+def test_a_deferred_sensor_keeps_its_connection(job: Job, emulator: Emulator) -> None:
+    """A sensor whose DAG names another connection since it deferred polls the job where it is."""
+    with pytest.raises(TaskDeferred) as deferred:
+        sensor(job.id, deferrable=True).execute(context())
+    emulator.control.finish(job.id, result="whole")
+    task = sensor(job.id, deferrable=True, noukai_conn_id="elsewhere")
+    assert task.resume_execution("execute_complete", deferred.value.kwargs, context()) == "whole"
+
+
 def test_an_unknown_job(job: Job) -> None:
     """A job that the server does not know fails the sensor after the grace period."""
     with pytest.raises(NoukaiJobNotFoundException):

@@ -1,4 +1,4 @@
-"""A DAG whose file is gone for a while."""
+"""A DAG whose file is gone for a while, or changes, while jobs run."""
 
 from __future__ import annotations
 
@@ -37,6 +37,47 @@ for dag_id, durable in (("gone_batch", True), ("gone_batch_not_durable", False))
             poll_interval=0.5,
         )
 """
+
+MOVED = """
+from airflow.sdk import DAG
+
+from noukai_airflow.operators.batch import NoukaiRunJobsOperator
+from noukai_airflow.operators.noukai import NoukaiRunJobOperator
+
+ARGUMENTS = {
+    "flow": "acme/tests/{{ dag_run.conf['flow'] }}",
+    "noukai_conn_id": "CONNECTION",
+    "deferrable": True,
+    "poll_interval": 0.5,
+}
+
+with DAG("moved", schedule=None, description="CONNECTION"):
+    NoukaiRunJobOperator(task_id="job", message="Hello", inline_wait=0, **ARGUMENTS)
+
+with DAG("moved_batch", schedule=None):
+    NoukaiRunJobsOperator(
+        task_id="job", inputs=["a"], output_path="{{ dag_run.conf['output'] }}", **ARGUMENTS
+    )
+"""
+
+
+def test_another_connection(runs: Runs, changing_dags: Path, tmp_path: Path) -> None:
+    """A deferred task gets the result of its job even if its DAG names another connection by then."""
+    file = changing_dags / "moved.py"
+    file.write_text(MOVED.replace("CONNECTION", "noukai_default"))
+    run = runs.start("moved", **LONG)
+    batch = runs.prepare("moved_batch", **LONG).start(output=f"file://{tmp_path}/moved")
+    for started in (run, batch):
+        started.wait_until_watched()
+    file.write_text(MOVED.replace("CONNECTION", "elsewhere"))
+    wait_until(
+        lambda: runs.airflow.get("/dags/moved")["description"] == "elsewhere",
+        "Airflow to parse the file again",
+    )
+    for started in (run, batch):
+        started.control.finish(started.job()["id"], result=1)
+        assert started.wait_for() == "success"
+        assert started.submissions() == 1
 
 
 def test_a_file_that_is_gone(runs: Runs, changing_dags: Path, tmp_path: Path) -> None:

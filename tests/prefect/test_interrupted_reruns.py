@@ -166,7 +166,7 @@ async def test_a_record_that_cannot_be_read(rerun: Rerun, log: pytest.LogCapture
     assert log.messages == [f"Noukai jobs of {FLOW}: {said}"]
 
 
-@pytest.mark.parametrize("limit", ["RECALL_SECONDS", "CLEANUP_SECONDS"])
+@pytest.mark.parametrize("limit", ["RECORD_SECONDS", "CLEANUP_SECONDS"])
 async def test_a_record_that_takes_too_long(
     rerun: Rerun, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
