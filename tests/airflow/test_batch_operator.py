@@ -17,7 +17,7 @@ import pytest
 from airflow.providers.common.compat.sdk import TaskDeferred
 from airflow.sdk import ObjectStoragePath
 
-from noukai_airflow import _task_states
+from noukai_airflow import _batch_run, _task_states
 from noukai_airflow._batch_inputs import BatchInputs
 from noukai_airflow._batch_log import FolderLog
 from noukai_airflow._batch_run import BatchRun
@@ -349,8 +349,11 @@ def test_an_output_that_no_xcom_can_hold(context: Any, emulator: Emulator) -> No
     assert submissions(emulator) == 3
 
 
-def test_a_clear(context: Any, emulator: Emulator, output: dict[str, Any]) -> None:
-    """A clear cancels what runs, and starts again from nothing."""
+def test_a_clear(
+    context: Any, emulator: Emulator, output: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clear cancels what runs, and starts again from nothing, where the record outlives it."""
+    monkeypatch.setattr(_batch_run, "CLEAR_DISCARDS_STATE", False)
     emulator.control.script("flow", outcome="never")
     task = operator(["one", "two"], deferrable=True, **output)
     deferred(task, context)

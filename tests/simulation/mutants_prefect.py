@@ -134,8 +134,8 @@ MUTANTS = (
     Mutant(
         "a cancel while a batch reads its record leaves the jobs of the earlier attempt running",
         _BATCH,
-        "            if batch is None and reason is not None:\n",
-        "            if False:\n",
+        "record = self.record or await _cancellation.read_record(self._read_record(), flow, run)",
+        "record = None",
     ),
     Mutant(
         "an interrupted wait neither cancels its job nor names it",
