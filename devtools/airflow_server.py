@@ -26,7 +26,16 @@ from uuid import uuid4
 
 import httpx
 
-from devtools.processes import LONGEST_WAIT, Component, ServerError, descendants, free_port, title, wait_until
+from devtools.processes import (
+    LONGEST_WAIT,
+    REUSED_WITHIN,
+    Component,
+    ServerError,
+    descendants,
+    free_port,
+    title,
+    wait_until,
+)
 
 _START_SECONDS = 300.0
 
@@ -66,7 +75,12 @@ class LocalAirflow:
         self._airflow = str(Path(binaries) / "airflow")
         self._given_database = database_url
         self._environment = self._settings(Path(binaries), dags, parallelism) | dict(environment or {})
-        self._client = httpx.Client(base_url=self.url, timeout=LONGEST_WAIT, trust_env=False)
+        self._client = httpx.Client(
+            base_url=self.url,
+            timeout=LONGEST_WAIT,
+            trust_env=False,
+            limits=httpx.Limits(keepalive_expiry=REUSED_WITHIN),
+        )
         self._stopped = False
         self.components: dict[str, Component] = {}
         self.scheduler = self._component("scheduler")

@@ -19,7 +19,15 @@ from typing import Any, Self, TypeVar
 
 import httpx
 
-from devtools.processes import LONGEST_WAIT, Component, ServerError, descendants, free_port, wait_until
+from devtools.processes import (
+    LONGEST_WAIT,
+    REUSED_WITHIN,
+    Component,
+    ServerError,
+    descendants,
+    free_port,
+    wait_until,
+)
 
 T = TypeVar("T")
 
@@ -96,7 +104,12 @@ class LocalPrefect:
         self.environment = self._settings(Path(binaries)) | dict(environment or {})
         self._prefect = str(Path(binaries) / "prefect")
         self._python = str(Path(binaries) / "python")
-        self._client = httpx.Client(base_url=f"{self.url}/api", timeout=30.0, trust_env=False)
+        self._client = httpx.Client(
+            base_url=f"{self.url}/api",
+            timeout=30.0,
+            trust_env=False,
+            limits=httpx.Limits(keepalive_expiry=REUSED_WITHIN),
+        )
         self._stopped = False
         self.components: dict[str, Component] = {}
         self.server = self._component(

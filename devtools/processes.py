@@ -24,6 +24,11 @@ _STOP_SECONDS = 15.0
 LONGEST_WAIT = 300.0
 """Seconds to wait for an event. It is no promise: it only ends a run in which the event never comes."""
 
+REUSED_WITHIN = 1.0
+"""Seconds for which an idle connection to a server is used again. uvicorn closes one after five, as long as
+httpx uses it: who reuses it at that moment reads that it was reset.
+"""
+
 # Below those that systems give to connections and to whoever asks for any port: a server binds its port
 # seconds after it was chosen.
 _PORTS = range(20_000, 32_000)

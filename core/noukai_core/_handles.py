@@ -133,6 +133,7 @@ class JobHandle(Generic[R]):
         )
         self._accepted = accepted
         self._last_status = last_status
+        self._had_ended = False
         self._submitted_on_clock = _on_monotonic_clock(self._submitted_at)
 
     @property
@@ -159,6 +160,11 @@ class JobHandle(Generic[R]):
     def last_status(self) -> JobStatus | None:
         """The status that this handle saw last, or was made with. A wait logs only what differs from it."""
         return self._last_status
+
+    @property
+    def had_ended(self) -> bool:
+        """Whether the server said to the last `cancel()` that the job had already ended."""
+        return self._had_ended
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.id!r}, flow={self.flow!r})"
@@ -219,7 +225,8 @@ class JobHandle(Generic[R]):
 
     def _cancelling(self) -> Effects[None]:
         call = endpoints.cancel(self._path, self._id)
-        return send_with_retries(call, time.monotonic, race_ends=self._race_ends())
+        accepted = yield from send_with_retries(call, time.monotonic, race_ends=self._race_ends())
+        self._had_ended = not accepted
 
     def _tracing(self) -> Effects[RunTrace]:
         return send_with_retries(endpoints.trace(self._path, self._id), time.monotonic)

@@ -35,12 +35,14 @@ class CancelOutcome:
         flow: Its flow as `org/project/slug`.
         status: The job's status after the cancel, if it was polled.
         error: What failed, if something did: an error, or a text for the log.
+        had_ended: Whether the server said that the job had already ended.
     """
 
     job_id: str
     flow: str
     status: JobStatus | None = None
     error: NoukaiError | str | None = None
+    had_ended: bool = False
 
     @property
     def cancelled(self) -> bool:
@@ -54,6 +56,9 @@ class CancelOutcome:
             return "unknown to the server"
         if self.status is not None and self.status.finished and self.status.state != JobState.CANCELLED:
             return f"already {self.status.state}"
+        # The poll may have reached a replica that does not know yet.
+        if self.had_ended and (self.status is None or not self.status.finished):
+            return "already ended"
         return None
 
     def log(self, reason: str, logger: Logger) -> bool:
@@ -93,7 +98,7 @@ def cancel_job(job: Job, *, confirm: bool = True) -> CancelOutcome:
     if confirm:
         with suppress(NoukaiError):
             status = job.status()
-    return CancelOutcome(job.id, job.flow, status)
+    return CancelOutcome(job.id, job.flow, status, had_ended=job.had_ended)
 
 
 async def acancel_job(job: AsyncJob, *, confirm: bool = True) -> CancelOutcome:
@@ -106,4 +111,4 @@ async def acancel_job(job: AsyncJob, *, confirm: bool = True) -> CancelOutcome:
     if confirm:
         with suppress(NoukaiError):
             status = await job.status()
-    return CancelOutcome(job.id, job.flow, status)
+    return CancelOutcome(job.id, job.flow, status, had_ended=job.had_ended)

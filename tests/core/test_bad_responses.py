@@ -118,12 +118,23 @@ def test_a_senseless_response_to_a_submission_that_stays_unknown(
     assert len(server.made("submit")) == 1
 
 
-@pytest.mark.parametrize("kind", ["not JSON", "HTML", "a list", "empty", "no id"])
+@pytest.mark.parametrize("kind", ["not JSON", "a list", "empty", "no id"])
 def test_an_accepted_cancel_needs_no_body(scripted: MakeClient, server: ScriptedServer, kind: str) -> None:
-    """A 2xx to a cancel means cancelled, regardless of its body."""
+    """A 2xx to a cancel means cancelled, whatever its body says."""
     server.on("cancel", nonsense(kind))
     scripted().flow(FLOW).attach("job-1").cancel()
     assert len(server.made("cancel")) == 1
+
+
+@pytest.mark.parametrize("code", [200, 409])
+def test_a_web_page_is_no_accepted_cancel(scripted: MakeClient, server: ScriptedServer, code: int) -> None:
+    """A sign-in page or that of a proxy ended no job, so the cancel is sent again."""
+    server.on("cancel", respond(code, **NONSENSE["HTML"]), respond(202))
+    scripted().flow(FLOW).attach("job-1").cancel()
+    assert len(server.made("cancel")) == 2
+    server.on("cancel", respond(code, **NONSENSE["HTML"]))
+    with pytest.raises(InvalidResponseError, match="is a web page"):
+        scripted().flow(FLOW).attach("job-1").cancel()
 
 
 @pytest.mark.parametrize("kind", ["not JSON", "HTML", "a list", "empty"])

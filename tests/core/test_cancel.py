@@ -37,7 +37,9 @@ def test_any_2xx_is_an_accepted_cancel(scripted: MakeClient, server: ScriptedSer
 def test_a_job_that_has_ended_is_no_error(scripted: MakeClient, server: ScriptedServer, code: int) -> None:
     """The server says that the job has already ended, which is what the caller wants."""
     server.on("cancel", rejection(code, "ALREADY_FINISHED"))
-    assert scripted().flow(FLOW).attach("job-1").cancel() is None
+    job = scripted().flow(FLOW).attach("job-1")
+    assert job.cancel() is None
+    assert job.had_ended
     assert len(server.requests) == 1
 
 

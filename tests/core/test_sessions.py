@@ -46,6 +46,34 @@ def test_a_job_that_is_not_listed(make_flow: Any, service: RawService) -> None:
     assert make_flow().wait_for_sessions({SESSION: 3}, until=2, poll_interval=0.01) == 2
 
 
+def test_the_steps_of_the_jobs_are_listed(make_flow: Any, service: RawService) -> None:
+    """A step of a job is no job: its end ends no wait, and it is neither cancelled nor taken for a job."""
+    step = {"executionId": "step-1", "status": "completed", "triggerType": "step"}
+    running_step = {"executionId": "step-2", "status": "running", "triggerType": "Step"}
+    service.on("session", listed(step, running_step, RUNNING), listed(step, RUNNING | {"status": "failed"}))
+    rounds: list[int] = []
+    flow = make_flow()
+    flow.wait_for_sessions({SESSION: 1}, poll_interval=0.01, report=rounds.append)
+    assert rounds == [1, 0]
+    service.on("session", listed(step, running_step, RUNNING))
+    running, ended = flow.running_in(SESSION)
+    assert ([job.id for job in running], ended) == (["job-2"], 0)
+    assert flow.jobs_in(SESSION) == {"job-2"}
+
+
+def test_a_job_that_an_interrupted_submission_made(make_flow: Any, service: RawService) -> None:
+    """The end of a job that is none of those that are waited for does not end the wait."""
+    unknown = {"executionId": "job-3", "status": "completed"}
+    service.on(
+        "session",
+        listed(ENDED, RUNNING, unknown),
+        listed(ENDED, RUNNING | {"status": "completed"}, unknown),
+    )
+    rounds: list[int] = []
+    make_flow().wait_for_sessions({SESSION: 2}, poll_interval=0.01, report=rounds.append)
+    assert rounds == [1, 0]
+
+
 def test_a_wait_that_times_out(make_flow: Any, service: RawService) -> None:
     """At its end the wait returns how many jobs have not ended, and raises nothing."""
     service.on("session", listed(ENDED, RUNNING))

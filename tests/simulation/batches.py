@@ -2,246 +2,316 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
 
-from noukai_core import JobOutcome, LedgerEntry, NoukaiError
-from noukai_core._engine import batch as engine
-from noukai_core._engine import lanes
-from noukai_core.batch import SUBMITTING
-from tests.simulation import core_state
-from tests.simulation.choices import Choices, Decision
-from tests.simulation.clock import Clock
-from tests.simulation.explore import LIVING, Outcome
-from tests.simulation.invariants import History, Violation, one_job_per_submission
-from tests.simulation.network import Exchange
-from tests.simulation.pages import ANOTHER_REQUEST, Response
-from tests.simulation.process import Process, Task
-from tests.simulation.server import ServerJob
+from noukai_core import JobOutcome, JobRequest, LedgerEntry
+from noukai_core._engine.effects import Sleep
+from noukai_core.batch import SUBMITTING, JobInput, OutcomeState
+from tests.simulation.batch_driver import SimulatedBatch
+from tests.simulation.choices import Choices
+from tests.simulation.effect import Effect
+from tests.simulation.process import Process, StoreError, Task
+from tests.simulation.server import FLOW
 from tests.simulation.simulation import Simulation
 
-_BATCH = uuid.UUID(int=7)
-_MOST_TRIES = 3
-_RESUBMISSIONS = 6
+BATCH = uuid.UUID(int=7)
 
-_FEW_JOBS_IN_A_SESSION = 4
-_JOBS_BEFORE_NEXT_LANE = 2
+_MOST_TRIES = 3
+
+_MOMENTS = (0.0, 0.01, 0.03, 0.05, 1.0, 5.0, 40.0, 200.0)
+"""Seconds: the request is there after 0.02, its response back after 0.04."""
+
+_KEPT = (OutcomeState.COMPLETED, OutcomeState.FAILED, OutcomeState.CANCELLED)
 
 
 class WeakLedger:
-    """A ledger that keeps no more than its contract demands: what is not durable dies with the process."""
+    """A ledger that keeps no more than its contract demands: what is not durable dies with the process.
 
-    def __init__(self, durable: dict[int, LedgerEntry], *, lazy: bool) -> None:
+    Args:
+        durable: What survives.
+        history: All that ever did.
+        kept: The inputs whose outcomes the user has.
+        choices: Decides how long a write takes, and whether it fails.
+        lazy: Whether entries become durable as late as is allowed.
+        fails: How probable it is that a write fails.
+    """
+
+    def __init__(
+        self,
+        durable: dict[int, LedgerEntry],
+        history: list[LedgerEntry],
+        kept: set[int],
+        choices: Choices,
+        *,
+        lazy: bool,
+        fails: float,
+    ) -> None:
         self._durable = durable
+        self._history = history
+        self._kept = kept
+        self._choices = choices
         self._lazy = lazy
+        self._fails = fails
         self._pending: defaultdict[str, dict[int, LedgerEntry]] = defaultdict(dict)
 
     def read(self) -> Mapping[int, LedgerEntry]:
-        return dict(self._durable)
+        return {index: replace(entry, kept=index in self._kept) for index, entry in self._durable.items()}
 
-    def write(self, entry: LedgerEntry) -> None:
+    async def write(self, entry: LedgerEntry) -> None:
+        end = self._choices.pick("end of a write", ("written", "failed", "written, but failed"), self._fails)
+        if end != "failed":
+            self._keep(entry)
+        # The process may die with the entry written.
+        await Effect(Sleep(self._choices.pick("slowness of the ledger", (0.001, 2.0), self._fails)))
+        if end != "written":
+            raise StoreError("the ledger failed")
+
+    def sizes(self, sessions: Iterable[str]) -> dict[str, int]:
+        """Return how many jobs each session has, finished or not."""
+        pending = [entry for entries in self._pending.values() for entry in entries.values()]
+        entries = [*self._history, *pending]
+        return {
+            session: len({entry.job_id for entry in entries if entry.session_id == session} - {None})
+            for session in sessions
+        }
+
+    def _keep(self, entry: LedgerEntry) -> None:
         if self._lazy and entry.state != SUBMITTING:
             self._pending[entry.session_id][entry.index] = entry
             return
+        self._history += [*self._pending[entry.session_id].values(), entry]
         self._durable.update(self._pending.pop(entry.session_id, {}))
         self._durable[entry.index] = entry
+
+
+@dataclass
+class Try:
+    """One process, and what it saw of the batch.
+
+    Attributes:
+        process: The number of the process.
+        spent_usd: What it was told that earlier tries have spent.
+        outcomes: What it was given, each with the time.
+        ended_at: When the batch ended by itself.
+        detach: Whether it leaves jobs running.
+        kept: The inputs whose outcomes the user had before.
+        detached: Whether it did.
+        cancelled_at: When a person ended it.
+        settled_at: When its jobs had been cancelled after that.
+        error: What it ended with.
+    """
+
+    process: int
+    spent_usd: Decimal
+    detach: bool
+    kept: frozenset[int]
+    outcomes: list[tuple[float, JobOutcome]] = field(default_factory=list)
+    ended_at: float | None = None
+    detached: bool = False
+    cancelled_at: float | None = None
+    settled_at: float | None = None
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What a wait for the sessions of a batch returned.
+
+    Attributes:
+        began_at: When it began.
+        ended_at: When it ended.
+        sizes: The sessions, and how many unfinished jobs each had.
+        left: How many had not ended, by what it returned.
+    """
+
+    began_at: float
+    ended_at: float
+    sizes: Mapping[str, int]
+    left: int
 
 
 class Batching:
     """A batch that is run again, with what its ledger has kept, until it has ended by itself.
 
     Attributes:
+        simulation: The world.
         inputs: How many inputs there are.
+        most_jobs: How many jobs run at the same time.
+        lazy: Whether the ledger keeps as little as it may.
         in_order: Whether outcomes come in their order.
-        most: How many jobs run at the same time.
-        outcomes: What each try yielded.
-        ended: The tries that ended by themselves.
+        timeout: Seconds for each job.
+        cancels: Whether a job that takes longer is cancelled.
+        most_failures: After how many failures nothing more is submitted.
+        most_usd: After what cost.
+        users_sessions: Whether every second input names a session of the user's.
+        kept: The inputs whose outcomes the user has kept, and needs no more.
+        tries: The processes that ran the batch.
+        watches: The waits for jobs that a try has left running.
+        lines: What was logged, with the time.
     """
 
     def __init__(self, simulation: Simulation) -> None:
-        self._simulation = simulation
+        self.simulation = simulation
         self._choices = choices = simulation.choices
         self._durable: dict[int, LedgerEntry] = {}
-        self.inputs = 1 + choices.index("inputs", 12)
-        self.most = choices.pick("max_concurrency", (4, 1, 20))
-        self.in_order = choices.pick("in_order", (False, True), 0.3)
+        self._history: list[LedgerEntry] = []
+        self._spent_usd = Decimal(0)
+        self.most_jobs = choices.pick("max_concurrency", (4, 1, 20))
         self.lazy = choices.pick("lazy ledger", (False, True), 0.5)
+        self._ledger_fails = choices.pick("failures of the ledger", (0.0, 0.05, 0.2), 0.3)
+        self._keeps = choices.happens("the user keeps outcomes", 0.3)
+        self.inputs = 1 + choices.index("inputs", 12)
+        self.in_order = choices.pick("in_order", (False, True), 0.3)
+        self.timeout = choices.pick("timeout of a job", (None, 0.5, 3.0, 30.0), 0.3)
+        self.cancels = choices.pick("cancel_on_timeout", (False, True, "asked"), 0.5)
+        self.most_failures = choices.pick("stop_after_failures", (None, 1, 3), 0.2)
+        self.most_usd = choices.pick("max_cost_usd", (None, "0.03", "0.05"), 0.2)
+        self.users_sessions = choices.happens("sessions of the user", 0.15)
+        self.kept: set[int] = set()
+        self.tries: list[Try] = []
+        self.watches: list[Watch] = []
+        self.lines: list[tuple[float, str]] = []
+        simulation.server.traces = choices.pick("traces", ("costs", "no costs", "forbidden"), 0.2)
+        simulation.max_polls_per_second = choices.pick("limit of the polls", (50.0, 5.0, 1.0), 0.3)
         simulation.network.crosses_submissions = choices.pick("a pool out of step", (False, True), 0.3)
-        simulation.network.crosses_sessions = False  # which no client can notice
-        self.outcomes: list[list[JobOutcome]] = []
-        self.ended: list[int] = []
-        self._detached: list[int] = []
-        self.errors: list[BaseException] = []
+        self._ended_by_a_person = False
 
     def begin(self) -> None:
-        """Start the first try, or the next."""
-        simulation, choices = self._simulation, self._choices
+        """Start the first try."""
+        if self._choices.happens("a person ends the batch", 0.25):
+            when = self._choices.pick("when a person does", _MOMENTS)
+            self.simulation.clock.after(when, self._end_by_a_person)
+        self._begin()
+
+    def _begin(self) -> None:
+        simulation, choices = self.simulation, self._choices
         process = simulation.process()
-        number = len(self.outcomes)
-        self.outcomes.append([])
-        last = number + 1 == _MOST_TRIES
+        process.queue_wait = lambda: 0.0  # what has waited for its turn does not ask again whether it may go
+        last = len(self.tries) + 1 == _MOST_TRIES
         detach = not last and not self.in_order and choices.happens("a detached try", 0.3)
-        dies = not last and choices.happens("death of a process", 0.6)
-        if dies:
-            effect = 1 + choices.index("effect at which it dies", 60)
-            delay = choices.pick("seconds after it", (0.0, 0.01, 0.03, 5.0))
+        this = Try(process.number, self._spent_usd, detach, frozenset(self.kept))
+        self.tries.append(this)
+        if not last and choices.happens("death of a process", 0.6):
+            self._plan_its_death(process, this)
+        task = process.start("the batch", self._run(process, this), lambda task: self._note(task, this))
+        if self._ended_by_a_person:
+            task.interrupt()
 
-            def die() -> None:
-                if process.alive and number not in (*self.ended, *self._detached):
-                    simulation.story.tell("process {0} dies", process.number)
-                    process.kill()
-                    self._begin_later()
+    def _plan_its_death(self, process: Process, this: Try) -> None:
+        number = 1 + self._choices.index("effect at which it dies", 60)
+        delay = self._choices.pick("seconds after it", (0.0, 0.01, 0.03, 5.0))
 
-            def on_effect(count: int, _: object) -> None:
-                if count == effect:
-                    simulation.clock.after(delay, die)
+        def die() -> None:
+            if process.alive and this.ended_at is None and this.settled_at is None:
+                self.simulation.story.tell("process {0} dies", process.number)
+                process.kill()
+                self._begin_later()
 
-            process.on_effect = on_effect
-        process.start("the batch", self._run(process, number, detach), self._note)
+        def on_effect(count: int, _: object) -> None:
+            if count == number:
+                self.simulation.clock.after(delay, die)
+
+        process.on_effect = on_effect
 
     def _begin_later(self) -> None:
         pause = self._choices.pick("pause before the next try", (1.0, 30.0, 300.0))
-        self._simulation.clock.after(pause, self.begin)
+        self.simulation.clock.after(pause, self._begin)
 
-    def _note(self, task: Task) -> None:
-        if task.error is not None:
-            self.errors.append(task.error)
+    def _end_by_a_person(self) -> None:
+        self._ended_by_a_person = True
+        self.simulation.story.tell("a person ends the batch")
+        process = self.simulation.processes[-1]
+        if process.number != self.tries[-1].process:
+            process.kill()  # a triggerer, whose trigger is told to end
+            self._begin()
+        elif process.alive and process.tasks:
+            process.tasks[0].interrupt()
 
-    async def _run(self, process: Process, number: int, detach: bool) -> None:
-        ledger = WeakLedger(self._durable, lazy=self.lazy)
-        batch = process.flow.jobs(
-            (f"input {index}" for index in range(self.inputs)),
-            ledger=ledger,
-            batch_id=str(_BATCH),
-            max_concurrency=self.most,
-            in_order=self.in_order,
-            detach=detach,
-        )
-        async for outcome in batch:
-            self._simulation.story.tell("process {0}: {1!r}", process.number, outcome)
-            self.outcomes[number].append(outcome)
-        running = self.inputs - len(self.outcomes[number])
-        if detach and running:
-            self._simulation.story.tell("process {0}: {1} jobs are left running", process.number, running)
-            self._detached.append(number)
+    def _note(self, task: Task, this: Try) -> None:
+        this.error = task.error
+        if isinstance(task.error, StoreError) and len(self.tries) < _MOST_TRIES:
+            task.process.kill()
             self._begin_later()
-        else:
-            self.ended.append(number)
 
+    async def _run(self, process: Process, this: Try) -> None:
+        simulation = self.simulation
+        ledger = WeakLedger(
+            self._durable,
+            self._history,
+            self.kept,
+            self._choices,
+            lazy=self.lazy,
+            fails=self._ledger_fails,
+        )
+        batch = self._batch(process, this, ledger)
+        try:
+            await Effect(Sleep(0.001))  # a person may have ended it before it begins
+            async for outcome in batch:
+                simulation.story.tell("process {0}: {1!r}", process.number, outcome)
+                this.outcomes.append((simulation.clock.now, outcome))
+                self._keep(outcome)
+        except asyncio.CancelledError:
+            this.cancelled_at = simulation.clock.now
+            await batch.cancel("a person")
+            this.settled_at = simulation.clock.now
+            return
+        this.ended_at = simulation.clock.now
+        running = self.inputs - len(self.kept | {outcome.index for _, outcome in this.outcomes})
+        if this.detach and running:
+            simulation.story.tell("process {0}: {1} jobs are left running", process.number, running)
+            this.detached = True
+            if self._choices.happens("the sessions are watched", 0.5):
+                self._watch(ledger.sizes(batch.sessions))
+            else:
+                self._begin_later()
 
-def violations(history: History, scenario: Batching) -> Iterator[Violation]:
-    """Yield what does not hold of a schedule that is over."""
-    for what in one_job_per_submission(history):
-        yield Violation("one_job_per_submission", what)
-    simulation = history.simulation
-    indexes = {
-        str(uuid.uuid5(_BATCH, f"{index}:{again}")): (index, again)
-        for index in range(scenario.inputs)
-        for again in range(_RESUBMISSIONS)
-    }
-    for error in scenario.errors:
-        yield Violation("every_batch_ends_well", repr(error))
-    last = len(scenario.outcomes) - 1
-    if last not in scenario.ended and not scenario.errors:
-        yield Violation("every_batch_ends", f"try {last + 1} has not ended: {len(scenario.outcomes[last])}")
-    for number, outcomes in enumerate(scenario.outcomes):
-        seen = Counter(outcome.index for outcome in outcomes)
-        if any(count > 1 for count in seen.values()):
-            yield Violation("one_outcome_for_each_input", f"try {number + 1}: {seen}")
-        if number in scenario.ended and set(seen) != set(range(scenario.inputs)):
-            yield Violation("one_outcome_for_each_input", f"try {number + 1}: {sorted(seen)}")
-        if scenario.in_order and [one.index for one in outcomes] != sorted(seen):
-            yield Violation("outcomes_in_order", f"try {number + 1}: {[one.index for one in outcomes]}")
-        if any(len(exchange.jobs) > 1 for exchange in history.exchanges):
-            continue  # a network that sends a request twice makes a job that nobody asked for
-        for outcome in outcomes:
-            if wrong := _wrong(outcome, history, indexes):
-                yield Violation("outcomes_are_true", f"try {number + 1}: {wrong}: {outcome!r}")
-    duplicated = any(len(exchange.jobs) > 1 for exchange in history.exchanges)
-    if simulation.server.lists_in_time and not duplicated:
-        yield from _no_second_job(simulation, indexes)
+    def _watch(self, sizes: Mapping[str, int]) -> None:
+        """Wait for the jobs in a process of its own, as a triggerer does, before the next try begins."""
+        process = self.simulation.process()
+        until = self._choices.pick("how few jobs are worth a try", (0, 1, 3))
+        timeout = self._choices.pick("timeout of the watch", (None, 2.0, 60.0), 0.5)
 
+        async def watch() -> None:
+            left = await process.flow.wait_for_sessions(sizes, until=until, timeout=timeout)
+            self.watches.append(Watch(process.began_at, self.simulation.clock.now, sizes, left))
 
-def _wrong(outcome: JobOutcome, history: History, indexes: Mapping[str, tuple[int, int]]) -> str | None:
-    if outcome.error is not None and not isinstance(outcome.error, NoukaiError):
-        return "an error of another kind"
-    if outcome.job_id is None:
-        return None if outcome.state in ("rejected", "unknown", "not_submitted") else "no job"
-    job = history.simulation.server.job_of(outcome.job_id)
-    assert job is not None
-    if indexes[job.key][0] != outcome.index:
-        unknown = outcome.output is None and not history.simulation.habits.recognisable
-        if unknown or _crossed_unseen(outcome.index, job, history, indexes):
-            return None
-        return f"the job is that of input {indexes[job.key][0]}"
-    if outcome.state in ("completed", "failed", "cancelled"):
-        return None if job.final == outcome.state else f"the job ended as {job.final}"
-    return None
+        process.start("the watch", watch(), lambda _: None if self._ended_by_a_person else self._begin())
 
+    def _batch(self, process: Process, this: Try, ledger: WeakLedger) -> SimulatedBatch:
+        cancels: object = self.cancels
+        if cancels == "asked":
+            cancels = lambda: self._choices.pick("a job is cancelled", (True, False))  # noqa: E731
+        batch: object = process.flow.jobs(
+            [self._input(index) for index in range(self.inputs)],
+            ledger=ledger,
+            batch_id=str(BATCH),
+            max_concurrency=self.most_jobs,
+            in_order=self.in_order,
+            detach=this.detach,
+            trace=self.most_usd is not None,
+            timeout=self.timeout,
+            cancel_on_timeout=cancels,  # type: ignore[arg-type]
+            stop_after_failures=self.most_failures,
+            max_cost_usd=self.most_usd,
+            spent_usd=this.spent_usd,
+        )
+        assert isinstance(batch, SimulatedBatch)
+        return batch
 
-def _crossed_unseen(
-    index: int, job: ServerJob, history: History, indexes: Mapping[str, tuple[int, int]]
-) -> bool:
-    """Whether an input received the response to another one, before its process knew whose job that is."""
-    return any(
-        isinstance(exchange.end, Response)
-        and exchange.end.origin == ANOTHER_REQUEST
-        and indexes[exchange.submission][0] == index
-        and not _knew(job, exchange)
-        for exchange in history.exchanges
-        if exchange.kind == "submit"
-    )
+    def _input(self, index: int) -> JobInput:
+        if self.users_sessions and index % 2:
+            session = str(uuid.uuid5(BATCH, "the user's"))
+            traced = self.most_usd is not None
+            return JobRequest(FLOW, message=f"input {index}", session_id=session, trace=traced)
+        return f"input {index}"
 
-
-def _knew(job: ServerJob, exchange: Exchange) -> bool:
-    made_by = job.exchange
-    return (
-        made_by.process == exchange.process
-        and isinstance(made_by.end, Response)
-        and made_by.end.own
-        and made_by.end.whole
-        and made_by.end.status < 300
-        and made_by.ended_at is not None
-        and exchange.ended_at is not None
-        and made_by.ended_at < exchange.ended_at
-    )
-
-
-def _no_second_job(simulation: Simulation, indexes: Mapping[str, tuple[int, int]]) -> Iterator[Violation]:
-    """An input has a second job only when the one before did not complete."""
-    by_input: defaultdict[int, list[ServerJob]] = defaultdict(list)
-    for job in simulation.server.jobs.values():
-        by_input[indexes[job.key][0]].append(job)
-    for index, jobs in by_input.items():
-        latest = max(indexes[job.key][1] for job in jobs)
-        for earlier in jobs:
-            if indexes[earlier.key][1] < latest and earlier.final == "completed":
-                yield Violation("no_second_job", f"input {index} has {[job.id for job in jobs]}")
-
-
-def run(seed: int, replayed: Mapping[Decision, int] | None = None, *, told: bool = False) -> Outcome:
-    """Run one schedule, inside of `virtual_time`."""
-    choices = Choices(seed, replayed)
-    clock = Clock()
-    LIVING.clock, LIVING.jitter = clock, choices.jitter
-    core_state.forget(choices.jitter.random())
-    sizes = lanes.MAX_JOBS, engine.JOBS_BEFORE_NEXT_LANE
-    lanes.MAX_JOBS, engine.JOBS_BEFORE_NEXT_LANE = _FEW_JOBS_IN_A_SESSION, _JOBS_BEFORE_NEXT_LANE
-    try:
-        simulation = Simulation(choices, clock, told=told)
-        scenario = Batching(simulation)
-        scenario.begin()
-        simulation.run()
-        simulation.dispose()
-    finally:
-        lanes.MAX_JOBS, engine.JOBS_BEFORE_NEXT_LANE = sizes
-    history = History(simulation)
-    return Outcome(
-        seed,
-        choices.made,
-        list(violations(history, scenario)),
-        set(),
-        simulation.story.lines,
-        [choices.described.get(decision, decision[0]) for decision in choices.made],
-    )
+    def _keep(self, outcome: JobOutcome) -> None:
+        """Do what the owner of a ledger does: keep what has ended, and count what it cost."""
+        if self._keeps and outcome.state in _KEPT:
+            self.kept.add(outcome.index)
+            self._spent_usd += outcome.cost_usd or 0

@@ -166,7 +166,6 @@ class Network:
         exchanges: All requests.
         harm: See above.
         crosses_submissions: Whether the response to one submission may go to another one.
-        crosses_sessions: Whether it may go to one in another session.
     """
 
     def __init__(
@@ -189,7 +188,6 @@ class Network:
         self._caches = harm > 0 and choices.happens("a cache before the service", 0.1)
         self._cached: dict[str, tuple[float, Response]] = {}
         self.crosses_submissions = False
-        self.crosses_sessions = True
         self._accepted: dict[str, Response] = {}
 
     def send(
@@ -298,7 +296,7 @@ class Network:
         if self._caches and exchange.method == "GET" and response.own:
             self._cached[exchange.path] = (self._clock.now, response)
         if exchange.kind == "submit" and response.status < 300:
-            self._accepted[exchange.submission] = exchange.headers.get("x-session-id"), response
+            self._accepted[exchange.submission] = response
         exchange.received.append(self._clock.now)
         if exchange.ended_at is not None or exchange.jobs:
             self._story.tell("{0}: the service answers {1}", exchange, response)
@@ -309,11 +307,8 @@ class Network:
         if exchange.kind != "submit":
             pages = OF_ANOTHER.get(exchange.kind)
             return self._choices.pick(f"of another {exchange.kind}", pages) if pages else None
-        session = exchange.headers.get("x-session-id")
         others = [
-            accepted
-            for submission, (of_session, accepted) in self._accepted.items()
-            if submission != exchange.submission and (self.crosses_sessions or of_session == session)
+            accepted for submission, accepted in self._accepted.items() if submission != exchange.submission
         ]
         return replace(others[-1], origin=ANOTHER_REQUEST) if others and self.crosses_submissions else None
 

@@ -1,4 +1,4 @@
-"""What is simulated: the core's engine alone, or below the code of Airflow or of Prefect."""
+"""What is simulated: the core's engine, its batches, or both below the code of Airflow or of Prefect."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ class Part(NamedTuple):
 
 _FUNCTIONS = {
     "engine": ("explore", "virtual_time", "run"),
+    "batches": ("explore_batches", "batch_time", "run_batches"),
     "airflow": ("explore_airflow", "airflow_time", "run_airflow"),
     "prefect": ("explore_prefect", "prefect_time", "run_prefect"),
 }

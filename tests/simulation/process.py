@@ -4,36 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from noukai_core import AsyncFlow, JobOutcome, JobStatus
+from noukai_core import AsyncFlow, JobStatus
 from noukai_core._api import endpoints
 from noukai_core._api.endpoints import Call as ApiCall
 from noukai_core._api.parsing import HttpResponse
 from noukai_core._engine.batch import Batch
-from noukai_core._engine.effects import Effects, Emit, Given, Record, Send, Sleep, Spawn, Take
+from noukai_core._engine.effects import Effects, Emit, Send, Sleep
 from noukai_core._options import ClientOptions
+from noukai_core.batch import BatchLedger
 from noukai_core.errors import TransientError
+from tests.simulation.batch_driver import SimulatedBatch
 from tests.simulation.clock import Clock
+from tests.simulation.effect import Effect
 from tests.simulation.network import NOT_SENT, End, Exchange, Network
 from tests.simulation.pages import Response
 from tests.simulation.server import FLOW
 
 T = TypeVar("T")
-
-
-class Effect:
-    """Something that a coroutine waits for; the task that runs it performs it."""
-
-    __slots__ = ("what",)
-
-    def __init__(self, what: Any) -> None:
-        self.what = what
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        return (yield self.what)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,51 +42,15 @@ class StoreError(Exception):
 class Runner:
     """In the place of the client's driver: hands the effects of the core to the task that runs them."""
 
-    def __init__(self, key: str, start: Callable[[str, Coroutine[Any, Any, Any]], object]) -> None:
+    def __init__(self, key: str, start: Callable[[str, Coroutine[Any, Any, Any]], Task]) -> None:
         self.key = key
         self._start = start
 
-    async def jobs(
-        self, batch: Batch, inputs: Iterable[Any], ledger: Any, *, cancel_on_close: bool
-    ) -> AsyncGenerator[JobOutcome, None]:
+    def jobs(
+        self, batch: Batch, inputs: Iterable[Any], ledger: BatchLedger, *, cancel_on_close: bool
+    ) -> SimulatedBatch:
         assert not cancel_on_close
-        given = (Given(index, value) for index, value in enumerate(inputs))
-
-        async def strand(effects: Effects[None]) -> None:
-            outcome: Any = None
-            try:
-                while True:
-                    try:
-                        effect = effects.send(outcome)
-                    except StopIteration:
-                        break
-                    match effect:
-                        case Spawn():
-                            self._start("a strand", strand(effect.effects))
-                            outcome = None
-                        case Take():
-                            outcome = next(given, None)
-                        case Record():
-                            outcome = ledger.write(effect.entry)
-                            await Effect(Sleep(0.001))  # it may die with the entry written
-                        case _:
-                            outcome = await Effect(effect)
-            except Exception as error:
-                batch.fail(error)
-            finally:
-                effects.close()
-            batch.changed.ring()
-
-        batch.resume(ledger.read())
-        self._start("the first strand", strand(batch.effects()))
-        while True:
-            while not batch.outcomes and not batch.over:
-                await Effect(Sleep(math.inf, batch.changed))
-            if batch.error is not None:
-                raise batch.error
-            if not batch.outcomes:
-                return
-            yield batch.take_outcome()
+        return SimulatedBatch(batch, inputs, ledger, self._start)
 
     async def run(self, effects: Effects[T]) -> T:
         outcome: Any = None

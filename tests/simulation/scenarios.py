@@ -11,8 +11,9 @@ from datetime import UTC, datetime, timedelta
 from noukai_core import AsyncJob, NoukaiError, Submission, SubmissionUnknownError
 from noukai_core._engine.effects import Sleep
 from tests.simulation.clock import EPOCH
+from tests.simulation.effect import Effect
 from tests.simulation.network import Exchange
-from tests.simulation.process import Effect, Process, StoreError, StoreWrite, Task
+from tests.simulation.process import Process, StoreError, StoreWrite, Task
 from tests.simulation.simulation import Simulation
 
 _NAMESPACE = uuid.UUID(int=1)

@@ -24,6 +24,9 @@ FLOW = "/".join(ORG_PROJECT_SLUG)
 
 _JOBS = uuid.UUID(int=3)
 
+COST = "0.01"
+"""What a job costs, in US dollars."""
+
 LISTING_LAGS = (0.0, 3.0, 20.0, 55.0, 58.0)
 LATE_LAGS = (90.0, math.inf)
 
@@ -215,6 +218,7 @@ class Server:
 
     Attributes:
         jobs: All jobs, by id.
+        traces: What the trace of a job tells: it is `empty`, has `costs` or `no costs`, or is `forbidden`.
         lists_in_time: Whether a job shows in the list of its session inside the recovery window, as is
             documented.
     """
@@ -228,6 +232,7 @@ class Server:
         self._recovery_timeout = recovery_timeout
         self.trouble = trouble
         self.jobs: dict[str, ServerJob] = {}
+        self.traces = "empty"
         # Without a look-up, nothing depends on when a job shows.
         self.lists_in_time = recovery_timeout == 0 or habits.listing_lag < recovery_timeout
 
@@ -243,7 +248,7 @@ class Server:
             case "poll":
                 return self._trouble(exchange) or self._poll(exchange)
             case "trace":
-                return self._trouble(exchange) or _own(200, {"flowRun": {"status": "running"}, "steps": []})
+                return self._trouble(exchange) or self._trace(exchange)
             case _:
                 return self._trouble(exchange) or _own(200, {"org": "acme", "project": "spelling"})
 
@@ -425,6 +430,20 @@ class Server:
         if self.habits.recognisable or str(job_id) == asked:
             return response
         return replace(response, recognisable=False)
+
+    def _trace(self, exchange: Exchange) -> Response:
+        if self.traces == "empty":
+            return _own(200, {"flowRun": {"status": "running"}, "steps": []})
+        if self.traces == "forbidden":
+            return _own_error(403, "FORBIDDEN", "no traces for this key")
+        job = self._job(exchange, -2)
+        if job is None:
+            return _own_error(404, "JOB_NOT_FOUND", "no such job")
+        step: dict[str, Any] = {"stepId": "grade", "status": "completed", "modelUsed": "m", "tokens": 10}
+        if self.traces == "costs":
+            step["costUsd"] = COST
+        steps = [step] if job.finished(self._clock.now) else []
+        return _own(200, {"flowRun": {"status": self._word(job)}, "steps": steps})
 
     def _cancel(self, exchange: Exchange) -> Response:
         match self.habits.cancel:

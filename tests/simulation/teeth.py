@@ -13,6 +13,7 @@ from tests.simulation import mutants, parts
 
 _IMPORTED_BEFORE = {
     "engine": ("httpx", "aiohttp", "pydantic"),
+    "batches": ("httpx", "aiohttp", "pydantic"),
     "airflow": (
         "tests.simulation.airflow_home",
         "airflow.sdk",

@@ -20,6 +20,7 @@ from noukai_core._api.parsing import (
     beginning_of,
     error_of,
     is_own_404,
+    is_web_page,
     job_error,
     list_of,
     malformed,
@@ -175,16 +176,18 @@ def status(flow: FlowPath, job_id: str, state_bytes: int | None = None) -> Call[
     return Call("GET", _job(flow, job_id), operation, read, job_id=job_id, cut_at=state_bytes)
 
 
-def cancel(flow: FlowPath, job_id: str) -> Call[None]:
-    """Cancel a job.
+def cancel(flow: FlowPath, job_id: str) -> Call[bool]:
+    """Cancel a job, and tell whether the server took that up: not if the job had already ended.
 
     No source names this route. It is assumed by analogy, and here is the only place that knows it.
     """
     operation = f"Cancelling job {job_id} of {flow}"
 
-    def read(response: HttpResponse) -> None:
+    def read(response: HttpResponse) -> bool:
         if response.ok or response.status_code in (409, 410):
-            return
+            if is_web_page(response):
+                raise malformed(response, operation, "is a web page, of a proxy or a sign-in", job_id)
+            return response.ok
         error = error_of(response, operation, job_id, missing=JobNotFoundError)
         if _no_cancel_route(error):
             raise CancelUnsupportedError(

@@ -298,6 +298,11 @@ def is_own_404(response: HttpResponse) -> bool:
     return isinstance(code, str) and bool(code.strip())
 
 
+def is_web_page(response: HttpResponse) -> bool:
+    """Tell whether a response is a page for people, as a proxy or a sign-in sends for any request."""
+    return response.body.lstrip()[:1] == b"<"
+
+
 def mapping_of(value: object) -> Mapping[str, Any]:
     """Return a JSON object as it is, and anything else as an empty one."""
     return value if is_mapping(value) else {}

@@ -285,7 +285,7 @@ class Batch:
         try:
             request = request_of(given, self.flow, self._options)
         except InvalidInputError as error:
-            if self._totals.most_usd is not None and self._totals.submitted == 0:
+            if self._totals.most_usd is not None and self._totals.submitted == 0 and not self._jobs:
                 self.fail(error)
                 return None
             self._deliver(JobOutcome(index, None, OutcomeState.REJECTED, error=error))

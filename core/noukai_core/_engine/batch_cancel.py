@@ -32,14 +32,14 @@ def cancel_job(job_id: str, flow: FlowPath, clock: Clock, race_ends: float) -> E
     """
     call = endpoints.cancel(flow, job_id)
     try:
-        yield from send_with_retries(call, clock, race_ends=race_ends)
+        had_ended = not (yield from send_with_retries(call, clock, race_ends=race_ends))
     except NoukaiError as error:
         return CancelOutcome(job_id, str(flow), error=error)
     try:
         status = yield from send_with_retries(endpoints.status(flow, job_id), clock)
     except NoukaiError:
         status = None
-    return CancelOutcome(job_id, str(flow), status)
+    return CancelOutcome(job_id, str(flow), status, had_ended=had_ended)
 
 
 def find_interrupted(

@@ -14,12 +14,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from noukai_core._api import endpoints
+from noukai_core._api.endpoints import Execution
+from noukai_core._api.job_ids import canonical_job_id
 from noukai_core._engine.batch_cancel import cancel_job, find_interrupted
 from noukai_core._engine.batch_context import BatchContext
 from noukai_core._engine.effects import Ask, Effects, Record, send_with_retries
 from noukai_core._engine.lanes import BELIEVED_FOR, Lane, WatchedJob
-from noukai_core._engine.submit import Submitted, look_up, submit_request
-from noukai_core._engine.wait import Poller, reach_slot
+from noukai_core._engine.submit import Submitted, look_up, may_be_job, submit_request
+from noukai_core._engine.wait import Poller, poll_with_retries
 from noukai_core.batch import SUBMITTED, SUBMITTING, JobOutcome, LedgerEntry, OutcomeState, submission_id_of
 from noukai_core.cancellation import CancelOutcome
 from noukai_core.errors import (
@@ -270,6 +272,7 @@ class BatchJob:
         assert self.entry.job_id is not None
         context = self._context
         context.lanes.trust.unfinished += 1
+        context.lanes.running.add(canonical_job_id(self.entry.job_id))
         self._submitted_at = submitted_at
         if self.lane is not None:
             self._watched = self.lane.add(self.entry.job_id, submitted_at)
@@ -287,7 +290,9 @@ class BatchJob:
         )
 
     def _unwatch(self, *, ended: bool) -> None:
-        self._context.lanes.trust.unfinished -= 1
+        lanes = self._context.lanes
+        lanes.trust.unfinished -= 1
+        lanes.running.discard(canonical_job_id(str(self.entry.job_id)))
         if self._watched is not None:
             self._watched.lane.remove(self._watched, ended=ended)
             self._watched = None
@@ -325,9 +330,8 @@ class BatchJob:
         status: JobStatus | None = None
         if (yield from self._may_have_ended(believes_list=age < BELIEVED_FOR and not overdue)):
             call = endpoints.status(context.flow, str(self.entry.job_id))
-            yield from reach_slot(context.limiter, context.clock)
             try:
-                status = yield from send_with_retries(call, context.clock)
+                status = yield from poll_with_retries(call, context.limiter, context.clock)
             except APIError as error:
                 context.each_job_log.warning(
                     "Noukai job %s of %s: left running (%s)", self.entry.job_id, context.flow, error
@@ -388,10 +392,17 @@ class BatchJob:
                 listed = yield from send_with_retries(call, context.clock)
             except APIError as unclear:
                 return Ending(OutcomeState.UNKNOWN, unclear)
-            if any(one.id in (self.entry.job_id, None) for one in listed):
+            if any(self._may_be(one, self.lane) for one in listed):
                 return Ending(OutcomeState.UNKNOWN, error)
         self.entry = new_entry(context.batch_id, self.index, self.entry.resubmission + 1)
         return None
+
+    def _may_be(self, execution: Execution, lane: Lane) -> bool:
+        """Tell whether an execution of the session may be the job, by whichever id the list names it."""
+        if not may_be_job(execution):
+            return False
+        own = canonical_job_id(str(self.entry.job_id))
+        return execution.id is None or canonical_job_id(execution.id) == own or execution.id not in lane.known
 
     # Ending.
 
@@ -446,9 +457,7 @@ class BatchJob:
                 cancelled.log("a second job of the same input", self._context.each_job_log)
         outcome = yield from self._cancel(job_id)
         if outcome.cancelled or outcome.not_needed:
-            ended = outcome.status is not None and outcome.status.finished
-            state = outcome.status.state if outcome.status is not None and ended else JobState.CANCELLED
-            self.entry = replace(self.entry, job_id=job_id, state=str(state))
+            self.entry = replace(self.entry, job_id=job_id, state=_state_after(outcome))
             yield from self.record()
         return outcome
 
@@ -456,6 +465,13 @@ class BatchJob:
         context = self._context
         race_ends = self._submitted_at + context.settings.not_found_grace
         return cancel_job(job_id, context.flow, context.clock, race_ends)
+
+
+def _state_after(outcome: CancelOutcome) -> str:
+    """Return what the ledger keeps of a job that was cancelled, or else leave its end to a rerun."""
+    if outcome.status is not None and outcome.status.finished:
+        return str(outcome.status.state)
+    return SUBMITTED if outcome.had_ended else str(JobState.CANCELLED)
 
 
 def new_entry(batch_id: uuid.UUID, index: int, resubmission: int) -> LedgerEntry:

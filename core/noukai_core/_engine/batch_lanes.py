@@ -25,6 +25,7 @@ class BatchLanes:
 
     Attributes:
         trust: What the batch has learnt about the lists of sessions.
+        running: The jobs that have not ended, by their canonical ids.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class BatchLanes:
         clock: Clock,
     ) -> None:
         self.trust = Trust(str(flow), settings)
+        self.running: set[str] = set()
         self._batch_id = batch_id
         self._settings = settings
         self._limiter = limiter
@@ -85,6 +87,7 @@ class BatchLanes:
             self._settings,
             self._limiter,
             self._clock,
+            running=self.running,
             on_unknown=on_unknown,
             takes_jobs=takes_jobs,
         )

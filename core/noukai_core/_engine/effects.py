@@ -162,7 +162,11 @@ def is_limited(error: APIError) -> bool:
 
 
 def send_with_retries(
-    call: Call[T], clock: Clock, timeout: float | None = None, race_ends: float = -math.inf
+    call: Call[T],
+    clock: Clock,
+    timeout: float | None = None,
+    race_ends: float = -math.inf,
+    turn: Callable[[], Effects[object]] | None = None,
 ) -> Effects[T]:
     """Send a call that may be repeated without harm, and retry transient errors for a few seconds.
 
@@ -171,10 +175,13 @@ def send_with_retries(
         clock: Seconds, from any beginning.
         timeout: Seconds for one request.
         race_ends: Until when, on that clock, a job that is not known is asked for again.
+        turn: Waits until a request may be sent, each time.
     """
     retry_window_ends = clock() + schedule.SHORT_RETRY_WINDOW
     failures = missing = 0
     while True:
+        if turn is not None:
+            yield from turn()
         outcome: T | APIError = yield Send(call, timeout)
         if not isinstance(outcome, APIError):
             return outcome

@@ -10,7 +10,7 @@ import logging
 import math
 import random
 from base64 import urlsafe_b64encode
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Container, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
@@ -18,10 +18,10 @@ from noukai_core._api import endpoints
 from noukai_core._api.endpoints import Execution
 from noukai_core._api.job_ids import canonical_job_id
 from noukai_core._engine import schedule
-from noukai_core._engine.effects import Clock, Effects, Send, Sleep, Wake, is_limited, send_with_retries
+from noukai_core._engine.effects import Clock, Effects, Send, Sleep, Wake, is_limited
 from noukai_core._engine.rate_limit import PollRateLimiter
 from noukai_core._engine.submit import SharedSession, may_be_job
-from noukai_core._engine.wait import reach_slot
+from noukai_core._engine.wait import poll_with_retries, reach_slot
 from noukai_core._options import ClientOptions
 from noukai_core.errors import APIError
 from noukai_core.models import JobState, JobStatus
@@ -119,18 +119,25 @@ class WatchedJob:
 class KnownJobs(Collection[str]):
     """The jobs of a session that are known to belong to some input, by their canonical ids.
 
-    Of those of an earlier run, it may have no more than digests.
+    Of those of an earlier run, it may have no more than digests. It contains the jobs that run in other
+    sessions as well: a connection that is out of step may return any of them for a submission.
+
+    Args:
+        running: The jobs of all sessions of the batch that have not ended, by their canonical ids.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, running: Container[str] = ()) -> None:
         self.ids: set[str] = set()
         self._digests: set[str] = set()
+        self._running = running
 
     def __contains__(self, job_id: object) -> bool:
         if not isinstance(job_id, str):
             return False
         canonical = canonical_job_id(job_id)
-        return canonical in self.ids or (bool(self._digests) and _digest(canonical) in self._digests)
+        if canonical in self.ids or canonical in self._running:
+            return True
+        return bool(self._digests) and _digest(canonical) in self._digests
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.ids)
@@ -166,6 +173,7 @@ class Lane:
         settings: How the client polls.
         limiter: The rate limit that all jobs share.
         clock: Seconds, from any beginning.
+        running: The jobs of all sessions of the batch that have not ended, by their canonical ids.
         on_unknown: Is called when a submission in it has an unknown outcome.
         takes_jobs: Whether jobs are still submitted in it.
 
@@ -187,10 +195,11 @@ class Lane:
         limiter: PollRateLimiter,
         clock: Clock,
         *,
+        running: Container[str] = (),
         on_unknown: Callable[[], None] | None = None,
         takes_jobs: bool = True,
     ) -> None:
-        self.known = KnownJobs()
+        self.known = KnownJobs(running)
         self.session = SharedSession(session_id, self.known, self._note_unknown)
         self.trust = trust
         self.takes_jobs = takes_jobs
@@ -280,9 +289,9 @@ class Lane:
         return state is not None and state not in _ENDED
 
     def _states(self) -> Effects[dict[str, JobState | str]]:
-        yield from reach_slot(self._limiter, self._clock)
+        call = endpoints.session(self.session.id)
         try:
-            listed = yield from send_with_retries(endpoints.session(self.session.id), self._clock)
+            listed = yield from poll_with_retries(call, self._limiter, self._clock)
         except APIError as error:
             self.trust.complain(error)
             return {}

@@ -14,6 +14,7 @@ from noukai_core._api.job_ids import canonical_job_id
 from noukai_core._engine import schedule
 from noukai_core._engine.effects import Clock, Effects, Send, Sleep, is_limited, send_with_retries
 from noukai_core._engine.rate_limit import PollRateLimiter
+from noukai_core._engine.submit import may_be_job
 from noukai_core._engine.wait import reach_slot
 from noukai_core._options import ClientOptions
 from noukai_core.errors import APIError
@@ -61,7 +62,7 @@ def wait_for_sessions(
                 return sum(left.values())
             listed: tuple[Execution, ...] | APIError = yield Send(endpoints.session(session_id))
             if not isinstance(listed, APIError):
-                left[session_id] = max(0, sizes[session_id] - _ended(listed))
+                left[session_id] = _unfinished(listed, sizes[session_id])
                 succeeded_at, failures = clock(), 0
                 limiter.last_success_at = succeeded_at
                 continue
@@ -84,9 +85,26 @@ def wait_for_sessions(
         yield Sleep(min(pause, deadline - now))
 
 
+def _jobs(listed: tuple[Execution, ...]) -> dict[str, JobState | str | None]:
+    """Return the state of each job of a list, by its id. The steps of jobs are listed as well."""
+    return {one.id: one.state for one in listed if one.id is not None and may_be_job(one)}
+
+
 def _ended(listed: tuple[Execution, ...]) -> int:
-    ended = (one.id for one in listed if one.id is not None and one.state in _ENDED)
-    return len({canonical_job_id(job_id) for job_id in ended})
+    return len({canonical_job_id(job_id) for job_id, state in _jobs(listed).items() if state in _ENDED})
+
+
+def _unfinished(listed: tuple[Execution, ...], size: int) -> int:
+    """Return how many of so many jobs have not ended.
+
+    The list may show another job, which an interrupted submission made: its end is not that of one of these.
+    """
+    running = {
+        canonical_job_id(job_id)
+        for job_id, state in _jobs(listed).items()
+        if state is not None and state not in _ENDED
+    }
+    return max(size - _ended(listed), min(len(running), size))
 
 
 def running_in(session_id: str, clock: Clock) -> Effects[tuple[list[str], int]]:
@@ -97,7 +115,7 @@ def running_in(session_id: str, clock: Clock) -> Effects[tuple[list[str], int]]:
     """
     listed: tuple[Execution, ...] = yield from send_with_retries(endpoints.session(session_id), clock)
     running = {
-        canonical_job_id(one.id): one.id for one in listed if one.id is not None and one.state not in _ENDED
+        canonical_job_id(job_id): job_id for job_id, state in _jobs(listed).items() if state not in _ENDED
     }
     return list(running.values()), _ended(listed)
 
@@ -109,4 +127,4 @@ def jobs_in(session_id: str, clock: Clock) -> Effects[frozenset[str]]:
         APIError: The list cannot be read.
     """
     listed: tuple[Execution, ...] = yield from send_with_retries(endpoints.session(session_id), clock)
-    return frozenset(one.id for one in listed if one.id is not None)
+    return frozenset(_jobs(listed))

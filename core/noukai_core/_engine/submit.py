@@ -137,7 +137,7 @@ def submit_request(
         # A session of the user's own may group many jobs, so it cannot tell which one this was.
         recovery_timeout=settings.recovery_timeout if users is None else 0.0,
         retry_timeout=settings.retry_timeout,
-        shared=None if users else shared,
+        shared=shared if users is None or shared is None else SharedSession(users, shared.others),
         logger=logger,
         stopped=stopped,
     )

@@ -9,8 +9,20 @@ from datetime import datetime
 from typing import Protocol
 
 from noukai_core._api import endpoints
+from noukai_core._api.endpoints import Call
 from noukai_core._engine import schedule
-from noukai_core._engine.effects import Clock, Effects, Emit, Send, Sleep, Wake, is_limited, may_turn_up
+from noukai_core._engine.effects import (
+    Clock,
+    Effects,
+    Emit,
+    Send,
+    Sleep,
+    T,
+    Wake,
+    is_limited,
+    may_turn_up,
+    send_with_retries,
+)
 from noukai_core._engine.rate_limit import PollRateLimiter
 from noukai_core._options import ClientOptions
 from noukai_core._validation import FlowPath
@@ -61,6 +73,17 @@ def reach_slot(limiter: PollRateLimiter, clock: Clock, deadline: float = math.in
         limiter.release(slot, clock())
         raise
     return True
+
+
+def poll_with_retries(call: Call[T], limiter: PollRateLimiter, clock: Clock) -> Effects[T]:
+    """Send a poll, and retry transient errors for a few seconds. Each request has a slot of the rate limit.
+
+    Args:
+        call: The poll of a job, or the list of a session.
+        limiter: The rate limit.
+        clock: Seconds, from any beginning.
+    """
+    return send_with_retries(call, clock, turn=lambda: reach_slot(limiter, clock))
 
 
 class Poller:

@@ -1,0 +1,99 @@
+"""What the simulator found in batches, each over a real socket with responses written by hand."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import pytest
+
+from noukai_core import JobRequest, LedgerEntry, MemoryLedger, Noukai, cancel_job
+from noukai_core._engine import schedule
+from noukai_core.batch import SUBMITTED, submission_id_of
+from tests.core.raw_service import COMPLETED, NO_JOB, RUNNING, RawService, http, listed
+from tests.core.scripted_server import FLOW
+
+BATCH = "3b241101-e2bb-4255-8caf-4136c566a962"
+SESSION = "0a0f8a0e-3a39-4d5c-9e0f-6f1f3f1f3c11"
+KEY = "nk_test_holes_batch_0123456789abcdef0123456789"
+ENDED = http(409, {"detail": {"code": "FINISHED", "message": "it has ended"}})
+
+
+def accepted(job_id: str) -> bytes:
+    """Write the response to a submission."""
+    return http(202, {"executionId": job_id, "status": "started"})
+
+
+def ledger_with(*job_ids: str) -> MemoryLedger:
+    """A ledger whose inputs have jobs that run, all in one session."""
+    ledger = MemoryLedger()
+    for index, job_id in enumerate(job_ids):
+        submission = submission_id_of(UUID(BATCH), index, 0)
+        ledger.write(
+            LedgerEntry(
+                index=index, submission_id=submission, session_id=SESSION, job_id=job_id, state=SUBMITTED
+            )
+        )
+    return ledger
+
+
+def test_a_running_job_of_another_session_is_not_taken_for_the_own(service: RawService) -> None:
+    """A response that names a running job of another session is not believed, and nothing is sent twice."""
+    service.on("submit", accepted("job-1")).on("poll", RUNNING, COMPLETED)
+    users = JobRequest(FLOW, message="two", session_id=SESSION)
+    with Noukai(KEY, base_url=service.base_url, poll_interval=0.01) as client:
+        outcomes = list(client.flow(FLOW).jobs(["one", users], in_order=True))
+    assert [(outcome.job_id, outcome.state) for outcome in outcomes] == [
+        ("job-1", "completed"),
+        (None, "unknown"),
+    ]
+    assert service.count("submit") == 2
+
+
+def test_a_job_that_is_listed_by_another_id_is_not_replaced(
+    service: RawService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that is lost is not submitted again while its session lists one that nobody knows."""
+    monkeypatch.setattr(schedule, "SHORTEST_PAUSE", 0.01)
+    service.on("poll", NO_JOB).on("session", listed({"executionId": "another-id", "status": "running"}))
+    with Noukai(KEY, base_url=service.base_url, not_found_grace=0, poll_interval=0.01) as client:
+        outcomes = list(client.flow(FLOW).jobs(["one"], ledger=ledger_with("job-1"), batch_id=BATCH))
+    assert [outcome.state for outcome in outcomes] == ["unknown"]
+    assert service.count("submit") == 0
+
+
+def test_a_job_that_had_ended_when_its_time_was_over(service: RawService) -> None:
+    """A job that had ended before its cancel is no cancelled one, even if a poll still says that it runs."""
+    service.on("poll", RUNNING).on("cancel", ENDED)
+    ledger = ledger_with("job-1")
+    with Noukai(KEY, base_url=service.base_url, poll_interval=0.01) as client:
+        flow = client.flow(FLOW)
+        options = {"ledger": ledger, "batch_id": BATCH}
+        late = list(flow.jobs(["one"], timeout=0.05, cancel_on_timeout=True, **options))
+        assert [outcome.state for outcome in late] == ["timed_out"]
+        service.on("poll", COMPLETED)
+        rerun = list(flow.jobs(["one"], **options))
+    assert [(outcome.state, outcome.output) for outcome in rerun] == [("completed", "done")]
+    assert service.count("submit") == 0
+
+
+def test_a_single_job_that_had_ended(service: RawService) -> None:
+    """The line about a cancel tells the truth where a poll lags behind."""
+    service.on("poll", RUNNING).on("cancel", ENDED)
+    with Noukai(KEY, base_url=service.base_url) as client:
+        job = client.flow(FLOW).attach("job-1")
+        assert cancel_job(job).not_needed == "already ended"
+        service.on("cancel", http(202))
+        assert cancel_job(job).cancelled
+
+
+def test_a_batch_that_a_person_ends_when_a_job_had_ended(service: RawService) -> None:
+    """A rerun asks how a job ended that had ended before the person's cancel."""
+    service.on("poll", RUNNING).on("cancel", ENDED)
+    ledger = ledger_with("job-1")
+    with Noukai(KEY, base_url=service.base_url, poll_interval=0.01) as client:
+        jobs = client.flow(FLOW).jobs(["one"], ledger=ledger, batch_id=BATCH)
+        jobs.cancel("a person")
+        service.on("poll", COMPLETED)
+        rerun = list(client.flow(FLOW).jobs(["one"], ledger=ledger, batch_id=BATCH))
+    assert [outcome.state for outcome in rerun] == ["completed"]
+    assert service.count("submit") == 0

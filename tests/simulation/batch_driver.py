@@ -1,0 +1,143 @@
+"""In the place of the drivers of a batch: its strands are tasks of a process in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Protocol, Self
+
+from noukai_core import JobOutcome
+from noukai_core._batch_handle import BatchHandle
+from noukai_core._engine.batch import Batch
+from noukai_core._engine.effects import Ask, Effects, Given, Record, Sleep, Spawn, Take, Wake
+from noukai_core.batch import BatchLedger
+from noukai_core.cancellation import CancelOutcome
+from tests.simulation.effect import Effect
+
+log = logging.getLogger("noukai_core")
+
+
+class Running(Protocol):
+    """What the process has made of a coroutine."""
+
+    def interrupt(self) -> None:
+        """Cancel it."""
+
+
+class SimulatedBatch(BatchHandle):
+    """The outcomes of many jobs, as they end.
+
+    Args:
+        batch: What decides.
+        inputs: Its inputs.
+        ledger: What it writes into. A write may be a coroutine.
+        start: Runs a coroutine beside the others of its process.
+    """
+
+    def __init__(
+        self,
+        batch: Batch,
+        inputs: Iterable[Any],
+        ledger: BatchLedger,
+        start: Callable[[str, Coroutine[Any, Any, Any]], Running],
+    ) -> None:
+        super().__init__(batch)
+        self._given = (Given(index, value) for index, value in enumerate(inputs))
+        self._ledger = ledger
+        self._start = start
+        self._strands: list[Running] = []
+        self._begun = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> JobOutcome:
+        batch = self._batch
+        if not self._begun:
+            self._resume()
+            self._spawn("the first strand", batch.effects())
+        while not batch.outcomes and not batch.over:
+            await Effect(Sleep(math.inf, batch.changed))
+        if batch.outcomes and batch.error is None:
+            return batch.take_outcome()
+        self._end_strands()
+        raise batch.error or StopAsyncIteration
+
+    async def cancel(self, reason: str) -> list[CancelOutcome]:
+        """End the strands, and cancel all that is left running."""
+        self._end_strands()
+        if not self._begun:
+            self._resume()
+        outcomes: list[CancelOutcome] = []
+        indexes = list(self._batch.unfinished)
+        ended = 0
+        done = Wake()
+
+        async def cancel(index: int) -> None:
+            nonlocal ended
+            outcome = self._log_cancelled(await self._perform_all(self._batch.cancelling(index)), reason)
+            ended += 1
+            if outcome is not None:
+                outcomes.append(outcome)
+            done.ring()
+
+        for index in indexes:
+            self._start(f"the cancel of input {index}", cancel(index))
+        while ended < len(indexes):
+            await Effect(Sleep(math.inf, done))
+        return outcomes
+
+    def _end_strands(self) -> None:
+        for strand in self._strands:
+            strand.interrupt()
+
+    def _resume(self) -> None:
+        self._begun = True
+        stored: Any = self._ledger.read()
+        self._batch.resume(stored)
+
+    def _spawn(self, name: str, effects: Effects[None]) -> None:
+        self._strands.append(self._start(name, self._strand(effects)))
+
+    async def _strand(self, effects: Effects[None]) -> None:
+        try:
+            await self._perform_all(effects)
+        except asyncio.CancelledError:
+            pass
+        except Exception as error:
+            self._batch.fail(error)
+        self._batch.changed.ring()
+
+    async def _perform_all(self, effects: Effects[Any]) -> Any:
+        outcome: Any = None
+        try:
+            while True:
+                try:
+                    effect = effects.send(outcome)
+                except StopIteration as end:
+                    return end.value
+                match effect:
+                    case Spawn():
+                        self._spawn("a strand", effect.effects)
+                        outcome = None
+                    case Take():
+                        outcome = next(self._given, None)
+                    case Record():
+                        outcome = await self._record(effect)
+                    case Ask():
+                        outcome = effect.question()
+                    case _:
+                        outcome = await Effect(effect)
+        finally:
+            effects.close()
+
+    async def _record(self, effect: Record) -> Exception | None:
+        try:
+            written = self._ledger.write(effect.entry)
+            if written is not None:
+                await written
+        except Exception as error:
+            return error
+        return None

@@ -1,0 +1,86 @@
+"""Runs schedules of a batch, and checks what must hold after each."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from noukai_core._engine import batch as engine
+from noukai_core._engine import lanes
+from tests.simulation import core_state
+from tests.simulation.batch_invariants import BatchHistory, batch_violations
+from tests.simulation.batches import Batching
+from tests.simulation.choices import Choices, Decision
+from tests.simulation.clock import Clock
+from tests.simulation.coverage import wire_states
+from tests.simulation.explore import LIVING, Outcome, virtual_time
+from tests.simulation.simulation import Simulation
+
+_FEW_JOBS_IN_A_SESSION = 4
+_JOBS_BEFORE_NEXT_LANE = 2
+
+_log = logging.getLogger("noukai_core")
+
+
+class _Lines(logging.Handler):
+    """Takes the lines of the batch that runs.
+
+    Attributes:
+        batching: That batch.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.batching: Batching | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        assert self.batching is not None
+        simulation, line = self.batching.simulation, record.getMessage()
+        simulation.story.tell("the log: {0}", line)
+        self.batching.lines.append((simulation.clock.now, line))
+
+
+_lines = _Lines()
+
+
+@contextmanager
+def batch_time() -> Iterator[None]:
+    """Let the core live in virtual time, and read its log."""
+    sizes = lanes.MAX_JOBS, engine.JOBS_BEFORE_NEXT_LANE
+    lanes.MAX_JOBS, engine.JOBS_BEFORE_NEXT_LANE = _FEW_JOBS_IN_A_SESSION, _JOBS_BEFORE_NEXT_LANE
+    propagates, level = _log.propagate, _log.level
+    with virtual_time():
+        logging.disable(logging.INFO)
+        _log.propagate = False
+        _log.setLevel(logging.WARNING)
+        _log.addHandler(_lines)
+        try:
+            yield
+        finally:
+            _log.removeHandler(_lines)
+            _log.setLevel(level)
+            _log.propagate = propagates
+            lanes.MAX_JOBS, engine.JOBS_BEFORE_NEXT_LANE = sizes
+
+
+def run_batches(seed: int, replayed: Mapping[Decision, int] | None = None, *, told: bool = False) -> Outcome:
+    """Run one schedule, inside of `batch_time`."""
+    choices = Choices(seed, replayed)
+    clock = Clock()
+    LIVING.clock, LIVING.jitter = clock, choices.jitter
+    core_state.forget(choices.jitter.random())
+    simulation = Simulation(choices, clock, told=told)
+    _lines.batching = batching = Batching(simulation)
+    batching.begin()
+    simulation.run()
+    simulation.dispose()
+    history = BatchHistory(batching)
+    return Outcome(
+        seed,
+        choices.made,
+        batch_violations(history),
+        set(wire_states(history)),
+        simulation.story.lines,
+        [choices.described.get(decision, decision[0]) for decision in choices.made],
+    )
