@@ -84,6 +84,8 @@ def no_second_job(history: BatchHistory) -> Iterator[str]:
     for index, jobs in by_input.items():
         if index in history.crossed:
             continue  # it may have taken the job of another input for its own
+        if history.batching.users_sessions and index % 2 and not history.simulation.habits.recognisable:
+            continue  # neither its polls nor the list of its session tell of it
         for job in jobs:
             for earlier in jobs:
                 older = history.input_of[earlier.key][1] < history.input_of[job.key][1]
@@ -200,6 +202,8 @@ def _shares_lane(made_by: Exchange, exchange: Exchange, history: BatchHistory) -
 
 def _waited_for(job: ServerJob, exchange: Exchange, history: BatchHistory) -> bool:
     ended_at = exchange.ended_at
+    if history.batching.in_order:
+        return False  # its outcome may be held
     return ended_at is not None and not any(
         outcome.job_id == job.id and moment <= ended_at
         for moment, outcome in history.try_of[exchange.process].outcomes
@@ -267,8 +271,11 @@ def no_deadline_comes_early(history: BatchHistory) -> Iterator[str]:
             job = None if outcome.job_id is None else simulation.server.job_of(outcome.job_id)
             if job is None or outcome.state != OutcomeState.TIMED_OUT:
                 continue
-            own = this.detach or job.exchange.process == this.process
-            since = job.exchange.sent_at if own else simulation.processes[this.process - 1].began_at
+            since = simulation.processes[this.process - 1].began_at
+            if this.detach:
+                since = history.by_submission[job.key][0].sent_at  # which may be all that is recorded
+            elif job.exchange.process == this.process:
+                since = job.exchange.sent_at
             if moment < since + batching.timeout - ROUNDING:
                 yield f"{job.id} timed out after {moment - since:.1f} s"
 
@@ -283,6 +290,8 @@ def running_jobs_are_named(history: BatchHistory) -> Iterator[str]:
     last = batching.tries[-1]
     if last.cancelled_at is None or last.settled_at is None or not simulation.server.lists_in_time:
         return
+    if history.duplicated:
+        return  # a job that nobody asked for is taken for that of an interrupted submission
     lines = [(moment, line) for moment, line in batching.lines if moment >= last.cancelled_at]
     for job in simulation.server.jobs.values():
         if job.finished(last.settled_at) or job.exchange.jobs[0] is not job:
@@ -330,12 +339,15 @@ def polls_stay_within_the_limit(history: BatchHistory) -> Iterator[str]:
 
 def no_watch_ends_early(history: BatchHistory) -> Iterator[str]:
     """Of the jobs that a watch takes for ended, so many have ended."""
-    if history.duplicated or not history.simulation.server.lists_in_time:
-        return  # a session has a job that no input has
+    simulation = history.simulation
+    if history.duplicated or not (simulation.server.lists_in_time and simulation.habits.recognisable):
+        return  # a session has a job that no input has, or lists jobs twice
+    if history.batching.users_sessions:
+        return  # what they list may be anybody's
     for watch in history.batching.watches:
         running = Counter(
             job.session
-            for job in history.simulation.server.jobs.values()
+            for job in simulation.server.jobs.values()
             if job.created_at <= watch.began_at and not job.finished(watch.ended_at)
         )
         # An unknown outcome may have left one more, which is not waited for.

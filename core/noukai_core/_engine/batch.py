@@ -346,6 +346,8 @@ class Batch:
         del self._jobs[job.index]
         if ending.leaves_job and not job.is_new:
             self._left_running[job.index] = job
+        else:
+            self._lanes.forget(job.entry.job_id)
         self._deliver(job.outcome(ending))
 
     def _deliver(self, outcome: JobOutcome) -> None:

@@ -290,9 +290,7 @@ class BatchJob:
         )
 
     def _unwatch(self, *, ended: bool) -> None:
-        lanes = self._context.lanes
-        lanes.trust.unfinished -= 1
-        lanes.running.discard(canonical_job_id(str(self.entry.job_id)))
+        self._context.lanes.trust.unfinished -= 1
         if self._watched is not None:
             self._watched.lane.remove(self._watched, ended=ended)
             self._watched = None
@@ -394,6 +392,7 @@ class BatchJob:
                 return Ending(OutcomeState.UNKNOWN, unclear)
             if any(self._may_be(one, self.lane) for one in listed):
                 return Ending(OutcomeState.UNKNOWN, error)
+        context.lanes.forget(self.entry.job_id)
         self.entry = new_entry(context.batch_id, self.index, self.entry.resubmission + 1)
         return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterable
 
+from noukai_core._api.job_ids import canonical_job_id
 from noukai_core._engine.effects import Clock, Effects, Spawn
 from noukai_core._engine.lanes import Lane, Trust
 from noukai_core._engine.rate_limit import PollRateLimiter
@@ -25,7 +26,7 @@ class BatchLanes:
 
     Attributes:
         trust: What the batch has learnt about the lists of sessions.
-        running: The jobs that have not ended, by their canonical ids.
+        running: The jobs that may be running, by their canonical ids.
     """
 
     def __init__(
@@ -71,6 +72,11 @@ class BatchLanes:
             for job_id in self._known.get(session_id, ()):
                 lane.known.add(job_id)
         return lane
+
+    def forget(self, job_id: str | None) -> None:
+        """Take note that a job has ended, or does not exist."""
+        if job_id is not None:
+            self.running.discard(canonical_job_id(job_id))
 
     def watch(self, lane: Lane) -> Effects[None]:
         """Let a strand of its own poll the session, unless one does."""
