@@ -10,6 +10,7 @@ _CANCEL = "noukai_core._engine.batch_cancel"
 _TOTALS = "noukai_core._engine.batch_totals"
 _OUTCOMES = "noukai_core._engine.batch_outcomes"
 _LANES = "noukai_core._engine.lanes"
+_SUBMIT = "noukai_core._engine.submit"
 _SESSIONS = "noukai_core._engine.sessions"
 _WAIT = "noukai_core._engine.wait"
 
@@ -55,9 +56,15 @@ MUTANTS = (
     ),
     Mutant(
         "the job of another input is taken from a connection that is out of step",
-        _LANES,
-        "if canonical in self.ids or canonical in self._running:",
-        "if canonical in self.ids:",
+        _SUBMIT,
+        "if outcome.id not in session.others and canonical_job_id(outcome.id) not in session.running:",
+        "if outcome.id not in session.others:",
+    ),
+    Mutant(
+        "a job is not the own one because another input has been given it",
+        _SUBMIT,
+        "unclaimed = [one for one in executions if one.id not in session.others]",
+        "unclaimed = [one for one in executions if one.id not in (*session.others, *session.running)]",
     ),
     # Each input has its outcome, soon.
     Mutant(

@@ -119,25 +119,18 @@ class WatchedJob:
 class KnownJobs(Collection[str]):
     """The jobs of a session that are known to belong to some input, by their canonical ids.
 
-    Of those of an earlier run, it may have no more than digests. It contains the jobs that run in other
-    sessions as well: a connection that is out of step may return any of them for a submission.
-
-    Args:
-        running: The jobs of all sessions of the batch that have not ended, by their canonical ids.
+    Of those of an earlier run, it may have no more than digests.
     """
 
-    def __init__(self, running: Container[str] = ()) -> None:
+    def __init__(self) -> None:
         self.ids: set[str] = set()
         self._digests: set[str] = set()
-        self._running = running
 
     def __contains__(self, job_id: object) -> bool:
         if not isinstance(job_id, str):
             return False
         canonical = canonical_job_id(job_id)
-        if canonical in self.ids or canonical in self._running:
-            return True
-        return bool(self._digests) and _digest(canonical) in self._digests
+        return canonical in self.ids or (bool(self._digests) and _digest(canonical) in self._digests)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.ids)
@@ -173,7 +166,7 @@ class Lane:
         settings: How the client polls.
         limiter: The rate limit that all jobs share.
         clock: Seconds, from any beginning.
-        running: The jobs of all sessions of the batch that have not ended, by their canonical ids.
+        running: The jobs of the batch that may be running, in any session, by their canonical ids.
         on_unknown: Is called when a submission in it has an unknown outcome.
         takes_jobs: Whether jobs are still submitted in it.
 
@@ -199,8 +192,8 @@ class Lane:
         on_unknown: Callable[[], None] | None = None,
         takes_jobs: bool = True,
     ) -> None:
-        self.known = KnownJobs(running)
-        self.session = SharedSession(session_id, self.known, self._note_unknown)
+        self.known = KnownJobs()
+        self.session = SharedSession(session_id, self.known, running, self._note_unknown)
         self.trust = trust
         self.takes_jobs = takes_jobs
         self.had_unknown = False

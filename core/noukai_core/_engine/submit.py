@@ -9,7 +9,7 @@ after the recovery window, that there is none.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Container
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import NamedTuple, TypeAlias
@@ -79,11 +79,14 @@ class SharedSession:
     Attributes:
         id: The session.
         others: The jobs in it that belong to other submissions. Any other entry is the job of this one.
+        running: The jobs of other submissions that may be running, in any session, by their canonical ids. A
+            connection that is out of step may return any of them.
         on_unknown: Is called when the outcome of a submission in it is unknown.
     """
 
     id: str
     others: Collection[str] = ()
+    running: Container[str] = ()
     on_unknown: Callable[[], None] = field(default=lambda: None)
 
 
@@ -137,7 +140,9 @@ def submit_request(
         # A session of the user's own may group many jobs, so it cannot tell which one this was.
         recovery_timeout=settings.recovery_timeout if users is None else 0.0,
         retry_timeout=settings.retry_timeout,
-        shared=shared if users is None or shared is None else SharedSession(users, shared.others),
+        shared=shared
+        if users is None or shared is None
+        else SharedSession(users, shared.others, shared.running),
         logger=logger,
         stopped=stopped,
     )
@@ -244,7 +249,7 @@ def submit_once(
         state.possibly_sent_at = datetime.now(UTC)
         outcome: JobAccepted | APIError = yield Send(call)
         if isinstance(outcome, JobAccepted):
-            if outcome.id not in session.others:
+            if outcome.id not in session.others and canonical_job_id(outcome.id) not in session.running:
                 logger.info("Noukai job %s of %s: submitted", outcome.id, flow)
                 return Submitted(outcome, datetime.now(UTC))
             outcome = InvalidResponseError(
