@@ -49,7 +49,7 @@ async def cancel_sessions(flow: AsyncFlow, sessions: Mapping[str, int | None], l
             new = [job for job in running if job.id not in tried]
             tried.update(job.id for job in new)
             cancelled += sum(await asyncio.gather(*map(cancel, new)))
-            if not new if jobs is None else len(tried) + ended >= jobs:
+            if not new if jobs is None else len(running) + ended >= jobs:
                 return cancelled
             await asyncio.sleep(_LISTING_PAUSE)
 

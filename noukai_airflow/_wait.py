@@ -279,7 +279,7 @@ class JobWait:
             self._report(last.model_copy(update={"state": core.JobState.CANCELLED, "error": "timed out"}))
             return "cancelled"
         if outcome.not_needed:
-            if outcome.status is not None:
+            if outcome.status is not None and outcome.status.finished:
                 self._report(outcome.status)
             return f"not cancelled ({outcome.not_needed})"
         return "cancel failed (may still be running)"

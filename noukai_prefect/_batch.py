@@ -359,7 +359,7 @@ class BatchRun:
             states: dict[str, str] = {}
             for outcome in await batch.cancel(reason):
                 outcome.log(reason, logger)
-                if outcome.status is not None and outcome.status.finished:
+                if outcome.status is not None and (outcome.status.finished or outcome.had_ended):
                     states[outcome.job_id] = str(outcome.status.state)
             left = batch.unfinished
             jobs = {index: entry.job_id or "" for index, entry in unfinished.items() if index not in left}

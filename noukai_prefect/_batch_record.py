@@ -327,7 +327,7 @@ class StoredLedger:
 
     def ended(self) -> dict[int, str]:
         """Return the states of the jobs that have ended, by the index of their input."""
-        return {entry.index: entry.state for entry in self._written}
+        return {entry.index: entry.state for entry in self._written if not entry.unfinished}
 
     async def store(self) -> None:
         """Append what was written to the batch's log."""

@@ -235,10 +235,9 @@ async def _cancel(
     status = await job.status()
     if not status.finished:
         outcome = await acancel_job(job)
-        outcome.log(_REASON, logger)
-        if outcome.error is not None:
-            return
         status = outcome.status or status
+        if not outcome.log(_REASON, logger) and not status.finished:
+            return  # a rerun asks what became of it
     if status.state == JobState.COMPLETED:
         return
     try:

@@ -99,7 +99,8 @@ class BatchHandle:
             )
 
     def _log_cancelled(self, outcome: CancelOutcome | None, reason: str) -> CancelOutcome | None:
-        if outcome is not None and not (outcome.cancelled or outcome.not_needed):
+        ended = outcome is not None and outcome.status is not None and outcome.status.finished
+        if outcome is not None and not (outcome.cancelled or ended):
             outcome.log(reason, log)
         return outcome
 

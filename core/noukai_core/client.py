@@ -416,7 +416,9 @@ class Flow(FlowHandle[Runner]):
         """Wait for the jobs of a batch by the lists of their sessions, without the jobs' ids.
 
         One request tells the states of all jobs of a session. It is a hint: a job that the list does not show
-        counts as one that has not ended, and whether one has ended only the job itself says.
+        counts as one that has not ended, and whether one has ended only the job itself says. A session with
+        more jobs than the batch knows, as after a submission with an unknown outcome, is waited for until
+        none of them runs.
 
         Args:
             sessions: How many jobs each session has, finished or not.

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
 from uuid import UUID
 
 import pytest
 
-from noukai_core import JobRequest, LedgerEntry, MemoryLedger, Noukai, cancel_job
+from noukai_core import (
+    JobAccepted,
+    JobRequest,
+    LedgerEntry,
+    MemoryLedger,
+    Noukai,
+    Submission,
+    TransientError,
+    cancel_job,
+)
+from noukai_core._api import endpoints
 from noukai_core._engine import schedule
+from noukai_core._engine.effects import Send, Sleep, send_with_retries
+from noukai_core._engine.submit import SharedSession, submit_request
+from noukai_core._options import ClientOptions
 from noukai_core.batch import SUBMITTED, submission_id_of
 from tests.core.raw_service import COMPLETED, NO_JOB, RUNNING, RawService, http, listed
 from tests.core.scripted_server import FLOW
@@ -36,19 +51,6 @@ def ledger_with(*job_ids: str) -> MemoryLedger:
     return ledger
 
 
-def test_a_running_job_of_another_session_is_not_taken_for_the_own(service: RawService) -> None:
-    """A response that names a running job of another session is not believed, and nothing is sent twice."""
-    service.on("submit", accepted("job-1")).on("poll", RUNNING, COMPLETED)
-    users = JobRequest(FLOW, message="two", session_id=SESSION)
-    with Noukai(KEY, base_url=service.base_url, poll_interval=0.01) as client:
-        outcomes = list(client.flow(FLOW).jobs(["one", users], in_order=True))
-    assert [(outcome.job_id, outcome.state) for outcome in outcomes] == [
-        ("job-1", "completed"),
-        (None, "unknown"),
-    ]
-    assert service.count("submit") == 2
-
-
 def test_a_job_that_is_listed_by_another_id_is_not_replaced(
     service: RawService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -59,6 +61,56 @@ def test_a_job_that_is_listed_by_another_id_is_not_replaced(
         outcomes = list(client.flow(FLOW).jobs(["one"], ledger=ledger_with("job-1"), batch_id=BATCH))
     assert [outcome.state for outcome in outcomes] == ["unknown"]
     assert service.count("submit") == 0
+
+
+def test_a_lost_job_is_replaced_although_others_of_its_session_are_listed(
+    service: RawService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The jobs of a session that have ended, whose ids a ledger may not have, are not taken for it."""
+    monkeypatch.setattr(schedule, "SHORTEST_PAUSE", 0.01)
+    ledger = ledger_with("job-1", "job-2")
+    ledger.write(replace(ledger.entries[0], job_id=None, kept=True, state="completed"))
+    service.on("session", listed({"executionId": "job-1", "status": "completed"}))
+    service.on("submit", accepted("job-3")).on("poll", NO_JOB, COMPLETED)
+    with Noukai(KEY, base_url=service.base_url, not_found_grace=0, poll_interval=0.01) as client:
+        outcomes = list(client.flow(FLOW).jobs(["one", "two"], ledger=ledger, batch_id=BATCH))
+    assert [(outcome.index, outcome.job_id) for outcome in outcomes] == [(1, "job-3")]
+
+
+def test_a_response_with_a_job_that_runs_elsewhere() -> None:
+    """A submission whose response names a running job of another session asks for its own."""
+    settings = ClientOptions.of(api_key=KEY, base_url="http://127.0.0.1:1")
+    request = JobRequest(FLOW, message="hello")
+    session = SharedSession(SESSION, (), {"job-1"})
+    effects = submit_request(
+        request, Submission.new(), settings.flow_path(FLOW), settings, lambda: 0.0, session
+    )
+    sent = next(effects)
+    assert isinstance(sent, Send)
+    assert sent.call.submits
+    lookup = effects.send(JobAccepted(id="job-1"))
+    assert isinstance(lookup, Send)
+    assert lookup.call.path == f"seq/sessions/{SESSION}"
+
+
+def test_a_poll_that_waits_long_for_its_slot_is_repeated_all_the_same() -> None:
+    """The seconds for which a poll is repeated do not pass while it waits for a slot of the rate limit."""
+    now = 0.0
+
+    def turn() -> Any:
+        nonlocal now
+        yield Sleep(20.0)
+        now += 20.0
+
+    effects = send_with_retries(
+        endpoints.status(ClientOptions.of(api_key=KEY).flow_path(FLOW), "job-1"), lambda: now, turn=turn
+    )
+    assert isinstance(next(effects), Sleep)
+    assert isinstance(effects.send(None), Send)
+    assert isinstance(effects.send(TransientError("HTTP 502")), Sleep)  # the pause before the next one
+    assert isinstance(effects.send(None), Sleep)
+    assert isinstance(effects.send(None), Send)
+    effects.close()
 
 
 def test_a_job_that_had_ended_when_its_time_was_over(service: RawService) -> None:

@@ -188,6 +188,19 @@ async def test_a_cancel_that_is_rejected(
     assert [record.ended for record, _ in await read_records({flow_run_id: flow_run_id})] == [False]
 
 
+async def test_a_job_that_had_ended_before_its_cancel(
+    credentials: NoukaiCredentials, control: EmulatorControl, log: pytest.LogCaptureFixture
+) -> None:
+    """A job that had ended, as the server says to the cancel, is none that a rerun submits again."""
+    await credentials.save("ended", overwrite=True)
+    flow_run_id = await single(credentials)
+    control.fault("status", on="cancel", times=None, status=409)
+    await call(cancel_noukai_jobs, single, flow_run_id)
+    (job,) = control.jobs()
+    assert f"Noukai job {job['id']} of {FLOW}: not cancelled (already ended)" in log.text
+    assert [record.ended for record, _ in await read_records({flow_run_id: flow_run_id})] == [False]
+
+
 async def test_a_job_that_completed_meanwhile(
     credentials: NoukaiCredentials, control: EmulatorControl
 ) -> None:

@@ -84,8 +84,8 @@ def no_second_job(history: BatchHistory) -> Iterator[str]:
     for index, jobs in by_input.items():
         if index in history.crossed:
             continue  # it may have taken the job of another input for its own
-        if history.batching.users_sessions and index % 2 and not history.simulation.habits.recognisable:
-            continue  # neither its polls nor the list of its session tell of it
+        if not history.simulation.habits.recognisable:
+            continue  # neither its polls nor the list of its session may tell of it
         for job in jobs:
             for earlier in jobs:
                 older = history.input_of[earlier.key][1] < history.input_of[job.key][1]

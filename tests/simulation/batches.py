@@ -60,7 +60,13 @@ class WeakLedger:
         self._pending: defaultdict[str, dict[int, LedgerEntry]] = defaultdict(dict)
 
     def read(self) -> Mapping[int, LedgerEntry]:
-        return {index: replace(entry, kept=index in self._kept) for index, entry in self._durable.items()}
+        # Of what the user has kept, no more than that is known.
+        kept = {
+            index: replace(self._durable[index], kept=True, job_id=None)
+            for index in self._kept
+            if index in self._durable
+        }
+        return {**self._durable, **kept}
 
     async def write(self, entry: LedgerEntry) -> None:
         end = self._choices.pick("end of a write", ("written", "failed", "written, but failed"), self._fails)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -300,7 +301,7 @@ def is_own_404(response: HttpResponse) -> bool:
 
 def is_web_page(response: HttpResponse) -> bool:
     """Tell whether a response is a page for people, as a proxy or a sign-in sends for any request."""
-    return response.body.lstrip()[:1] == b"<"
+    return response.body.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"<"
 
 
 def mapping_of(value: object) -> Mapping[str, Any]:

@@ -285,7 +285,8 @@ class Batch:
         try:
             request = request_of(given, self.flow, self._options)
         except InvalidInputError as error:
-            if self._totals.most_usd is not None and self._totals.submitted == 0 and not self._jobs:
+            begun = self._totals.submitted or self._jobs or self._left_running
+            if self._totals.most_usd is not None and not begun:
                 self.fail(error)
                 return None
             self._deliver(JobOutcome(index, None, OutcomeState.REJECTED, error=error))

@@ -19,7 +19,7 @@ from noukai_core._api.job_ids import canonical_job_id
 from noukai_core._engine.batch_cancel import cancel_job, find_interrupted
 from noukai_core._engine.batch_context import BatchContext
 from noukai_core._engine.effects import Ask, Effects, Record, send_with_retries
-from noukai_core._engine.lanes import BELIEVED_FOR, Lane, WatchedJob
+from noukai_core._engine.lanes import BELIEVED_FOR, ENDED, Lane, WatchedJob
 from noukai_core._engine.submit import Submitted, look_up, may_be_job, submit_request
 from noukai_core._engine.wait import Poller, poll_with_retries
 from noukai_core.batch import SUBMITTED, SUBMITTING, JobOutcome, LedgerEntry, OutcomeState, submission_id_of
@@ -366,6 +366,13 @@ class BatchJob:
         if not outcome.log(reason, context.each_job_log):
             if outcome.status is not None and outcome.status.finished:
                 return (yield from self._ending_of(outcome.status))
+            if outcome.had_ended:
+                error = JobTimeoutError(
+                    f"Noukai job {error.job_id} of {context.flow} {reason}. It had ended before it was "
+                    "cancelled, but no poll shows how; a rerun asks again.",
+                    job_id=error.job_id,
+                    status=error.status,
+                )
             return Ending(OutcomeState.TIMED_OUT, error)
         last_state = f" (last state: {error.status.state})" if error.status else ""
         cancelled = JobTimeoutError(
@@ -398,10 +405,11 @@ class BatchJob:
 
     def _may_be(self, execution: Execution, lane: Lane) -> bool:
         """Tell whether an execution of the session may be the job, by whichever id the list names it."""
-        if not may_be_job(execution):
-            return False
-        own = canonical_job_id(str(self.entry.job_id))
-        return execution.id is None or canonical_job_id(execution.id) == own or execution.id not in lane.known
+        if execution.id is None or canonical_job_id(execution.id) == canonical_job_id(str(self.entry.job_id)):
+            return may_be_job(execution)
+        # Of jobs that have ended, a ledger may not have the ids.
+        unknown = execution.id not in lane.known and execution.state not in ENDED
+        return unknown and may_be_job(execution)
 
     # Ending.
 

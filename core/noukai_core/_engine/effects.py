@@ -181,7 +181,9 @@ def send_with_retries(
     failures = missing = 0
     while True:
         if turn is not None:
+            began = clock()
             yield from turn()
+            retry_window_ends += clock() - began
         outcome: T | APIError = yield Send(call, timeout)
         if not isinstance(outcome, APIError):
             return outcome

@@ -52,7 +52,7 @@ MAX_FAILURES = 3
 
 _DIGEST_LENGTH = 8
 
-_ENDED = tuple(state for state in JobState if state.finished)
+ENDED = tuple(state for state in JobState if state.finished)
 
 
 class Trust:
@@ -279,7 +279,7 @@ class Lane:
                 self._asking = False
                 self._responded.ring()
         state = self._listed.get(canonical_job_id(job_id))
-        return state is not None and state not in _ENDED
+        return state is not None and state not in ENDED
 
     def _states(self) -> Effects[dict[str, JobState | str]]:
         call = endpoints.session(self.session.id)
@@ -335,7 +335,7 @@ class Lane:
         states = _states_of(executions)
         for job in self._jobs.values():
             state = states.get(job.canonical_id)
-            job.listed, job.ended = state is not None, state in _ENDED
+            job.listed, job.ended = state is not None, state in ENDED
             self.trust.proven = self.trust.proven or job.listed
             job.was_listed = job.was_listed or job.listed
             if (job.running or job.was_listed) and not job.listed:
@@ -343,7 +343,7 @@ class Lane:
                     f"the list of the session {self.session.id} does not tell the state of {job.job_id}"
                 )
         for job_id, (ended_at, age) in list(self._ended_at.items()):
-            if states.get(job_id) in _ENDED:
+            if states.get(job_id) in ENDED:
                 del self._ended_at[job_id]
             elif job_id in states and sent_at - ended_at > max(STALE_AFTER, age * schedule.AGE_SHARE):
                 self._doubt(

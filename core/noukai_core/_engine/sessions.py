@@ -13,14 +13,13 @@ from noukai_core._api.endpoints import Execution
 from noukai_core._api.job_ids import canonical_job_id
 from noukai_core._engine import schedule
 from noukai_core._engine.effects import Clock, Effects, Send, Sleep, is_limited, send_with_retries
+from noukai_core._engine.lanes import ENDED
 from noukai_core._engine.rate_limit import PollRateLimiter
 from noukai_core._engine.submit import may_be_job
 from noukai_core._engine.wait import reach_slot
 from noukai_core._options import ClientOptions
 from noukai_core.errors import APIError
 from noukai_core.models import JobState
-
-_ENDED = tuple(state for state in JobState if state.finished)
 
 
 def wait_for_sessions(
@@ -91,7 +90,7 @@ def _jobs(listed: tuple[Execution, ...]) -> dict[str, JobState | str | None]:
 
 
 def _ended(listed: tuple[Execution, ...]) -> int:
-    return len({canonical_job_id(job_id) for job_id, state in _jobs(listed).items() if state in _ENDED})
+    return len({canonical_job_id(job_id) for job_id, state in _jobs(listed).items() if state in ENDED})
 
 
 def _unfinished(listed: tuple[Execution, ...], size: int) -> int:
@@ -102,7 +101,7 @@ def _unfinished(listed: tuple[Execution, ...], size: int) -> int:
     running = {
         canonical_job_id(job_id)
         for job_id, state in _jobs(listed).items()
-        if state is not None and state not in _ENDED
+        if state is not None and state not in ENDED
     }
     return max(size - _ended(listed), min(len(running), size))
 
@@ -115,7 +114,7 @@ def running_in(session_id: str, clock: Clock) -> Effects[tuple[list[str], int]]:
     """
     listed: tuple[Execution, ...] = yield from send_with_retries(endpoints.session(session_id), clock)
     running = {
-        canonical_job_id(job_id): job_id for job_id, state in _jobs(listed).items() if state not in _ENDED
+        canonical_job_id(job_id): job_id for job_id, state in _jobs(listed).items() if state not in ENDED
     }
     return list(running.values()), _ended(listed)
 
