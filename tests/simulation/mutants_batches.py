@@ -108,8 +108,8 @@ MUTANTS = (
     Mutant(
         "a job whose time was over is forgotten when a person ends the batch",
         _BATCH,
-        "        if ending.leaves_job and not job.is_new:\n            self._left_running[job.index] = job\n",
-        "",
+        "            self._left_running[job.index] = job\n",
+        "            pass\n",
     ),
     Mutant(
         "what an earlier run left is forgotten when a person ends the batch",
