@@ -270,9 +270,9 @@ class JobWait:
         if self._store.is_replaced():
             return _REPLACED
         if not self._options.cancel_on_timeout:
-            self._record(wait_again=True)
+            self._record(lambda: self._store.change(wait_again=True))
             return self.leave(retry_left=self._options.retry_left)
-        self._record(abandoned=True)
+        self._record(lambda: self._store.change(abandoned=True))
         outcome = core.cancel_job(self._job)
         if outcome.log("timed out", log):
             last = self._job.last_status or core.JobStatus(id=self._job.id, state=core.JobState.PENDING)
@@ -284,10 +284,10 @@ class JobWait:
             return f"not cancelled ({outcome.not_needed})"
         return "cancel failed (may still be running)"
 
-    def _record(self, **changes: bool) -> None:
-        """Record a change for the next try. A store that fails must not leave the job running."""
+    def _record(self, change: Callable[[], None]) -> None:
+        """Record a change for the next try. A store that fails must not cost a job or its result."""
         try:
-            self._store.change(**changes)
+            change()
         except Exception as error:
             log.warning("Noukai job %s of %s: not recorded (%s)", self._job.id, self._job.flow, error)
 
@@ -320,7 +320,7 @@ class JobWait:
         error = self._report(status, took).exception()
         if error is None:
             delivered = self._output.deliver(self._job, status)
-            self._store.mark_delivered()
+            self._record(self._store.mark_delivered)
             return delivered
         if isinstance(error, NoukaiJobCancelledException) and self._options.on_cancelled == "skip":
             raise AirflowSkipException(str(error))
