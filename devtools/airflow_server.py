@@ -88,7 +88,12 @@ class LocalAirflow:
         self.triggerer = self._component("triggerer")
         self.api_server = self._component(
             *("api-server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"),
-            environment={"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": self._database_url(_API_LOCK_SECONDS)},
+            environment={
+                "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": self._database_url(_API_LOCK_SECONDS),
+                # With fifteen connections, the default: the event loop waits for one to check a user's token,
+                # and those that have them wait for the event loop. Nothing is responded to for minutes.
+                "AIRFLOW__DATABASE__SQL_ALCHEMY_MAX_OVERFLOW": "-1",
+            },
         )
 
     def __enter__(self) -> Self:
