@@ -421,10 +421,17 @@ class BatchRun:
         check_outcomes(
             record, options.fail_on, skip_cancelled=options.on_cancelled == "skip", flow=options.flow
         )
-        if not self._is_replaced():  # the header in the folder is that of the next try
-            self._log.write_header(header | {"delivered": True})
+        self._record_delivered(header)
         if self._folder is not None:
             seconds = round(time.time() - header["started"], 1)
             manifest = {"output_path": str(self._folder), "parts": sorted(record.parts), "seconds": seconds}
             return as_xcom({**record.summary(), **manifest})[0]
         return [record.outputs.get(index) for index in range(sum(record.counts.values()))]
+
+    def _record_delivered(self, header: dict[str, Any]) -> None:
+        """Record that the task has its outcomes, so that a clear starts again. A failure loses none."""
+        try:
+            if not self._is_replaced():  # the header in the folder is that of the next try
+                self._log.write_header(header | {"delivered": True})
+        except Exception as error:
+            log.warning("Noukai batch of %s: not recorded (%s)", self._options.flow, error)

@@ -19,7 +19,7 @@ from airflow.sdk import ObjectStoragePath
 
 from noukai_airflow import _batch_run, _task_states
 from noukai_airflow._batch_inputs import BatchInputs
-from noukai_airflow._batch_log import FolderLog
+from noukai_airflow._batch_log import BatchLog, FolderLog, StateStoreLog
 from noukai_airflow._batch_run import BatchRun
 from noukai_airflow._compat import AirflowTaskTerminated
 from noukai_airflow.exceptions import (
@@ -84,6 +84,31 @@ def test_a_file_to_a_folder(context: Any, emulator: Emulator, tmp_path: Path) ->
         ("second", "completed", "two"),
     ]
     assert not (folder / "failed.jsonl").exists()
+
+
+@pytest.mark.parametrize("kept_by", [StateStoreLog, FolderLog])
+def test_a_store_that_fails_when_all_jobs_have_ended(
+    context: Any,
+    emulator: Emulator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    kept_by: type[BatchLog],
+) -> None:
+    """The outcomes of a batch are returned even if nothing can be recorded any more."""
+    write = kept_by.write_header
+
+    def fail(log: Any, header: Any) -> None:
+        if header.get("delivered"):
+            raise RuntimeError("database is locked")
+        write(log, header)
+
+    monkeypatch.setattr(kept_by, "write_header", fail)
+    output = {"output_path": f"file://{tmp_path}/out"} if kept_by is FolderLog else {}
+    returned: Any = operator(["one"], **output).execute(context)
+    assert returned["counts"] == {"completed": 1} if output else returned[0]["message"] == "one"
+    assert "Noukai batch of acme/demo/flow: not recorded (database is locked)" in caplog.text
+    assert submissions(emulator) == 1
 
 
 def test_a_csv_file(context: Any, emulator: Emulator, tmp_path: Path) -> None:

@@ -97,13 +97,13 @@ def test_a_poll_that_waits_long_for_its_slot_is_repeated_all_the_same() -> None:
     """The seconds for which a poll is repeated do not pass while it waits for a slot of the rate limit."""
     now = 0.0
 
-    def turn() -> Any:
+    def slot() -> Any:
         nonlocal now
         yield Sleep(20.0)
         now += 20.0
 
     effects = send_with_retries(
-        endpoints.status(ClientOptions.of(api_key=KEY).flow_path(FLOW), "job-1"), lambda: now, turn=turn
+        endpoints.status(ClientOptions.of(api_key=KEY).flow_path(FLOW), "job-1"), lambda: now, reach_slot=slot
     )
     assert isinstance(next(effects), Sleep)
     assert isinstance(effects.send(None), Send)

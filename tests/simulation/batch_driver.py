@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Protocol, Self
 
 from noukai_core import JobOutcome
+from noukai_core._async_batch import perform_all
 from noukai_core._batch_handle import BatchHandle
 from noukai_core._engine.batch import Batch
 from noukai_core._engine.effects import Ask, Effects, Given, Record, Sleep, Spawn, Take, Wake
@@ -77,7 +78,8 @@ class SimulatedBatch(BatchHandle):
 
         async def cancel(index: int) -> None:
             nonlocal ended
-            outcome = self._log_cancelled(await self._perform_all(self._batch.cancelling(index)), reason)
+            outcome = await perform_all(self._batch.cancelling(index), self._perform)
+            self._log_cancelled(outcome, reason)
             ended += 1
             if outcome is not None:
                 outcomes.append(outcome)
@@ -103,35 +105,26 @@ class SimulatedBatch(BatchHandle):
 
     async def _strand(self, effects: Effects[None]) -> None:
         try:
-            await self._perform_all(effects)
+            await perform_all(effects, self._perform)
         except asyncio.CancelledError:
             pass
         except Exception as error:
             self._batch.fail(error)
         self._batch.changed.ring()
 
-    async def _perform_all(self, effects: Effects[Any]) -> Any:
-        outcome: Any = None
-        try:
-            while True:
-                try:
-                    effect = effects.send(outcome)
-                except StopIteration as end:
-                    return end.value
-                match effect:
-                    case Spawn():
-                        self._spawn("a strand", effect.effects)
-                        outcome = None
-                    case Take():
-                        outcome = next(self._given, None)
-                    case Record():
-                        outcome = await self._record(effect)
-                    case Ask():
-                        outcome = effect.question()
-                    case _:
-                        outcome = await Effect(effect)
-        finally:
-            effects.close()
+    async def _perform(self, effect: Any) -> Any:
+        match effect:
+            case Spawn():
+                self._spawn("a strand", effect.effects)
+                return None
+            case Take():
+                return next(self._given, None)
+            case Record():
+                return await self._record(effect)
+            case Ask():
+                return effect.question()
+            case _:
+                return await Effect(effect)
 
     async def _record(self, effect: Record) -> Exception | None:
         try:

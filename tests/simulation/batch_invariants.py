@@ -69,7 +69,7 @@ def batch_violations(history: BatchHistory) -> list[Violation]:
         running_jobs_are_named,
         nothing_is_submitted_after_the_limit,
         polls_stay_within_the_limit,
-        no_watch_ends_early,
+        no_wait_for_sessions_ends_early,
     )
     return [Violation(check.__name__, what) for check in checks for what in check(history)]
 
@@ -100,7 +100,7 @@ def every_batch_ends(history: BatchHistory) -> Iterator[str]:
     for this in history.batching.tries:
         if this.error is not None and not isinstance(this.error, StoreError):
             yield f"try {this.process} ended with {this.error!r}"
-    if (last.ended_at, last.settled_at, last.error) == (None, None, None):
+    if (last.ended_at, last.jobs_cancelled_at, last.error) == (None, None, None):
         yield f"try {last.process} has not ended: {len(last.outcomes)} outcomes"
 
 
@@ -235,17 +235,17 @@ def outcomes_come_soon(history: BatchHistory) -> Iterator[str]:
 
 
 def _missed(history: BatchHistory, this: Try, began_at: float) -> Iterator[str]:
-    """Yield what has ended before a try began that leaves jobs running, and that it has not told."""
+    """Yield what has ended before a try began that leaves jobs running, and that it has not reported."""
     batching = history.batching
-    told = this.kept | {outcome.index for _, outcome in this.outcomes}
-    if not this.detached or batching.inputs - len(told) >= batching.most_jobs:
+    reported = this.kept | {outcome.index for _, outcome in this.outcomes}
+    if not this.detached or batching.inputs - len(reported) >= batching.most_jobs:
         return
     if batching.lazy or not all(one.detached for one in batching.tries if one.process < this.process):
         return  # it has to look jobs up first, and takes them for new ones
     earlier = [job for job in history.simulation.server.jobs.values() if job.created_at < began_at]
     latest = {history.input_of[job.key][0]: job for job in earlier}
     for index, job in latest.items():
-        if job.finished(began_at) and job.final == "completed" and index not in told:
+        if job.finished(began_at) and job.final == "completed" and index not in reported:
             yield f"try {this.process} says nothing of {job.id}, which had ended"
 
 
@@ -288,13 +288,13 @@ def running_jobs_are_named(history: BatchHistory) -> Iterator[str]:
     """A person's act leaves no job running that no line has named since."""
     simulation, batching = history.simulation, history.batching
     last = batching.tries[-1]
-    if last.cancelled_at is None or last.settled_at is None or not simulation.server.lists_in_time:
+    if last.cancelled_at is None or last.jobs_cancelled_at is None or not simulation.server.lists_in_time:
         return
     if history.duplicated:
         return  # a job that nobody asked for is taken for that of an interrupted submission
     lines = [(moment, line) for moment, line in batching.lines if moment >= last.cancelled_at]
     for job in simulation.server.jobs.values():
-        if job.finished(last.settled_at) or job.exchange.jobs[0] is not job:
+        if job.finished(last.jobs_cancelled_at) or job.exchange.jobs[0] is not job:
             continue  # the network made the others
         if not let_go(simulation, lines, job, math.inf, by_a_person=True):
             yield f"{job.id} is left running, and no line names it"
@@ -337,20 +337,20 @@ def polls_stay_within_the_limit(history: BatchHistory) -> Iterator[str]:
                 break
 
 
-def no_watch_ends_early(history: BatchHistory) -> Iterator[str]:
-    """Of the jobs that a watch takes for ended, so many have ended."""
+def no_wait_for_sessions_ends_early(history: BatchHistory) -> Iterator[str]:
+    """Of the jobs that a wait takes for ended, so many have ended."""
     simulation = history.simulation
     if history.duplicated or not (simulation.server.lists_in_time and simulation.habits.recognisable):
         return  # a session has a job that no input has, or lists jobs twice
     if history.batching.users_sessions:
         return  # what they list may be anybody's
-    for watch in history.batching.watches:
+    for wait in history.batching.session_waits:
         running = Counter(
             job.session
             for job in simulation.server.jobs.values()
-            if job.created_at <= watch.began_at and not job.finished(watch.ended_at)
+            if job.created_at <= wait.began_at and not job.finished(wait.ended_at)
         )
         # An unknown outcome may have left one more, which is not waited for.
-        awaited = sum(min(size, running[session]) for session, size in watch.sizes.items())
-        if watch.left < awaited:
-            yield f"a watch returned {watch.left}, but {awaited} jobs ran"
+        awaited = sum(min(size, running[session]) for session, size in wait.sizes.items())
+        if wait.left < awaited:
+            yield f"a wait for sessions returned {wait.left}, but {awaited} jobs ran"

@@ -108,7 +108,7 @@ class Try:
         kept: The inputs whose outcomes the user had before.
         detached: Whether it did.
         cancelled_at: When a person ended it.
-        settled_at: When its jobs had been cancelled after that.
+        jobs_cancelled_at: When its jobs had been cancelled after that.
         error: What it ended with.
     """
 
@@ -120,12 +120,12 @@ class Try:
     ended_at: float | None = None
     detached: bool = False
     cancelled_at: float | None = None
-    settled_at: float | None = None
+    jobs_cancelled_at: float | None = None
     error: BaseException | None = None
 
 
 @dataclass(frozen=True)
-class Watch:
+class SessionWait:
     """What a wait for the sessions of a batch returned.
 
     Attributes:
@@ -157,7 +157,7 @@ class Batching:
         users_sessions: Whether every second input names a session of the user's.
         kept: The inputs whose outcomes the user has kept, and needs no more.
         tries: The processes that ran the batch.
-        watches: The waits for jobs that a try has left running.
+        session_waits: The waits for jobs that a try has left running.
         lines: What was logged, with the time.
     """
 
@@ -180,7 +180,7 @@ class Batching:
         self.users_sessions = choices.happens("sessions of the user", 0.15)
         self.kept: set[int] = set()
         self.tries: list[Try] = []
-        self.watches: list[Watch] = []
+        self.session_waits: list[SessionWait] = []
         self.lines: list[tuple[float, str]] = []
         simulation.server.traces = choices.pick("traces", ("costs", "no costs", "forbidden"), 0.2)
         simulation.max_polls_per_second = choices.pick("limit of the polls", (50.0, 5.0, 1.0), 0.3)
@@ -213,7 +213,7 @@ class Batching:
         delay = self._choices.pick("seconds after it", (0.0, 0.01, 0.03, 5.0))
 
         def die() -> None:
-            if process.alive and this.ended_at is None and this.settled_at is None:
+            if process.alive and this.ended_at is None and this.jobs_cancelled_at is None:
                 self.simulation.story.tell("process {0} dies", process.number)
                 process.kill()
                 self._begin_later()
@@ -264,29 +264,31 @@ class Batching:
         except asyncio.CancelledError:
             this.cancelled_at = simulation.clock.now
             await batch.cancel("a person")
-            this.settled_at = simulation.clock.now
+            this.jobs_cancelled_at = simulation.clock.now
             return
         this.ended_at = simulation.clock.now
         running = self.inputs - len(self.kept | {outcome.index for _, outcome in this.outcomes})
         if this.detach and running:
             simulation.story.tell("process {0}: {1} jobs are left running", process.number, running)
             this.detached = True
-            if self._choices.happens("the sessions are watched", 0.5):
-                self._watch(ledger.sizes(batch.sessions))
+            if self._choices.happens("the sessions are waited for", 0.5):
+                self._wait_for_sessions(ledger.sizes(batch.sessions))
             else:
                 self._begin_later()
 
-    def _watch(self, sizes: Mapping[str, int]) -> None:
-        """Wait for the jobs in a process of its own, as a triggerer does, before the next try begins."""
+    def _wait_for_sessions(self, sizes: Mapping[str, int]) -> None:
+        """Wait for the jobs in another process, as a triggerer does, before the next try begins."""
         process = self.simulation.process()
         until = self._choices.pick("how few jobs are worth a try", (0, 1, 3))
-        timeout = self._choices.pick("timeout of the watch", (None, 2.0, 60.0), 0.5)
+        timeout = self._choices.pick("timeout of that wait", (None, 2.0, 60.0), 0.5)
 
-        async def watch() -> None:
+        async def wait() -> None:
             left = await process.flow.wait_for_sessions(sizes, until=until, timeout=timeout)
-            self.watches.append(Watch(process.began_at, self.simulation.clock.now, sizes, left))
+            self.session_waits.append(SessionWait(process.began_at, self.simulation.clock.now, sizes, left))
 
-        process.start("the watch", watch(), lambda _: None if self._ended_by_a_person else self._begin())
+        process.start(
+            "the wait for sessions", wait(), lambda _: None if self._ended_by_a_person else self._begin()
+        )
 
     def _batch(self, process: Process, this: Try, ledger: WeakLedger) -> SimulatedBatch:
         cancels: object = self.cancels

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import multiprocessing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
@@ -56,6 +56,15 @@ class Outcome(NamedTuple):
     story: list[str]
     unusual: list[str]
 
+    @classmethod
+    def of(
+        cls, seed: int, simulation: Simulation, violations: list[Violation], states: Iterable[State]
+    ) -> Outcome:
+        """Return what came of a schedule that is over."""
+        choices = simulation.choices
+        unusual = [choices.described.get(decision, decision[0]) for decision in choices.made]
+        return cls(seed, choices.made, violations, set(states), simulation.story.lines, unusual)
+
 
 @contextmanager
 def virtual_time() -> Iterator[None]:
@@ -83,14 +92,7 @@ def run(seed: int, replayed: Mapping[Decision, int] | None = None, *, told: bool
     simulation.run()
     simulation.dispose()
     history = History(simulation)
-    return Outcome(
-        seed,
-        choices.made,
-        violations(history),
-        set(states(history)),
-        simulation.story.lines,
-        [choices.described.get(decision, decision[0]) for decision in choices.made],
-    )
+    return Outcome.of(seed, simulation, violations(history), states(history))
 
 
 class Chunk(NamedTuple):

@@ -37,11 +37,4 @@ def run_airflow(seed: int, replayed: Mapping[Decision, int] | None = None, *, to
         task.begin()
         task.interleaving.run(clock.now + HORIZON)
     history = History(simulation)
-    return Outcome(
-        seed,
-        choices.made,
-        airflow_violations(task),
-        set(wire_states(history)),
-        simulation.story.lines,
-        [choices.described.get(decision, decision[0]) for decision in choices.made],
-    )
+    return Outcome.of(seed, simulation, airflow_violations(task), wire_states(history))

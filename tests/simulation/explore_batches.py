@@ -76,11 +76,4 @@ def run_batches(seed: int, replayed: Mapping[Decision, int] | None = None, *, to
     simulation.run()
     simulation.dispose()
     history = BatchHistory(batching)
-    return Outcome(
-        seed,
-        choices.made,
-        batch_violations(history),
-        set(wire_states(history)),
-        simulation.story.lines,
-        [choices.described.get(decision, decision[0]) for decision in choices.made],
-    )
+    return Outcome.of(seed, simulation, batch_violations(history), wire_states(history))

@@ -54,14 +54,7 @@ def run_prefect(seed: int, replayed: Mapping[Decision, int] | None = None, *, to
         flow_run.begin()
         flow_run.interleaving.run(clock.now + HORIZON)
     history = History(simulation)
-    return Outcome(
-        seed,
-        choices.made,
-        _violations(flow_run, history),
-        set(wire_states(history)),
-        simulation.story.lines,
-        [choices.described.get(decision, decision[0]) for decision in choices.made],
-    )
+    return Outcome.of(seed, simulation, _violations(flow_run, history), wire_states(history))
 
 
 def _violations(flow_run: PrefectFlowRun, history: History) -> list[Violation]:

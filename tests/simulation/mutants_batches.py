@@ -158,7 +158,7 @@ MUTANTS = (
     Mutant(
         "a poll that is repeated has no slot of the rate limit",
         _WAIT,
-        "return send_with_retries(call, clock, turn=lambda: reach_slot(limiter, clock))",
+        "return send_with_retries(call, clock, reach_slot=lambda: reach_slot(limiter, clock))",
         "return send_with_retries(call, clock)",
     ),
     # The wait in a triggerer.

@@ -12,6 +12,7 @@ from noukai_core import AsyncFlow, JobStatus
 from noukai_core._api import endpoints
 from noukai_core._api.endpoints import Call as ApiCall
 from noukai_core._api.parsing import HttpResponse
+from noukai_core._async_batch import perform_all
 from noukai_core._engine.batch import Batch
 from noukai_core._engine.effects import Effects, Emit, Send, Sleep
 from noukai_core._options import ClientOptions
@@ -53,17 +54,7 @@ class Runner:
         return SimulatedBatch(batch, inputs, ledger, self._start)
 
     async def run(self, effects: Effects[T]) -> T:
-        outcome: Any = None
-        try:
-            while True:
-                try:
-                    effect = effects.send(outcome)
-                except StopIteration as end:
-                    decided: T = end.value
-                    return decided
-                outcome = await Effect(effect)
-        finally:
-            effects.close()
+        return await perform_all(effects, Effect)
 
     async def show(self, effects: Effects[Any]) -> AsyncGenerator[JobStatus, None]:
         outcome: Any = None

@@ -186,7 +186,7 @@ def cancel(flow: FlowPath, job_id: str) -> Call[bool]:
     def read(response: HttpResponse) -> bool:
         if response.ok or response.status_code in (409, 410):
             if is_web_page(response):
-                raise malformed(response, operation, "is a web page, of a proxy or a sign-in", job_id)
+                raise malformed(response, operation, "is a web page, such as a login page", job_id)
             return response.ok
         error = error_of(response, operation, job_id, missing=JobNotFoundError)
         if _no_cancel_route(error):

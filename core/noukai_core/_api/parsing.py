@@ -300,7 +300,7 @@ def is_own_404(response: HttpResponse) -> bool:
 
 
 def is_web_page(response: HttpResponse) -> bool:
-    """Tell whether a response is a page for people, as a proxy or a sign-in sends for any request."""
+    """Tell whether a response is a page for people, such as the login page of a proxy."""
     return response.body.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"<"
 
 

@@ -369,7 +369,7 @@ class BatchJob:
             if outcome.had_ended:
                 error = JobTimeoutError(
                     f"Noukai job {error.job_id} of {context.flow} {reason}. It had ended before it was "
-                    "cancelled, but no poll shows how; a rerun asks again.",
+                    "cancelled, but no poll shows how; a rerun polls it again.",
                     job_id=error.job_id,
                     status=error.status,
                 )

@@ -166,7 +166,7 @@ def send_with_retries(
     clock: Clock,
     timeout: float | None = None,
     race_ends: float = -math.inf,
-    turn: Callable[[], Effects[object]] | None = None,
+    reach_slot: Callable[[], Effects[object]] | None = None,
 ) -> Effects[T]:
     """Send a call that may be repeated without harm, and retry transient errors for a few seconds.
 
@@ -175,14 +175,14 @@ def send_with_retries(
         clock: Seconds, from any beginning.
         timeout: Seconds for one request.
         race_ends: Until when, on that clock, a job that is not known is asked for again.
-        turn: Waits until a request may be sent, each time.
+        reach_slot: Waits for a slot of the rate limit, before each request.
     """
     retry_window_ends = clock() + schedule.SHORT_RETRY_WINDOW
     failures = missing = 0
     while True:
-        if turn is not None:
+        if reach_slot is not None:
             began = clock()
-            yield from turn()
+            yield from reach_slot()
             retry_window_ends += clock() - began
         outcome: T | APIError = yield Send(call, timeout)
         if not isinstance(outcome, APIError):

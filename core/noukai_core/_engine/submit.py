@@ -78,7 +78,7 @@ class SharedSession:
 
     Attributes:
         id: The session.
-        others: The jobs that belong to other submissions. Any other entry of it is the job of this one.
+        others: The jobs that belong to other submissions. Any other entry of its list is this one's.
         running: The jobs of other submissions that may be running, in any session, by their canonical ids. A
             connection that is out of step may return any of them.
         on_unknown: Is called when the outcome of a submission in it is unknown.

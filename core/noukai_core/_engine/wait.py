@@ -83,7 +83,7 @@ def poll_with_retries(call: Call[T], limiter: PollRateLimiter, clock: Clock) -> 
         limiter: The rate limit.
         clock: Seconds, from any beginning.
     """
-    return send_with_retries(call, clock, turn=lambda: reach_slot(limiter, clock))
+    return send_with_retries(call, clock, reach_slot=lambda: reach_slot(limiter, clock))
 
 
 class Poller:
