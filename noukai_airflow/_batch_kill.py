@@ -81,7 +81,7 @@ def kill(
             reason = f"who ended its task is not known: {outcome.error}"
         left = _kill_policy.left_running(reason, durable=durable, retry_left=retry_left)
         phrase = f"{left}; {thread.running:,} jobs"
-        log.warning("Noukai batch of %s: left running (%s)", flow, f"{thread.running:,} jobs; {reason}")
+        log_left_running(thread, reason, flow)
         thread.stop(max(act_until - time.monotonic(), 0.5))
     if by_user and outcome.state != "failed":
         kill_own_process()
@@ -90,23 +90,18 @@ def kill(
 
 def cancel_and_log(thread: BatchThread, reason: str, flow: str, seconds: float) -> str:
     """Cancel the jobs that have not ended, name those that may still be running, and say what happened."""
-    return log_cancel(flow, reason, *thread.cancel_jobs(reason, seconds))
-
-
-def log_cancel(flow: str, reason: str, cancelled: int, left: list[str]) -> str:
-    """Log what came of a cancel, and return it in short.
-
-    Args:
-        flow: The flow.
-        reason: Why the jobs were cancelled.
-        cancelled: How many were cancelled, or had ended already.
-        left: The jobs and submissions that may still be running.
-    """
+    cancelled, left = thread.cancel_jobs(reason, seconds)
     log.info("Noukai batch of %s: cancelled (%s; %d jobs)", flow, reason, cancelled)
     for start in range(0, len(left), _NAMES_PER_LINE):
         names = ", ".join(left[start : start + _NAMES_PER_LINE])
         log.warning("Noukai batch of %s: cancel failed (may still be running: %s)", flow, names)
     return f"{cancelled:,} jobs cancelled" + (f", {len(left):,} may still be running" if left else "")
+
+
+def log_left_running(thread: BatchThread, reason: str, flow: str) -> None:
+    """Log why the jobs go on, with their sessions: there may be thousands of jobs."""
+    jobs, sessions = f"{thread.running:,} jobs", ", ".join(sorted(thread.sessions))
+    log.warning("Noukai batch of %s: left running (%s; %s; sessions %s)", flow, jobs, reason, sessions)
 
 
 def _ask(outcome: _Outcome, task: RuntimeTaskInstanceProtocol, is_replaced: Callable[[], bool]) -> None:

@@ -7,13 +7,15 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from airflow.providers.common.compat.sdk import AirflowFailException
+
 from noukai_airflow import _xcoms
 from noukai_airflow._batch_inputs import EMPTY, BatchInputs
-from noukai_airflow._batch_kill import BatchKilled, cancel_and_log, kill, log_cancel
+from noukai_airflow._batch_kill import BatchKilled, cancel_and_log, kill, log_left_running
 from noukai_airflow._batch_log import BatchLog, FolderLog, StateStoreLog, TemporaryStore, task_state_store
 from noukai_airflow._batch_outcome import PROGRESS_SECONDS, FailOn, check_outcomes, progress_text
 from noukai_airflow._batch_output import OutputFolder
@@ -23,7 +25,7 @@ from noukai_airflow._job_store import TaskKey
 from noukai_airflow._storage import check_writable, storage_path
 from noukai_airflow._xcom_values import as_xcom
 from noukai_airflow._xcoms import task_instance_of
-from noukai_airflow.exceptions import NoukaiJobTimeoutException, NoukaiPermanentException
+from noukai_airflow.exceptions import NoukaiException, NoukaiJobTimeoutException, NoukaiPermanentException
 from noukai_airflow.triggers.batch import NoukaiBatchTrigger
 from noukai_airflow.triggers.noukai import backstop
 from noukai_core.batch_deadline import CancelUnlessReplaced
@@ -122,6 +124,7 @@ class BatchRun:
         self._record: BatchRecord | None = None
         self._cancel_on_timeout = CancelUnlessReplaced(lambda: asyncio.to_thread(self._is_replaced))
         self._kill_requested = False
+        self._jobs_ended = False  # or what becomes of them has been said
         self.batch_id: str | None = None
         self._next_progress = 0.0
         self._published: set[str] | None = None
@@ -140,15 +143,21 @@ class BatchRun:
         header, retried = self._header(started)
         record = self._record = self._load_record(retried=retried)
         self.batch_id = header["batch_id"]
-        if self._kill_requested:
-            running = sum(entry.unfinished for entry in record.read().values())
-            raise BatchKilled(f"nothing was submitted; {running:,} jobs left running", by_user=False)
         output = None if self._folder is None else OutputFolder(self._folder)
-        if output is not None:
+        if output is not None and not self._kill_requested:
             output.adopt_parts(record)
         thread = self._thread = BatchThread(
-            self._settings, self._engine_options(header, record), self._inputs, record, output
+            self._settings,
+            self._engine_options(header, record),
+            self._inputs,
+            record,
+            output,
+            self._has_own_header,
         )
+        if self._kill_requested:
+            if not thread.running:
+                raise BatchKilled("nothing was submitted", by_user=False)
+            self.kill()  # which asks who sent the signal
         thread.start()
         while not thread.wait(1.0):
             self._publish_sessions(thread.sessions)
@@ -163,9 +172,13 @@ class BatchRun:
     def kill(self) -> None:
         """End the batch because of a signal, at once or before it begins."""
         self._kill_requested = True
-        if self._thread is None:
-            return
         options = self._options
+        if self._jobs_ended:
+            return
+        if self._thread is None:
+            # There may be no time left to read it.
+            self._log_unread("interrupted before the record of its jobs was read")
+            return
         raise kill(
             self._thread,
             self._task,
@@ -180,6 +193,7 @@ class BatchRun:
         """End the batch because the task's time is over, and return what happens to the jobs."""
         thread = self._thread
         if thread is None:
+            self._log_unread("timed out before the record of its jobs was read")
             return "nothing was submitted"
         flow, cancels = self._options.flow, self._options.cancel_on_timeout
         replaced = cancels and self._is_replaced()
@@ -187,35 +201,62 @@ class BatchRun:
             phrase = cancel_and_log(thread, "timed out", flow, _CANCEL_SECONDS)
         else:
             phrase = f"{thread.running:,} jobs left running"
-            reason = "Airflow has begun another try" if replaced else "timed out"
-            log.warning("Noukai batch of %s: left running (%d jobs; %s)", flow, thread.running, reason)
+            log_left_running(thread, "Airflow has begun another try" if replaced else "timed out", flow)
         thread.stop(_STOP_SECONDS)
         return phrase
 
+    def leave(self, error: Exception) -> None:
+        """Name the jobs that an error leaves running, unless a retry attaches to them.
+
+        Args:
+            error: What the task fails with.
+        """
+        thread, options = self._thread, self._options
+        if self._jobs_ended:
+            return
+        if thread is not None:
+            thread.stop(_STOP_SECONDS)
+        retry_left = options.retry_left and not isinstance(error, AirflowFailException)
+        if options.durable and retry_left:
+            return
+        if thread is None:
+            self._log_unread("the record of its jobs was not read")
+        elif thread.running:
+            reason = "a retry submits new jobs" if retry_left else "no retry is left"
+            log_left_running(thread, reason, options.flow)
+
+    def _log_unread(self, reason: str) -> None:
+        """Log that jobs of an earlier segment may go on, if there was one."""
+        if self._resumed or self._task.try_number > 1:
+            log.warning("Noukai batch of %s: may be left running (%s)", self._options.flow, reason)
+
     def _is_replaced(self) -> bool:
-        """Return whether Airflow has begun another try of the task although this one still runs.
+        """Return whether Airflow has begun another try of the task although this one still runs."""
+        return self._options.durable and not self._has_own_header()
+
+    def _has_own_header(self) -> bool:
+        """Return whether the log is still that of this try, as long as it does not say the opposite.
 
         Each try writes its number into the header, and the id of an earlier one leads to no header. It is
         read twice, for the reason that `JobStore.is_replaced` gives.
         """
         try:
-            return self._options.durable and not any(self._is_own(self._log.header()) for _ in range(2))
+            return any(self._is_own(self._log.header()) for _ in range(2))
         except Exception:
-            return False
+            return True
 
     def _is_own(self, header: dict[str, Any] | None) -> bool:
-        return header is not None and header.get("try_number") == self._task.try_number
+        if header is None:
+            return self._folder is not None
+        number = header.get("try_number")
+        # An object storage may still show the header of the try before.
+        return not isinstance(number, int) or number <= self._task.try_number
 
-    def _cancel_recorded(self, header: dict[str, Any], record: BatchRecord, reason: str) -> str:
-        """Cancel the jobs that are recorded and have not ended, and return what happened to them."""
-        thread = BatchThread(
-            self._settings, self._engine_options(header, record), BatchInputs(iter(()), None), record, None
-        )
-        before = sum(entry.unfinished for entry in record.read().values())
-        thread.start(cancel_for=reason)
-        thread.wait(_CANCEL_SECONDS)
-        left = thread.unfinished()
-        return log_cancel(header["flow"], reason, before - len(left), left)
+    def _recorded_jobs(self, header: dict[str, Any], record: BatchRecord) -> BatchThread:
+        """Return a thread for the jobs that are recorded and have not ended, to cancel or to name them."""
+        options = replace(self._engine_options(header, record), flow=str(header["flow"]))
+        inputs = BatchInputs(iter(()), None)
+        return BatchThread(self._settings, options, inputs, record, None, self._has_own_header)
 
     # Which batch this is
 
@@ -223,7 +264,14 @@ class BatchRun:
         return BatchRecord.load(self._log.rows(), self._append, retried=retried)
 
     async def _append(self, rows: list[Row]) -> None:
+        """Append rows. If another try has begun, which submits what these rows precede, that fails.
+
+        Airflow's state store refuses what an earlier try writes. A folder does not, so it is asked as well.
+        """
         await asyncio.to_thread(self._log.append, rows)
+        # Not at the same time: of two tries, each of which appends before it asks, one sees the other.
+        if self._folder is not None and not await asyncio.to_thread(self._has_own_header):
+            raise NoukaiException("Airflow has begun another try of this task")
 
     def _open_log(self) -> BatchLog:
         if self._folder is not None:
@@ -278,13 +326,12 @@ class BatchRun:
 
     def _end_earlier(self, header: dict[str, Any]) -> None:
         """Stop what runs of an earlier batch of this task, and forget it."""
-        record = self._load_record(retried=False)
-        flow = str(header.get("flow"))
-        unfinished = sum(entry.unfinished for entry in record.read().values())
-        if unfinished and self._options.cancel_on_kill and self._options.durable:
-            self._cancel_recorded(header, record, "replaced by new jobs")
-        elif unfinished:
-            log.warning("Noukai batch of %s: left running (%d jobs; replaced by new jobs)", flow, unfinished)
+        jobs = self._recorded_jobs(header, self._load_record(retried=False))
+        flow, reason = str(header["flow"]), "replaced by new jobs"
+        if jobs.running and self._options.cancel_on_kill and self._options.durable:
+            cancel_and_log(jobs, reason, flow, _CANCEL_SECONDS)
+        elif jobs.running:
+            log_left_running(jobs, reason, flow)
         self._log.clear()
         if self._folder is not None:
             OutputFolder(self._folder).remove_files()
@@ -380,12 +427,15 @@ class BatchRun:
         options, running = self._options, thread.waiting
         until = header["until"]
         if until is not None and time.time() >= until:
-            record = self._load_record(retried=False)
-            phrase = (
-                self._cancel_recorded(header, record, "timed out")
-                if options.cancel_on_timeout and not self._is_replaced()
-                else f"{running:,} jobs left running"
-            )
+            replaced = self._is_replaced()
+            if options.cancel_on_timeout and not replaced:
+                jobs = self._recorded_jobs(header, self._load_record(retried=False))
+                phrase = cancel_and_log(jobs, "timed out", options.flow, _CANCEL_SECONDS)
+            else:
+                phrase = f"{running:,} jobs left running"
+                reason = "Airflow has begun another try" if replaced else "timed out"
+                log_left_running(thread, reason, options.flow)
+            self._jobs_ended = True
             raise NoukaiJobTimeoutException(f"timed out; {phrase} (Noukai batch of {options.flow})")
         if options.push_xcoms:
             self._task.xcom_push(_xcoms.BATCH_ID, header["batch_id"])

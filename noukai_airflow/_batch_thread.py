@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from noukai_airflow._client_cache import new_async_client
 from noukai_airflow._xcom_values import REPLACED, UnreturnableError, as_xcom
@@ -21,15 +23,15 @@ if TYPE_CHECKING:
     from noukai_airflow._batch_inputs import BatchInputs
     from noukai_airflow._batch_output import OutputFolder
     from noukai_airflow._connection import ConnectionSettings
-    from noukai_core import AsyncJobBatch, AsyncNoukai, JobOutcome
+    from noukai_core import AsyncJobBatch, AsyncNoukai, JobOutcome, LedgerEntry
     from noukai_core.batch_record import BatchRecord
-
-T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
 # The outputs of a batch without an output folder become an XCom, which is stored in Airflow's database.
 MAX_OUTPUT_BYTES = 1024 * 1024
+
+_READY_PAUSE = 0.01
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class BatchThread:
         inputs: The inputs.
         record: The ledger and the outcomes.
         output: Where completed jobs are written; `None` to keep their outputs in the record.
+        owns_output: Whether that is still the folder of this try.
 
     Attributes:
         session_sizes: After the end, how many jobs each session has in which some have not ended.
@@ -80,12 +83,14 @@ class BatchThread:
         inputs: BatchInputs,
         record: BatchRecord,
         output: OutputFolder | None,
+        owns_output: Callable[[], bool],
     ) -> None:
         self._settings = settings
         self._options = options
         self._inputs = inputs
         self._record = record
         self._output = output
+        self._owns_output = owns_output
         self._part = OutcomePart(len(record.parts))
         self._output_bytes = 0
         self._changed_outputs = False
@@ -94,27 +99,26 @@ class BatchThread:
         self._batch: AsyncJobBatch | None = None
         self._ready = threading.Event()
         self._end: Future[None] = Future()
+        self._begun = self._stopped = self._looping = False
         self._cancel_for: str | None = None
+        self._cancelling: asyncio.Task[Any] | None = None
         self.session_sizes: dict[str, int] = {}
         self.waiting = 0
         self.first_sent_at: float | None = None
         self._thread = threading.Thread(target=self._run, name="noukai-batch", daemon=True)
 
-    def start(self, *, cancel_for: str | None = None) -> None:
-        """Begin.
-
-        Args:
-            cancel_for: Instead of running the batch, cancel what an earlier segment left running, for this
-                reason.
-        """
-        self._cancel_for = cancel_for
-        self._thread.start()
+    def start(self) -> None:
+        """Begin."""
+        self._begin()
         self._ready.wait()
 
     def wait(self, seconds: float) -> bool:
         """Wait for the end for a while, and return whether it has come."""
-        self._thread.join(seconds)
-        return not self._thread.is_alive()
+        try:
+            self._end.exception(seconds)
+        except TimeoutError:
+            return False
+        return True
 
     def check(self) -> None:
         """Raise what the segment ended with, if it was an error."""
@@ -123,14 +127,12 @@ class BatchThread:
     @property
     def running(self) -> int:
         """How many jobs have not ended."""
-        batch = self._batch
-        return 0 if batch is None else len(batch.unfinished)
+        return len(self._unfinished())
 
     @property
     def sessions(self) -> set[str]:
         """The sessions in which jobs may be running."""
-        batch = self._batch
-        return set() if batch is None else {entry.session_id for entry in batch.unfinished.values()}
+        return {entry.session_id for entry in self._unfinished()}
 
     @property
     def stopped(self) -> str | None:
@@ -139,11 +141,15 @@ class BatchThread:
 
     def stop(self, seconds: float) -> None:
         """End the segment, and leave the jobs running."""
-        self._call(self._cancel_task(), seconds)
-        self.wait(seconds)
+        self._stopped = True
+        if self._begun:
+            self._call(self._stop(), seconds)
+            self.wait(seconds)
 
     def cancel_jobs(self, reason: str, seconds: float) -> tuple[int, list[str]]:
         """Cancel the jobs that have not ended, as many as there is time for.
+
+        This includes what an earlier segment left running, even if this one has not started.
 
         Args:
             reason: Why they are cancelled.
@@ -152,35 +158,65 @@ class BatchThread:
         Returns:
             How many jobs have ended with this, and the others, with the submissions of which no job is known.
         """
+        ends = time.monotonic() + seconds
+        before = self.running
+        self._cancel_for = reason  # a thread that has yet to begin its batch then does nothing else
+        if not self._begun:
+            self._begin()
+            self.wait(seconds)
+        else:
+            # A signal may have interrupted `start`, which then holds the lock of `_ready`.
+            while self._batch is None and not self._end.done() and time.monotonic() < ends:
+                time.sleep(_READY_PAUSE)
+            self._call(self._cancel(), ends - time.monotonic())
+        left = self._unfinished()
+        named = [entry.job_id or f"submission {entry.submission_id}" for entry in left]
+        return max(before - len(left), 0), named
+
+    def _unfinished(self) -> list[LedgerEntry]:
+        """Return what was submitted and has not ended; before the batch begins, by an earlier segment."""
         batch = self._batch
-        if batch is None:
-            return 0, []
-        before = len(batch.unfinished)
-        self._call(batch.cancel(reason), seconds)
-        left = self.unfinished()
-        return before - len(left), left
+        entries = self._record.read() if batch is None else batch.unfinished
+        return [entry for entry in entries.values() if entry.unfinished and not entry.kept]
 
-    def unfinished(self) -> list[str]:
-        """Return the jobs that have not ended, and the submissions of which no job is known."""
-        entries = () if self._batch is None else self._batch.unfinished.values()
-        return [entry.job_id or f"submission {entry.submission_id}" for entry in entries]
+    def _begin(self) -> None:
+        self._begun = True
+        self._thread.start()
 
-    def _call(self, coroutine: Coroutine[Any, Any, T], seconds: float) -> T | None:
+    def _call(self, coroutine: Coroutine[Any, Any, None], seconds: float) -> None:
         """Run a coroutine on the thread's event loop, for a bounded time."""
         loop = self._loop
-        if loop is None or not self._thread.is_alive():
+        if loop is None or self._end.done():
             coroutine.close()
-            return None
-        called = asyncio.run_coroutine_threadsafe(coroutine, loop)
+            return
         try:
-            return called.result(seconds)
+            called = asyncio.run_coroutine_threadsafe(coroutine, loop)
+        except RuntimeError:  # the loop has been closed
+            coroutine.close()
+            return
+        try:
+            called.result(max(seconds, 0.0))
         except TimeoutError:
             called.cancel()
-            return None
+        except CancelledError:  # the loop ends
+            pass
 
-    async def _cancel_task(self) -> None:
-        if self._task is not None:
+    async def _stop(self) -> None:
+        if self._batch is not None:
+            await self._batch.stop()  # before the loop over it is cancelled, which would log what is left
+        if self._looping and self._task is not None:
             self._task.cancel()
+
+    async def _cancel(self) -> None:
+        """Cancel the jobs, only once, and go on with it even if nobody waits for it any more."""
+        if self._batch is not None and self._cancelling is None:
+            self._cancelling = asyncio.create_task(self._batch.cancel(str(self._cancel_for)))
+        try:
+            if self._cancelling is not None:
+                await asyncio.shield(self._cancelling)
+        except Exception as error:
+            flow = self._options.flow
+            log.warning("Noukai batch of %s: cancel failed (%s; may still be running)", flow, error)
 
     def _run(self) -> None:
         try:
@@ -198,10 +234,12 @@ class BatchThread:
         finally:
             self._ready.set()
         async with client:
-            if self._cancel_for is None:
-                await self._iterate(self._batch)
-            else:
-                await self._batch.cancel(self._cancel_for)
+            try:
+                if self._cancel_for is None and not self._stopped:
+                    await self._iterate(self._batch)
+            finally:
+                if self._cancel_for is not None:  # perhaps since the segment has ended
+                    await self._cancel()
 
     def _jobs(self, client: AsyncNoukai) -> AsyncJobBatch:
         options = self._options
@@ -222,20 +260,29 @@ class BatchThread:
 
     async def _iterate(self, batch: AsyncJobBatch) -> None:
         try:
+            self._looping = True
             async for outcome in batch:
                 outcome = self._returnable(outcome)
                 row = self._record.add(outcome, keep_output=self._output is None)
                 if outcome.state is OutcomeState.COMPLETED:
                     await self._keep(row)
         finally:
-            await batch.aclose()
-            self.session_sizes = self._record.session_sizes(batch.sessions)
-            # What has timed out or is unknown has an outcome, and is not waited for any more.
-            waiting = [entry for index, entry in batch.unfinished.items() if index in batch.states]
-            self.waiting = len(waiting)
-            sent = [entry.sent_at.timestamp() for entry in waiting if entry.sent_at]
-            self.first_sent_at = min(sent, default=None)
-            await asyncio.shield(self._store())
+            self._looping = False
+            ending = asyncio.create_task(self._end_segment(batch))
+            while not ending.done():  # a cancel that comes now was for the loop
+                with suppress(asyncio.CancelledError):
+                    await asyncio.shield(ending)
+            ending.result()
+
+    async def _end_segment(self, batch: AsyncJobBatch) -> None:
+        await batch.stop()
+        self.session_sizes = self._record.session_sizes(batch.sessions)
+        # What has timed out or is unknown has an outcome, and is not waited for any more.
+        waiting = [entry for index, entry in batch.unfinished.items() if index in batch.states]
+        self.waiting = len(waiting)
+        sent = [entry.sent_at.timestamp() for entry in waiting if entry.sent_at]
+        self.first_sent_at = min(sent, default=None)
+        await self._store()
 
     def _returnable(self, outcome: JobOutcome) -> JobOutcome:
         """Return an outcome whose output an XCom can hold, if it is to be returned."""
@@ -278,9 +325,10 @@ class BatchThread:
 
     async def _store(self) -> None:
         """Make durable what is known, so that the next segment goes on from there."""
-        if self._output is not None:
-            if self._part.rows:
-                await self._write_part(self._output)
-            failures = [self._record.failures[index] for index in sorted(self._record.failures)]
-            await asyncio.to_thread(self._output.write_failed, failures)
+        output = self._output
+        if output is not None and self._part.rows:
+            await self._write_part(output)
         await self._record.store()
+        if output is not None and await asyncio.to_thread(self._owns_output):
+            failures = [self._record.failures[index] for index in sorted(self._record.failures)]
+            await asyncio.to_thread(output.write_failed, failures)

@@ -56,6 +56,10 @@ class CancellingTrigger(BaseTrigger):
     def log_failed_cancel(self, reason: str) -> None:
         """Log that a cancel was not possible."""
 
+    def log_left_running(self, reason: str) -> None:
+        """Log that what this trigger waits for goes on."""
+        self.log.info("%s: left running (%s)", self.subject, reason)
+
     async def on_kill(self) -> None:
         """Cancel the job if a user ended the task.
 
@@ -63,7 +67,7 @@ class CancellingTrigger(BaseTrigger):
         the work, and `cleanup` waits for it.
         """
         if not self.cancel_on_kill:
-            self.log.info("%s: left running (cancel_on_kill is off)", self.subject)
+            self.log_left_running("cancel_on_kill is off")
             return
         self._kill = asyncio.create_task(self._end())
         await asyncio.shield(self._kill)
@@ -86,7 +90,7 @@ class CancellingTrigger(BaseTrigger):
                 if reason is None:
                     await self.cancel()
                     return
-                self.log.info("%s: left running (%s)", self.subject, reason)
+                self.log_left_running(reason)
         except TimeoutError:
             self.log_failed_cancel(f"no response within {_KILL_SECONDS:g} s")
         except Exception as error:

@@ -54,6 +54,7 @@ class WaitOptions:
         execution_timeout: Airflow's own limit for the task, in seconds.
         poll_interval: In seconds.
         inline_wait: In seconds; `None` for one that depends on the task's previous job.
+        durable: Whether a retry attaches to the job.
         retry_left: Whether the task has a retry left.
         push_xcoms: Whether the task pushes XComs.
     """
@@ -273,6 +274,8 @@ class JobWait:
             self._record(lambda: self._store.change(wait_again=True))
             return self.leave(retry_left=self._options.retry_left)
         self._record(lambda: self._store.change(abandoned=True))
+        if self._store.is_replaced():  # perhaps while that was recorded
+            return _REPLACED
         outcome = core.cancel_job(self._job)
         if outcome.log("timed out", log):
             last = self._job.last_status or core.JobStatus(id=self._job.id, state=core.JobState.PENDING)

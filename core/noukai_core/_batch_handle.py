@@ -91,11 +91,13 @@ class BatchHandle:
         return f"{type(self).__name__}({self.flow!r}, {dict(self.counts)})"
 
     def _log_left_running(self) -> None:
-        if jobs := len(self._batch.unfinished):
+        if unfinished := self._batch.unfinished:
             log.warning(
-                "Noukai batch of %s: left running (%d jobs; a rerun with the same ledger attaches to them)",
+                "Noukai batch of %s: left running (%d jobs; a rerun with the same ledger attaches to them; "
+                "sessions %s)",
                 self.flow,
-                jobs,
+                len(unfinished),
+                ", ".join(sorted({entry.session_id for entry in unfinished.values()})),
             )
 
     def _log_cancelled(self, outcome: CancelOutcome | None, reason: str) -> CancelOutcome | None:

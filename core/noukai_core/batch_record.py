@@ -324,6 +324,7 @@ class BatchRecord:
         for index, used in part.rows.items():
             if self._entries.get(index) is not _DONE:
                 self._entries[index] = _DONE
+                self._forget_failure(index)
                 self.counts[OutcomeState.COMPLETED.value] += 1
                 self._add_used(used)
 
@@ -331,13 +332,17 @@ class BatchRecord:
         index = outcome["index"]
         if index in self.outputs:
             return
-        if (earlier := self.failures.pop(index, None)) is not None:
-            self.counts[earlier["state"]] -= 1
+        self._forget_failure(index)
         self._count(outcome, ended=ended)
         if outcome["state"] == OutcomeState.COMPLETED:
             self.outputs[index] = outcome["output"]
         else:
             self.failures[index] = outcome
+
+    def _forget_failure(self, index: int) -> None:
+        """Let not count what an attempt has recorded that knew of no better end of the job."""
+        if (failure := self.failures.pop(index, None)) is not None:
+            self.counts[failure["state"]] -= 1
 
     def _reopen(self, cancelled: bool) -> None:
         """Let the jobs that did not complete be submitted again."""

@@ -184,6 +184,10 @@ class NoukaiRunJobsOperator(BaseOperator):
             if timed_out is not None:
                 timed_out.time_out()
             raise
+        except Exception as error:
+            if self._run is not None:
+                self._run.leave(error)
+            raise
         finally:
             self._ended_run, self._run = self._run or self._ended_run, None
 

@@ -276,7 +276,7 @@ class NoukaiRunJobOperator(BaseOperator):
             KillOptions(
                 cancel_on_kill=self.cancel_on_kill,
                 cancel_left_behind=self.on_final_failure == "cancel",
-                durable=self.durable,
+                durable=self._retry_attaches(self._context),
                 retry_left=self._retry_left(self._context),
             ),
         )
@@ -286,6 +286,11 @@ class NoukaiRunJobOperator(BaseOperator):
         if self._job is None and self._task_job is not None:
             return self._task_job.polled
         return self._job
+
+    def _retry_attaches(self, context: Context) -> bool:
+        """Return whether a retry finds the job: in the store, or by the session of its submission."""
+        asks_server = self.session_id is None and self._settings.recovers_submissions
+        return self.durable and (self._store(context).is_durable or asks_server)
 
     def _retry_left(self, context: Context, error: NoukaiException | None = None) -> bool:
         """Return whether the task runs again after it has failed."""
@@ -399,7 +404,7 @@ class NoukaiRunJobOperator(BaseOperator):
             poll_interval=self.poll_interval,
             inline_wait=self.inline_wait,
             deferrable=self.deferrable,
-            durable=self.durable,
+            durable=self._retry_attaches(context),
             retry_left=self._retry_left(context),
             trace=self.trace,
             on_cancelled=self.on_cancelled,

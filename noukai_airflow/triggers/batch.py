@@ -162,6 +162,10 @@ class NoukaiBatchTrigger(CancellingTrigger):
 
         log_failed_cancel(self.flow, self.sessions, reason, self.log)
 
+    def log_left_running(self, reason: str) -> None:
+        """Log that the jobs go on without their task, with their sessions."""
+        super().log_left_running(f"{reason}; sessions {', '.join(sorted(self.sessions))}")
+
     async def cancel(self) -> None:
         """Cancel all jobs that have not ended, over separate connections."""
         from noukai_airflow._batch_sessions import cancel_sessions, log_cancelled_sessions

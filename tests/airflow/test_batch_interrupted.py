@@ -69,6 +69,13 @@ def once_all_run(monkeypatch: pytest.MonkeyPatch, emulator: Emulator, act: Any) 
     monkeypatch.setattr(BatchRun, "_report_progress", report)
 
 
+def named_as_running(caplog: pytest.LogCaptureFixture, reason: str, emulator: Emulator) -> bool:
+    """Return whether one line says why all jobs go on, and in which sessions."""
+    sessions = ", ".join(sorted({job["session_id"] for job in emulator.control.jobs()}))
+    line = f"Noukai batch of {FLOW}: left running (3 jobs; {reason}; sessions {sessions})"
+    return caplog.messages.count(line) == 1
+
+
 def time_out() -> None:
     raise AirflowTaskTimeout("Timeout, PID: 1")
 
@@ -83,7 +90,7 @@ def test_a_user_who_keeps_the_jobs(
     once_all_run(monkeypatch, emulator, task.on_kill)
     with pytest.raises(AirflowTaskTerminated):
         task.execute(context)
-    assert f"Noukai batch of {FLOW}: left running (3 jobs; cancel_on_kill is off)" in caplog.text
+    assert named_as_running(caplog, "cancel_on_kill is off", emulator)
     assert "cancelled" not in states(emulator)
 
 
@@ -91,7 +98,7 @@ def test_a_user_who_keeps_the_jobs(
 def test_a_kill_whose_cause_is_not_known(
     context: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While Airflow does not say who ended the task, the jobs are left running."""
+    """While Airflow does not say who ended the task, the jobs are left running, and named."""
 
     def fail(**_: Any) -> dict[str, Any]:
         raise RuntimeError("the API server is down")
@@ -102,6 +109,37 @@ def test_a_kill_whose_cause_is_not_known(
     with pytest.raises(NoukaiException, match="who ended its task is not known: the API server is down"):
         task.execute(context)
     assert "cancelled" not in states(emulator)
+    assert named_as_running(caplog, "who ended its task is not known: the API server is down", emulator)
+
+
+@pytest.mark.usefixtures("running")
+@pytest.mark.parametrize(
+    ("retries", "durable", "reason"),
+    [(0, True, "no retry is left"), (1, False, "a retry submits new jobs")],
+)
+def test_a_store_that_fails(
+    retries: int,
+    durable: bool,
+    reason: str,
+    context: Any,
+    emulator: Emulator,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """When the record of a job cannot be written, and no retry attaches to those that run, they are named."""
+    context["ti"].max_tries = retries
+    write = context["task_state_store"].set
+
+    def fail(key: str, value: Any, **arguments: Any) -> None:
+        if emulator.control.jobs():
+            raise RuntimeError("the database is down")
+        write(key, value, **arguments)
+
+    context["task_state_store"].set = fail
+    with pytest.raises(RuntimeError, match="the database is down"):
+        operator(retries=retries, durable=durable).execute(context)
+    (line,) = [one.message for one in caplog.records if f"jobs; {reason}; sessions " in one.message]
+    assert line.startswith(f"Noukai batch of {FLOW}: left running (")
+    assert all(job["session_id"] in line for job in emulator.control.jobs())
 
 
 @pytest.mark.usefixtures("running")
@@ -147,9 +185,35 @@ def test_a_kill_before_the_batch_has_begun(moment: str, context: Any, emulator: 
             return read(key)
 
         store.get = killed
-    with pytest.raises(NoukaiException, match="nothing was submitted; 0 jobs left running"):
+    with pytest.raises(NoukaiException, match="nothing was submitted"):
         task.execute(context)
     assert emulator.control.jobs() == []
+
+
+@pytest.mark.usefixtures("running")
+@pytest.mark.parametrize("moment", ["while its record is read", "as its thread starts"])
+def test_a_users_mark_while_a_try_resumes(
+    moment: str, context: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user who ends the task as it resumes cancels the jobs of the time before its deferral."""
+    with pytest.raises(TaskDeferred):
+        operator(deferrable=True).execute(context)
+    context["ti"].states = {context["ti"].run_id: {"task": "failed"}}
+    task = operator(deferrable=True)
+    if moment == "while its record is read":
+        read = context["task_state_store"].get
+
+        def killed(key: str) -> Any:
+            if not task._kill_requested:
+                task.on_kill()
+            return read(key)
+
+        context["task_state_store"].get = killed
+    else:
+        monkeypatch.setattr(BatchThread, "start", lambda thread: task.on_kill())
+    with pytest.raises(AirflowTaskTerminated):
+        task.execute_complete(context)
+    assert states(emulator) == {"cancelled"}
 
 
 @pytest.mark.usefixtures("running")
@@ -168,7 +232,7 @@ def test_airflows_limit_on_a_worker(
         task.execute(context)
     task.on_kill()  # Airflow calls it next
     assert ("cancelled" in states(emulator)) is cancels
-    phrase = "cancelled (timed out; 3 jobs)" if cancels else "left running (3 jobs; timed out)"
+    phrase = "cancelled (timed out; 3 jobs)" if cancels else "left running (3 jobs; timed out; sessions "
     assert caplog.text.count(f"Noukai batch of {FLOW}: {phrase}") == 1
 
 
@@ -226,6 +290,26 @@ def test_a_worker_that_airflow_has_replaced(
     with pytest.raises((NoukaiException, AirflowTaskTimeout)):
         task.execute(context)
     assert "cancelled" not in states(emulator)
+
+
+def test_the_failures_of_another_try(
+    context: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A worker that Airflow has replaced leaves the file of the failures as the other try wrote it."""
+    emulator.control.script("flow", outcome="failed", after_seconds=1)
+    task = operator(output_path=f"file://{tmp_path}")
+
+    def replace() -> None:
+        assert task._run is not None
+        header = task._run._log.header()
+        assert header is not None
+        task._run._log.write_header({**header, "try_number": 2})
+        (tmp_path / "failed.jsonl").write_text("of the other try")
+
+    once_all_run(monkeypatch, emulator, replace)
+    with pytest.raises(NoukaiException, match="Airflow has begun another try"):
+        task.execute(context)
+    assert (tmp_path / "failed.jsonl").read_text() == "of the other try"
 
 
 @pytest.mark.usefixtures("running")
@@ -315,7 +399,7 @@ def test_a_clear_whose_jobs_are_kept(
     context["ti"].try_number, context["ti"].max_tries = 2, 1
     emulator.control.script("flow", after_seconds=0.1)
     operator(cancel_on_kill=False).execute(context)
-    assert f"Noukai batch of {FLOW}: left running (3 jobs; replaced by new jobs)" in caplog.text
+    assert f"Noukai batch of {FLOW}: left running (3 jobs; replaced by new jobs; sessions " in caplog.text
     left = {job["state"] for job in emulator.control.jobs() if job["id"] in old}
     assert left <= {"pending", "running"}
 

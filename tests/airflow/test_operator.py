@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+import uuid
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -335,6 +336,21 @@ def test_a_job_that_the_last_try_cannot_attach_to(
     assert (job["state"] == "cancelled") == cancelled
     named = f"Noukai job {job['id']} of {FLOW}: left running (no retry is left)"
     assert (named in caplog.messages) == (not cancelled)
+
+
+def test_a_job_that_no_retry_finds(
+    connected: ConnectionSettings, context: Any, emulator: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a state store, nothing leads to a job in a session of the user's: a try that fails names it."""
+    emulator.control.script("flow", outcome="never")
+    emulator.control.fault("status", on="poll", times=None, status=503)
+    context["ti"].max_tries = 1
+    del context["task_state_store"]
+    with caplog.at_level("WARNING"), pytest.raises(NoukaiTransientException):
+        operator(session_id=str(uuid.uuid4()), retries=1).execute(context)
+    (job,) = emulator.control.jobs()
+    named = f"Noukai job {job['id']} of {FLOW}: left running (a retry submits a new job)"
+    assert named in caplog.messages
 
 
 def test_a_job_is_not_cancelled_while_a_retry_is_left(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import pytest
 
-from noukai_core import AsyncNoukai, InvalidInputError, JobOutcome, LedgerEntry, OutcomeState
+from noukai_core import AsyncNoukai, InvalidInputError, JobFailedError, JobOutcome, LedgerEntry, OutcomeState
 from noukai_core.batch import SUBMITTED, SUBMITTING, new_session_of, submission_id_of
+from noukai_core.batch_files import OutcomePart
 from noukai_core.batch_record import BatchRecord, entries_of
 from noukai_core.errors import BadRequestError
 from tests.core.test_batch import BATCH, FLOW, run
@@ -59,6 +61,32 @@ def test_an_outcome_whose_entry_does_not_count() -> None:
     assert record.read()[0].unfinished
     record.add(JobOutcome(0, "job", OutcomeState.COMPLETED, output=1, seconds=0.1), keep_output=True)
     assert (sum(record.counts.values()), record.failures) == (1, {})
+
+
+async def test_a_part_of_another_attempt() -> None:
+    """A job that failed in one attempt, and whose input completed in another one, is not submitted again."""
+    rows: list[Any] = []
+
+    async def keep(added: list[Any]) -> None:
+        rows.extend(added)
+
+    failed, completed = BatchRecord.load((), keep, retried=False), BatchRecord.load((), keep, retried=False)
+    for record, session, job in ((failed, A, "job-a"), (completed, B, "job-b")):
+        await record.write(entry(session, SUBMITTED, job_id=job))
+    failure = JobOutcome(0, "job-a", OutcomeState.FAILED, error=JobFailedError("bad", job_id="job-a"))
+    await failed.write(entry(A, OutcomeState.FAILED, job_id="job-a"))
+    failed.add(failure, keep_output=False)
+    await failed.store()
+    part = OutcomePart(0)
+    await completed.write(entry(B, OutcomeState.COMPLETED, job_id="job-b"))
+    part.add(completed.add(JobOutcome(0, "job-b", OutcomeState.COMPLETED, output=1), keep_output=False))
+    await completed.begin_part(part)
+    completed.end_part(part)
+    await completed.store()
+
+    record = BatchRecord.load(rows, append, retried=True)
+    assert record.counts == Counter(completed=1)
+    assert [one.kept for one in record.read().values()] == [True]
 
 
 def test_a_coroutine_decides_for_a_blocking_client(emulator: Emulator) -> None:
