@@ -103,7 +103,7 @@ test-faults: .venv/airflow/ready .venv/prefect/ready ## run thousands of jobs wh
 test-deployment: .venv/airflow-deployment/ready ## run hundreds of jobs under faults on Celery, Redis and PostgreSQL, and kill the processes
 	$(call suites,deployment)
 
-simulate: .venv/$(SIMULATED)/ready ## search a million schedules for a broken promise; PART=engine, batches, airflow or prefect; SCHEDULES=…, SEED=…, PROCESSES=…
+simulate: .venv/$(SIMULATED)/ready ## search a million schedules for a broken promise; PART=engine, batches, airflow, airflow_batches or prefect; SCHEDULES=…, SEED=…, PROCESSES=…
 	@PYTHONPATH=. .venv/$(SIMULATED)/bin/python -m tests.simulation --part $(or $(PART),engine) \
 		--schedules $(or $(SCHEDULES),1000000) $(if $(SEED),--seed $(SEED)) $(if $(PROCESSES),--processes $(PROCESSES))
 

@@ -83,7 +83,8 @@ class Suite:
 
 
 def _suites(environment: str, *paths: str, **variables: str) -> list[Suite]:
-    shared = ("core", "emulator", "fuzz", "simulation", "simulation/test_airflow.py", "faults/core")
+    simulated = ("simulation", "simulation/test_airflow.py", "simulation/test_airflow_batches.py")
+    shared = ("core", "emulator", "fuzz", "faults/core", *simulated)
     return [
         Suite(environment, path, 4 if path in shared else 1, variables, path in shared or bool(variables))
         for path in paths
@@ -109,6 +110,7 @@ LANES: dict[str, list[Suite]] = {
         "secrets/test_marks.py",
         "typing",
         "simulation/test_airflow.py",
+        "simulation/test_airflow_batches.py",
     ),
     "prefect": _suites(
         "prefect",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -21,24 +21,25 @@ import noukai_airflow._worker_kill
 import noukai_core.async_client
 import noukai_core.client  # noqa: F401
 from noukai_airflow import _client_cache
+from noukai_airflow._cancelling_trigger import CancellingTrigger
 from noukai_airflow._compat import AirflowTaskTerminated
 from noukai_airflow._connection import ConnectionSettings
-from noukai_airflow._xcoms import JOB_STATUS
 from noukai_airflow.hooks.noukai import NoukaiHook
 from noukai_airflow.operators.noukai import NoukaiRunJobOperator
-from noukai_airflow.triggers.noukai import NoukaiJobTrigger
 from noukai_core._http import connection
 from tests.simulation.clock import Clock, LivingClock
 from tests.simulation.interleaving import Interleaving, LiveProcess
 from tests.simulation.process import StoreError
 from tests.simulation.server import FLOW
 from tests.simulation.simulation import Simulation
+from tests.simulation.threads import Threads
 from tests.simulation.transports import (
     BASE_URL,
     AsyncTransport,
     Blocking,
     BlockingTransport,
     Killed,
+    ThreadTransport,
     VirtualLoop,
 )
 
@@ -99,7 +100,7 @@ class TaskStore:
         self._access("write")
         self._check_id()
         if end != "failed":
-            self._task.simulation.store[key] = value
+            self._task.simulation.store[key] = copy.deepcopy(value)
         self._task.tell("the store: {0} {1}", value, end)
         if end != "written":
             raise StoreError(end)
@@ -108,7 +109,7 @@ class TaskStore:
         self._access("delete")
         self._check_id()
         self._task.simulation.store.pop(key, None)
-        self._task.tell("the store: forgotten")
+        self._task.tell("the store: {0} is forgotten", key)
 
     def _check_id(self) -> None:
         if self._task.has_new_id(self._worker):
@@ -160,6 +161,7 @@ class AirflowTask:
         queued_at: When it was first queued.
         began_at: When the last part of a try began on a worker.
         killed: The processes that were killed without a signal before, so that they could say nothing.
+        died: Those that were killed in the end, whether or not a signal came before.
         triggerer_killed: Whether a triggerer was.
         timed_out_at: When a try has decided that its deadline has passed.
         ended_in: The process in which the last part of a try ended.
@@ -186,6 +188,7 @@ class AirflowTask:
         self.queued_at = simulation.clock.now
         self.began_at = 0.0
         self.killed: set[int] = set()
+        self.died: set[int] = set()
         self.triggerer_killed = False
         self.timed_out_at: list[float] = []
         self.ended_in = 0
@@ -244,7 +247,8 @@ class AirflowTask:
 
     def logged(self, line: str) -> None:
         """Take what was logged or raised."""
-        if "outside of the Task Runner" in line:
+        process = self.interleaving.running
+        if "outside of the Task Runner" in line or (isinstance(process, Blocking) and not process.alive):
             return
         self.lines.append((self.simulation.clock.now, line))
         self.tell("log: {0}", line)
@@ -395,11 +399,11 @@ class AirflowTask:
         self.began_at = self.simulation.clock.now
         self.worker = worker = self._new_worker()
         self.ended_in = worker.number
-        self.interleaving.start(worker, lambda: self._work(worker, method, arguments))
+        worker.start_main(lambda: self._work(worker, method, arguments))
 
     def _work(self, worker: Blocking, method: str, arguments: dict[str, Any]) -> None:
         """Run one part of a try, and see to what follows, unless Airflow has given up its worker before."""
-        operator = _operator(self)
+        operator = self.operator()
         context: Any = {"ti": TaskInstance(self)}
         if self.durable_store:
             context["task_state_store"] = TaskStore(self, worker)
@@ -419,6 +423,7 @@ class AirflowTask:
             deferred = raised
         except Killed as raised:
             worker.alive = False
+            self.died.add(worker.number)
             error = raised
         except BaseException as raised:
             if not isinstance(raised, Exception) and not isinstance(raised, AirflowTaskTerminated):
@@ -524,7 +529,7 @@ class AirflowTask:
         deferred = deferral.deferred
         trigger: Any = deferred.trigger
         _, arguments = trigger.serialize()
-        payload = self._trigger(triggerer, NoukaiJobTrigger(**arguments))
+        payload = self._trigger(triggerer, type(trigger)(**arguments))
         clock, current = self.simulation.clock, deferral.triggerer
         if deferral.over:
             self.tell("triggerer {0} ends, and nothing waits for its event", triggerer.number)
@@ -549,7 +554,7 @@ class AirflowTask:
         else:
             self._ended(None)
 
-    def _trigger(self, triggerer: _Triggerer, trigger: NoukaiJobTrigger) -> Any:
+    def _trigger(self, triggerer: _Triggerer, trigger: CancellingTrigger) -> Any:
         """Run a trigger in a triggerer of its own; `None` when it ended without an event."""
         clock = self.simulation.clock
         trigger.task_instance = SimpleNamespace(dag_id="dag", task_id="task", run_id="run", map_index=-1)
@@ -566,7 +571,7 @@ class AirflowTask:
             triggerer.how = how
             triggerer.ends.set()
 
-    async def _triggering(self, triggerer: _Triggerer, trigger: NoukaiJobTrigger) -> Any:
+    async def _triggering(self, triggerer: _Triggerer, trigger: CancellingTrigger) -> Any:
         async def first() -> Any:
             async for event in trigger.run():
                 return event.payload
@@ -600,21 +605,25 @@ class AirflowTask:
         value = self.xcoms.get(key)
         return value if isinstance(value, str) else None
 
-    async def push_status(self, task: Any, summary: dict[str, Any], *_: Any) -> None:
-        self.xcoms[JOB_STATUS] = summary
+    async def push_status(self, task: Any, key: str, summary: dict[str, Any]) -> None:
+        self.xcoms[key] = summary
 
+    def operator(self) -> Any:
+        """Return the operator of the task, as a worker makes it from the DAG file."""
+        return NoukaiRunJobOperator(
+            task_id="task",
+            flow=FLOW,
+            message="text",
+            retries=RETRIES,
+            deferrable=self.deferrable,
+            timeout=self.timeout,
+            cancel_on_kill=self.cancel_on_kill,
+            cancel_on_timeout=self.cancel_on_timeout,
+        )
 
-def _operator(task: AirflowTask) -> NoukaiRunJobOperator:
-    return NoukaiRunJobOperator(
-        task_id="task",
-        flow=FLOW,
-        message="text",
-        retries=RETRIES,
-        deferrable=task.deferrable,
-        timeout=task.timeout,
-        cancel_on_kill=task.cancel_on_kill,
-        cancel_on_timeout=task.cancel_on_timeout,
-    )
+    def replacements(self, threads: Threads) -> Iterable[tuple[Any, str, Any]]:
+        """Return what the provider's modules have in place of the real, besides what every task needs."""
+        return ()
 
 
 @contextmanager
@@ -625,7 +634,10 @@ def airflow_world(living: LivingClock, task: AirflowTask) -> Iterator[None]:
         return BlockingTransport(task.blocking)
 
     def async_transport(*_: Any) -> AsyncTransport:
-        return AsyncTransport(task.interleaving.running.number, task.simulation.network)
+        process = task.interleaving.running
+        if isinstance(process, Blocking):
+            return ThreadTransport(process)
+        return AsyncTransport(process.number, task.simulation.network)
 
     async def read_connection(hook: NoukaiHook) -> ConnectionSettings:
         return task.settings
@@ -637,7 +649,7 @@ def airflow_world(living: LivingClock, task: AirflowTask) -> Iterator[None]:
         real_time_out(wait)
 
     living.sleeper = lambda seconds: task.blocking.sleep(seconds)
-    threads = SimpleNamespace(Thread=lambda **arguments: _InlineThread(task, **arguments))
+    threads = Threads(lambda: task.blocking)
     with ExitStack() as stack:
         for target, name, value in (
             (connection, "blocking_transport", blocking_transport),
@@ -645,12 +657,13 @@ def airflow_world(living: LivingClock, task: AirflowTask) -> Iterator[None]:
             (noukai_airflow._wait.JobWait, "time_out", time_out),
             (NoukaiHook, "settings", property(lambda hook: task.settings)),
             (NoukaiHook, "_read_connection", read_connection),
-            (noukai_airflow._worker_kill, "threading", threads),
+            (noukai_airflow._worker_kill, "threading", threads.threading),
             # The supervisor's kill, which the process anticipates, comes before this sleep ends.
             (noukai_airflow._worker_kill, "kill_own_process", lambda: task.blocking.sleep(10.0)),
             (noukai_airflow._task_states, "state_of_task", task.state_of_task),
             (noukai_airflow._task_states, "published_by_task", task.published_by_task),
             (noukai_airflow._task_states, "push_status", task.push_status),
+            *task.replacements(threads),
         ):
             stack.enter_context(patch.object(target, name, value))
         structlog.configure(processors=[task.structured], cache_logger_on_first_use=False)
@@ -673,27 +686,3 @@ class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if record.name.startswith("noukai"):
             self._task.logged(record.getMessage())
-
-
-class _InlineThread:
-    """A thread that is waited for, as a call: it is left behind when the time to wait is over."""
-
-    def __init__(
-        self, task: AirflowTask, *, target: Callable[..., None], args: tuple[Any, ...], daemon: bool
-    ) -> None:
-        self._task = task
-        self._run = lambda: target(*args)
-
-    def start(self) -> None:
-        pass
-
-    def join(self, timeout: float) -> None:
-        worker = self._task.blocking
-        worker.until = worker.clock.now + timeout
-        try:
-            self._run()
-        except Killed:
-            if not worker.alive:
-                raise
-        finally:
-            worker.until = float("inf")

@@ -45,12 +45,21 @@ _lines = _Lines()
 
 
 @contextmanager
-def batch_time() -> Iterator[None]:
-    """Let the core live in virtual time, and read its log."""
+def small_sessions() -> Iterator[None]:
+    """Let a few jobs fill a session."""
     sizes = lanes.MAX_JOBS, engine.JOBS_BEFORE_NEXT_LANE
     lanes.MAX_JOBS, engine.JOBS_BEFORE_NEXT_LANE = _FEW_JOBS_IN_A_SESSION, _JOBS_BEFORE_NEXT_LANE
+    try:
+        yield
+    finally:
+        lanes.MAX_JOBS, engine.JOBS_BEFORE_NEXT_LANE = sizes
+
+
+@contextmanager
+def batch_time() -> Iterator[None]:
+    """Let the core live in virtual time, and read its log."""
     propagates, level = _log.propagate, _log.level
-    with virtual_time():
+    with virtual_time(), small_sessions():
         logging.disable(logging.INFO)
         _log.propagate = False
         _log.setLevel(logging.WARNING)
@@ -61,7 +70,6 @@ def batch_time() -> Iterator[None]:
             _log.removeHandler(_lines)
             _log.setLevel(level)
             _log.propagate = propagates
-            lanes.MAX_JOBS, engine.JOBS_BEFORE_NEXT_LANE = sizes
 
 
 def run_batches(seed: int, replayed: Mapping[Decision, int] | None = None, *, told: bool = False) -> Outcome:

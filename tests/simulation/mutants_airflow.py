@@ -112,9 +112,9 @@ MUTANTS = (
     ),
     Mutant(
         "a worker that Airflow has replaced cancels at its deadline",
-        _WAIT,
-        "        if self._store.is_replaced():\n            return _REPLACED\n",
-        "",
+        _STORE,
+        "return self._durable and store is not None and not any(store.get(RECORD_KEY) for _ in range(2))",
+        "return False",
     ),
     Mutant(
         "a hand-over to another triggerer cancels the job",

@@ -29,6 +29,7 @@ _FUNCTIONS = {
     "engine": ("explore", "virtual_time", "run"),
     "batches": ("explore_batches", "batch_time", "run_batches"),
     "airflow": ("explore_airflow", "airflow_time", "run_airflow"),
+    "airflow_batches": ("explore_airflow_batches", "airflow_batch_time", "run_airflow_batches"),
     "prefect": ("explore_prefect", "prefect_time", "run_prefect"),
 }
 
@@ -37,7 +38,7 @@ NAMES = tuple(_FUNCTIONS)
 
 def part(name: str) -> Part:
     """Return a part. Its code is imported only now: a mutant may change it, its packages may be missing."""
-    if name == "airflow":
+    if name.startswith("airflow"):
         importlib.import_module("tests.simulation.airflow_home")
     module, world, run = _FUNCTIONS[name]
     functions = importlib.import_module(f"tests.simulation.{module}")

@@ -11,18 +11,21 @@ from collections.abc import Iterator
 
 from tests.simulation import mutants, parts
 
+_AIRFLOW = (
+    "tests.simulation.airflow_home",
+    "airflow.sdk",
+    "airflow.providers.common.compat.sdk",
+    "airflow.sdk.execution_time.task_runner",
+    "airflow.triggers.base",
+    "httpx",
+    "aiohttp",
+)
+
 _IMPORTED_BEFORE = {
     "engine": ("httpx", "aiohttp", "pydantic"),
     "batches": ("httpx", "aiohttp", "pydantic"),
-    "airflow": (
-        "tests.simulation.airflow_home",
-        "airflow.sdk",
-        "airflow.providers.common.compat.sdk",
-        "airflow.sdk.execution_time.task_runner",
-        "airflow.triggers.base",
-        "httpx",
-        "aiohttp",
-    ),
+    "airflow": _AIRFLOW,
+    "airflow_batches": _AIRFLOW,
     "prefect": ("prefect", "prefect.artifacts", "prefect.client.orchestration", "prefect.events", "httpx"),
 }
 

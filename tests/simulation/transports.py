@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+from greenlet import getcurrent, greenlet
 
 from noukai_core._api.parsing import HttpResponse
 from noukai_core._http.messages import HttpRequest, ResponseReader
@@ -37,9 +38,8 @@ class Blocking(LiveProcess):
     Attributes:
         alive: Whether it runs.
         on_wait: Is called before it waits for anything.
-        on_signal: Handles a signal that has come; it may raise.
+        on_signal: Handles a signal that has come, in the main thread; it may raise.
         signalled: Whether one has come.
-        until: When what runs now is abandoned, with `Killed`.
     """
 
     def __init__(
@@ -51,13 +51,31 @@ class Blocking(LiveProcess):
         wall_error: float,
     ) -> None:
         super().__init__(number, clock, wall_error)
-        self._interleaving = interleaving
+        self.interleaving = interleaving
         self.network = network
         self.alive = True
         self.on_wait: Callable[[], None] = lambda: None
         self.on_signal: Callable[[], None] = lambda: None
         self.signalled = False
-        self.until = math.inf
+        self._main: greenlet | None = None
+
+    def start_main(self, function: Callable[[], None]) -> None:
+        """Run its code."""
+
+        def run() -> None:
+            self._main = getcurrent()
+            function()
+
+        self.start(run)
+
+    def start(self, function: Callable[[], None]) -> None:
+        """Run code of it in another thread."""
+        self.interleaving.start(self, function)
+
+    def wait_for(self, ready: Callable[[], bool], seconds: float | None) -> None:
+        """Wait for what another thread does, for a while or for as long as it takes."""
+        self._check()
+        self._wait(ready, math.inf if seconds is None else self.clock.now + max(seconds, 0.0))
 
     def sleep(self, seconds: float) -> None:
         self._begin()
@@ -65,7 +83,7 @@ class Blocking(LiveProcess):
 
     def thaw(self) -> None:
         """Let it stand still until it no longer has to."""
-        self._interleaving.wait(lambda: False, self.frozen_until)
+        self.interleaving.wait(lambda: False, self.frozen_until)
 
     def exchange(self, request: HttpRequest) -> End:
         """Send a request, and wait for what comes of it."""
@@ -84,20 +102,18 @@ class Blocking(LiveProcess):
         self._check()
 
     def _wait(self, ready: Callable[[], bool], until: float) -> None:
-        limit = min(until, self.until)
+        main = getcurrent() is self._main
         while not ready():
-            self._interleaving.wait(lambda: ready() or self.signalled or not self.alive, limit)
+            self.interleaving.wait(lambda: ready() or (main and self.signalled) or not self.alive, until)
             self._check()
-            if not ready() and self.clock.now >= limit:
-                if until > self.until:
-                    raise Killed
+            if not ready() and self.clock.now >= until:
                 break
         self._check()
 
     def _check(self) -> None:
         if not self.alive:
             raise Killed
-        if self.signalled:
+        if self.signalled and getcurrent() is self._main:
             self.signalled = False
             self.on_signal()
 
@@ -136,12 +152,38 @@ class AsyncTransport:
 
         exchange = send(self._network, self._number, request, done)
         try:
+            self._sent()
             return as_received(await ended, request, most_bytes)
         finally:
             self._network.abandon(exchange)
 
+    def _sent(self) -> None:
+        """Take note that a request is on its way."""
+
     async def aclose(self) -> None:
         pass
+
+
+class ThreadTransport(AsyncTransport):
+    """Carries the requests of an async client in a thread of a process.
+
+    Args:
+        process: The process.
+    """
+
+    def __init__(self, process: Blocking) -> None:
+        super().__init__(process.number, process.network)
+        self._process = process
+
+    async def exchange(self, request: HttpRequest, most_bytes: int) -> HttpResponse:
+        if not self._process.alive:
+            raise asyncio.CancelledError
+        return await super().exchange(request, most_bytes)
+
+    def _sent(self) -> None:
+        self._process.on_wait()
+        if not self._process.alive:
+            raise asyncio.CancelledError
 
 
 def send(network: Network, process: int, request: HttpRequest, done: Callable[[End], None]) -> Exchange:
@@ -169,10 +211,21 @@ class RealConnection(BaseException):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop in virtual time: while it has nothing to do, the events of the schedule come."""
+    """An event loop in virtual time: while it has nothing to do, the events of the schedule come.
 
-    def __init__(self, clock: Clock, interleaving: Interleaving) -> None:
+    Args:
+        clock: The time.
+        interleaving: Lets the others run.
+        alive: Tells whether its process runs. When it does no more, `Killed` ends what the loop runs, and no
+            time passes for what is cleaned up then.
+    """
+
+    def __init__(
+        self, clock: Clock, interleaving: Interleaving, alive: Callable[[], bool] = lambda: True
+    ) -> None:
         self._simulated = clock
+        self.alive = alive
+        self.ahead = 0.0
         super().__init__(_Selector(clock, interleaving, self))
 
     def has_work(self) -> bool:
@@ -180,7 +233,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return bool(self._ready)  # type: ignore[attr-defined]
 
     def time(self) -> float:
-        return self._simulated.now
+        return self._simulated.now + self.ahead
 
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:
         done = self.create_future()
@@ -202,12 +255,20 @@ class _Selector(selectors.DefaultSelector):
         self._clock = clock
         self._interleaving = interleaving
         self._loop = loop
+        self._killed = False
 
     def select(self, timeout: float | None = None) -> list[Any]:
         if timeout == 0:
             return []
-        now = self._clock.now
+        loop, now = self._loop, self._clock.now
+        if self._killed and timeout is not None:
+            loop.ahead += timeout
+            return []
         # However short the sleep is: a loop goes to sleep again until its timer has come.
         ends = math.inf if timeout is None else max(now + timeout, math.nextafter(now, math.inf))
-        self._interleaving.wait(self._loop.has_work, ends)
+        if loop.alive():
+            self._interleaving.wait(lambda: loop.has_work() or not loop.alive(), ends)
+        if not loop.alive():
+            self._killed = True
+            raise Killed
         return []
