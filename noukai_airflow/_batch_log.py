@@ -6,6 +6,7 @@ stay below 64 kB, and since an object storage cannot append to a file.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import secrets
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 _KEY = "noukai_batch"
 _FOLDER = "_noukai"
-_CHUNK = re.compile(r"[0-9]{9,}(-[0-9a-f]{8})?\.jsonl", re.ASCII)
+_CHUNK = re.compile(r"[0-9]{9,}(-[0-9a-f]{8}){0,2}\.jsonl", re.ASCII)
 
 # There is a small file for each group of submissions, and each costs an object storage a round trip. They are
 # not merged: a storage that allows a write per second to an object would refuse to replace one so often.
@@ -158,7 +159,9 @@ def task_state_store(context: Context) -> Store | None:
 class FolderLog:
     """A log in files below the output folder of a batch, which every version of Airflow can keep.
 
-    Two tries that are alive at the same time write different files, and each reads those of both.
+    Two tries that are alive at the same time write different files, and each reads those of both. But the
+    names of the files tell the batch, so that what a try still writes that was suspended while a user cleared
+    the task does not belong to the new batch.
 
     Args:
         path: The output folder.
@@ -167,6 +170,7 @@ class FolderLog:
     def __init__(self, path: ObjectStoragePath) -> None:
         self._path = path / _FOLDER
         self._writer = secrets.token_hex(4)
+        self._batch = ""
         self._chunk = 0
 
     def header(self) -> dict[str, Any] | None:
@@ -175,9 +179,14 @@ class FolderLog:
                 stored = json.loads((self._path / "batch.json").read_bytes())
             except (FileNotFoundError, ValueError, RecursionError):  # malformed if a kill cut it off
                 return None
-        return cast("dict[str, Any]", stored) if isinstance(stored, dict) else None
+        if not isinstance(stored, dict):
+            return None
+        header = cast("dict[str, Any]", stored)
+        self._batch = self._batch or _tag_of(header)
+        return header
 
     def write_header(self, header: Mapping[str, Any]) -> None:
+        self._batch = _tag_of(header)
         self._write("batch.json", json.dumps(dict(header)))
 
     def rows(self) -> Iterator[Row]:
@@ -193,7 +202,8 @@ class FolderLog:
     def append(self, rows: list[Row]) -> None:
         # The number counts even if the file cannot be written, so that no later one replaces half of it.
         self._chunk += 1
-        self._write(f"{self._chunk:09}-{self._writer}.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
+        name = f"{self._chunk:09}{self._batch}-{self._writer}.jsonl"
+        self._write(name, "".join(f"{json.dumps(row)}\n" for row in rows))
 
     def clear(self) -> None:
         with accessing(self._path, "emptied"):
@@ -202,12 +212,17 @@ class FolderLog:
         self._chunk = 0
 
     def _files(self) -> list[ObjectStoragePath]:
-        return [file for file in files_in(self._path) if _CHUNK.fullmatch(file.name)]
+        files = files_in(self._path)
+        return [file for file in files if _CHUNK.fullmatch(file.name) and self._batch in file.name]
 
     def _write(self, name: str, text: str) -> None:
         with accessing(self._path, "written"):
             self._path.mkdir(parents=True, exist_ok=True)
             write_text(self._path / name, text)
+
+
+def _tag_of(header: Mapping[str, Any]) -> str:
+    return f"-{hashlib.sha256(str(header.get('batch_id')).encode()).hexdigest()[:8]}"
 
 
 def _number_of(file: ObjectStoragePath) -> int:

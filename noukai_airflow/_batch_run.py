@@ -124,6 +124,7 @@ class BatchRun:
         self._record: BatchRecord | None = None
         self._cancel_on_timeout = CancelUnlessReplaced(lambda: asyncio.to_thread(self._is_replaced))
         self._kill_requested = False
+        self._header_of_try: dict[str, Any] | None = None
         self._jobs_ended = False  # or what becomes of them has been said
         self.batch_id: str | None = None
         self._next_progress = 0.0
@@ -141,6 +142,7 @@ class BatchRun:
             started: When this segment started, in seconds since the epoch.
         """
         header, retried = self._header(started)
+        self._header_of_try = header
         record = self._record = self._load_record(retried=retried)
         self.batch_id = header["batch_id"]
         output = None if self._folder is None else OutputFolder(self._folder)
@@ -241,7 +243,12 @@ class BatchRun:
         read twice, for the reason that `JobStore.is_replaced` gives.
         """
         try:
-            return any(self._is_own(self._log.header()) for _ in range(2))
+            for _ in range(2):
+                header = self._log.header()
+                if self._is_own(header):
+                    self._restore_header(header)
+                    return True
+            return False
         except Exception:
             return True
 
@@ -249,8 +256,16 @@ class BatchRun:
         if header is None:
             return self._folder is not None
         number = header.get("try_number")
-        # An object storage may still show the header of the try before.
         return not isinstance(number, int) or number <= self._task.try_number
+
+    def _restore_header(self, header: dict[str, Any] | None) -> None:
+        """Write the header once more if an earlier try, suspended meanwhile, has written its own over it.
+
+        An object storage may also show for a while what was there before.
+        """
+        number, own = (header or {}).get("try_number"), self._header_of_try
+        if isinstance(number, int) and number < self._task.try_number and own is not None:
+            self._log.write_header(own)
 
     def _recorded_jobs(self, header: dict[str, Any], record: BatchRecord) -> BatchThread:
         """Return a thread for the jobs that are recorded and have not ended, to cancel or to name them."""
@@ -332,6 +347,8 @@ class BatchRun:
             cancel_and_log(jobs, reason, flow, _CANCEL_SECONDS)
         elif jobs.running:
             log_left_running(jobs, reason, flow)
+        if self._folder is not None and (self._log.header() or header).get("batch_id") != header["batch_id"]:
+            raise NoukaiException("Airflow has begun another try of this task")
         self._log.clear()
         if self._folder is not None:
             OutputFolder(self._folder).remove_files()

@@ -570,6 +570,65 @@ def test_a_try_from_before_a_clear(store: MemoryStore) -> None:
     assert list(StateStoreLog(store, 3).rows()) == [{"index": 2}]
 
 
+def test_a_try_from_before_a_clear_in_a_folder(tmp_path: Path) -> None:
+    """What a suspended try still writes into a folder that was cleared is no row of the new batch."""
+    path = storage_path(f"file://{tmp_path}", None, "output_path")
+    suspended = FolderLog(path)
+    suspended.write_header({"batch_id": "old"})
+    suspended.append([{"index": 0}])
+    cleared = FolderLog(path)
+    cleared.header()
+    cleared.clear()
+    cleared.write_header({"batch_id": "new"})
+    suspended.append([{"index": 1}])
+    cleared.append([{"index": 2}])
+    following = FolderLog(path)
+    following.header()
+    assert list(following.rows()) == [{"index": 2}]
+
+
+def test_a_suspended_try_that_begins_after_a_clear(
+    context: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A try that was suspended before it forgot an old batch leaves the one that another try has begun."""
+    folder = f"file://{tmp_path}"
+    emulator.control.script("flow", after_seconds=0.1)
+    operator(output_path=folder).execute(context)
+    context["ti"].try_number, context["ti"].max_tries = 2, 1
+    begin = BatchRun._end_earlier
+
+    def suspended(run: BatchRun, header: dict[str, Any]) -> None:
+        run._log.write_header({**header, "batch_id": "of the other try", "try_number": 3})
+        begin(run, header)
+
+    monkeypatch.setattr(BatchRun, "_end_earlier", suspended)
+    with pytest.raises(NoukaiException, match="Airflow has begun another try"):
+        operator(output_path=folder).execute(context)
+    assert list(tmp_path.glob("part-*.jsonl"))
+
+
+def test_a_header_that_a_suspended_try_replaces(
+    context: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A try whose header an earlier one has replaced writes it once more, so that the earlier one stops."""
+    emulator.control.script("flow", outcome="failed", after_seconds=1)
+    context["ti"].try_number = 2
+    task = operator(output_path=f"file://{tmp_path}")
+
+    def replace() -> None:
+        assert task._run is not None
+        header = task._run._log.header()
+        assert header is not None
+        task._run._log.write_header({**header, "try_number": 1})
+
+    once_all_run(monkeypatch, emulator, replace)
+    with pytest.raises(NoukaiException, match="3 failed of 3 jobs"):
+        task.execute(context)
+    header = FolderLog(storage_path(f"file://{tmp_path}", None, "output_path")).header()
+    assert header is not None
+    assert header["try_number"] == 2
+
+
 def test_a_record_that_a_crash_cut_off(tmp_path: Path) -> None:
     """Rows that were written completely are read, and what a crash cut off is left out."""
     path = storage_path(f"file://{tmp_path}", None, "output_path")
