@@ -33,9 +33,9 @@ _CLOSING_LINE = re.compile(r"^(=+ )?(\d+ \w+(, )?)+ in [\d.]+s.*$")
 _FAILURE = re.compile(r"^(FAILED|ERROR) (.+?)( - .*)?$")
 _SHOWN_LINES = 200
 
-# A live Airflow takes a third of a core, a live Prefect two thirds. With one suite fewer, the longest of the
-# four live suites starts when another one has ended, and leaves the processors idle for minutes at the end.
-_WAITING_AT_ONCE = (os.cpu_count() or 2) + 2
+# A live Airflow takes a third of a core, a live Prefect two thirds. With one suite fewer, the last ones,
+# which wait most of the time, leave the processors of a quiet machine idle for minutes.
+_WAITING_AT_ONCE = (os.cpu_count() or 2) + 1
 
 
 @dataclass(frozen=True)

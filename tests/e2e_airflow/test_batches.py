@@ -170,7 +170,11 @@ def test_mark_failed_on_a_worker_that_cannot_act(batches: dict[str, Batch]) -> N
     """If the process of a marked task is killed before it can act, the API server cancels the jobs."""
     batch = batches["mark missed"]
     batch.wait_for_jobs()
-    wait_until(lambda: (batch.run.xcom("batch_sessions") or {}).get("sessions"), "the sessions")
+    sessions = sorted({job["session_id"] for job in batch.run.jobs()})
+    wait_until(
+        lambda: (batch.run.xcom("batch_sessions") or {}).get("sessions") == sessions,
+        "all sessions in the XCom",
+    )
     batch.run.end_process(signal.SIGSTOP)
     batch.run.mark("failed")
     batch.wait_for_jobs("cancelled")

@@ -62,7 +62,7 @@ def started(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> dict[str, R
         "waiting cancelled": runs.start("waiting_retry", **cancelled),
         "deferred skipped": runs.start("deferred_skip", **cancelled),
         "waiting skipped": runs.start("waiting_skip", **cancelled),
-        "large": runs.start("deferred", result_bytes=MEGABYTES_3, after_seconds=UNHURRIED),
+        "large": runs.start("deferred", outcome="never"),
         "file": runs.prepare("deferred_file", result_bytes=MEGABYTES_3, after_seconds=UNHURRIED).start(
             output=f"file://{tmp_path_factory.mktemp('output')}/new/out.json"
         ),
@@ -168,6 +168,8 @@ def test_cancelled_and_skipped(started: dict[str, Run], how: str) -> None:
 def test_a_large_result(started: dict[str, Run]) -> None:
     """A result of 3 MB arrives unchanged, and appears in no event and no log."""
     run = started["large"]
+    run.wait_until_watched()
+    run.control.finish(run.job()["id"], result_bytes=MEGABYTES_3)
     assert run.wait_for() == "success"
     result = str(run.xcom())
     assert len(result) >= MEGABYTES_3

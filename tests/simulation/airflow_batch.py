@@ -38,6 +38,7 @@ class AirflowBatch(AirflowTask):
         execution_timeout: Seconds for a try, as far as the provider itself knows of them.
         fail_on: How many jobs have to fail before the task does.
         batches: The ids of its batches: each clear begins a new one.
+        returned: What successful tries returned, each with the number of its batch.
     """
 
     def __init__(self, simulation: Simulation) -> None:
@@ -55,6 +56,8 @@ class AirflowBatch(AirflowTask):
         self.execution_timeout = choices.pick("execution_timeout", limits, 0.2)
         self.fail_on: Any = choices.pick("fail_on", ("any", "all", 0.5), 0.3)
         self.batches: list[str] = []
+        self.returned: list[tuple[int, Any]] = []
+        self._operators: dict[int, NoukaiRunJobsOperator] = {}
 
     def _run(self, method: str, arguments: dict[str, Any]) -> None:
         if self.choices.happens("a person acts as the task goes on", 0.08):
@@ -63,9 +66,14 @@ class AirflowBatch(AirflowTask):
             self.simulation.clock.after(moment, lambda: self._act(act))
         super()._run(method, arguments)
 
+    def take_result(self, result: Any) -> None:
+        run = self._operators[self.blocking.number]._ended_run
+        assert run is not None
+        self.returned.append((self.batches.index(str(run.batch_id)), result))
+
     def operator(self) -> NoukaiRunJobsOperator:
         limit = self.execution_timeout
-        return NoukaiRunJobsOperator(
+        operator = self._operators[self.blocking.number] = NoukaiRunJobsOperator(
             task_id="task",
             flow=FLOW,
             inputs=[f"input {index}" for index in range(self.inputs)],
@@ -80,6 +88,7 @@ class AirflowBatch(AirflowTask):
             cancel_on_timeout=self.cancel_on_timeout,
             durable=self.durable,
         )
+        return operator
 
     def replacements(self, threads: Threads) -> Iterable[tuple[Any, str, Any]]:
         return (
@@ -104,8 +113,8 @@ class AirflowBatch(AirflowTask):
         return noted
 
     def rows(self, part: str) -> list[dict[str, Any]]:
-        """Return the rows of a file in the folder."""
-        return [json.loads(line) for line in self.storage.files[f"{ROOT}/{part}"].splitlines()]
+        """Return the rows of a file in the folder; none if there is no such file."""
+        return [json.loads(line) for line in self.storage.files.get(f"{ROOT}/{part}", b"").splitlines()]
 
     def submissions(self) -> dict[str, tuple[int, int, int]]:
         """Return the batch, the input and the resubmission of each submission, by its id."""

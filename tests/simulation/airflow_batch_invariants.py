@@ -10,7 +10,6 @@ from typing import Any
 from tests.simulation.airflow_batch import AirflowBatch
 from tests.simulation.airflow_invariants import the_next_try_keeps_its_job, the_task_ends
 from tests.simulation.invariants import History, Violation, let_go, one_job_per_submission
-from tests.simulation.object_storage import ROOT
 from tests.simulation.pages import Response
 from tests.simulation.server import ServerJob
 
@@ -181,9 +180,9 @@ def results_are_true(history: AirflowBatchHistory) -> Iterator[str]:
     task = history.task
     if history.duplicated:
         return  # a job that nobody asked for is taken for that of an interrupted submission
-    jobs = [job for job in history.simulation.server.jobs.values() if job.final == "completed"]
-    outputs = {(history.submissions[job.key][1], str(job.output)) for job in jobs}
-    for result in task.results:
+    for batch, result in task.returned:
+        jobs = [(index, job) for index, _, job in history.jobs_of(batch) if job.final == "completed"]
+        outputs = {(index, str(job.output)) for index, job in jobs}
         completed, failed = _outcomes(task, result)
         if task.replaced:  # the file of the failures may be that of another try, which knew no better
             failed = sorted(set(failed) - {index for index, _ in completed})
@@ -203,5 +202,5 @@ def _outcomes(task: AirflowBatch, result: Any) -> tuple[list[tuple[int, Any]], l
         outputs = [(index, output) for index, output in enumerate(result) if output is not None]
         return outputs, [index for index, output in enumerate(result) if output is None]
     rows = [row for part in result["parts"] for row in task.rows(part)]
-    failed = task.rows("failed.jsonl") if f"{ROOT}/failed.jsonl" in task.storage.files else []
+    failed = task.rows("failed.jsonl")
     return [(row["index"], row["output"]) for row in rows], [row["index"] for row in failed]

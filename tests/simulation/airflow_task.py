@@ -444,7 +444,7 @@ class AirflowTask:
             self._ended(RuntimeError("the deferral came too late"))
         else:
             self.tell("the try returns {0}", result)
-            self.results.append(result)
+            self.take_result(result)
             if self.state == "running":
                 self.state = "success"
                 self._finish()
@@ -607,6 +607,10 @@ class AirflowTask:
 
     async def push_status(self, task: Any, key: str, summary: dict[str, Any]) -> None:
         self.xcoms[key] = summary
+
+    def take_result(self, result: Any) -> None:
+        """Take what a successful try returned."""
+        self.results.append(result)
 
     def operator(self) -> Any:
         """Return the operator of the task, as a worker makes it from the DAG file."""
