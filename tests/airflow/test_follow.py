@@ -78,7 +78,7 @@ def test_steps_on_a_worker(said: Any, emulator: Emulator) -> None:
     emulator.control.script("flow", steps=STEPS, after_seconds=0.5, result=7)
     assert run_on_worker(emulator, follow="steps") == 7
     assert said("step ") == SHOWN
-    assert said("running") == ["running → completed"]
+    assert said("running")[-1:] == ["running → completed"]  # the first poll may see a job that is running
 
 
 async def test_steps_in_a_triggerer(said: Any, settings: ConnectionSettings, emulator: Emulator) -> None:
