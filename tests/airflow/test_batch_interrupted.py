@@ -76,6 +76,14 @@ def named_as_running(caplog: pytest.LogCaptureFixture, reason: str, emulator: Em
     return caplog.messages.count(line) == 1
 
 
+def change_header(task: NoukaiRunJobsOperator, **changes: Any) -> None:
+    """Write the header of a task's batch, as another try does."""
+    assert task._run is not None
+    header = task._run._log.header()
+    assert header is not None
+    task._run._log.write_header({**header, **changes})
+
+
 def time_out() -> None:
     raise AirflowTaskTimeout("Timeout, PID: 1")
 
@@ -264,11 +272,8 @@ def test_a_worker_that_airflow_has_replaced(
     task = operator(output_path=folder, timeout=0.1 if end == "a job's timeout" else None)
 
     def replace() -> None:
-        assert task._run is not None
         if kept_in == "folder":
-            header = task._run._log.header()
-            assert header is not None
-            task._run._log.write_header({**header, "try_number": 2})
+            change_header(task, try_number=2)
         else:  # the id of an earlier try leads to nothing
             context["task_state_store"].delete("noukai_batch")
         if end == "Airflow's limit":
@@ -300,10 +305,7 @@ def test_the_failures_of_another_try(
     task = operator(output_path=f"file://{tmp_path}")
 
     def replace() -> None:
-        assert task._run is not None
-        header = task._run._log.header()
-        assert header is not None
-        task._run._log.write_header({**header, "try_number": 2})
+        change_header(task, try_number=2)
         (tmp_path / "failed.jsonl").write_text("of the other try")
 
     once_all_run(monkeypatch, emulator, replace)
@@ -614,14 +616,7 @@ def test_a_header_that_a_suspended_try_replaces(
     emulator.control.script("flow", outcome="failed", after_seconds=1)
     context["ti"].try_number = 2
     task = operator(output_path=f"file://{tmp_path}")
-
-    def replace() -> None:
-        assert task._run is not None
-        header = task._run._log.header()
-        assert header is not None
-        task._run._log.write_header({**header, "try_number": 1})
-
-    once_all_run(monkeypatch, emulator, replace)
+    once_all_run(monkeypatch, emulator, lambda: change_header(task, try_number=1))
     with pytest.raises(NoukaiException, match="3 failed of 3 jobs"):
         task.execute(context)
     header = FolderLog(storage_path(f"file://{tmp_path}", None, "output_path")).header()

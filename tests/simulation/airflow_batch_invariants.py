@@ -9,8 +9,13 @@ from typing import Any
 
 from tests.simulation.airflow_batch import AirflowBatch
 from tests.simulation.airflow_invariants import the_next_try_keeps_its_job, the_task_ends
-from tests.simulation.invariants import History, Violation, let_go, one_job_per_submission
-from tests.simulation.pages import Response
+from tests.simulation.invariants import (
+    History,
+    Violation,
+    cancel_was_accepted,
+    let_go,
+    one_job_per_submission,
+)
 from tests.simulation.server import ServerJob
 
 
@@ -67,19 +72,8 @@ def no_second_job(history: AirflowBatchHistory) -> Iterator[str]:
                 ):
                     continue
                 ended = earlier.state(job.exchange.sent_at) in ("failed", "cancelled")
-                if not ended and not _told_to_end(earlier, history):
+                if not ended and not cancel_was_accepted(earlier, history):
                     yield f"input {index} has {job.id} besides {earlier.id}"
-
-
-def _told_to_end(job: ServerJob, history: AirflowBatchHistory) -> bool:
-    return any(
-        exchange.kind == "cancel"
-        and exchange.job_id in history.simulation.server.ids(job)
-        and isinstance(exchange.end, Response)
-        and exchange.end.status < 300
-        and not exchange.end.body.startswith(b"<")
-        for exchange in history.exchanges
-    )
 
 
 def one_batch_at_a_time(history: AirflowBatchHistory) -> Iterator[str]:

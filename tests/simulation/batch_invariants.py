@@ -15,6 +15,7 @@ from tests.simulation.invariants import (
     ROUNDING,
     History,
     Violation,
+    cancel_was_accepted,
     let_go,
     one_job_per_submission,
 )
@@ -90,7 +91,7 @@ def no_second_job(history: BatchHistory) -> Iterator[str]:
             for earlier in jobs:
                 older = history.input_of[earlier.key][1] < history.input_of[job.key][1]
                 ended = earlier.state(job.exchange.sent_at) in ("failed", "cancelled")
-                if older and not ended and not _told_to_end(earlier, history):
+                if older and not ended and not cancel_was_accepted(earlier, history):
                     yield f"input {index} has {job.id} besides {earlier.id}"
 
 
@@ -152,19 +153,7 @@ def _wrong(outcome: JobOutcome, moment: float, history: BatchHistory) -> str | N
 def _tells(outcome: JobOutcome, job: ServerJob, moment: float, history: BatchHistory) -> bool:
     if job.state(moment) == outcome.state:
         return True
-    return outcome.state == OutcomeState.CANCELLED and _told_to_end(job, history)
-
-
-def _told_to_end(job: ServerJob, history: BatchHistory) -> bool:
-    """Whether the service has accepted a cancel, or a portal that responds as the service may."""
-    return any(
-        exchange.kind == "cancel"
-        and exchange.job_id in history.simulation.server.ids(job)
-        and isinstance(exchange.end, Response)
-        and exchange.end.status < 300
-        and not exchange.end.body.startswith(b"<")
-        for exchange in history.exchanges
-    )
+    return outcome.state == OutcomeState.CANCELLED and cancel_was_accepted(job, history)
 
 
 def _crossed_unseen(index: int, job: ServerJob, history: BatchHistory) -> bool:

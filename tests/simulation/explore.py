@@ -80,14 +80,19 @@ def virtual_time() -> Iterator[None]:
         submit.BUSY_PAUSE = pause
 
 
-def run(seed: int, replayed: Mapping[Decision, int] | None = None, *, told: bool = False) -> Outcome:
-    """Run one schedule, inside of `virtual_time`."""
+def new_simulation(seed: int, replayed: Mapping[Decision, int] | None, *, told: bool) -> Simulation:
+    """Return the world of a schedule, in which the modules live from now on."""
     choices = Choices(seed, replayed)
     clock = Clock()
     LIVING.clock, LIVING.jitter = clock, choices.jitter
     core_state.forget(choices.jitter.random())  # what it keeps by key differs in each process
-    simulation = Simulation(choices, clock, told=told)
-    scenario = _SCENARIOS[choices.index("scenario", len(_SCENARIOS))](simulation)
+    return Simulation(choices, clock, told=told)
+
+
+def run(seed: int, replayed: Mapping[Decision, int] | None = None, *, told: bool = False) -> Outcome:
+    """Run one schedule, inside of `virtual_time`."""
+    simulation = new_simulation(seed, replayed, told=told)
+    scenario = _SCENARIOS[simulation.choices.index("scenario", len(_SCENARIOS))](simulation)
     scenario.begin()
     simulation.run()
     simulation.dispose()

@@ -8,14 +8,11 @@ from contextlib import contextmanager
 
 from noukai_core._engine import batch as engine
 from noukai_core._engine import lanes
-from tests.simulation import core_state
 from tests.simulation.batch_invariants import BatchHistory, batch_violations
 from tests.simulation.batches import Batching
-from tests.simulation.choices import Choices, Decision
-from tests.simulation.clock import Clock
+from tests.simulation.choices import Decision
 from tests.simulation.coverage import wire_states
-from tests.simulation.explore import LIVING, Outcome, virtual_time
-from tests.simulation.simulation import Simulation
+from tests.simulation.explore import Outcome, new_simulation, virtual_time
 
 _FEW_JOBS_IN_A_SESSION = 4
 _JOBS_BEFORE_NEXT_LANE = 2
@@ -74,11 +71,7 @@ def batch_time() -> Iterator[None]:
 
 def run_batches(seed: int, replayed: Mapping[Decision, int] | None = None, *, told: bool = False) -> Outcome:
     """Run one schedule, inside of `batch_time`."""
-    choices = Choices(seed, replayed)
-    clock = Clock()
-    LIVING.clock, LIVING.jitter = clock, choices.jitter
-    core_state.forget(choices.jitter.random())
-    simulation = Simulation(choices, clock, told=told)
+    simulation = new_simulation(seed, replayed, told=told)
     _lines.batching = batching = Batching(simulation)
     batching.begin()
     simulation.run()

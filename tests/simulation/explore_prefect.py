@@ -9,11 +9,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from noukai_core import NoukaiError
-from tests.simulation import core_state
-from tests.simulation.choices import Choices, Decision
-from tests.simulation.clock import Clock, LivingClock, living_in
+from tests.simulation.choices import Decision
+from tests.simulation.clock import living_in
 from tests.simulation.coverage import wire_states
-from tests.simulation.explore import Outcome
+from tests.simulation.explore import LIVING, Outcome, new_simulation
 from tests.simulation.invariants import (
     ROUNDING,
     History,
@@ -24,9 +23,7 @@ from tests.simulation.invariants import (
 )
 from tests.simulation.prefect_run import SLOT, PrefectFlowRun, prefect_world
 from tests.simulation.process import StoreError
-from tests.simulation.simulation import HORIZON, Simulation
-
-_LIVING = LivingClock()
+from tests.simulation.simulation import HORIZON
 
 _CLOCK_SLACK = 0.2
 """How early the integration may take Prefect's timeout for over: its start and its end have two clocks."""
@@ -38,21 +35,17 @@ _MOMENT = 2.0
 @contextmanager
 def prefect_time() -> Iterator[None]:
     """Let the core and the integration live in virtual time."""
-    with living_in(_LIVING, "noukai_core", "noukai_prefect"):
+    with living_in(LIVING, "noukai_core", "noukai_prefect"):
         yield
 
 
 def run_prefect(seed: int, replayed: Mapping[Decision, int] | None = None, *, told: bool = False) -> Outcome:
     """Run one schedule, inside of `prefect_time`."""
-    choices = Choices(seed, replayed)
-    clock = Clock()
-    _LIVING.clock, _LIVING.jitter = clock, choices.jitter
-    core_state.forget(choices.jitter.random())
-    simulation = Simulation(choices, clock, told=told)
+    simulation = new_simulation(seed, replayed, told=told)
     flow_run = PrefectFlowRun(simulation)
-    with prefect_world(flow_run, clock):
+    with prefect_world(flow_run, simulation.clock):
         flow_run.begin()
-        flow_run.interleaving.run(clock.now + HORIZON)
+        flow_run.interleaving.run(simulation.clock.now + HORIZON)
     history = History(simulation)
     return Outcome.of(seed, simulation, _violations(flow_run, history), wire_states(history))
 

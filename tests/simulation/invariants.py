@@ -303,6 +303,18 @@ def _refusal(history: History, call: Call) -> str | None:
     return f"unexpected {error!r}"
 
 
+def cancel_was_accepted(job: ServerJob, history: History) -> bool:
+    """Whether the service has accepted a cancel, or a portal that responds as the service may."""
+    return any(
+        exchange.kind == "cancel"
+        and exchange.job_id in history.simulation.server.ids(job)
+        and isinstance(exchange.end, Response)
+        and exchange.end.status < 300
+        and not exchange.end.body.startswith(b"<")
+        for exchange in history.exchanges
+    )
+
+
 def _known(exchange: Exchange, since: float) -> bool:
     """Tell whether a poll since some moment has shown the job."""
     shown = isinstance(exchange.end, Response) and exchange.end.own and exchange.end.whole
