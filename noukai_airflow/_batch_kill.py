@@ -99,7 +99,7 @@ def cancel_and_log(thread: BatchThread, reason: str, flow: str, seconds: float) 
 
 
 def log_left_running(thread: BatchThread, reason: str, flow: str) -> None:
-    """Log why the jobs go on, with their sessions: there may be thousands of jobs."""
+    """Log why the jobs are left running. Their sessions are named, since there may be thousands of jobs."""
     jobs, sessions = f"{thread.running:,} jobs", ", ".join(sorted(thread.sessions))
     log.warning("Noukai batch of %s: left running (%s; %s; sessions %s)", flow, jobs, reason, sessions)
 

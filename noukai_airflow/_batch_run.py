@@ -228,7 +228,7 @@ class BatchRun:
             log_left_running(thread, reason, options.flow)
 
     def _log_unread(self, reason: str) -> None:
-        """Log that jobs of an earlier segment may go on, if there was one."""
+        """Log that jobs of an earlier segment may be left running, if there was one."""
         if self._resumed or self._task.try_number > 1:
             log.warning("Noukai batch of %s: may be left running (%s)", self._options.flow, reason)
 

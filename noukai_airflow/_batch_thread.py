@@ -208,7 +208,7 @@ class BatchThread:
             self._task.cancel()
 
     async def _cancel(self) -> None:
-        """Cancel the jobs, only once, and go on with it even if nobody waits for it any more."""
+        """Cancel the jobs once, even if the caller stops waiting for it."""
         if self._batch is not None and self._cancelling is None:
             self._cancelling = asyncio.create_task(self._batch.cancel(str(self._cancel_for)))
         try:

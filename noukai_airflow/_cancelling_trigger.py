@@ -57,7 +57,7 @@ class CancellingTrigger(BaseTrigger):
         """Log that a cancel was not possible."""
 
     def log_left_running(self, reason: str) -> None:
-        """Log that what this trigger waits for goes on."""
+        """Log that what this trigger waits for is left running."""
         self.log.info("%s: left running (%s)", self.subject, reason)
 
     async def on_kill(self) -> None:

@@ -340,7 +340,7 @@ class BatchRecord:
             self.failures[index] = outcome
 
     def _forget_failure(self, index: int) -> None:
-        """Let not count what an attempt has recorded that knew of no better end of the job."""
+        """Discard the failure of an input that has completed in another attempt, or has another outcome."""
         if (failure := self.failures.pop(index, None)) is not None:
             self.counts[failure["state"]] -= 1
 

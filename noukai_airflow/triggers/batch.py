@@ -163,7 +163,7 @@ class NoukaiBatchTrigger(CancellingTrigger):
         log_failed_cancel(self.flow, self.sessions, reason, self.log)
 
     def log_left_running(self, reason: str) -> None:
-        """Log that the jobs go on without their task, with their sessions."""
+        """Log that the jobs are left running, with their sessions."""
         super().log_left_running(f"{reason}; sessions {', '.join(sorted(self.sessions))}")
 
     async def cancel(self) -> None:

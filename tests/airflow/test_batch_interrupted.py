@@ -70,7 +70,7 @@ def once_all_run(monkeypatch: pytest.MonkeyPatch, emulator: Emulator, act: Any) 
 
 
 def named_as_running(caplog: pytest.LogCaptureFixture, reason: str, emulator: Emulator) -> bool:
-    """Return whether one line says why all jobs go on, and in which sessions."""
+    """Return whether one line says why all jobs are left running, and in which sessions."""
     sessions = ", ".join(sorted({job["session_id"] for job in emulator.control.jobs()}))
     line = f"Noukai batch of {FLOW}: left running (3 jobs; {reason}; sessions {sessions})"
     return caplog.messages.count(line) == 1

@@ -166,7 +166,7 @@ def the_next_try_keeps_its_jobs(history: AirflowBatchHistory) -> Iterator[str]:
     """A worker that Airflow has replaced ends no job on its own: another try may wait for it."""
     # In a folder, only a try that runs has written its header.
     if history.task.durable and history.task.folder is None:
-        yield from the_next_try_keeps_its_job(history.task, answer_counts_for=1.0)
+        yield from the_next_try_keeps_its_job(history.task, asks_every=1.0)
 
 
 def results_are_true(history: AirflowBatchHistory) -> Iterator[str]:

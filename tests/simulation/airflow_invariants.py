@@ -108,12 +108,12 @@ def cancelled_for_a_reason_only(task: AirflowTask) -> Iterator[str]:
             yield f"a deadline of {task.timeout:g} s passed after {moment - task.queued_at:.1f} s"
 
 
-def the_next_try_keeps_its_job(task: AirflowTask, answer_counts_for: float = 0.0) -> Iterator[str]:
+def the_next_try_keeps_its_job(task: AirflowTask, asks_every: float = 0.0) -> Iterator[str]:
     """A worker that Airflow has replaced ends no job on its own: another try may wait for it.
 
     Args:
         task: The task.
-        answer_counts_for: For how many seconds the worker asks only once.
+        asks_every: After how many seconds the worker asks Airflow again.
     """
     if not task.durable_store:
         return  # nothing tells the worker
@@ -124,7 +124,7 @@ def the_next_try_keeps_its_job(task: AirflowTask, answer_counts_for: float = 0.0
             continue
         replaced_at = live[exchange.process - 1].presumed_dead_at
         ran = not job.finished(exchange.sent_at) and exchange.sent_at < job.cancelled_at
-        if replaced_at is not None and exchange.sent_at > replaced_at + answer_counts_for and ran:
+        if replaced_at is not None and exchange.sent_at > replaced_at + asks_every and ran:
             yield f"process {exchange.process} cancelled {job.id} after Airflow had replaced it"
 
 

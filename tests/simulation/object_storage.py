@@ -64,7 +64,7 @@ class ObjectStorage:
     def _wait(self, what: str, *, can_fail: bool = True) -> None:
         self._process().sleep(self._choices.pick(f"slowness of a storage's {what}", (0.01, 3.0, 30.0), 0.03))
         if can_fail and self._choices.happens(f"a {what} of the storage fails", 0.03):
-            raise OSError("the storage does not answer")
+            raise OSError("the storage does not respond")
 
 
 class StoragePath:
