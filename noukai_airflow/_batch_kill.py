@@ -104,6 +104,11 @@ def log_left_running(thread: BatchThread, reason: str, flow: str) -> None:
     log.warning("Noukai batch of %s: left running (%s; %s; sessions %s)", flow, jobs, reason, sessions)
 
 
+def log_unread(flow: str, reason: str) -> None:
+    """Log that jobs of an earlier part of the task may be left running, which this part has not read."""
+    log.warning("Noukai batch of %s: may be left running (%s)", flow, reason)
+
+
 def _ask(outcome: _Outcome, task: RuntimeTaskInstanceProtocol, is_replaced: Callable[[], bool]) -> None:
     try:
         states = task.get_task_states(dag_id=task.dag_id, task_ids=[task.task_id], run_ids=[task.run_id])

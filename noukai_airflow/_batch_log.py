@@ -6,12 +6,12 @@ stay below 64 kB, and since an object storage cannot append to a file.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from noukai_airflow._job_store import never_expire
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _KEY = "noukai_batch"
 _FOLDER = "_noukai"
-_CHUNK = re.compile(r"[0-9]{9,}(-[0-9a-f]{8}){0,2}\.jsonl", re.ASCII)
+_CHUNK = re.compile(r"[0-9]{9,}-([0-9a-f]{8})-[0-9a-f]{8}\.jsonl", re.ASCII)
 
 # There is a small file for each group of submissions, and each costs an object storage a round trip. They are
 # not merged: a storage that allows a write per second to an object would refuse to replace one so often.
@@ -159,9 +159,9 @@ def task_state_store(context: Context) -> Store | None:
 class FolderLog:
     """A log in files below the output folder of a batch, which every version of Airflow can keep.
 
-    Two tries that are alive at the same time write different files, and each reads those of both. But the
-    names of the files tell the batch, so that what a try still writes that was suspended while a user cleared
-    the task does not belong to the new batch.
+    Two tries that are alive at the same time write different files, and each reads those of both. The names
+    of the files have a part that is the same for one batch, and in its header: what a suspended try writes
+    after a user has cleared the task does not belong to the new batch.
 
     Args:
         path: The output folder.
@@ -170,7 +170,7 @@ class FolderLog:
     def __init__(self, path: ObjectStoragePath) -> None:
         self._path = path / _FOLDER
         self._writer = secrets.token_hex(4)
-        self._batch = ""
+        self._name = ""
         self._chunk = 0
 
     def header(self) -> dict[str, Any] | None:
@@ -182,12 +182,12 @@ class FolderLog:
         if not isinstance(stored, dict):
             return None
         header = cast("dict[str, Any]", stored)
-        self._batch = self._batch or _tag_of(header)
+        self._name = self._name or str(header.get("log_name", ""))
         return header
 
     def write_header(self, header: Mapping[str, Any]) -> None:
-        self._batch = _tag_of(header)
-        self._write("batch.json", json.dumps(dict(header)))
+        self._name = self._name or self._last_name() or secrets.token_hex(4)
+        self._write("batch.json", json.dumps({**header, "log_name": self._name}))
 
     def rows(self) -> Iterator[Row]:
         with (
@@ -202,18 +202,26 @@ class FolderLog:
     def append(self, rows: list[Row]) -> None:
         # The number counts even if the file cannot be written, so that no later one replaces half of it.
         self._chunk += 1
-        name = f"{self._chunk:09}{self._batch}-{self._writer}.jsonl"
+        self._name = self._name or secrets.token_hex(4)
+        name = f"{self._chunk:09}-{self._name}-{self._writer}.jsonl"
         self._write(name, "".join(f"{json.dumps(row)}\n" for row in rows))
 
     def clear(self) -> None:
         with accessing(self._path, "emptied"):
             for file in self._files():
-                file.unlink()
-        self._chunk = 0
+                with suppress(FileNotFoundError):  # another try has deleted it
+                    file.unlink()
+        self._name, self._chunk = secrets.token_hex(4), 0
 
     def _files(self) -> list[ObjectStoragePath]:
-        files = files_in(self._path)
-        return [file for file in files if _CHUNK.fullmatch(file.name) and self._batch in file.name]
+        names = ((file, _name_in(file)) for file in files_in(self._path))
+        return [file for file, name in names if name is not None and self._name in ("", name)]
+
+    def _last_name(self) -> str | None:
+        """Return the name of the batch whose header has been lost, if there is one."""
+        with accessing(self._path, "read"):
+            files = self._files()
+        return _name_in(files[-1]) if files else None
 
     def _write(self, name: str, text: str) -> None:
         with accessing(self._path, "written"):
@@ -221,8 +229,9 @@ class FolderLog:
             write_text(self._path / name, text)
 
 
-def _tag_of(header: Mapping[str, Any]) -> str:
-    return f"-{hashlib.sha256(str(header.get('batch_id')).encode()).hexdigest()[:8]}"
+def _name_in(file: ObjectStoragePath) -> str | None:
+    match = _CHUNK.fullmatch(file.name)
+    return None if match is None else match[1]
 
 
 def _number_of(file: ObjectStoragePath) -> int:

@@ -33,16 +33,18 @@ class OutputFolder:
     def __init__(self, path: ObjectStoragePath) -> None:
         self.path = path
 
-    def remove_files(self) -> None:
-        """Delete what an earlier run of the same task has written."""
-        with accessing(self.path, "emptied"):
-            for file in self._files():
-                file.unlink()
-
-    def is_empty(self) -> bool:
-        """Return whether there are no outcomes in the folder."""
+    def files(self) -> list[ObjectStoragePath]:
+        """Return the files with outcomes that are in the folder."""
         with accessing(self.path, "read"):
-            return not self._files()
+            files = files_in(self.path)
+        return [file for file in files if file.name == FAILED or _OUTCOMES.fullmatch(file.name)]
+
+    def remove(self, files: Iterable[ObjectStoragePath]) -> None:
+        """Delete files that are in the folder."""
+        with accessing(self.path, "emptied"):
+            for file in files:
+                with suppress(FileNotFoundError):  # another try has deleted it
+                    file.unlink()
 
     def adopt_parts(self, record: BatchRecord) -> None:
         """Let count what an earlier try wrote just before it ended."""
@@ -63,6 +65,3 @@ class OutputFolder:
                 write_text(self.path / FAILED, text)
             elif (file := self.path / FAILED).exists():
                 file.unlink()
-
-    def _files(self) -> list[ObjectStoragePath]:
-        return [file for file in files_in(self.path) if file.name == FAILED or _OUTCOMES.fullmatch(file.name)]

@@ -11,17 +11,18 @@ from dataclasses import astuple, dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from airflow.providers.common.compat.sdk import AirflowFailException
-
 from noukai_airflow import _xcoms
+from noukai_airflow._batch_header import BatchHeader
 from noukai_airflow._batch_inputs import EMPTY, BatchInputs
-from noukai_airflow._batch_kill import BatchKilled, cancel_and_log, kill, log_left_running
+from noukai_airflow._batch_kill import BatchKilled, cancel_and_log, kill, log_left_running, log_unread
 from noukai_airflow._batch_log import BatchLog, FolderLog, StateStoreLog, TemporaryStore, task_state_store
 from noukai_airflow._batch_outcome import PROGRESS_SECONDS, FailOn, check_outcomes, progress_text
 from noukai_airflow._batch_output import OutputFolder
 from noukai_airflow._batch_thread import BatchOptions, BatchThread
 from noukai_airflow._compat import CLEAR_DISCARDS_STATE
 from noukai_airflow._job_store import TaskKey
+from noukai_airflow._kill_policy import ANOTHER_TRY
+from noukai_airflow._retries import ran_before
 from noukai_airflow._storage import check_writable, storage_path
 from noukai_airflow._xcom_values import as_xcom
 from noukai_airflow._xcoms import task_instance_of
@@ -120,11 +121,13 @@ class BatchRun:
             None if folder is None else storage_path(folder, options.storage_conn_id, "output_path")
         )
         self._log = self._open_log()
+        self._header = BatchHeader(
+            self._log, self._task, self._task_name(), in_folder=self._folder is not None
+        )
         self._thread: BatchThread | None = None
         self._record: BatchRecord | None = None
         self._cancel_on_timeout = CancelUnlessReplaced(lambda: asyncio.to_thread(self._is_replaced))
         self._kill_requested = False
-        self._header_of_try: dict[str, Any] | None = None
         self._jobs_ended = False  # or what becomes of them has been said
         self.batch_id: str | None = None
         self._next_progress = 0.0
@@ -141,8 +144,7 @@ class BatchRun:
         Args:
             started: When this segment started, in seconds since the epoch.
         """
-        header, retried = self._header(started)
-        self._header_of_try = header
+        header, retried = self._begin(started)
         record = self._record = self._load_record(retried=retried)
         self.batch_id = header["batch_id"]
         output = None if self._folder is None else OutputFolder(self._folder)
@@ -154,7 +156,7 @@ class BatchRun:
             self._inputs,
             record,
             output,
-            self._has_own_header,
+            self._header.is_own,
         )
         if self._kill_requested:
             if not thread.running:
@@ -197,81 +199,53 @@ class BatchRun:
         if thread is None:
             self._log_unread("timed out before the record of its jobs was read")
             return "nothing was submitted"
-        flow, cancels = self._options.flow, self._options.cancel_on_timeout
-        replaced = cancels and self._is_replaced()
-        if cancels and not replaced:
-            phrase = cancel_and_log(thread, "timed out", flow, _CANCEL_SECONDS)
-        else:
-            phrase = f"{thread.running:,} jobs left running"
-            log_left_running(thread, "Airflow has begun another try" if replaced else "timed out", flow)
+        phrase = self._cancel_or_keep(thread)
         thread.stop(_STOP_SECONDS)
         return phrase
 
-    def leave(self, error: Exception) -> None:
+    def leave(self, *, retry_left: bool) -> None:
         """Name the jobs that an error leaves running, unless a retry attaches to them.
 
         Args:
-            error: What the task fails with.
+            retry_left: Whether the task runs again.
         """
         thread, options = self._thread, self._options
         if self._jobs_ended:
             return
         if thread is not None:
             thread.stop(_STOP_SECONDS)
-        retry_left = options.retry_left and not isinstance(error, AirflowFailException)
-        if options.durable and retry_left:
+        replaced = self._is_replaced()
+        if options.durable and retry_left and not replaced:
             return
         if thread is None:
             self._log_unread("the record of its jobs was not read")
         elif thread.running:
             reason = "a retry submits new jobs" if retry_left else "no retry is left"
-            log_left_running(thread, reason, options.flow)
+            log_left_running(thread, ANOTHER_TRY if replaced else reason, options.flow)
+
+    def _cancel_or_keep(self, jobs: BatchThread) -> str:
+        """Cancel the jobs at a deadline, or leave them running, and return what happens to them."""
+        options = self._options
+        replaced = options.cancel_on_timeout and self._is_replaced()
+        if options.cancel_on_timeout and not replaced:
+            return cancel_and_log(jobs, "timed out", options.flow, _CANCEL_SECONDS)
+        jobs.stop(_STOP_SECONDS)
+        log_left_running(jobs, ANOTHER_TRY if replaced else "timed out", options.flow)
+        return f"{jobs.running:,} jobs left running"
 
     def _log_unread(self, reason: str) -> None:
-        """Log that jobs of an earlier segment may be left running, if there was one."""
-        if self._resumed or self._task.try_number > 1:
-            log.warning("Noukai batch of %s: may be left running (%s)", self._options.flow, reason)
+        if ran_before(self._context, resumed=self._resumed):
+            log_unread(self._options.flow, reason)
 
     def _is_replaced(self) -> bool:
         """Return whether Airflow has begun another try of the task although this one still runs."""
-        return self._options.durable and not self._has_own_header()
-
-    def _has_own_header(self) -> bool:
-        """Return whether the log is still that of this try, as long as it does not say the opposite.
-
-        Each try writes its number into the header, and the id of an earlier one leads to no header. It is
-        read twice, for the reason that `JobStore.is_replaced` gives.
-        """
-        try:
-            for _ in range(2):
-                header = self._log.header()
-                if self._is_own(header):
-                    self._restore_header(header)
-                    return True
-            return False
-        except Exception:
-            return True
-
-    def _is_own(self, header: dict[str, Any] | None) -> bool:
-        if header is None:
-            return self._folder is not None
-        number = header.get("try_number")
-        return not isinstance(number, int) or number <= self._task.try_number
-
-    def _restore_header(self, header: dict[str, Any] | None) -> None:
-        """Write the header once more if an earlier try, suspended meanwhile, has written its own over it.
-
-        An object storage may also show for a while what was there before.
-        """
-        number, own = (header or {}).get("try_number"), self._header_of_try
-        if isinstance(number, int) and number < self._task.try_number and own is not None:
-            self._log.write_header(own)
+        return self._options.durable and not self._header.is_own()
 
     def _recorded_jobs(self, header: dict[str, Any], record: BatchRecord) -> BatchThread:
         """Return a thread for the jobs that are recorded and have not ended, to cancel or to name them."""
         options = replace(self._engine_options(header, record), flow=str(header["flow"]))
         inputs = BatchInputs(iter(()), None)
-        return BatchThread(self._settings, options, inputs, record, None, self._has_own_header)
+        return BatchThread(self._settings, options, inputs, record, None, self._header.is_own)
 
     # Which batch this is
 
@@ -285,8 +259,8 @@ class BatchRun:
         """
         await asyncio.to_thread(self._log.append, rows)
         # Not at the same time: of two tries, each of which appends before it asks, one sees the other.
-        if self._folder is not None and not await asyncio.to_thread(self._has_own_header):
-            raise NoukaiException("Airflow has begun another try of this task")
+        if self._folder is not None:
+            await asyncio.to_thread(self._header.check_own)
 
     def _open_log(self) -> BatchLog:
         if self._folder is not None:
@@ -301,14 +275,16 @@ class BatchRun:
             )
         return StateStoreLog(TemporaryStore(), self._task.try_number)
 
-    def _header(self, started: float) -> tuple[dict[str, Any], bool]:
+    def _begin(self, started: float) -> tuple[dict[str, Any], bool]:
         """Return the header of this task's batch, and whether an earlier try began it."""
-        header = self._log.header()
+        header = self._header.read()
         if header is not None and header.get("task") != self._task_name():
             raise NoukaiPermanentException(
                 f"output_path {self._options.output_path} has the outcomes of another task "
                 f"({header.get('task')}): give each run its own folder, for example with {{{{ run_id }}}}"
             )
+        if header is not None and self._header.is_later(header):
+            raise NoukaiException(ANOTHER_TRY)
         if header is not None and self._continues(header):
             if not self._inputs.matches(header.get("inputs")):
                 raise NoukaiPermanentException(
@@ -319,8 +295,7 @@ class BatchRun:
                 self._inputs.total = header["total"]
             retried = header["try_number"] != self._task.try_number
             if retried:
-                header |= self._try(started)
-                self._log.write_header(header)
+                header = self._header.write(header | self._until(started))
             return header, retried
         if header is not None:
             self._end_earlier(header)
@@ -328,6 +303,8 @@ class BatchRun:
 
     def _continues(self, header: dict[str, Any]) -> bool:
         """Return whether this try continues the recorded batch, and is not the first one after a clear."""
+        if header.get("ended"):
+            return False
         if self._resumed:
             return True
         if header.get("max_tries") != self._task.max_tries:
@@ -341,48 +318,49 @@ class BatchRun:
 
     def _end_earlier(self, header: dict[str, Any]) -> None:
         """Stop what runs of an earlier batch of this task, and forget it."""
+        if self._folder is not None:
+            self._header.check_own()
+            self._header.write(header | {"ended": True})  # from now on, an earlier try submits nothing more
         jobs = self._recorded_jobs(header, self._load_record(retried=False))
         flow, reason = str(header["flow"]), "replaced by new jobs"
         if jobs.running and self._options.cancel_on_kill and self._options.durable:
             cancel_and_log(jobs, reason, flow, _CANCEL_SECONDS)
         elif jobs.running:
             log_left_running(jobs, reason, flow)
-        if self._folder is not None and (self._log.header() or header).get("batch_id") != header["batch_id"]:
-            raise NoukaiException("Airflow has begun another try of this task")
+        if self._folder is None:
+            self._log.clear()
+            return
+        output = OutputFolder(self._folder)
+        files = output.files()  # not those of a later try, which may begin from now on
+        self._header.check_own()
         self._log.clear()
-        if self._folder is not None:
-            OutputFolder(self._folder).remove_files()
+        output.remove(files)
 
     def _new_header(self, started: float, *, first: bool) -> dict[str, Any]:
         self._inputs.check()
         if self._folder is not None:
             output = OutputFolder(self._folder)
             check_writable(self._folder)
-            if first and not output.is_empty():
+            if first and output.files():
                 raise NoukaiPermanentException(
                     f"output_path {self._folder} has outcomes that are not from this task: give each run its "
                     "own folder, for example with {{ run_id }}, or delete them"
                 )
         header = {
             "batch_id": str(uuid.uuid4()),
-            "task": self._task_name(),
             "flow": self._options.flow,
             "max_tries": self._task.max_tries,
             "inputs": self._inputs.fingerprint(),
             "total": self._inputs.total,
             "started": started,
             "first_try": self._task.try_number,
-            **self._try(started),
+            **self._until(started),
         }
-        self._log.write_header(header)
-        return header
+        return self._header.write(header)
 
-    def _try(self, started: float) -> dict[str, Any]:
+    def _until(self, started: float) -> dict[str, Any]:
         limit = self._options.execution_timeout
-        return {
-            "try_number": self._task.try_number,
-            "until": started + limit if limit is not None and self._options.deferrable else None,
-        }
+        return {"until": started + limit if limit is not None and self._options.deferrable else None}
 
     def _task_name(self) -> str:
         key = TaskKey.of(self._context)
@@ -444,14 +422,8 @@ class BatchRun:
         options, running = self._options, thread.waiting
         until = header["until"]
         if until is not None and time.time() >= until:
-            replaced = self._is_replaced()
-            if options.cancel_on_timeout and not replaced:
-                jobs = self._recorded_jobs(header, self._load_record(retried=False))
-                phrase = cancel_and_log(jobs, "timed out", options.flow, _CANCEL_SECONDS)
-            else:
-                phrase = f"{running:,} jobs left running"
-                reason = "Airflow has begun another try" if replaced else "timed out"
-                log_left_running(thread, reason, options.flow)
+            jobs = self._recorded_jobs(header, self._load_record(retried=False))
+            phrase = self._cancel_or_keep(jobs)
             self._jobs_ended = True
             raise NoukaiJobTimeoutException(f"timed out; {phrase} (Noukai batch of {options.flow})")
         if options.push_xcoms:
@@ -499,6 +471,6 @@ class BatchRun:
         """Record that the task has its outcomes, so that a clear starts again. A failure loses none."""
         try:
             if not self._is_replaced():  # the header in the folder is that of the next try
-                self._log.write_header(header | {"delivered": True})
+                self._header.write(header | {"delivered": True})
         except Exception as error:
             log.warning("Noukai batch of %s: not recorded (%s)", self._options.flow, error)

@@ -97,7 +97,6 @@ class BatchThread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._batch: AsyncJobBatch | None = None
-        self._ready = threading.Event()
         self._end: Future[None] = Future()
         self._begun = self._stopped = self._looping = False
         self._cancel_for: str | None = None
@@ -109,8 +108,11 @@ class BatchThread:
 
     def start(self) -> None:
         """Begin."""
-        self._begin()
-        self._ready.wait()
+        self._begun = True
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # there are too many threads
+            self._end.set_exception(error)
 
     def wait(self, seconds: float) -> bool:
         """Wait for the end for a while, and return whether it has come."""
@@ -162,10 +164,9 @@ class BatchThread:
         before = self.running
         self._cancel_for = reason  # a thread that has yet to begin its batch then does nothing else
         if not self._begun:
-            self._begin()
+            self.start()
             self.wait(seconds)
         else:
-            # A signal may have interrupted `start`, which then holds the lock of `_ready`.
             while self._batch is None and not self._end.done() and time.monotonic() < ends:
                 time.sleep(_READY_PAUSE)
             self._call(self._cancel(), ends - time.monotonic())
@@ -178,10 +179,6 @@ class BatchThread:
         batch = self._batch
         entries = self._record.read() if batch is None else batch.unfinished
         return [entry for entry in entries.values() if entry.unfinished and not entry.kept]
-
-    def _begin(self) -> None:
-        self._begun = True
-        self._thread.start()
 
     def _call(self, coroutine: Coroutine[Any, Any, None], seconds: float) -> None:
         """Run a coroutine on the thread's event loop, for a bounded time."""
@@ -228,12 +225,9 @@ class BatchThread:
 
     async def _main(self) -> None:
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
-        try:
-            client = await new_async_client(self._settings)
-            self._batch = self._jobs(client)
-        finally:
-            self._ready.set()
+        client = await new_async_client(self._settings)
         async with client:
+            self._batch = self._jobs(client)
             try:
                 if self._cancel_for is None and not self._stopped:
                     await self._iterate(self._batch)

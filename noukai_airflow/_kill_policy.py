@@ -87,6 +87,10 @@ def decide_after_user_action(state: str | None, job_of_task: str | None, job_id:
     return KillDecision.KEEP if state == "deferred" else KillDecision.UNDECIDED
 
 
+ANOTHER_TRY = "Airflow has begun another try"
+"""Why a worker leaves the jobs of its task alone, for example on a machine that was suspended."""
+
+
 def has_ended(state: str | None) -> bool:
     """Return whether a task with this state runs no more, unless a user clears it."""
     return state in _ENDED

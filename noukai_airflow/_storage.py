@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
@@ -80,7 +81,7 @@ def write_text(path: ObjectStoragePath, text: str) -> int:
     if path.protocol != "file":
         path.write_bytes(content)  # an object appears when it is complete
         return len(content)
-    unfinished = path.with_name(f"{path.name}.tmp")
+    unfinished = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")  # two tries may write at once
     unfinished.write_bytes(content)
     unfinished.replace(path)
     return len(content)

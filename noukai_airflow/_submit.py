@@ -133,7 +133,10 @@ class TaskJob:
             status = job.status()
         except core.JobNotFoundError:
             submission = record.submission
-            if self._can_ask_server() and (listed := flow.find(submission)) is not None:
+            if (
+                can_ask_server(self._settings, self._request.session_id)
+                and (listed := flow.find(submission)) is not None
+            ):
                 log.info(
                     "Noukai job %s of %s: found by its submission %s", listed.id, listed.flow, submission.id
                 )
@@ -164,7 +167,7 @@ class TaskJob:
             else:
                 log.info("Noukai job %s of %s: left running (cancel_on_kill is off)", old.id, old.flow)
             return self._submit(record)
-        if self._can_ask_server():
+        if can_ask_server(self._settings, self._request.session_id):
             return self._submit_again(replace(record, max_tries=self._task.max_tries, abandoned=False))
         log.warning(
             "Noukai submission %s to %s: may be left running (the task was cleared)",
@@ -177,12 +180,16 @@ class TaskJob:
         if record.job_id is not None:
             flow = self._client.flow(record.flow)
             return flow.attach(record.job_id, submitted_at=record.last_sent_at)
-        return self._find(record.flow, record.submission_id) if self._can_ask_server() else None
+        return (
+            self._find(record.flow, record.submission_id)
+            if can_ask_server(self._settings, self._request.session_id)
+            else None
+        )
 
     def _submit_without_record(self) -> Job:
         """Submit without a record of earlier tries, whose jobs are found by their submissions."""
         first = max(1, self._task.max_tries - self._retries + 1)
-        if self._can_ask_server():
+        if can_ask_server(self._settings, self._request.session_id):
             tries = range(1, self._task.try_number + self._rescheduled)
             self._sought = [self._key.submission_id(number) for number in tries]
             if self._cancel_on_kill:
@@ -276,7 +283,11 @@ class TaskJob:
 
     def _find_recorded(self, record: JobRecord) -> Job | None:
         """Return the job of a submission that cannot be repeated now."""
-        job = self._find(record.flow, record.submission_id) if self._can_ask_server() else None
+        job = (
+            self._find(record.flow, record.submission_id)
+            if can_ask_server(self._settings, self._request.session_id)
+            else None
+        )
         if job is None:
             log.warning(
                 "Noukai submission %s to %s: may be left running (not recorded)",
@@ -337,5 +348,12 @@ class TaskJob:
     def _flow(self) -> Flow:
         return self._client.flow(self._request.flow)
 
-    def _can_ask_server(self) -> bool:
-        return self._request.session_id is None and self._settings.recovers_submissions
+
+def can_ask_server(settings: ConnectionSettings, session_id: object) -> bool:
+    """Return whether the server tells what became of a submission.
+
+    Args:
+        settings: The connection.
+        session_id: The user's own session, in which a job cannot be told from others, or `None`.
+    """
+    return session_id is None and settings.recovers_submissions

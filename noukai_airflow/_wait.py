@@ -14,7 +14,7 @@ from airflow.providers.common.compat.sdk import AirflowSkipException
 import noukai_core as core
 from noukai_airflow import _xcoms
 from noukai_airflow._history import duration, inline_seconds, last_duration
-from noukai_airflow._kill_policy import left_running
+from noukai_airflow._kill_policy import ANOTHER_TRY, left_running
 from noukai_airflow._outcome import JobOutcome, StatusUpdates, about_job, status_summary
 from noukai_airflow._trigger_event import JobEvent, Reason
 from noukai_airflow._xcoms import task_instance_of
@@ -41,8 +41,7 @@ log = logging.getLogger(__name__)
 OnCancelled: TypeAlias = Literal["fail", "skip"]
 OnFinalFailure: TypeAlias = Literal["keep", "cancel"]
 
-# A worker may live on when Airflow presumes that it is dead, for example on a machine that was suspended.
-_REPLACED = "left running (Airflow has begun another try)"
+_REPLACED = f"left running ({ANOTHER_TRY})"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout, conf
 from airflow.sdk import BaseOperator
 
-from noukai_airflow._xcoms import task_instance_of
+from noukai_airflow._retries import ran_before, retry_left
 from noukai_airflow.exceptions import NoukaiException, airflow_errors, without_frames
 
 if TYPE_CHECKING:
@@ -145,7 +145,8 @@ class NoukaiRunJobsOperator(BaseOperator):
 
         Its DAG may name another connection by now, whose server does not have the jobs.
         """
-        from noukai_airflow._compat import TaskDeferralTimeout
+        from noukai_airflow._batch_kill import log_unread
+        from noukai_airflow._compat import TaskDeferralError, TaskDeferralTimeout
 
         others = dict(next_kwargs or {})
         self.noukai_conn_id = others.pop("noukai_conn_id", self.noukai_conn_id)
@@ -153,6 +154,10 @@ class NoukaiRunJobsOperator(BaseOperator):
             return super().resume_execution(next_method, others, context)
         except TaskDeferralTimeout:
             return self._guarded(context, resumed=True)
+        except TaskDeferralError as error:
+            if not (self.durable and retry_left(self, context, error)):
+                log_unread(self.flow, "trigger failed: lost")
+            raise
 
     def on_kill(self) -> None:
         """Cancel the jobs if a user ends the task.
@@ -165,7 +170,7 @@ class NoukaiRunJobsOperator(BaseOperator):
 
     def _guarded(self, context: Context, *, resumed: bool, can_defer: bool = True) -> Any:
         """Run a segment, and raise its errors, kills and timeouts in the form that Airflow expects."""
-        from noukai_airflow._batch_kill import BatchKilled
+        from noukai_airflow._batch_kill import BatchKilled, log_unread
         from noukai_airflow._compat import AirflowTaskTerminated
 
         started = time.time()
@@ -185,8 +190,13 @@ class NoukaiRunJobsOperator(BaseOperator):
                 timed_out.time_out()
             raise
         except Exception as error:
-            if self._run is not None:
-                self._run.leave(error)
+            ended, self._run = self._run, None  # on_kill then must do nothing
+            self._ended_run = ended or self._ended_run
+            left = retry_left(self, context, error)
+            if ended is not None:
+                ended.leave(retry_left=left)
+            elif ran_before(context, resumed=resumed) and not (self.durable and left):
+                log_unread(self.flow, "the record of its jobs was not read")
             raise
         finally:
             self._ended_run, self._run = self._run or self._ended_run, None
@@ -228,8 +238,7 @@ class NoukaiRunJobsOperator(BaseOperator):
             cancel_on_kill=self.cancel_on_kill,
             cancel_on_timeout=self.cancel_on_timeout,
             durable=self.durable,
-            retry_left=task_instance_of(context).try_number <= task_instance_of(context).max_tries
-            and bool(self.retries),
+            retry_left=retry_left(self, context),
             push_xcoms=self.do_xcom_push,
         )
         inputs = self._batch_inputs(context)

@@ -8,9 +8,10 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
-from airflow.providers.common.compat.sdk import AirflowFailException, AirflowTaskTimeout, conf
+from airflow.providers.common.compat.sdk import AirflowTaskTimeout, conf
 from airflow.sdk import BaseOperator
 
+from noukai_airflow._retries import retry_left
 from noukai_airflow._trigger_event import JobEvent
 from noukai_airflow._xcoms import JOB_ID, task_instance_of
 from noukai_airflow.exceptions import (
@@ -251,7 +252,7 @@ class NoukaiRunJobOperator(BaseOperator):
             lost_id = self._recorded_job_id(context)
             if lost_id is not None:
                 wait = self._resumed_wait(context, self.flow, lost_id, None)
-                phrase = wait.leave(retry_left=self._retry_left(context))
+                phrase = wait.leave(retry_left=retry_left(self, context))
                 self.log.warning("Noukai job %s of %s: trigger failed: lost; %s", lost_id, self.flow, phrase)
             raise
 
@@ -277,7 +278,7 @@ class NoukaiRunJobOperator(BaseOperator):
                 cancel_on_kill=self.cancel_on_kill,
                 cancel_left_behind=self.on_final_failure == "cancel",
                 durable=self._retry_attaches(self._context),
-                retry_left=self._retry_left(self._context),
+                retry_left=retry_left(self, self._context),
             ),
         )
 
@@ -289,21 +290,10 @@ class NoukaiRunJobOperator(BaseOperator):
 
     def _retry_attaches(self, context: Context) -> bool:
         """Return whether a retry finds the job: in the store, or by the session of its submission."""
-        asks_server = self.session_id is None and self._settings.recovers_submissions
-        return self.durable and (self._store(context).is_durable or asks_server)
+        from noukai_airflow._submit import can_ask_server
 
-    def _retry_left(self, context: Context, error: NoukaiException | None = None) -> bool:
-        """Return whether the task runs again after it has failed."""
-        if isinstance(error, AirflowFailException):
-            return False
-        task_instance = task_instance_of(context)
-        retry_left = bool(self.retries) and task_instance.try_number <= task_instance.max_tries
-        policy: Any = getattr(self, "retry_policy", None)
-        if policy is None or error is None:
-            return retry_left
-        decision = policy.evaluate(error, task_instance.try_number, task_instance.max_tries, context)
-        action = decision.action.value
-        return action == "reschedule" or (retry_left and action != "fail")
+        asks = can_ask_server(self._settings, self.session_id)
+        return self.durable and (self._store(context).is_durable or asks)
 
     @property
     def job_page(self) -> str | None:
@@ -405,7 +395,7 @@ class NoukaiRunJobOperator(BaseOperator):
             inline_wait=self.inline_wait,
             deferrable=self.deferrable,
             durable=self._retry_attaches(context),
-            retry_left=self._retry_left(context),
+            retry_left=retry_left(self, context),
             trace=self.trace,
             on_cancelled=self.on_cancelled,
             on_final_failure=self.on_final_failure,
@@ -447,7 +437,7 @@ class NoukaiRunJobOperator(BaseOperator):
             job = self._known_job()
             if job is not None and not isinstance(error.__cause__, ResponseTooLargeError):
                 wait = self._wait or self._wait_for(context, job)
-                wait.leave(retry_left=self._retry_left(context, error))
+                wait.leave(retry_left=retry_left(self, context, error))
             raise
         except AirflowTaskTimeout:
             self._execution_timed_out(context)

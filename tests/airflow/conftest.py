@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -56,6 +56,11 @@ class FakeTask:
     map_index: int = -1
     xcoms: dict[str, Any] = field(default_factory=dict)
     states: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> UUID:
+        """The id of the try; that of a later one is greater."""
+        return UUID(int=self.try_number)
 
     def xcom_push(self, key: str, value: Any) -> None:
         self.xcoms[key] = value

@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout, TaskDeferred
@@ -69,6 +70,12 @@ def once_all_run(monkeypatch: pytest.MonkeyPatch, emulator: Emulator, act: Any) 
     monkeypatch.setattr(BatchRun, "_report_progress", report)
 
 
+def once(monkeypatch: pytest.MonkeyPatch, emulator: Emulator, act: Any) -> None:
+    """Do something a single time, as soon as a task on its worker has submitted all jobs."""
+    left = [act]
+    once_all_run(monkeypatch, emulator, lambda: left.pop()() if left else None)
+
+
 def named_as_running(caplog: pytest.LogCaptureFixture, reason: str, emulator: Emulator) -> bool:
     """Return whether one line says why all jobs are left running, and in which sessions."""
     sessions = ", ".join(sorted({job["session_id"] for job in emulator.control.jobs()}))
@@ -76,12 +83,17 @@ def named_as_running(caplog: pytest.LogCaptureFixture, reason: str, emulator: Em
     return caplog.messages.count(line) == 1
 
 
-def change_header(task: NoukaiRunJobsOperator, **changes: Any) -> None:
-    """Write the header of a task's batch, as another try does."""
+def change_header(task: NoukaiRunJobsOperator, try_number: int) -> None:
+    """Write the header of a task's batch as another try does."""
     assert task._run is not None
     header = task._run._log.header()
     assert header is not None
-    task._run._log.write_header({**header, **changes})
+    task._run._log.write_header({**header, **of_try(try_number)})
+
+
+def of_try(number: int) -> dict[str, Any]:
+    """Return what a header has of a try."""
+    return {"try_number": number, "try_id": str(UUID(int=number))}
 
 
 def time_out() -> None:
@@ -218,7 +230,13 @@ def test_a_users_mark_while_a_try_resumes(
 
         context["task_state_store"].get = killed
     else:
-        monkeypatch.setattr(BatchThread, "start", lambda thread: task.on_kill())
+        start = BatchThread.start
+
+        def interrupted(thread: BatchThread) -> None:
+            monkeypatch.setattr(BatchThread, "start", start)
+            task.on_kill()
+
+        monkeypatch.setattr(BatchThread, "start", interrupted)
     with pytest.raises(AirflowTaskTerminated):
         task.execute_complete(context)
     assert states(emulator) == {"cancelled"}
@@ -273,7 +291,7 @@ def test_a_worker_that_airflow_has_replaced(
 
     def replace() -> None:
         if kept_in == "folder":
-            change_header(task, try_number=2)
+            change_header(task, 2)
         else:  # the id of an earlier try leads to nothing
             context["task_state_store"].delete("noukai_batch")
         if end == "Airflow's limit":
@@ -297,19 +315,34 @@ def test_a_worker_that_airflow_has_replaced(
     assert "cancelled" not in states(emulator)
 
 
+@pytest.mark.usefixtures("running")
+@pytest.mark.parametrize("moment", ["while its jobs run", "after its last row is stored"])
 def test_the_failures_of_another_try(
-    context: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    moment: str, context: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A worker that Airflow has replaced leaves the file of the failures as the other try wrote it."""
-    emulator.control.script("flow", outcome="failed", after_seconds=1)
     task = operator(output_path=f"file://{tmp_path}")
+    store = BatchRecord.store
 
     def replace() -> None:
-        change_header(task, try_number=2)
+        change_header(task, 2)
         (tmp_path / "failed.jsonl").write_text("of the other try")
 
-    once_all_run(monkeypatch, emulator, replace)
-    with pytest.raises(NoukaiException, match="Airflow has begun another try"):
+    async def replaced_after_the_last_row(record: BatchRecord) -> None:
+        await store(record)
+        if len(record.failures) == len(TEXTS):
+            replace()
+
+    def fail_jobs() -> None:
+        if moment == "while its jobs run":
+            replace()
+        else:
+            monkeypatch.setattr(BatchRecord, "store", replaced_after_the_last_row)
+        for job in emulator.control.jobs():
+            emulator.control.finish(job["id"], "failed")
+
+    once(monkeypatch, emulator, fail_jobs)
+    with pytest.raises(NoukaiException):
         task.execute(context)
     assert (tmp_path / "failed.jsonl").read_text() == "of the other try"
 
@@ -325,7 +358,7 @@ def test_a_limit_that_has_passed_at_the_end_of_a_segment(
     wait = BatchRun._wait_in_triggerer
 
     def replaced(self: Any, thread: Any, record: Any, header: Any) -> Any:
-        self._log.write_header({**self._log.header(), "try_number": 2})
+        change_header(task, 2)
         assert self._is_replaced()
         return wait(self, thread, record, {**header, "until": time.time() - 1})
 
@@ -600,7 +633,7 @@ def test_a_suspended_try_that_begins_after_a_clear(
     begin = BatchRun._end_earlier
 
     def suspended(run: BatchRun, header: dict[str, Any]) -> None:
-        run._log.write_header({**header, "batch_id": "of the other try", "try_number": 3})
+        run._log.write_header({**header, "batch_id": "of the other try", **of_try(3)})
         begin(run, header)
 
     monkeypatch.setattr(BatchRun, "_end_earlier", suspended)
@@ -609,19 +642,70 @@ def test_a_suspended_try_that_begins_after_a_clear(
     assert list(tmp_path.glob("part-*.jsonl"))
 
 
+@pytest.mark.usefixtures("running")
 def test_a_header_that_a_suspended_try_replaces(
     context: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A try whose header an earlier one has replaced writes it once more, so that the earlier one stops."""
-    emulator.control.script("flow", outcome="failed", after_seconds=1)
     context["ti"].try_number = 2
     task = operator(output_path=f"file://{tmp_path}")
-    once_all_run(monkeypatch, emulator, lambda: change_header(task, try_number=1))
+
+    def replace() -> None:
+        change_header(task, 1)
+        for job in emulator.control.jobs():
+            emulator.control.finish(job["id"], "failed")
+
+    once(monkeypatch, emulator, replace)
     with pytest.raises(NoukaiException, match="3 failed of 3 jobs"):
         task.execute(context)
     header = FolderLog(storage_path(f"file://{tmp_path}", None, "output_path")).header()
     assert header is not None
     assert header["try_number"] == 2
+
+
+@pytest.mark.parametrize("act", ["a clear", "a retry"])
+def test_a_suspended_try_that_begins_late(act: str, context: Any, emulator: Emulator, tmp_path: Path) -> None:
+    """A try that wakes up before it has read anything leaves the batch to the later try that runs it."""
+    folder = f"file://{tmp_path}"
+    emulator.control.script("flow", after_seconds=0.1)
+    context["ti"].try_number, context["ti"].max_tries = 3, 1 if act == "a clear" else 2
+    operator(output_path=folder).execute(context)
+    before = {file.name: file.read_bytes() for file in tmp_path.rglob("*.json*")}
+    context["ti"].try_number, context["ti"].max_tries = 2, 2
+    with pytest.raises(NoukaiException, match="Airflow has begun another try"):
+        operator(output_path=folder).execute(context)
+    assert {file.name: file.read_bytes() for file in tmp_path.rglob("*.json*")} == before
+    assert emulator.control.counts()["submit"] == 3
+
+
+def test_a_run_that_was_deleted_and_made_again(context: Any, emulator: Emulator, tmp_path: Path) -> None:
+    """The first try of a run is no suspended one because a run of the same name had more tries."""
+    folder = f"file://{tmp_path}"
+    emulator.control.script("flow", after_seconds=0.1)
+    context["ti"].try_number = 3
+    operator(output_path=folder).execute(context)
+    log = FolderLog(storage_path(folder, None, "output_path"))
+    header = log.header()
+    assert header is not None
+    log.write_header({**header, "try_id": str(UUID(int=0)), "max_tries": 5})
+    context["ti"].try_number = 1
+    operator(output_path=folder).execute(context)
+    assert emulator.control.counts()["submit"] == 6
+
+
+def test_a_header_that_is_lost(context: Any, emulator: Emulator, tmp_path: Path) -> None:
+    """A retry that finds no header attaches to the jobs of the rows that are there."""
+    folder = f"file://{tmp_path}"
+    emulator.control.script("flow", outcome="never")
+    context["ti"].max_tries = 1
+    with pytest.raises(TaskDeferred):
+        operator(output_path=folder, deferrable=True).execute(context)
+    (tmp_path / "_noukai" / "batch.json").unlink()
+    for job in emulator.control.jobs():
+        emulator.control.finish(job["id"], result=1)
+    context["ti"].try_number = 2
+    operator(output_path=folder).execute(context)
+    assert emulator.control.counts()["submit"] == 3
 
 
 def test_a_record_that_a_crash_cut_off(tmp_path: Path) -> None:

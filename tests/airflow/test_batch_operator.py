@@ -472,8 +472,8 @@ def test_the_files_of_a_record_are_read_concurrently(tmp_path: Path, monkeypatch
     ("name", "content"),
     [
         ("notes.jsonl", b'{"number": 7}'),
-        ("000000002.jsonl", b'{"number": "\xc3'),
-        ("000000002.jsonl", b"[" * 100_000),
+        ("000000002-{batch}-{writer}.jsonl", b'{"number": "\xc3'),
+        ("000000002-{batch}-{writer}.jsonl", b"[" * 100_000),
     ],
     ids=["another file", "cut inside a character", "nested"],
 )
@@ -481,7 +481,9 @@ def test_a_record_with_a_damaged_file(tmp_path: Path, name: str, content: bytes)
     """What was cut off, or is no part of the record, costs none of the other rows."""
     record = FolderLog(ObjectStoragePath(f"file://{tmp_path}"))
     record.append([{"number": 1}])
-    (tmp_path / "_noukai" / name).write_bytes(content)
+    (file,) = (tmp_path / "_noukai").iterdir()
+    _, batch, writer = file.stem.split("-")
+    (file.parent / name.format(batch=batch, writer=writer)).write_bytes(content)
     assert list(record.rows()) == [{"number": 1}]
 
 

@@ -6,11 +6,13 @@ import time
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowSkipException, TaskDeferred
 
 from noukai_airflow._compat import TaskDeferralError, TaskDeferralTimeout
+from noukai_airflow._retries import retry_left
 from noukai_airflow.exceptions import NoukaiJobFailedException, NoukaiJobTimeoutException
 from noukai_airflow.hooks.noukai import NoukaiHook
 from noukai_airflow.operators.noukai import NoukaiRunJobOperator
@@ -158,7 +160,15 @@ def test_a_retry_policy_decides_whether_a_retry_is_left(action: str, try_number:
     task = operator(retries=2)
     task.__dict__["retry_policy"] = policy(action)
     context: Any = {"ti": FakeTask(try_number=try_number, max_tries=2)}
-    assert task._retry_left(context, NoukaiJobFailedException("failed")) is left
+    assert retry_left(task, context, NoukaiJobFailedException("failed")) is left
+
+
+def test_a_retry_policy_that_raises() -> None:
+    """An error of the task's policy hides none of the job, and retries count as Airflow counts them then."""
+    task = operator(retries=2)
+    task.__dict__["retry_policy"] = SimpleNamespace(evaluate=Mock(side_effect=ValueError))
+    context: Any = {"ti": FakeTask(try_number=1, max_tries=2)}
+    assert retry_left(task, context, NoukaiJobFailedException("failed"))
 
 
 def test_a_kill_before_the_submission() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
@@ -61,6 +62,7 @@ class TaskInstance:
 
     def __init__(self, task: AirflowTask) -> None:
         self._task = task
+        self.id = uuid.UUID(int=task.try_number)  # a later try has a greater one
         self.try_number = task.try_number
         self.max_tries = task.max_tries
 

@@ -41,14 +41,20 @@ MUTANTS = (
     Mutant(
         "a worker that Airflow has replaced goes on submitting",
         _RUN,
-        "if self._folder is not None and not await asyncio.to_thread(self._has_own_header):",
-        "if False:",
+        "            await asyncio.to_thread(self._header.check_own)\n",
+        "            pass\n",
     ),
     Mutant(
         "a worker that Airflow has replaced cancels at its deadlines",
         _RUN,
-        "return self._options.durable and not self._has_own_header()",
+        "return self._options.durable and not self._header.is_own()",
         "return False",
+    ),
+    Mutant(
+        "a worker that Airflow has replaced takes over the batch of its next try",
+        _RUN,
+        "        if header is not None and self._header.is_later(header):\n",
+        "        if False:\n",
     ),
     # How a task ends.
     Mutant(
@@ -66,8 +72,8 @@ MUTANTS = (
     Mutant(
         "an error on the last try leaves jobs that no line names",
         _RUN,
-        "        if options.durable and retry_left:\n            return\n",
-        "        if options.durable:\n            return\n",
+        "        if options.durable and retry_left and not replaced:\n            return\n",
+        "        if options.durable and not replaced:\n            return\n",
     ),
     # What a signal does.
     Mutant(

@@ -24,7 +24,7 @@ class Threads:
 
     def __init__(self, process: Callable[[], Blocking]) -> None:
         self._process = process
-        self.threading = SimpleNamespace(Thread=self._thread, Event=lambda: _Event(process()))
+        self.threading = SimpleNamespace(Thread=self._thread)
         self.future = lambda: _Future(process())
         self.asyncio = SimpleNamespace(
             **{
@@ -68,19 +68,6 @@ class _Thread:
         with suppress(Killed):
             self._run_target()
         self._ended = True
-
-
-class _Event:
-    def __init__(self, process: Blocking) -> None:
-        self._process = process
-        self._is_set = False
-
-    def set(self) -> None:
-        self._is_set = True
-
-    def wait(self, timeout: float | None = None) -> bool:
-        self._process.wait_for(lambda: self._is_set, timeout)
-        return self._is_set
 
 
 class _Future:
