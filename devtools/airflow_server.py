@@ -44,6 +44,17 @@ _START_SECONDS = 300.0
 # gives up, the better, and in any case before the other processes do. A triggerer that gives up ends.
 _LOCK_SECONDS = 120
 _API_LOCK_SECONDS = 2
+
+# SQLite has no row locks: when a user clears a task whose end the scheduler is processing, its row has another
+# id before the scheduler writes it. SQLAlchemy then raises `StaleDataError`, with which Airflow 3.3.2's
+# scheduler ends itself. On PostgreSQL, the clear would wait, and what it writes would hold, as it does here if
+# nothing is raised.
+_LOCAL_SETTINGS = """\
+from sqlalchemy.dialects.sqlite.base import SQLiteDialect
+
+SQLiteDialect.supports_sane_rowcount = False
+"""
+
 FINAL_STATES = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
 
 
@@ -110,6 +121,7 @@ class LocalAirflow:
         Ends what it began when it fails.
         """
         self.home.mkdir(parents=True, exist_ok=True)
+        write_local_settings(self.home)
         atexit.register(self.stop)
         try:
             self._migrate()
@@ -451,6 +463,13 @@ class LocalAirflow:
                 f"{request.method} {request.url} -> {response.status_code}: {response.text[:1000]}"
             )
         return response.json() if response.content else None
+
+
+def write_local_settings(home: Path) -> None:
+    """Write the settings in Python that every process of an Airflow with this home reads."""
+    folder = home / "config"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "airflow_local_settings.py").write_text(_LOCAL_SETTINGS)
 
 
 def _never_reuse_trigger_ids(database: sqlite3.Connection) -> None:

@@ -1,11 +1,15 @@
 """The real Airflow of the demo and the tests, as far as it can be tested without one."""
 
+import os
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
-from devtools.airflow_server import _never_reuse_trigger_ids
+from devtools.airflow_server import _never_reuse_trigger_ids, write_local_settings
 from devtools.processes import ServerError
 
 AIRFLOWS_OWN = """CREATE TABLE "trigger" (
@@ -35,3 +39,38 @@ def test_another_schema() -> None:
         database.execute("CREATE TABLE trigger (id BIGINT)")
         with pytest.raises(ServerError, match="id BIGINT"):
             _never_reuse_trigger_ids(database)
+
+
+SCHEDULER = """
+import airflow_local_settings
+from sqlalchemy import Column, Integer, String, create_engine, text
+from sqlalchemy.orm import Session, declarative_base
+
+class Task(declarative_base()):
+    __tablename__ = "task"
+    id = Column(Integer, primary_key=True)
+    state = Column(String)
+
+engine = create_engine("sqlite://")
+Task.metadata.create_all(engine)
+with Session(engine) as session:
+    session.add(task := Task(id=1, state="queued"))
+    session.flush()
+    session.execute(text("UPDATE task SET id = 2, state = 'cleared'"))
+    task.state = None
+    session.commit()
+    print(session.execute(text("SELECT id, state FROM task")).all())
+"""
+
+
+def test_a_row_that_is_gone(tmp_path: Path) -> None:
+    """A scheduler that writes the state of a task that has just been cleared goes on, and the clear holds."""
+    write_local_settings(tmp_path)
+    path = os.pathsep.join([str(tmp_path / "config"), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", SCHEDULER],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "[(2, 'cleared')]\n", done.stderr
