@@ -45,10 +45,10 @@ _START_SECONDS = 300.0
 _LOCK_SECONDS = 120
 _API_LOCK_SECONDS = 2
 
-# SQLite has no row locks: when a user clears a task whose end the scheduler is processing, its row has another
-# id before the scheduler writes it. SQLAlchemy then raises `StaleDataError`, with which Airflow 3.3.2's
-# scheduler ends itself. On PostgreSQL, the clear would wait, and what it writes would hold, as it does here if
-# nothing is raised.
+# SQLite has no row locks: when a user clears a task whose end the scheduler is processing, its row has
+# another id before the scheduler writes it. SQLAlchemy then raises `StaleDataError`, with which Airflow
+# 3.3.2's scheduler ends itself. On PostgreSQL, the clear would wait, and what it writes would hold, as it
+# does here if nothing is raised.
 _LOCAL_SETTINGS = """\
 from sqlalchemy.dialects.sqlite.base import SQLiteDialect
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import threading
 import time
@@ -92,7 +93,7 @@ class BatchThread:
         self._output = output
         self._owns_output = owns_output
         self._part = OutcomePart(len(record.parts))
-        self._output_bytes = 0
+        self._output_bytes = sum(map(_size_of, record.outputs.values()))  # of earlier segments
         self._changed_outputs = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
@@ -298,7 +299,7 @@ class BatchThread:
 
     async def _keep(self, row: dict[str, Any]) -> None:
         if self._output is None:
-            self._output_bytes += len(str(row["output"]))
+            self._output_bytes += _size_of(row["output"])
             if self._output_bytes > MAX_OUTPUT_BYTES:
                 raise NoukaiPermanentException(
                     f"The outputs are larger than the {MAX_OUTPUT_BYTES} bytes that a task may return: set "
@@ -326,3 +327,7 @@ class BatchThread:
         if output is not None and await asyncio.to_thread(self._owns_output):
             failures = [self._record.failures[index] for index in sorted(self._record.failures)]
             await asyncio.to_thread(output.write_failed, failures)
+
+
+def _size_of(output: object) -> int:
+    return len(json.dumps(output, ensure_ascii=False).encode())

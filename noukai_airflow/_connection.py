@@ -26,6 +26,7 @@ _OPTIONS = {
     "max_followed_jobs": "max_followed_jobs",
     "max_response_bytes": "max_response_bytes",
 }
+_WHOLE_NUMBERS = ("max_followed_jobs", "max_response_bytes")
 EXTRA_FIELDS = ("org", "project", "run_url_template", "max_poll_bytes", "allow_insecure_http", *_OPTIONS)
 
 
@@ -210,7 +211,7 @@ def _options(extra: Mapping[str, Any], conn_id: str) -> list[tuple[str, float]]:
         if isinstance(value, bool):
             raise _malformed(conn_id, name, "a number")
         try:
-            number = int(float(value)) if argument == "max_response_bytes" else float(value)
+            number = int(float(value)) if argument in _WHOLE_NUMBERS else float(value)
         except (TypeError, ValueError, OverflowError):
             raise _malformed(conn_id, name, "a number") from None
         options.append((argument, number))

@@ -514,6 +514,25 @@ def test_outputs_that_are_too_large(context: Any, emulator: Emulator) -> None:
         operator(["one", "two"]).execute(context)
 
 
+def test_outputs_of_two_tries_that_are_too_large(context: Any, emulator: Emulator) -> None:
+    """What an earlier try has collected counts for what may be returned."""
+    emulator.control.script("flow", outcome="never")
+    inputs = [f"message {number}" for number in range(120)]
+    with pytest.raises(TaskDeferred):
+        operator(inputs, deferrable=True).execute(context)
+    jobs = emulator.control.jobs()
+    for job in jobs[:60]:
+        emulator.control.finish(job["id"], result_bytes=10_000)
+    for job in jobs[60:]:
+        emulator.control.finish(job["id"], "failed")
+    with pytest.raises(NoukaiBatchFailedException):
+        operator(inputs).execute_complete(context)
+    emulator.control.script("flow", after_seconds=0.1, result_bytes=10_000)
+    context["ti"].try_number = 2
+    with pytest.raises(NoukaiPermanentException, match="set output_path"):
+        operator(inputs).execute(context)
+
+
 @pytest.mark.parametrize("state", ["failed", "running"])
 def test_a_kill(context: Any, emulator: Emulator, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The jobs are cancelled when a user has ended the task, and left running when a worker stops."""

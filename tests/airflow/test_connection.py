@@ -8,6 +8,7 @@ import pytest
 
 from noukai_airflow._connection import ConnectionSettings
 from noukai_airflow.exceptions import NoukaiPermanentException
+from noukai_core import Noukai
 from tests.airflow.conftest import KEY
 
 
@@ -23,8 +24,10 @@ def test_every_field_reaches_the_client() -> None:
         "retry_timeout": "60",
         "max_polls_per_second": 10,
         "max_response_bytes": 1024,
+        "max_followed_jobs": 20,
     }
     arguments = settings({"org": "acme", "project": "demo", **options}).client_arguments()
+    Noukai(**arguments).close()
     assert arguments == {
         "api_key": KEY,
         "base_url": "https://noukai.test/api/v1",
@@ -34,6 +37,7 @@ def test_every_field_reaches_the_client() -> None:
         "retry_timeout": 60.0,
         "max_polls_per_second": 10.0,
         "max_response_bytes": 1024,
+        "max_followed_jobs": 20,
         "allow_insecure_http": False,
     }
 

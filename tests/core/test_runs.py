@@ -173,10 +173,15 @@ def test_an_old_run_is_not_new() -> None:
     assert sorted(ids(seen)) == sorted(begun)
 
 
-def test_a_run_that_the_server_has_forgotten(scripted: MakeClient, server: ScriptedServer) -> None:
-    """It is not asked for again."""
+@pytest.mark.parametrize(
+    "response", [(404, "RUN_NOT_FOUND"), (403, "FORBIDDEN")], ids=["forgotten", "refused"]
+)
+def test_a_run_that_cannot_be_read(
+    response: tuple[int, str], scripted: MakeClient, server: ScriptedServer
+) -> None:
+    """An old run that the server has forgotten, or does not show to this key, is not asked for again."""
     server.on("runs", respond(json={"runs": [{"id": "other", "status": "completed"}]}))
-    server.on("trace", rejection(404, "RUN_NOT_FOUND"))
+    server.on("trace", rejection(*response))
     seen = scripted().ended_runs("fl-1", RunsCursor({"other": None}, ("gone",)))
     assert (seen.runs, seen.cursor.open) == ((), ())
 

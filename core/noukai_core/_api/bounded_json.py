@@ -66,11 +66,9 @@ def parse_beginning(body: bytes, memory: int, *, partial: bool) -> tuple[Any, bo
     Returns:
         The value, and whether there may be more of it.
     """
-    if not partial and sum(body.count(mark) for mark in _BYTES_OF) <= _MANY_VALUES:
-        return parse(body, memory), False
-    if partial and sum(body.count(mark) for mark in _BYTES_OF) <= _MANY_VALUES:
-        return parse(body, memory, partial=True), True
-    return parse(body[:_BEGINNING], memory, partial=True), True
+    if sum(body.count(mark) for mark in _BYTES_OF) > _MANY_VALUES:
+        return parse(body[:_BEGINNING], memory, partial=True), True
+    return parse(body, memory, partial=partial), partial
 
 
 def _cost(body: bytes) -> int:

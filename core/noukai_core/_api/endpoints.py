@@ -455,8 +455,8 @@ def _text(value: Mapping[str, Any], *names: str) -> str | None:
 
 
 def _time(value: Mapping[str, Any], *names: str) -> str | None:
-    found = _text(value, *names)
-    return None if found is None else one_line(found, _TIME_LENGTH)
+    found = _any(value, *names)
+    return one_line(found, _TIME_LENGTH) if isinstance(found, str) else None
 
 
 def _name(value: Mapping[str, Any], *names: str) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from noukai_core._api import endpoints
 from noukai_core._api.endpoints import PAGE_SIZE
 from noukai_core._engine.effects import Clock, Effects, send_with_retries
-from noukai_core.errors import JobNotFoundError
+from noukai_core.errors import JobNotFoundError, PermissionDeniedError
 from noukai_core.models import JobState
 from noukai_core.runs import EndedRuns, FlowRun, RunsCursor
 
@@ -47,7 +47,7 @@ def read_ended_runs(flow_id: str, cursor: RunsCursor | None, clock: Clock) -> Ef
     for run_id in unlisted[:_SINGLE_READS]:
         try:
             checked.append((yield from send_with_retries(endpoints.run(run_id), clock)))
-        except JobNotFoundError:
+        except (JobNotFoundError, PermissionDeniedError):  # some deployments refuse traces to API keys
             gone.add(run_id)
     watched = [listed[run_id] for run_id in cursor.open if run_id in listed] + checked
     seen = [*watched, *new.values()]
