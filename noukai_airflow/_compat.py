@@ -30,8 +30,12 @@ RESUMES_SAFELY = _AIRFLOW >= (3, 4)
 HAS_REGIONS = _AIRFLOW >= (3, 4)
 """Whether a task instance is identified by its region as well: the iterations of a loop."""
 
+DEFERRAL_FAILED = "__fail__"
+"""The method with which Airflow resumes a task whose trigger is lost, or did not end in time."""
+
 __all__ = [
     "CLEAR_DISCARDS_STATE",
+    "DEFERRAL_FAILED",
     "HAS_REGIONS",
     "NOTIFIES_TRIGGERS",
     "ON_KILL_MEANS_USER",

@@ -12,7 +12,6 @@ from dataclasses import astuple, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from noukai_airflow._compat import CLEAR_DISCARDS_STATE
 from noukai_core import SubmissionRecord
 
 if TYPE_CHECKING:
@@ -176,10 +175,9 @@ class JobStore:
     def mark_delivered(self) -> None:
         """Record that the task has returned the job's result, so that a clear leads to a new job.
 
-        This matters only where a record that outlives a clear is one that the user kept.
+        This matters from Airflow 3.4 on, to which a record of an earlier version may come.
         """
-        if CLEAR_DISCARDS_STATE:
-            self.change(delivered=True)
+        self.change(delivered=True)
 
     def forget(self) -> None:
         """Delete the record, since it is certain that there is no job."""

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
 
+# Storages report an outage as any other OSError.
+_LASTING = (PermissionError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
+
+
 def storage_path(uri: str, conn_id: str | None, argument: str) -> ObjectStoragePath:
     """Return the path of a file or folder.
 
@@ -48,6 +52,7 @@ def check_writable(folder: ObjectStoragePath) -> None:
 
     Raises:
         NoukaiPermanentException: That is not possible.
+        NoukaiException: The storage fails at the moment.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -55,7 +60,8 @@ def check_writable(folder: ObjectStoragePath) -> None:
         probe.write_text("")
         probe.unlink()
     except OSError as error:
-        raise NoukaiPermanentException(f"output_path {folder} cannot be written: {error}") from error
+        kind = NoukaiPermanentException if isinstance(error, _LASTING) else NoukaiException
+        raise kind(f"output_path {folder} cannot be written: {error}") from error
 
 
 def files_in(folder: ObjectStoragePath) -> list[ObjectStoragePath]:

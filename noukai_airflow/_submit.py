@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import noukai_core as core
@@ -33,12 +34,39 @@ def note_returned(job_id: str, try_number: int) -> None:
     _returned.add((job_id, try_number))
 
 
+def log_unsought(store: JobStore, flow: str, ran_before: bool) -> None:
+    """Name the job of an earlier part of a task that has failed before it asked for that job.
+
+    Args:
+        store: Where the task records its job.
+        flow: The flow, as the task names it.
+        ran_before: Whether there may be an earlier part.
+    """
+    reason = "the task failed before it asked for its job"
+    try:
+        record = store.read()
+    except Exception as error:
+        if ran_before:
+            log.warning("Noukai jobs of %s: may be left running (record not read: %s)", flow, error)
+        return
+    if record is None or record.delivered:
+        return
+    if record.job_id is not None:
+        log.warning("Noukai job %s of %s: may be left running (%s)", record.job_id, record.flow, reason)
+    else:
+        log.warning(
+            "Noukai submission %s to %s: may be left running (%s)", record.submission_id, record.flow, reason
+        )
+
+
 class TaskJob:
     """Finds or submits the job of a running task.
 
     Args:
         settings: The connection.
-        request: What to submit, if there is no job to attach to.
+        flow: The flow, as the task names it.
+        request: Returns what to submit, if there is no job to attach to. It is called once, when that is
+            needed.
         store: Where the task records its job.
         key: The identity of the task.
         task_instance: The running task.
@@ -51,12 +79,14 @@ class TaskJob:
 
     Attributes:
         polled: The job of an earlier try, while a poll decides whether to attach to it.
+        record_read: Whether it is known what an earlier try has recorded.
     """
 
     def __init__(
         self,
         settings: ConnectionSettings,
-        request: JobRequest,
+        flow: str,
+        request: Callable[[], JobRequest],
         store: JobStore,
         key: TaskKey,
         task_instance: RuntimeTaskInstanceProtocol,
@@ -70,7 +100,8 @@ class TaskJob:
     ) -> None:
         self._accepts = accepts
         self._settings = settings
-        self._request = request
+        self._named_flow = flow
+        self._make_request = request
         self._store = store
         self._key = key
         self._task = task_instance
@@ -81,6 +112,7 @@ class TaskJob:
         self._clear_discards_state = clear_discards_state
         self._client = shared_client(settings)
         self.polled: Job | None = None
+        self.record_read = False
         self._in_flight: Submission | None = None
         self._unsettled: tuple[Job, str] | None = None
         self._sought: list[str] = []
@@ -106,6 +138,7 @@ class TaskJob:
     def obtain(self) -> Job:
         """Return the job that this try waits for."""
         stored = self._store.read()
+        self.record_read = True
         if stored is None:
             return self._submit_without_record()
         if (stored.job_id, self._task.try_number) in _returned:
@@ -222,9 +255,10 @@ class TaskJob:
             # When it was sent is not recorded. With the current time, the server gets the complete recovery
             # time to list the job.
             submission_id = self._key.submission_id(number)
+            request = self._request
             record = JobRecord.new(self._task.max_tries, submission_id, self._flow().path)
             self._store.write(record)
-            job = self._send(record.submission)
+            job = self._send(request, record.submission)
             self._store.write(record.with_job(job))
             if number == self._task.try_number:
                 return job
@@ -257,7 +291,7 @@ class TaskJob:
             previous: The task's previous submission.
             abandoned: Whether the next try must not attach to the job.
         """
-        task = self._task
+        request, task = self._request, self._task
         again = previous.resubmission + 1 if previous and previous.try_number == task.try_number else 0
         record = JobRecord.new(
             task.max_tries,
@@ -268,10 +302,11 @@ class TaskJob:
             abandoned=abandoned,
         )
         self._store.write(record)
-        return self._send_recorded(record, core.Submission(record.submission_id))
+        return self._send_recorded(request, record, core.Submission(record.submission_id))
 
     def _submit_again(self, record: JobRecord) -> Job:
         """Repeat a submission that may have been sent already: the server is asked first."""
+        request = self._request
         try:
             self._store.write(record.sent_now())
         except Exception:
@@ -279,7 +314,7 @@ class TaskJob:
             if (job := self._find_recorded(record)) is not None:
                 return job
             raise
-        return self._send_recorded(record, record.submission)
+        return self._send_recorded(request, record, record.submission)
 
     def _find_recorded(self, record: JobRecord) -> Job | None:
         """Return the job of a submission that cannot be repeated now."""
@@ -305,9 +340,9 @@ class TaskJob:
                 "Noukai submission %s to %s: not recorded (%s)", record.submission_id, record.flow, error
             )
 
-    def _send_recorded(self, record: JobRecord, submission: Submission) -> Job:
+    def _send_recorded(self, request: JobRequest, record: JobRecord, submission: Submission) -> Job:
         try:
-            job = self._send(submission)
+            job = self._send(request, submission)
         except core.SubmissionUnknownError:
             raise
         except core.NoukaiError as error:
@@ -323,10 +358,10 @@ class TaskJob:
         self._unsettled = None
         return job
 
-    def _send(self, submission: Submission) -> Job:
+    def _send(self, request: JobRequest, submission: Submission) -> Job:
         self._in_flight = submission
         try:
-            job = self._flow().submit(self._request, submission=submission)
+            job = self._flow().submit(request, submission=submission)
         except Exception:
             self._in_flight = None
             raise
@@ -345,8 +380,13 @@ class TaskJob:
             core.cancel_job(job).log("replaced by a new job", log)
         self._unsettled = None
 
+    @cached_property
+    def _request(self) -> JobRequest:
+        """What to submit. If this raises, no record may say already that a request is on its way."""
+        return self._make_request()
+
     def _flow(self) -> Flow:
-        return self._client.flow(self._request.flow)
+        return self._client.flow(self._named_flow)
 
 
 def can_ask_server(settings: ConnectionSettings, session_id: object) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from noukai_airflow._storage import accessing, check_writable, storage_path, write_text
-from noukai_airflow._xcom_values import REPLACED, UnreturnableError, as_xcom
+from noukai_airflow._xcom_values import REPLACED, UnreturnableError, as_xcom, check_keys
 from noukai_airflow.exceptions import NoukaiException, NoukaiPermanentException
 from noukai_core import JobOutputInvalidError, JobState
 from noukai_core.output_types import typed_output
@@ -28,6 +28,7 @@ class TaskOutput:
     output_type: type[BaseModel] | None = None
     output_path: str | None = None
     storage_conn_id: str | None = None
+    multiple_outputs: bool = False
 
     def check(self) -> None:
         """Check that the output can be written, before it is paid for.
@@ -63,7 +64,7 @@ class TaskOutput:
         """
         output = self._checked(job, _output_of(status))
         if self.output_path is None:
-            return returned(job, output)
+            return returned(job, output, multiple_outputs=self.multiple_outputs)
         path = storage_path(self.output_path, self.storage_conn_id, "output_path")
         as_text = isinstance(output, str) and path.suffix != ".json"
         with accessing(path, "written"):
@@ -77,14 +78,21 @@ class TaskOutput:
         return model.model_dump(mode="json")
 
 
-def returned(job: Job, output: Any) -> Any:
+def returned(job: Job, output: Any, *, multiple_outputs: bool) -> Any:
     """Return what a task returns of the output of a job, as an XCom.
+
+    Args:
+        job: The job.
+        output: Its output.
+        multiple_outputs: Whether Airflow makes an XCom of each key as well.
 
     Raises:
         NoukaiException: No XCom can hold it. Retries apply: with `output_path` they need no new job.
     """
     try:
         returned, changed = as_xcom(output)
+        if multiple_outputs:
+            check_keys(returned)
     except UnreturnableError as error:
         raise NoukaiException(f"{error} (Noukai job {job.id} of {job.flow})") from None
     if changed:

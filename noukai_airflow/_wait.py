@@ -89,6 +89,7 @@ class JobWait:
 
     Attributes:
         outcome: How the job ended, once the task has reported it.
+        settled: Whether it is known how the job ended, or has been said what becomes of it.
     """
 
     def __init__(
@@ -110,7 +111,9 @@ class JobWait:
         self._job = job
         self._updates = StatusUpdates()
         self._steps = StepCount()
+        self._ended_in_time: JobStatus | None = None  # before a cancel
         self.outcome: JobOutcome | None = None
+        self.settled = False
 
     def publish_job(self) -> None:
         """Publish the id and the page of the job as soon as they are known."""
@@ -147,7 +150,9 @@ class JobWait:
 
     def wait(self, deadline: float | None) -> Any:
         """Wait until the job ends: on the worker, or after the inline wait in the triggerer."""
-        options = self._options
+        options, last = self._options, self._job.last_status
+        if last is not None and last.finished:
+            return self._watch(deadline, None, can_defer=False)
         timeout = None if deadline is None else max(deadline - time.time(), LAST_POLL_SECONDS)
         if options.deferrable:
             inline_wait = self._inline_wait()
@@ -236,13 +241,15 @@ class JobWait:
             return self.time_out()
         if status.finished:
             return self._finish(status, event)
-        if deadline is not None and time.time() >= deadline:
-            return self.time_out()
-        if event is not None and event.reason is Reason.TRANSIENT_ERROR:
-            return self.defer(deadline)
-        if event is not None and event.reason is Reason.RESPONSE_TOO_LARGE:
-            return self._wait_on_worker(deadline)
         reason = event.reason if event else "unknown event"
+        # The clock of the triggerer may be ahead of this one.
+        if reason is Reason.TIMED_OUT or (deadline is not None and time.time() >= deadline):
+            return self.time_out()
+        # This poll may have reached a replica that lags behind the one that the trigger polled last.
+        if reason in (Reason.TRANSIENT_ERROR, Reason.FINISHED):
+            return self.defer(deadline)
+        if reason is Reason.RESPONSE_TOO_LARGE:
+            return self._wait_on_worker(deadline)
         raise NoukaiException(
             f"Noukai job {self._job.id} of {self._job.flow}: trigger failed: {reason}, but the job is "
             f"{status.state}; {self.leave(retry_left=self._options.retry_left)}",
@@ -258,15 +265,25 @@ class JobWait:
         timeout = None if deadline is None or ended else max(deadline - time.time(), LAST_POLL_SECONDS)
         return next(self._statuses(timeout))
 
-    def time_out(self) -> NoReturn:
-        """Fail the task because its job did not end in time."""
+    def time_out(self, *, deliver: bool = True) -> Any:
+        """End the task because its job did not end in time: with the result, if it has just completed.
+
+        Args:
+            deliver: Whether there is time to deliver the result. If not, a retry takes it.
+        """
         job = self._job
         submitted = job.submitted_at
         after = "" if submitted is None else f" after {time.time() - submitted.timestamp():.0f} s"
         phrase = f"timed out{after}; {self._cancel_or_keep()}"
+        ended = self._ended_in_time
+        if ended is not None and ended.state == core.JobState.COMPLETED and deliver:
+            return self._finish(ended)
+        if ended is not None:
+            self._report(ended)
         raise NoukaiJobTimeoutException(about_job(phrase, job, self._url()), job_id=job.id)
 
     def _cancel_or_keep(self) -> str:
+        self.settled = True
         if self._store.is_replaced():
             return _REPLACED
         if not self._options.cancel_on_timeout:
@@ -281,13 +298,15 @@ class JobWait:
             self._report(last.model_copy(update={"state": core.JobState.CANCELLED, "error": "timed out"}))
             return "cancelled"
         if outcome.not_needed:
+            if outcome.error is None:
+                self._record(lambda: self._store.change(abandoned=False))
             if outcome.status is not None and outcome.status.finished:
-                self._report(outcome.status)
+                self._ended_in_time = outcome.status
             return f"not cancelled ({outcome.not_needed})"
         return "cancel failed (may still be running)"
 
     def _record(self, change: Callable[[], None]) -> None:
-        """Record a change for the next try. A store that fails must not cost a job or its result."""
+        """Record something. An Airflow that does not respond must not cost a job or its result."""
         try:
             change()
         except Exception as error:
@@ -303,6 +322,7 @@ class JobWait:
             What happens to the job.
         """
         job, options = self._job, self._options
+        self.settled = True
         phrase = left_running(durable=options.durable, retry_left=retry_left)
         if options.durable and retry_left:
             return phrase
@@ -330,6 +350,7 @@ class JobWait:
 
     def _report(self, status: JobStatus, took: float | None = None) -> JobOutcome:
         """Report the end of the job: in its XCom, and with its cost in the log."""
+        self.settled = True
         outcome = JobOutcome.read(self._job, status, url=self._url(), traced=self._options.trace)
         self._push_status(outcome.summary() | ({} if took is None else {"duration": took}))
         outcome.describe_assets(self._context)
@@ -342,7 +363,8 @@ class JobWait:
 
     def _push_status(self, summary: dict[str, Any]) -> None:
         if self._options.push_xcoms:
-            task_instance_of(self._context).xcom_push(_xcoms.JOB_STATUS, summary)
+            push = task_instance_of(self._context).xcom_push
+            self._record(lambda: push(_xcoms.JOB_STATUS, summary))
 
     def _url(self) -> str | None:
         return self._settings.run_url(self._job.flow, self._job.id)

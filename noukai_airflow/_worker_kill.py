@@ -128,8 +128,8 @@ def _act(
         )
         cleared = outcome.state == "restarting"
         outcome.kept = CLEAR_DISCARDS_STATE and cleared and store.is_durable and store.read() is not None
-        outcome.state_known = True
         outcome.replaced = outcome.state == "failed" and store.is_replaced()
+        outcome.state_known = True
         outcome.decision = _kill_policy.decide_on_worker(
             outcome.state, known=True, kept=outcome.kept, replaced=outcome.replaced
         )

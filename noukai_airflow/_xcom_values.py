@@ -10,6 +10,8 @@ import math
 import re
 from typing import Any
 
+from noukai_core import one_line
+
 REPLACED = (
     "NaN and infinity become null, NUL and half a surrogate pair a replacement character, and a number of "
     "more than 64 bits a float, as Airflow stores none of them; output_path keeps them"
@@ -26,6 +28,9 @@ _REPLACEMENT_CHARACTER = "\ufffd"
 
 MOST_LEVELS = 150
 """How deep an output may be nested. Airflow stores some more levels, but then cannot read them."""
+
+_KEY = re.compile(r"[^/\\?#%\x00-\x1f\x7f]{1,512}")
+_OWN_KEYS = frozenset({"noukai_job", "job_id", "job_status", "job_url"})
 
 # Airflow takes objects with these fields for instances of classes.
 _RESERVED = (frozenset({"__classname__"}), frozenset({"__id__"}), frozenset({"__type", "__var"}))
@@ -48,6 +53,26 @@ def as_xcom(output: Any, *, most_levels: int = MOST_LEVELS) -> tuple[Any, bool]:
     copying = _Copying(most_levels)
     copied = copying.copy(output)
     return (copied, True) if copying.changed else (output, False)
+
+
+def check_keys(output: Any) -> None:
+    """Check that each key of an output can be the key of an XCom, as `multiple_outputs` makes it one.
+
+    Airflow puts the key into the path of a request, and does not escape it: `../other/return_value` would be
+    an XCom of another task.
+
+    Raises:
+        UnreturnableError: One cannot.
+    """
+    if not isinstance(output, dict):
+        return  # Airflow refuses that itself
+    fields: dict[str, Any] = output  # pyright: ignore[reportUnknownVariableType]
+    for key in fields:
+        if key in _OWN_KEYS or not _KEY.fullmatch(key) or key in (".", ".."):
+            why = "this package pushes itself" if key in _OWN_KEYS else "cannot be the key of an XCom"
+            raise UnreturnableError(
+                f"the output has the key {one_line(key, 100)!r}, which {why}; set multiple_outputs=False"
+            )
 
 
 class _Copying:

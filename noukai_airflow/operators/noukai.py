@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout, conf
 from airflow.sdk import BaseOperator
 
-from noukai_airflow._retries import retry_left
+from noukai_airflow._retries import ran_before, retry_left
 from noukai_airflow._trigger_event import JobEvent
 from noukai_airflow._xcoms import JOB_ID, task_instance_of
 from noukai_airflow.exceptions import (
     NoukaiException,
     NoukaiJobTimeoutException,
-    NoukaiPermanentException,
-    NoukaiTransientException,
     airflow_errors,
     without_frames,
 )
@@ -323,10 +321,18 @@ class NoukaiRunJobOperator(BaseOperator):
 
         started = time.time()
         output = self._output()
-        output.check()
+
+        def request() -> JobRequest:
+            output.check()
+            request = self._request(context)
+            if self._kill_requested:
+                raise NoukaiException(f"{self.flow}: interrupted before anything was submitted")
+            return request
+
         self._task_job = TaskJob(
             self._settings,
-            self._request(context),
+            self.flow,
+            request,
             self._store(context),
             TaskKey.of(context),
             task_instance_of(context),
@@ -338,8 +344,6 @@ class NoukaiRunJobOperator(BaseOperator):
         )
         job = self._task_job.obtain()
         wait = self._wait_for(context, job)
-        if self._kill_requested:  # the signal came during the submission
-            self.on_kill()
         wait.publish_job()
         if self.wait_for_completion:
             return wait.wait(wait.deadline(started))
@@ -408,12 +412,16 @@ class NoukaiRunJobOperator(BaseOperator):
         self._wait = JobWait(
             options, self.defer, context, self._settings, self._store(context), job, self._output()
         )
+        if self._kill_requested:  # the signal came before the job was known
+            self.on_kill()
         return self._wait
 
     def _output(self) -> TaskOutput:
         from noukai_airflow._task_output import TaskOutput
 
-        return TaskOutput(self.output_type, self.output_path, self.storage_conn_id)
+        return TaskOutput(
+            self.output_type, self.output_path, self.storage_conn_id, multiple_outputs=self.multiple_outputs
+        )
 
     def _guarded(self, context: Context, step: Callable[[], Any]) -> Any:
         """Run a step, and raise its errors, kills and timeouts in the form that Airflow expects."""
@@ -432,12 +440,10 @@ class NoukaiRunJobOperator(BaseOperator):
             raise NoukaiException(
                 f"Noukai job {killed.job.id} of {killed.job.flow}: {killed.phrase}", job_id=killed.job.id
             ) from None
-        except (NoukaiTransientException, NoukaiPermanentException) as error:
+        except Exception as error:
             # If a response is too large, it is the result of a job that has ended.
-            job = self._known_job()
-            if job is not None and not isinstance(error.__cause__, ResponseTooLargeError):
-                wait = self._wait or self._wait_for(context, job)
-                wait.leave(retry_left=retry_left(self, context, error))
+            if not isinstance(error.__cause__, ResponseTooLargeError):
+                self._leave_job(context, error)
             raise
         except AirflowTaskTimeout:
             self._execution_timed_out(context)
@@ -449,6 +455,18 @@ class NoukaiRunJobOperator(BaseOperator):
         finally:
             self._context = None
 
+    def _leave_job(self, context: Context, error: Exception) -> None:
+        """Say what becomes of a job that may be running, or of one that was not even looked for."""
+        from noukai_airflow._submit import log_unsought
+
+        job, left = self._known_job(), retry_left(self, context, error)
+        if job is not None:
+            wait = self._wait or self._wait_for(context, job)
+            if not wait.settled:
+                wait.leave(retry_left=left)
+        elif not (self.durable and left) and not (self._task_job and self._task_job.record_read):
+            log_unsought(self._store(context), self.flow, ran_before(context, resumed=bool(self._kept)))
+
     def _execution_timed_out(self, context: Context) -> None:
         job = self._known_job()
         if job is None:
@@ -458,7 +476,7 @@ class NoukaiRunJobOperator(BaseOperator):
         if self._task_job is not None:
             self._task_job.polled = None
         try:
-            wait.time_out()
+            wait.time_out(deliver=False)
         except NoukaiJobTimeoutException as error:
             self.log.warning("%s", error)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowSensorTimeout, AirflowSkipException, conf
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
+from noukai_airflow._compat import DEFERRAL_FAILED
 from noukai_airflow._trigger_event import JobEvent, Reason
 from noukai_airflow._xcoms import JOB_STATUS, task_instance_of
 from noukai_airflow.exceptions import (
@@ -153,11 +154,18 @@ class NoukaiJobSensor(BaseSensorOperator):
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Resume the sensor, with the arguments of `execute_complete` that a subclass expects.
 
-        Its DAG may name another connection by now, whose server does not have the job.
+        Its DAG may name another connection by now, whose server does not have the job. If Airflow's own limit
+        ended the deferral, since no triggerer ran, the job may have ended.
         """
         others = dict(next_kwargs or {})
         self._kept_deadline = others.pop("deadline", None)
         self.noukai_conn_id = others.pop("noukai_conn_id", self.noukai_conn_id)
+        if next_method == DEFERRAL_FAILED:
+            self._deadline = time.time()
+            with self._failing_softly():
+                polled = self._poll(context)
+            if polled:
+                return polled.xcom_value
         return super().resume_execution(next_method, others, context)
 
     @without_frames
@@ -174,17 +182,19 @@ class NoukaiJobSensor(BaseSensorOperator):
             polled = self._poll(context)
             if polled:
                 return polled.xcom_value
-            if deadline is not None and time.time() >= deadline:
+            reason = job_event.reason if job_event else "unknown event"
+            # The clock of the triggerer may be ahead of this one.
+            if reason is Reason.TIMED_OUT or (deadline is not None and time.time() >= deadline):
                 raise AirflowSensorTimeout(
                     f"Noukai job {self.job_id} of {self.flow}: timed out after {self.timeout:g} s"
                 )
-            if polled is None or (job_event is not None and job_event.reason is Reason.TRANSIENT_ERROR):
+            # This poll may have reached a replica that lags behind the one that the trigger polled last.
+            if polled is None or reason in (Reason.TRANSIENT_ERROR, Reason.FINISHED):
                 return self._defer(self._deadline)
-            if job_event is not None and job_event.reason is Reason.RESPONSE_TOO_LARGE:
+            if reason is Reason.RESPONSE_TOO_LARGE:
                 self.timeout = max(self._deadline - time.time(), 0.0)
                 with self._following():
                     return super().execute(context)
-            reason = job_event.reason if job_event else "unknown event"
             raise NoukaiException(
                 f"Noukai job {self.job_id} of {self.flow}: trigger failed: {reason}, but the job "
                 "has not ended",
@@ -216,7 +226,8 @@ class NoukaiJobSensor(BaseSensorOperator):
         self._outcome = outcome
         error = outcome.exception()
         if error is None or status.state in self.allowed_states:
-            return returned(job, status.result.output if status.result else None)
+            output = status.result.output if status.result else None
+            return returned(job, output, multiple_outputs=self.multiple_outputs)
         if isinstance(error, NoukaiJobFailedException):
             raise NoukaiSensorJobFailedException(str(error), job_id=error.job_id, step=error.step)
         raise error

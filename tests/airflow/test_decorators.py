@@ -118,3 +118,24 @@ def test_a_function_that_returns_no_batch(context: Any, emulator: Emulator) -> N
     with pytest.raises(NoukaiPermanentException, match="inputs is a int"):
         run(noukai_jobs_task, returning(7), context)
     assert emulator.control.counts().get("submit", 0) == 0
+
+
+def test_a_function_in_a_retry(context: Any, emulator: Emulator) -> None:
+    """A retry that attaches to its job does not call the function, whose error would lose that job."""
+    emulator.control.script("flow", outcome="never")
+    calls: list[int] = []
+
+    def greeting() -> str:
+        calls.append(1)
+        if len(calls) > 1:
+            raise RuntimeError("no more")
+        return "Hello"
+
+    with DAG("dag", schedule=None):
+        task = noukai_task(flow=FLOW, wait_for_completion=False)(greeting)().operator
+    job_id = task.execute(context)
+    emulator.control.finish(job_id, result="done")
+    context["ti"].try_number = 2
+    task.wait_for_completion = True
+    assert task.execute(context) == "done"
+    assert len(calls) == 1

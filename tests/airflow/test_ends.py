@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import Mock
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowSkipException, TaskDeferred
+from airflow.providers.common.compat.sdk import AirflowSkipException, AirflowTaskTimeout, TaskDeferred
 
+from noukai_airflow import _wait
 from noukai_airflow._compat import TaskDeferralError, TaskDeferralTimeout
 from noukai_airflow._retries import retry_left
-from noukai_airflow.exceptions import NoukaiJobFailedException, NoukaiJobTimeoutException
+from noukai_airflow._task_output import TaskOutput
+from noukai_airflow._trigger_event import JobEvent, Reason
+from noukai_airflow.exceptions import (
+    NoukaiException,
+    NoukaiJobFailedException,
+    NoukaiJobTimeoutException,
+)
 from noukai_airflow.hooks.noukai import NoukaiHook
 from noukai_airflow.operators.noukai import NoukaiRunJobOperator
 from tests.airflow.conftest import FakeTask
@@ -32,6 +39,9 @@ TRIGGER_LOST: Any = ("__fail__", {"error": "Trigger failure", "traceback": None}
 
 def operator(**arguments: Any) -> NoukaiRunJobOperator:
     return NoukaiRunJobOperator(task_id="task", flow=FLOW, message="Hello", poll_interval=0.05, **arguments)
+
+
+ENDED_BEFORE = http(409, {"detail": {"code": "ENDED", "message": "ended"}})
 
 
 def deferral(task: NoukaiRunJobOperator, context: Any) -> TaskDeferred:
@@ -121,11 +131,7 @@ def service(monkeypatch: pytest.MonkeyPatch, settings: ConnectionSettings) -> An
 @pytest.mark.parametrize(
     ("cancel", "then", "phrase"),
     [
-        (
-            http(409, {"detail": {"code": "ENDED", "message": "ended"}}),
-            COMPLETED,
-            "not cancelled .already co",
-        ),
+        (ENDED_BEFORE, RUNNING, "not cancelled .already ended"),
         (http(403, {"detail": {"code": "FORBIDDEN", "message": "no"}}), RUNNING, "cancel failed .may still"),
     ],
     ids=["ended meanwhile", "rejected"],
@@ -137,6 +143,94 @@ def test_a_timeout_says_what_became_of_the_job(
     service.on("poll", RUNNING).on("cancel", lambda: (service.on("poll", then) and cancel,))
     with pytest.raises(NoukaiJobTimeoutException, match=phrase):
         operator(timeout=0.3).execute(context)
+
+
+def test_a_job_that_completes_at_its_deadline(service: RawService, context: Any) -> None:
+    """A job that has completed just before its cancel gives its result, and the task succeeds."""
+    service.on("poll", RUNNING).on("cancel", lambda: (service.on("poll", COMPLETED) and ENDED_BEFORE,))
+    assert operator(timeout=0.3).execute(context) == "done"
+
+
+def test_a_limit_that_strikes_while_the_result_is_delivered(
+    context: Any, connected: ConnectionSettings, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Airflow's limit loses no job that has completed: a retry returns its result."""
+    emulator.control.script("flow", result="done")
+    context["ti"].max_tries = 1
+    with monkeypatch.context() as patched:
+        patched.setattr(TaskOutput, "deliver", Mock(side_effect=AirflowTaskTimeout))
+        with pytest.raises(AirflowTaskTimeout):
+            operator(retries=1).execute(context)
+    context["ti"].try_number = 2
+    assert operator(retries=1).execute(context) == "done"
+    assert emulator.control.counts()["submit"] == 1
+
+
+def test_a_result_that_a_retry_takes_late(
+    context: Any, connected: ConnectionSettings, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that completed in time gives its result even if its time is over when a retry attaches to it."""
+    monkeypatch.setattr(_wait, "LAST_POLL_SECONDS", 0.0)
+    emulator.control.script("flow", outcome="never")
+    context["ti"].max_tries = 1
+    job_id = operator(wait_for_completion=False).execute(context)
+    emulator.control.finish(job_id, result="done")
+    context["ti"].try_number = 2
+    sent = context["task_state_store"].kept["noukai_job"]
+    sent["last_sent_at"] = "2026-01-01T00:00:00+00:00"
+    assert operator(timeout=60, retries=1).execute(context) == "done"
+    assert emulator.control.counts()["submit"] == 1
+
+
+def test_a_poll_that_lags_behind_the_triggers(service: RawService, context: Any) -> None:
+    """A task whose trigger saw the end waits on if its own poll reaches a replica that lags behind."""
+    service.on("poll", RUNNING)
+    task = operator(deferrable=True, inline_wait=0)
+    deferred = deferral(task, context)
+    event = JobEvent("job-1", Reason.FINISHED, state="completed").payload()
+    with pytest.raises(TaskDeferred):
+        task.resume_execution("execute_complete", deferred.kwargs | {"event": event}, context)
+    service.on("poll", COMPLETED)
+    assert task.resume_execution("execute_complete", deferred.kwargs | {"event": event}, context) == "done"
+
+
+def test_an_xcom_that_cannot_be_pushed(
+    context: Any, connected: ConnectionSettings, emulator: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The state of a job in an XCom is for people: if Airflow does not take it, the task gets its result."""
+    emulator.control.script("flow", result="done")
+    push = context["ti"].xcom_push
+
+    def fail(key: str, value: object) -> None:
+        if key == "job_status":
+            raise RuntimeError("API server unreachable")
+        push(key, value)
+
+    context["ti"].xcom_push = fail
+    assert operator().execute(context) == "done"
+    assert "not recorded (API server unreachable)" in caplog.text
+
+
+@pytest.mark.parametrize("left", [True, False], ids=["a retry is left", "no retry is left"])
+def test_a_connection_that_is_gone_in_a_retry(
+    left: bool,
+    context: Any,
+    connected: ConnectionSettings,
+    emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A last try that fails before it has asked for the job of an earlier one names that job."""
+    emulator.control.script("flow", outcome="never")
+    job_id = operator(wait_for_completion=False).execute(context)
+    context["task_state_store"].kept["noukai_job"]["delivered"] = False
+    context["ti"].try_number, context["ti"].max_tries = 2, 2 if left else 1
+    gone = property(Mock(side_effect=NoukaiException("connection not found")))
+    monkeypatch.setattr(NoukaiHook, "settings", gone)
+    with pytest.raises(NoukaiException, match="connection not found"):
+        operator(retries=2).execute(context)
+    line = f"Noukai job {job_id} of {FLOW}: may be left running (the task failed before it asked for its job)"
+    assert (line in caplog.text) is not left
 
 
 def policy(action: str) -> Any:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from noukai_airflow import _client_cache
+from noukai_airflow._compat import AirflowTaskTerminated
 from noukai_airflow._job_store import JobRecord, JobStore
 from noukai_airflow._trigger_event import JobEvent, Reason
 from noukai_airflow.exceptions import (
@@ -495,3 +496,48 @@ def test_cancelled_is_never_retried(connected: ConnectionSettings, context: Any,
     with pytest.raises(NoukaiJobCancelledException) as caught:
         operator().execute(context)
     assert isinstance(caught.value, AirflowFailException)
+
+
+@pytest.mark.parametrize(
+    "key", ["../other/return_value", "a/b", "", "..", "Is it good?", "x#y", "a\\b", "%2e%2e", "job_status"]
+)
+def test_a_key_that_is_no_xcom(
+    key: str, connected: ConnectionSettings, context: Any, emulator: Emulator
+) -> None:
+    """With `multiple_outputs`, no key of an output leads a request to anything but an XCom of the task."""
+    emulator.control.script("flow", result={key: 1})
+    with pytest.raises(NoukaiException, match="set multiple_outputs=False"):
+        operator(multiple_outputs=True).execute(context)
+    context["ti"].try_number = 2
+    assert operator().execute(context) == {key: 1}
+    assert emulator.control.counts()["submit"] == 1
+
+
+def test_keys_that_are_xcoms(connected: ConnectionSettings, context: Any, emulator: Emulator) -> None:
+    """With `multiple_outputs`, keys such as people write them are allowed."""
+    output = {"grade": 1, "Ü 2.5-b_c": 2}
+    emulator.control.script("flow", result=output)
+    assert operator(multiple_outputs=True).execute(context) == output
+
+
+@pytest.mark.parametrize("moment", ["before the submission", "before the resumed task knows its job"])
+def test_a_kill_that_comes_early(
+    moment: str, connected: ConnectionSettings, context: Any, emulator: Emulator
+) -> None:
+    """A task that is killed before it has a job submits none, and one that resumes obeys the signal."""
+    emulator.control.script("flow", outcome="never")
+    task_instance = context["ti"]
+    task_instance.states = {task_instance.run_id: {task_instance.task_id: "failed"}}
+    if moment == "before the submission":
+        task = operator()
+        task.on_kill()
+        with pytest.raises(NoukaiException, match="interrupted before anything was submitted"):
+            task.execute(context)
+        assert not emulator.control.jobs()
+        return
+    job_id = operator(wait_for_completion=False).execute(context)
+    task = operator()
+    task.on_kill()
+    with pytest.raises(AirflowTaskTerminated):
+        task.execute_complete(context, {"job_id": job_id})
+    assert emulator.control.counts(job_id)["cancel"] == 1

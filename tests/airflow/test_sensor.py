@@ -230,3 +230,22 @@ def test_a_sensor_without_xcoms(job: Job, emulator: Emulator) -> None:
     here = context()
     assert sensor(job.id, do_xcom_push=False).execute(here) == "done"
     assert here["ti"].xcoms == {}
+
+
+def test_a_deferral_that_airflow_ends(job: Job, emulator: Emulator) -> None:
+    """A sensor whose triggerer was down until its time was over takes the result of a job that has ended."""
+    timeout: Any = ("__fail__", {"error": "Trigger timeout"})
+    task = sensor(job.id, deferrable=True, soft_fail=True)
+    with pytest.raises(AirflowSkipException):
+        task.resume_execution(*timeout, context())
+    emulator.control.finish(job.id, result="done")
+    assert task.resume_execution(*timeout, context()) == "done"
+
+
+@pytest.mark.parametrize("reason", [Reason.FINISHED, Reason.TIMED_OUT])
+def test_a_poll_that_lags_behind_the_triggers(reason: Reason, job: Job) -> None:
+    """A sensor waits on if its own poll does not show the end yet; about the time it believes the trigger."""
+    task = sensor(job.id, deferrable=True, timeout=3600)
+    event = JobEvent(job.id, reason).payload()
+    with pytest.raises(TaskDeferred if reason is Reason.FINISHED else AirflowSensorTimeout):
+        task.execute_complete(context(), event, deadline=time.time() + 3600)

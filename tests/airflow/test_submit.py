@@ -44,7 +44,8 @@ class Tries:
         task: Any = self.task
         return TaskJob(
             self.settings,
-            request,
+            request.flow,
+            lambda: request,
             store,
             TaskKey.of({"ti": task}),  # type: ignore[typeddict-item]
             task,
@@ -444,7 +445,8 @@ def test_a_submission_without_a_response_is_named(
         key = TaskKey.of({"ti": task})  # type: ignore[typeddict-item]
         task_job = TaskJob(
             replace(settings, base_url=service.base_url),
-            JobRequest("acme/demo/flow", "Hello"),
+            "acme/demo/flow",
+            lambda: JobRequest("acme/demo/flow", "Hello"),
             JobStore(None),
             key,
             task,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import pytest
+from airflow.sdk import ObjectStoragePath
 from pydantic import BaseModel
 
 from noukai_airflow import _task_output
@@ -100,6 +102,31 @@ def test_a_storage_that_fails_at_the_end(
     context["ti"].try_number = 2
     assert task.execute(context)["bytes"] == target.stat().st_size
     assert len(emulator.control.jobs()) == 1
+
+
+def test_a_storage_that_fails_until_the_retry(
+    context: Any, emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a storage is out of order, a retry that attaches to its job fails no more than that retry."""
+    target = tmp_path / "out.json"
+    task = operator(output_path=f"file://{target}")
+    fail = Mock(side_effect=OSError(5, "service unavailable"))
+    with monkeypatch.context() as patched:
+        patched.setattr(ObjectStoragePath, "write_text", fail)
+        with pytest.raises(NoukaiException, match="service unavailable") as raised:
+            task.execute(context)
+        assert not isinstance(raised.value, NoukaiPermanentException)
+        assert submissions(emulator) == 0
+    context["ti"].try_number = 2
+    with monkeypatch.context() as patched:
+        patched.setattr(ObjectStoragePath, "write_bytes", fail)
+        with pytest.raises(NoukaiException, match="A retry tries again"):
+            task.execute(context)
+    context["ti"].try_number = 3
+    if "task_state_store" in context:  # else the retry may have to submit, and checks the storage again
+        monkeypatch.setattr(ObjectStoragePath, "write_text", fail)
+    assert task.execute(context)["bytes"] == target.stat().st_size
+    assert submissions(emulator) == 1
 
 
 def test_a_typed_output(context: Any, emulator: Emulator, tmp_path: Path) -> None:

@@ -122,6 +122,18 @@ def test_a_kill_whose_cause_is_not_known(
     assert (emulator.control.counts(job.id)["cancel"], killed_processes) == (0, [])
 
 
+def test_a_state_store_that_is_silent(
+    job: Job, settings: ConnectionSettings, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that is not told in time whether another try runs does not say that only it is stopping."""
+    monkeypatch.setattr(_worker_kill, "ACT_SECONDS", 0.1)
+    store, asked = MemoryStore(), threading.Event()
+    monkeypatch.setattr(store, "get", lambda key: asked.wait(10))
+    killed = kill(job, settings, in_state("failed"), store)
+    asked.set()
+    assert "who ended its task is not known: no response from Airflow in time" in killed.phrase
+
+
 def test_a_cancel_that_is_rejected(
     job: Job,
     settings: ConnectionSettings,

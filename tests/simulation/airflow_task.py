@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any
 from unittest.mock import patch
 
 import structlog
@@ -650,9 +650,9 @@ def airflow_world(living: LivingClock, task: AirflowTask) -> Iterator[None]:
 
     real_time_out = noukai_airflow._wait.JobWait.time_out
 
-    def time_out(wait: noukai_airflow._wait.JobWait) -> NoReturn:
+    def time_out(wait: noukai_airflow._wait.JobWait, *, deliver: bool = True) -> Any:
         task.timed_out_at.append(task.simulation.clock.now)
-        real_time_out(wait)
+        return real_time_out(wait, deliver=deliver)
 
     living.sleeper = lambda seconds: task.blocking.sleep(seconds)
     threads = Threads(lambda: task.blocking)

@@ -21,8 +21,8 @@ MUTANTS = (
     Mutant(
         "a submission is repeated as if it had never been sent",
         _SUBMIT,
-        "return self._send_recorded(record, record.submission)",
-        "return self._send_recorded(record, core.Submission(record.submission_id))",
+        "return self._send_recorded(request, record, record.submission)",
+        "return self._send_recorded(request, record, core.Submission(record.submission_id))",
     ),
     Mutant(
         "the record of an unknown submission is forgotten",
@@ -33,8 +33,9 @@ MUTANTS = (
     Mutant(
         "a submission is recorded only when its job is known",
         _SUBMIT,
-        "        self._store.write(record)\n        return self._send_recorded(record, core.Submission(",
-        "        return self._send_recorded(record, core.Submission(",
+        "        self._store.write(record)\n"
+        "        return self._send_recorded(request, record, core.Submission(",
+        "        return self._send_recorded(request, record, core.Submission(",
     ),
     Mutant(
         "a job whose status cannot be read is replaced",
