@@ -2,9 +2,10 @@
 
 NoukaiException                         retries apply, unless stated otherwise
 ├── NoukaiJobFailedException            the job failed; a retry submits a new one
+│   └── NoukaiSensorJobFailedException  the job of a sensor failed; never retried
 ├── NoukaiJobOutputInvalidException     the output is not of the `output_type`; a retry submits a new job
 ├── NoukaiJobCancelledException         the job was cancelled on the Noukai side; never retried
-├── NoukaiBatchFailedException          too many jobs of a batch did not complete; a retry submits only those
+├── NoukaiBatchFailedException          too many jobs did not complete; a retry submits those not cancelled
 ├── NoukaiJobTimeoutException           the job did not end in time
 ├── NoukaiJobNotFoundException          the server does not know the job
 ├── NoukaiTransientException            transient errors lasted for too long
@@ -79,7 +80,10 @@ class NoukaiJobOutputInvalidException(NoukaiException):
 
 
 class NoukaiBatchFailedException(NoukaiException):
-    """Too many jobs of a batch did not complete. A retry submits only those.
+    """Too many jobs of a batch did not complete.
+
+    A retry submits only those, without the ones that were cancelled on the Noukai side: these stay cancelled
+    until the task is cleared.
 
     Attributes:
         counts: How many jobs ended in which state.

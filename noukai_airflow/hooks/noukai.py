@@ -184,7 +184,7 @@ class NoukaiHook(BaseHook):
         )
 
     def test_connection(self) -> tuple[bool, str]:
-        """Verify the key with the server, for the button in Airflow's connection form. This is free."""
+        """Verify the key with the server, for the button in Airflow's list of connections. This is free."""
         try:
             with airflow_errors():
                 return True, _describe(self.get_conn().verify_key())

@@ -45,8 +45,8 @@ class NoukaiRunJobsOperator(BaseOperator):
             whose columns other than `message` and `key` are parameters.
         output_path: The URI of a folder for the outcomes: `part-00001-….jsonl` and so on, with a completed
             job per line, and `failed.jsonl` with the others. The manifest names the parts. Each run of the
-            task needs its own folder, so it should contain `{{ run_id }}`. Without it, the outputs are the
-            return value, up to 1 MiB.
+            task needs its own folder, so it should contain `{{ run_id }}`. Without it, the return value is a
+            list of the outputs, with `None` for each input that did not complete, up to 1 MiB.
         storage_conn_id: The Airflow connection of the storage of both files.
         version: `"production"`, `"draft"` or the number of a published version.
         trace: Whether the runs are traced. Outcomes then include tokens and cost.
@@ -58,7 +58,7 @@ class NoukaiRunJobsOperator(BaseOperator):
         deferrable: Whether to wait in the triggerer instead of on a worker. Defaults to the setting
             `[operators] default_deferrable`.
         timeout: How long each job may take from its submission, in seconds or as a timedelta. `None` means no
-            limit.
+            limit. A retry that waits on a worker gives each job that it attaches to the whole time again.
         poll_interval: A fixed pause between polls, in seconds or as a timedelta. By default the pause grows
             with the age of the jobs.
         on_cancelled: Whether a job that is cancelled on the Noukai side counts as one that did not complete

@@ -78,8 +78,9 @@ class NoukaiRunJobOperator(BaseOperator):
             tenth of a second. By default the pause grows with the age of the job: a tenth of it, between 1
             and 60 seconds.
         inline_wait: How long a deferrable task waits on the worker before it defers, in seconds or as a
-            timedelta. `"auto"` waits a little longer than the job of the task's previous successful run took,
-            up to 15 seconds and not at all for longer jobs; without such a run, 3 seconds.
+            timedelta. `"auto"` waits a little longer than the job of the task's previous successful run took
+            (before Airflow 3.4 always 15 seconds), and not at all if that took more than 13 seconds; without
+            such a run, 3 seconds.
         on_cancelled: What happens to the task if the job is cancelled on the Noukai side: `"fail"` (without a
             retry) or `"skip"`.
         cancel_on_kill: Whether to cancel the job when a user ends or clears the task.
