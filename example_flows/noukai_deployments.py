@@ -1,4 +1,4 @@
-"""Deploy the two flows of the package. Their parameters are a form on Prefect's web page."""
+"""Deploy the two flows of the package that run jobs. Their parameters are a form on Prefect's web page."""
 
 from __future__ import annotations
 

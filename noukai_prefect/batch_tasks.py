@@ -177,8 +177,8 @@ def run_noukai_jobs(
         max_concurrency: The number of jobs that run at the same time.
         max_polls_per_second: The rate limit for polls of all jobs together.
         max_cost_usd: Submit nothing more once the jobs that have ended cost this much. Needs `trace`.
-        output_type: A pydantic model. Outputs are its instances; one that is none leads to a
-            `JobOutputInvalidError`, and a retry submits a new job for it.
+        output_type: A pydantic model. Outputs are its instances; an output that is not such an instance leads
+            to a `JobOutputInvalidError`, and a retry submits a new job for it.
         output_storage: A storage block, such as `LocalFileSystem`, for the outcomes, which are then not
             returned: completed jobs in `part-00001-….jsonl` and so on, which the manifest names, the
             others in `failed.jsonl`.

@@ -285,7 +285,7 @@ def run_noukai_job(
         on_cancelled: `"fail"` or `"cancel"`; see `wait_for_noukai_job`.
         cancel_on_timeout: Whether the job is cancelled when the wait times out.
         follow: `"state"`, `"steps"` or `None`; see `wait_for_noukai_job`.
-        output_type: A pydantic model that the output has to be an instance of. If it is none, a retry submits
+        output_type: A pydantic model that the output has to be an instance of. If it is not, a retry submits
             a new job.
 
     Returns:

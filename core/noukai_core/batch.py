@@ -39,7 +39,11 @@ class OutcomeState(StrEnum):
     INVALID_OUTPUT = "invalid_output"
     """The job completed, but its output is not of the `output_type`."""
     TIMED_OUT = "timed_out"
-    """The job did not end in time, and was left running."""
+    """The job did not end in time, and was left running.
+
+    One that was cancelled at its deadline is `CANCELLED`, with a `JobTimeoutError`. Airflow's tasks, and the
+    files and the manifest of Prefect's, list it as `timed_out` as well.
+    """
     REJECTED = "rejected"
     """There is no job: the input is invalid, or the server rejected it."""
     UNKNOWN = "unknown"

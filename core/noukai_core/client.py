@@ -341,7 +341,7 @@ class Flow(FlowHandle[Runner]):
         Args:
             inputs: One for each job: a message, a mapping with `message`, `parameters`, `block_overrides` and
                 `key`, or a `JobRequest`. An invalid input is its own outcome; an error of the iterable ends
-                the batch.
+                the batch, and so does, with `max_cost_usd`, an invalid input that comes before the first job.
             version: The version of the flow, for inputs that are no `JobRequest`.
             trace: Whether runs are traced, likewise. The outcomes then have tokens and cost.
             in_order: Whether the outcomes come in the order of the inputs.
@@ -366,8 +366,8 @@ class Flow(FlowHandle[Runner]):
                 later call with the same ledger goes on with them.
             cancel_on_close: Whether jobs are cancelled when the iterator is closed before its end, or is
                 interrupted, as by Ctrl-C. By default they are left running.
-            output_type: A pydantic model. Outputs are its instances, and one that is none makes its outcome
-                `invalid_output`; a rerun submits a new job for it.
+            output_type: A pydantic model. Outputs are its instances. An output that is not such an instance
+                makes its outcome `invalid_output`; a rerun submits a new job for it.
 
         Raises:
             InvalidInputError: An argument is wrong; nothing was sent.

@@ -48,7 +48,11 @@ INSTRUMENTS: dict[str, Instrument] = {
     ),
     "noukai.polls": Instrument("counter", "{poll}", "Polls of single jobs."),
     "noukai.poll.errors": Instrument("counter", "{error}", "Polls that failed, by the type of the error."),
-    "noukai.rate_limit.pauses": Instrument("counter", "{pause}", "Polls that were rejected as too many."),
+    "noukai.rate_limit.pauses": Instrument(
+        "counter",
+        "{pause}",
+        "Polls of single jobs that were rejected as too many, or found no free connection.",
+    ),
 }
 """All instruments, by the names of their metrics."""
 

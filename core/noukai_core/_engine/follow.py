@@ -109,7 +109,7 @@ class StepFollower:
                     yield EmitStep(step)
             if self._history.is_full:
                 return shown, ResponseTooLargeError(
-                    f"Following job {self._job_id} of {self._flow}: more than {_MOST_EVENTS} steps",
+                    f"Following job {self._job_id} of {self._flow}: more than {_MOST_EVENTS} events of steps",
                     job_id=self._job_id,
                 )
 
@@ -152,7 +152,7 @@ class _History:
 
     @property
     def is_full(self) -> bool:
-        """Whether there were so many steps that no more are remembered."""
+        """Whether there were so many events that no more are remembered."""
         return self._size > _MOST_EVENTS
 
     def begin_connection(self) -> None:
