@@ -7,6 +7,7 @@ are derived from the identity of the task, and lead to its jobs where nothing is
 
 from __future__ import annotations
 
+import hmac
 import uuid
 from dataclasses import astuple, dataclass, replace
 from datetime import UTC, datetime
@@ -32,7 +33,6 @@ _OWN_FIELDS = (
     "resubmission",
     "cancel_with",
 )
-_NAMESPACE = uuid.UUID("6f0d9c2e-2f0e-5c57-9d55-0a2f8f1a4c1b")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +218,7 @@ class TaskKey:
     Attributes:
         dag_id: The DAG.
         run_id: Its run.
-        run_after: When the run was due: a run that is deleted may be created again with the same id.
+        run_after: When the run was due: a manual run that is deleted may be created again with the same id.
         task_id: The task.
         map_index: Its index, if it is mapped.
         loop: The iteration, if it is part of a loop.
@@ -246,12 +246,17 @@ class TaskKey:
             "" if loop is None else f"{task_instance.region_id} {loop.index}",
         )
 
-    def submission_id(self, try_number: int, resubmission: int = 0) -> str:
+    def submission_id(self, api_key: str, try_number: int, resubmission: int = 0) -> str:
         """Return the id of a submission of this task, which is the same in every process and every try.
 
+        Two Airflows may run the same DAG, and their runs then have the same ids. With one id, each would take
+        the jobs of the other for its own.
+
         Args:
+            api_key: The key of the connection, by which Airflows differ.
             try_number: The try that submits. No two tries share a number, even across clears.
             resubmission: The number of submissions that this try made before.
         """
-        parts = (*astuple(self), try_number, resubmission)
-        return str(uuid.uuid5(_NAMESPACE, "\x1f".join(map(str, parts))))
+        parts = "\x1f".join(map(str, (*astuple(self), try_number, resubmission)))
+        digest = hmac.digest(api_key.encode(), parts.encode(), "sha256")
+        return str(uuid.UUID(bytes=digest[:16], version=5))

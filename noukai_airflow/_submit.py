@@ -224,7 +224,7 @@ class TaskJob:
         first = max(1, self._task.max_tries - self._retries + 1)
         if can_ask_server(self._settings, self._request.session_id):
             tries = range(1, self._task.try_number + self._rescheduled)
-            self._sought = [self._key.submission_id(number) for number in tries]
+            self._sought = [self._own_id(number) for number in tries]
             if self._cancel_on_kill:
                 self._stop_job_before(first)
             # The id of a submission is stored before it is sent, so with an empty store there is no job.
@@ -254,7 +254,7 @@ class TaskJob:
         for number in range(first, self._task.try_number + self._rescheduled):
             # When it was sent is not recorded. With the current time, the server gets the complete recovery
             # time to list the job.
-            submission_id = self._key.submission_id(number)
+            submission_id = self._own_id(number)
             request = self._request
             record = JobRecord.new(self._task.max_tries, submission_id, self._flow().path)
             self._store.write(record)
@@ -275,7 +275,10 @@ class TaskJob:
         return None
 
     def _find_own(self, try_number: int, resubmission: int) -> Job | None:
-        return self._find(self._flow().path, self._key.submission_id(try_number, resubmission))
+        return self._find(self._flow().path, self._own_id(try_number, resubmission))
+
+    def _own_id(self, try_number: int, resubmission: int = 0) -> str:
+        return self._key.submission_id(self._settings.api_key, try_number, resubmission)
 
     def _find(self, flow: str, submission_id: str) -> Job | None:
         try:
@@ -295,7 +298,7 @@ class TaskJob:
         again = previous.resubmission + 1 if previous and previous.try_number == task.try_number else 0
         record = JobRecord.new(
             task.max_tries,
-            self._key.submission_id(task.try_number, again),
+            self._own_id(task.try_number, again),
             self._flow().path,
             try_number=task.try_number,
             resubmission=again,

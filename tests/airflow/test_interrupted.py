@@ -250,5 +250,5 @@ def test_a_kill_while_earlier_jobs_are_looked_for(
 
     with signalled(on_kill), pytest.raises(NoukaiException):
         task.execute(context)
-    earlier = TaskKey.of(context).submission_id(1)
+    earlier = TaskKey.of(context).submission_id(KEY, 1)
     assert f"Noukai submission {earlier} to {FLOW}: may be left running" in named[0]

@@ -118,10 +118,10 @@ def test_a_record_leads_to_a_submission_that_may_have_been_sent() -> None:
 
 
 def test_derived_identities_are_stable_and_distinct() -> None:
-    """A task derives the same identity everywhere, and any other task, iteration or try another."""
+    """A task derives the same identity everywhere, and any other task, iteration, try or API key another."""
     key = TaskKey("dag", "run", "2026-01-01", "task", -1, "region 0")
-    assert key.submission_id(1) == replace(key).submission_id(1)
-    assert UUID(key.submission_id(1)).version == 5
+    assert key.submission_id("nk_1", 1) == replace(key).submission_id("nk_1", 1)
+    assert UUID(key.submission_id("nk_1", 1)).version == 5
     others = [
         replace(key, dag_id="dag2"),
         replace(key, run_id="run2"),
@@ -130,6 +130,7 @@ def test_derived_identities_are_stable_and_distinct() -> None:
         replace(key, map_index=0),
         replace(key, loop="region 1"),
     ]
-    ids = [other.submission_id(1) for other in (key, *others)]
-    ids += [key.submission_id(2), key.submission_id(1, resubmission=1)]
-    assert len(set(ids)) == len(others) + 3
+    ids = [other.submission_id("nk_1", 1) for other in (key, *others)]
+    ids += [key.submission_id("nk_1", 2), key.submission_id("nk_1", 1, resubmission=1)]
+    ids.append(key.submission_id("nk_2", 1))
+    assert len(set(ids)) == len(others) + 4

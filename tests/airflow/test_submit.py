@@ -13,7 +13,7 @@ from noukai_airflow._job_store import JobRecord, JobStore, TaskKey
 from noukai_airflow._submit import TaskJob
 from noukai_core import JobRequest
 from noukai_core._engine import submission_registry
-from tests.airflow.conftest import FakeTask, MemoryStore
+from tests.airflow.conftest import KEY, FakeTask, MemoryStore
 from tests.core.raw_service import ACCEPTED, RawService
 
 if TYPE_CHECKING:
@@ -456,4 +456,4 @@ def test_a_submission_without_a_response_is_named(
         )
         task_job.obtain()
         task_job.log_in_flight()
-    assert caplog.text.count(f"{key.submission_id(1)} to acme/demo/flow: may be left running") == 1
+    assert caplog.text.count(f"{key.submission_id(KEY, 1)} to acme/demo/flow: may be left running") == 1
