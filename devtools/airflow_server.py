@@ -2,7 +2,8 @@
 
 The same four kinds of process as `airflow standalone` starts (scheduler, DAG processor, triggerer, API
 server), with SQLite and the LocalExecutor, but each started by itself, so that one of them can be stopped,
-killed, stalled or restarted while the others go on. Nothing here imports Airflow: it may run from any
+killed, stalled or restarted while the others go on. There are two API servers, one for people and one for
+tasks. Nothing here imports Airflow: it may run from any
 environment that has httpx.
 """
 
@@ -39,9 +40,10 @@ from devtools.processes import (
 
 _START_SECONDS = 300.0
 
-# How long a process waits for SQLite's only lock. Airflow's API server waits for itself now and then: its
-# event loop writes an audit record while a request that holds the lock waits for the loop. The sooner it
-# gives up, the better, and in any case before the other processes do. A triggerer that gives up ends.
+# How long a process waits for SQLite's only lock. The API server for people waits for itself now and then:
+# its event loop writes an audit record while a request that holds the lock waits for the loop. The sooner it
+# gives up, the better, and in any case before the other processes do. A triggerer that gives up ends, and an
+# API server for tasks fails the task that it should retry.
 _LOCK_SECONDS = 120
 _API_LOCK_SECONDS = 2
 
@@ -81,7 +83,7 @@ class LocalAirflow:
         parallelism: int = 4,
     ) -> None:
         self.home = home
-        self.port = free_port()
+        self.port, self._execution_port = free_port(), free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._airflow = str(Path(binaries) / "airflow")
         self._given_database = database_url
@@ -97,15 +99,10 @@ class LocalAirflow:
         self.scheduler = self._component("scheduler")
         self.dag_processor = self._component("dag-processor")
         self.triggerer = self._component("triggerer")
-        self.api_server = self._component(
-            *("api-server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"),
-            environment={
-                "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": self._database_url(_API_LOCK_SECONDS),
-                # With fifteen connections, the default: the event loop waits for one to check a user's token,
-                # and those that have them wait for the event loop. Nothing is responded to for minutes.
-                "AIRFLOW__DATABASE__SQL_ALCHEMY_MAX_OVERFLOW": "-1",
-            },
+        self.api_server = self._api_server(
+            "core", self.port, {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": self._database_url(_API_LOCK_SECONDS)}
         )
+        self.execution_api = self._api_server("execution", self._execution_port, {})
 
     def __enter__(self) -> Self:
         return self.start()
@@ -364,7 +361,7 @@ class LocalAirflow:
             "AIRFLOW__CORE__DAGS_FOLDER": str(dags[0]),
             "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
-            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.url}/execution/",
+            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{self._execution_port}/execution/",
             "AIRFLOW__CORE__HOSTNAME_CALLABLE": "socket.gethostname",
             "AIRFLOW__API__BASE_URL": self.url,
             "AIRFLOW__API__HOST": "127.0.0.1",
@@ -389,6 +386,13 @@ class LocalAirflow:
         self.components[component.name] = component
         return component
 
+    def _api_server(self, apps: str, port: int, environment: Mapping[str, str]) -> Component:
+        arguments = ("--apps", apps, "--host", "127.0.0.1", "--port", str(port), "--workers", "1")
+        # With fifteen connections, the default: the event loop waits for one to check a user's token, and
+        # those that have them wait for the event loop. Nothing is responded to for minutes.
+        more = {"AIRFLOW__DATABASE__SQL_ALCHEMY_MAX_OVERFLOW": "-1", **environment}
+        return self._component("api-server", *arguments, name=f"api-server-{apps}", environment=more)
+
     def _extra_triggerer(self, name: str, *arguments: str) -> Component:
         port = {"AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port())}
         return self._component("triggerer", *arguments, name=name, environment=port)
@@ -408,8 +412,15 @@ class LocalAirflow:
             _never_reuse_trigger_ids(database)
 
     def responds(self) -> bool:
-        """Return whether the API server responds."""
-        return bool(self._health())
+        """Return whether both API servers respond."""
+        return bool(self._health()) and self._serves_tasks()
+
+    def _serves_tasks(self) -> bool:
+        try:
+            url = f"http://127.0.0.1:{self._execution_port}/execution/health"
+            return self._client.get(url).status_code == 200
+        except httpx.TransportError:
+            return False
 
     def _health(self) -> dict[str, Any]:
         try:
@@ -420,7 +431,7 @@ class LocalAirflow:
 
     def _healthy(self) -> bool:
         parts = self._health()
-        return bool(parts) and all(
+        return self._serves_tasks() and all(
             (parts.get(part) or {}).get("status") == "healthy"
             for part in ("scheduler", "triggerer", "dag_processor")
         )

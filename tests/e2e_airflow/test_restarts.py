@@ -58,7 +58,7 @@ def restore(airflow: LocalAirflow) -> None:
         if name.startswith("triggerer-"):
             component.kill()
     airflow.triggerer.resume()
-    for component in (airflow.triggerer, airflow.scheduler, airflow.api_server):
+    for component in (airflow.triggerer, airflow.scheduler, airflow.api_server, airflow.execution_api):
         if not component.running:
             component.start()
 
@@ -180,14 +180,17 @@ def test_scheduler_killed(started: dict[str, Run], disturbed: LocalAirflow) -> N
 
 
 def test_api_server_killed(started: dict[str, Run], disturbed: LocalAirflow) -> None:
-    """If a job ends while the API server is down, a retry of its task fetches the result."""
+    """If a job ends while the API servers are down, a retry of its task fetches the result."""
     run = started["API server"]
     wait_for_triggers(run)
     job_id = run.job()["id"]
-    disturbed.api_server.kill()
+    servers = (disturbed.api_server, disturbed.execution_api)
+    for server in servers:
+        server.kill()
     run.control.finish(job_id, result={"whole": True})
     # Airflow then starts the task, which it cannot do without the API server.
     wait_until(lambda: "Trigger fired event" in run.logs(), "the trigger's event")
-    disturbed.api_server.start()
-    wait_until(disturbed.responds, "the API server")
+    for server in servers:
+        server.start()
+    wait_until(disturbed.responds, "the API servers")
     run.check_end(job_id)
