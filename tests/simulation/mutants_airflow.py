@@ -58,8 +58,8 @@ MUTANTS = (
     Mutant(
         "each try has the same submission",
         _STORE,
-        "parts = (*astuple(self), try_number, resubmission)",
-        "parts = (*astuple(self), resubmission)",
+        "(*astuple(self), try_number, resubmission)",
+        "(*astuple(self), resubmission)",
     ),
     Mutant(
         "a record loses the time at which it was sent",
