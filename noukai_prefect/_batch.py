@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -105,6 +105,7 @@ class BatchRun:
         slot: str,
         credentials: NoukaiCredentials,
     ) -> None:
+        run = replace(run, cancel_on_timeout=options.cancel_on_timeout)
         self.record: BatchRecord | None = None
         self._flow = flow
         self._inputs = inputs

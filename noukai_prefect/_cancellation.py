@@ -94,6 +94,8 @@ async def watch_for_stop(run: RunContext) -> str | None:
         if must_ask_server and time.monotonic() >= check_server_at:
             if reason := await cancel_reason(run, None):
                 return reason
+            if run.timed_out and not run.cancel_on_timeout:
+                return None
             check_server_at = time.monotonic() + SERVER_CHECK_SECONDS
     return None
 
@@ -339,7 +341,7 @@ async def cancel_reason(run: RunContext, interruption: BaseException | None) -> 
     """Return why an interruption cancels the job; `None` when it leaves the job running."""
     if isinstance(interruption, StoppedInThread) and interruption.reason is not None:
         return interruption.reason
-    if run.timed_out and not await is_replaced(run):
+    if run.timed_out and run.cancel_on_timeout and not await is_replaced(run):
         return "the task or flow timed out"
     if run.flow_run_id is None:
         return "interrupted" if _interrupted(interruption) else None

@@ -59,7 +59,7 @@ class WaitOptions:
         timeout: The longest wait in seconds; `None` for no limit.
         poll_interval: A fixed pause between polls in seconds. By default it grows with the age of the job.
         on_cancelled: How the task ends when the job was cancelled on the Noukai side.
-        cancel_on_timeout: Whether the job is cancelled when the wait times out.
+        cancel_on_timeout: Whether the job is cancelled when the wait, the task or the flow times out.
         follow: What of the job is logged while it runs: `"state"`, `"steps"` or, with `None`, nothing.
         output_type: A pydantic model that the output has to be an instance of.
     """
@@ -119,6 +119,7 @@ async def wait(
         JobTimeoutError: The wait timed out. It is a `TimeoutError`, so the task run ends as `TimedOut`.
         StoppedInThread: The task had to stop.
     """
+    run = replace(run, cancel_on_timeout=wait_options.cancel_on_timeout)
     submission_state = SubmissionState(job=job)
     operation = _wait(credentials, job, wait_options, run, request, submission_state)
     return await _cancel_if_interrupted(operation, run, submission_state)
@@ -132,6 +133,7 @@ async def submit_and_wait(
     run: RunContext,
 ) -> Any:
     """Submit a job, wait for it, and return its output; see `submit` and `wait`."""
+    run = replace(run, cancel_on_timeout=wait_options.cancel_on_timeout)
     submission_state = SubmissionState()
 
     async def both() -> Any:

@@ -54,6 +54,7 @@ class RunContext:
             started, as far as this process knows.
         detached_attempt: Identifies this attempt of the flow run, if the task has only a copy of the flow's
             context: in a process pool, with Dask or Ray, and in the background.
+        cancel_on_timeout: Whether Prefect's timeouts cancel the jobs, as the caller of the task chose.
     """
 
     flow_run_id: UUID | None
@@ -67,6 +68,7 @@ class RunContext:
     called_by_task: bool = False
     flow_runs: tuple[tuple[UUID, int], ...] = ()
     detached_attempt: str | None = None
+    cancel_on_timeout: bool = True
 
     @classmethod
     def current(cls) -> RunContext:

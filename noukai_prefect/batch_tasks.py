@@ -173,7 +173,7 @@ def run_noukai_jobs(
         trace: Whether the runs are traced. The outcomes then have tokens and cost, if traces are readable.
         timeout: The longest wait for one job in seconds; no limit by default.
         poll_interval: Seconds between two polls of one job. By default the pause grows with the job's age.
-        cancel_on_timeout: Whether a job that times out is cancelled.
+        cancel_on_timeout: Whether a job is cancelled when it, the task or the flow times out.
         max_concurrency: The number of jobs that run at the same time.
         max_polls_per_second: The rate limit for polls of all jobs together.
         max_cost_usd: Submit nothing more once the jobs that have ended cost this much. Needs `trace`.
@@ -256,7 +256,7 @@ def stream_noukai_jobs(
         trace: Whether the runs are traced.
         timeout: The longest wait for one job in seconds; no limit by default.
         poll_interval: Seconds between two polls of one job. By default the pause grows with the job's age.
-        cancel_on_timeout: Whether a job that times out is cancelled.
+        cancel_on_timeout: Whether a job is cancelled when it, the task or the flow times out.
         max_concurrency: The number of jobs that run at the same time. No more inputs are read.
         max_polls_per_second: The rate limit for polls of all jobs together.
         max_cost_usd: Submit nothing more once the jobs that have ended cost this much. Needs `trace`.

@@ -188,7 +188,7 @@ def wait_for_noukai_job(
         on_cancelled: How the task ends if the job is cancelled on the Noukai side: `"fail"` raises
             `JobCancelledError`, `"cancel"` ends the task run as `Cancelled`. The call then returns that
             state. Return it from the flow, or the flow run continues.
-        cancel_on_timeout: Whether the job is cancelled when the wait times out.
+        cancel_on_timeout: Whether the job is cancelled when the wait, the task or the flow times out.
         follow: What of the job is logged while it runs: `"state"`, with its progress; `"steps"`, the steps as
             well, live; or `None`, only the submission and the end.
         output_type: A pydantic model that the output has to be an instance of.
@@ -283,7 +283,7 @@ def run_noukai_job(
         timeout: The longest wait in seconds; no limit by default.
         poll_interval: Seconds between two polls. By default the pause grows with the age of the job.
         on_cancelled: `"fail"` or `"cancel"`; see `wait_for_noukai_job`.
-        cancel_on_timeout: Whether the job is cancelled when the wait times out.
+        cancel_on_timeout: Whether the job is cancelled when the wait, the task or the flow times out.
         follow: `"state"`, `"steps"` or `None`; see `wait_for_noukai_job`.
         output_type: A pydantic model that the output has to be an instance of. If it is not, a retry submits
             a new job.

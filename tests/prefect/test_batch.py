@@ -177,11 +177,25 @@ async def test_a_batch_does_not_ask_again_why_it_is_stopped(
 
 
 async def test_jobs_that_timed_out(
-    flow: AsyncFlow, credentials: NoukaiCredentials, emulator: Emulator
+    flow: AsyncFlow, credentials: NoukaiCredentials, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A job that timed out and was left running is cancelled with the others."""
+    """A person who cancels a batch cancels a job that timed out and was left running with the others."""
+
+    async def cancelled(*_: object) -> str:
+        return "the flow run was cancelled"
+
+    monkeypatch.setattr(_cancellation, "cancel_reason", cancelled)
     batch = batch_of_two(flow, credentials, timeout=1.5, cancel_on_timeout=False)
     assert await interrupt(batch, emulator, received(emulator, "submit", 2)) == ["cancelled"] * 2
+
+
+async def test_prefects_timeout_leaves_the_jobs_running(
+    flow: AsyncFlow, credentials: NoukaiCredentials, emulator: Emulator
+) -> None:
+    """With `cancel_on_timeout=False`, the timeout of the task or flow cancels no job of a batch."""
+    batch = batch_of_two(flow, credentials, cancel_on_timeout=False)
+    await interrupt(batch, emulator, received(emulator, "poll", 1))
+    assert emulator.control.counts()["cancel"] == 0
 
 
 async def test_a_record_whose_job_only_its_session_knows_is_attached(

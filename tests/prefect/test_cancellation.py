@@ -29,6 +29,7 @@ from noukai_prefect._cancellation import (
     run_until_stopped,
     watch_for_stop,
 )
+from noukai_prefect._run import WaitOptions, wait
 from noukai_prefect._run_context import RunContext
 
 if TYPE_CHECKING:
@@ -331,6 +332,21 @@ async def test_a_thread_that_nothing_else_notifies(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(_cancellation, "cancel_reason", next_reason)
     await watch_for_stop(run(asks_server=True))
     assert next(reasons, "asked to the end") == "asked to the end"
+
+
+async def test_a_thread_that_timed_out_and_cancels_no_job(
+    monkeypatch: pytest.MonkeyPatch,
+    credentials: NoukaiCredentials,
+    noukai_flow: AsyncFlow,
+    emulator: Emulator,
+) -> None:
+    """With `cancel_on_timeout=False`, a thread that only a timeout stops leaves its job running."""
+    monkeypatch.setattr(_cancellation, "SERVER_CHECK_SECONDS", 0.0)
+    job = await noukai_flow.job("hello")
+    timed_out = run(times_out_at=0.0, asks_server=True)
+    with pytest.raises(StoppedInThread):
+        await wait(credentials, job, WaitOptions(cancel_on_timeout=False), timed_out)
+    assert (await asyncio.to_thread(emulator.control.counts, job.id))["cancel"] == 0
 
 
 async def test_what_the_server_has_said_is_not_asked_again(

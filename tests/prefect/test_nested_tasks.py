@@ -161,6 +161,31 @@ def test_the_timeout_of_a_caller(
     assert [job["state"] for job in endless.control.jobs()] == ["cancelled"]
 
 
+@pytest.mark.parametrize("submitted", [False, True], ids=["called", "submitted"])
+@pytest.mark.parametrize("called", [run_noukai_job, run_noukai_jobs], ids=["job", "batch"])
+def test_a_timeout_that_cancels_no_job(
+    credentials: NoukaiCredentials, endless: Emulator, called: Any, submitted: bool
+) -> None:
+    """With `cancel_on_timeout=False`, Prefect's timeout ends the task and leaves its job running."""
+    given = "a" if called is run_noukai_job else ["a"]
+
+    @flow
+    def limited(seconds: float) -> None:
+        of_limited_time = called.with_options(timeout_seconds=seconds)
+        if submitted:
+            of_limited_time.submit(credentials, FLOW, given, cancel_on_timeout=False).result()
+        else:
+            of_limited_time(credentials, FLOW, given, cancel_on_timeout=False)
+
+    for seconds in LIMITS:
+        with pytest.raises(TimeoutError):
+            limited(seconds)
+        if endless.control.jobs():
+            break
+    assert endless.control.jobs()
+    assert endless.control.counts()["cancel"] == 0
+
+
 def _finish(outcome: Any) -> Any:
     return asyncio.run(outcome) if inspect.isawaitable(outcome) else outcome
 

@@ -103,14 +103,15 @@ def running_jobs_are_named(flow_run: PrefectFlowRun) -> Iterator[str]:
 
 def cancelled_for_a_reason_only(flow_run: PrefectFlowRun) -> Iterator[str]:
     """Only a person or a deadline leads to a cancel."""
-    timeouts = [flow_run.timeout] if flow_run.cancel_on_timeout else []
+    timeouts = [flow_run.timeout]
     timeouts += [flow_run.time_limit - _CLOCK_SLACK] if flow_run.time_limit is not None else []
+    deadline = min(timeouts) if flow_run.cancel_on_timeout else math.inf
     for exchange in flow_run.simulation.network.exchanges:
         if exchange.kind != "cancel" or flow_run.cancelling:
             continue
         # From the wire: the process may die before it writes a line.
         waited = exchange.sent_at - flow_run.began[exchange.process]
-        if waited < min(timeouts, default=math.inf) - ROUNDING:
+        if waited < deadline - ROUNDING:
             yield f"{exchange.job_id} was cancelled after {waited:.1f} s, and nobody asked for that"
 
 

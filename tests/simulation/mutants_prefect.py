@@ -83,6 +83,12 @@ MUTANTS = (
         "cancel_on_timeout=True,",
     ),
     Mutant(
+        "Prefect's timeout cancels the jobs, although cancel_on_timeout is off",
+        _CANCELLATION,
+        "    if run.timed_out and run.cancel_on_timeout and not await is_replaced(run):\n",
+        "    if run.timed_out and not await is_replaced(run):\n",
+    ),
+    Mutant(
         "a person's cancel leaves the jobs of a batch running",
         _BATCH,
         "for outcome in await batch.cancel(reason):",
@@ -153,8 +159,8 @@ MUTANTS = (
     Mutant(
         "an attempt that Prefect has replaced cancels its jobs at Prefect's timeout",
         _CANCELLATION,
-        "    if run.timed_out and not await is_replaced(run):\n",
-        "    if run.timed_out:\n",
+        "    if run.timed_out and run.cancel_on_timeout and not await is_replaced(run):\n",
+        "    if run.timed_out and run.cancel_on_timeout:\n",
     ),
     Mutant(
         "a batch that Prefect has replaced cancels its jobs at their deadline",
