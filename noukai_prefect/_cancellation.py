@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -328,13 +329,24 @@ async def is_replaced(run: RunContext) -> bool:
         async with time_limit(ATTEMPTS_SECONDS):
             for flow_run_id, run_count in run.flow_runs:
                 async with prefect_client() as client:
-                    if (await client.read_flow_run(flow_run_id)).run_count > run_count:
+                    if await _has_begun_again(client, flow_run_id, run_count):
                         return True
     except Exception as error:
         timed_out = isinstance(error, TimeoutError)
         reason = f"no response within {ATTEMPTS_SECONDS:g} s" if timed_out else error
         run.logger().warning("Prefect flow run %s: attempts unknown: %s", run.flow_run_id, reason)
     return False
+
+
+async def _has_begun_again(client: PrefectClient, flow_run_id: UUID, run_count: int) -> bool:
+    """Check whether a flow run has begun again since a start, and not only gone on after a pause."""
+    starts = (await client.read_flow_run(flow_run_id)).run_count - run_count
+    if starts <= 0:
+        return False
+    states = await client.read_flow_run_states(flow_run_id)
+    # Prefect counts the end of `pause_flow_run`, for which the process waits, as a start.
+    before_starts = [before for before, state in pairwise(states) if state.is_running()]
+    return starts > sum(before.is_paused() for before in before_starts[-starts:])
 
 
 async def cancel_reason(run: RunContext, interruption: BaseException | None) -> str | None:

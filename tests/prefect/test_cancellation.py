@@ -15,7 +15,7 @@ from uuid import UUID
 import pytest
 from prefect import flow, task
 from prefect.client.orchestration import get_client
-from prefect.states import Cancelling, Crashed, Running
+from prefect.states import Cancelling, Crashed, Paused, Running
 
 from noukai_core import AsyncFlow, JobTimeoutError, Submission
 from noukai_prefect import NoukaiCredentials, _cancellation, _prefect_client
@@ -232,6 +232,24 @@ async def test_an_attempt_beside_which_prefect_has_begun_another(
     assert await cancel_reason(second, asyncio.CancelledError()) == "the task or flow timed out"
     assert await cancel_on_timeout(job, timed_out, 1, second) is not timed_out
     assert (await job.status()).state == "cancelled"
+
+
+@pytest.mark.usefixtures("prefect_server")
+async def test_a_deadline_after_a_pause() -> None:
+    """A flow run that was paused and resumed keeps its deadlines, until Prefect begins another attempt."""
+    async with get_client() as client:
+        flow_run = await client.create_flow_run(of_a_person, state=Running())
+        first = run(flow_run.id, times_out_at=0.0, flow_runs=((flow_run.id, 1),))
+        for resumed in range(2):
+            await client.set_flow_run_state(flow_run.id, Paused(timeout_seconds=300, pause_key=str(resumed)))
+            await client.resume_flow_run(flow_run.id)
+            assert await cancel_reason(first, asyncio.CancelledError()) == "the task or flow timed out"
+        await client.set_flow_run_state(flow_run.id, Crashed(), force=True)
+        await client.set_flow_run_state(flow_run.id, Running(), force=True)
+        assert await cancel_reason(first, asyncio.CancelledError()) is None
+        await client.set_flow_run_state(flow_run.id, Paused(timeout_seconds=300, pause_key="2"))
+        await client.resume_flow_run(flow_run.id)
+    assert await cancel_reason(first, asyncio.CancelledError()) is None
 
 
 async def test_a_deadline_while_the_server_of_prefect_is_away(
