@@ -28,8 +28,7 @@ C = TypeVar("C", FlowRunContext, TaskRunContext)
 _CLOCK_SLACK = 0.2
 
 # Where SIGALRM has a handler, as inside another flow with a timeout, Prefect ends a flow by an exception from
-# another thread, which does not interrupt `future.result()`. So long after a timeout, a task in a thread
-# stops by itself.
+# another thread, which does not interrupt `future.result()`. So long after a timeout, a task stops by itself.
 _OVERDUE_SECONDS = 2.0
 
 
@@ -54,6 +53,7 @@ class RunContext:
             started, as far as this process knows.
         detached_attempt: Identifies this attempt of the flow run, if the task has only a copy of the flow's
             context: in a process pool, with Dask or Ray, and in the background.
+        began_late: Whether one of Prefect's timeouts had expired before the code began.
         cancel_on_timeout: Whether Prefect's timeouts cancel the jobs, as the caller of the task chose.
     """
 
@@ -68,6 +68,7 @@ class RunContext:
     called_by_task: bool = False
     flow_runs: tuple[tuple[UUID, int], ...] = ()
     detached_attempt: str | None = None
+    began_late: bool = False
     cancel_on_timeout: bool = True
 
     @classmethod
@@ -77,11 +78,12 @@ class RunContext:
         enclosing = _enclosing(task)
         task_run = task.task_run if task else None
         flow_run = flow.flow_run if flow else None
+        times_out_at = _times_out_at(task, flow)
         return cls(
             flow_run_id=flow_run.id if flow_run else task_run.flow_run_id if task_run else None,
             task_run_id=task_run.id if task_run else None,
             task_attempt=task_run.run_count if task_run else 1,
-            times_out_at=_times_out_at(task, flow),
+            times_out_at=times_out_at,
             cancel_event=_cancel_event(task, flow),
             called_by=flow_run.parent_task_run_id if flow_run else None,
             enclosing=tuple((one.task_run.id, one.task_run.run_count) for one in enclosing),
@@ -89,6 +91,7 @@ class RunContext:
             called_by_task=len(list(_with_callers(task))) > 1,
             flow_runs=_flow_runs(flow),
             detached_attempt=str(flow_run.run_count) if flow and flow_run and flow.detached else None,
+            began_late=times_out_at is not None and time.monotonic() >= times_out_at,
         )
 
     @property
@@ -115,17 +118,20 @@ class RunContext:
     def _overdue(self) -> bool:
         if self.times_out_at is None or self.detached_attempt is not None:  # then another clock counts
             return False
+        if self.began_late and _in_main_thread():  # it goes on after the timeout, as its caller wants
+            return False
         return time.monotonic() >= self.times_out_at + _OVERDUE_SECONDS
 
     @property
     def stop_requested(self) -> bool:
-        """Whether a task that runs in a thread has to stop.
+        """Whether a task that nothing interrupts has to stop.
 
-        Nothing interrupts such a task. Prefect sets an event for it, but sets it too when the flow merely
+        That is a task in a thread. Prefect sets an event for it, but sets it too when the flow merely
         ended before the task; the main thread shows why the flow ended. An async flow that blocks its event
-        loop with `future.result()` never gets that far when it is interrupted.
+        loop with `future.result()` never gets that far when it is interrupted. In the main thread, a timeout
+        raises an exception only once, which is lost in a callback of the event loop.
         """
-        if threading.current_thread() is not threading.main_thread() and (_interrupts() > 0 or self._overdue):
+        if self._overdue or (_interrupts() > 0 and not _in_main_thread()):
             return True
         if self.cancel_event is None or not self.cancel_event.is_set():
             return False
@@ -138,7 +144,7 @@ class RunContext:
         The event for a task in a thread is a private part of Prefect, which its next version may not have.
         Prefect does not notify a task in a separate process, such as one of a process pool or of Ray.
         """
-        in_thread = threading.current_thread() is not threading.main_thread()
+        in_thread = not _in_main_thread()
         in_process = self.detached_attempt is not None or multiprocessing.parent_process() is not None
         no_event = self.cancel_event is None or self.cancel_event.is_set()
         return (in_thread or in_process) and self.flow_run_id is not None and no_event
@@ -154,7 +160,11 @@ class RunContext:
 def timed_in_thread() -> bool:
     """Return whether Prefect's timeout of a task may raise an exception anywhere in this thread."""
     timed = any(task.task.timeout_seconds is not None for task in _with_callers(TaskRunContext.get()))
-    return timed and threading.current_thread() is not threading.main_thread()
+    return timed and not _in_main_thread()
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def _with_callers(context: C | None) -> Iterator[C]:

@@ -1,17 +1,23 @@
-"""A SIGTERM whose exception got lost."""
+"""A SIGTERM or a timeout whose exception got lost."""
 
 import asyncio
 import multiprocessing
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
 import pytest
+from prefect.utilities.timeout import timeout
 
 from noukai_prefect import _termination
+from noukai_prefect._cancellation import StoppedInThread, run_until_stopped
+from noukai_prefect._run_context import RunContext
+from noukai_prefect._sync import run_blocking
 from noukai_prefect._termination import termination_noted, was_terminated
 
 
@@ -46,6 +52,35 @@ async def test_a_signal_in_a_callback_is_noted() -> None:
         assert await reported is Stopped
         assert was_terminated()
     assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_timeout_that_strikes_in_a_callback() -> None:
+    """A wait in the main thread ends although the event loop only reports the exception of its timeout."""
+    lost: list[object] = []
+
+    def parse_a_response() -> None:
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            time.sleep(0.01)
+
+    async def wait() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: lost.append(context.get("exception")))
+        loop.call_soon(parse_a_response)
+        run = RunContext(None, None, 1, time.monotonic() + 1, None)
+        await run_until_stopped(asyncio.sleep(3600), run, "it waited")
+
+    with pytest.raises(StoppedInThread), timeout(1):
+        run_blocking(wait())
+    assert len(lost) == 1
+
+
+def test_a_wait_that_begins_after_the_timeout() -> None:
+    """What a flow still does after its timeout has struck in the main thread is not stopped."""
+    late = RunContext(None, None, 1, time.monotonic() - 3600, None, began_late=True)
+    assert not late.stop_requested
+    with ThreadPoolExecutor() as threads:
+        assert threads.submit(lambda: late.stop_requested).result()
 
 
 def test_other_signals_are_not_noted() -> None:
