@@ -392,10 +392,11 @@ class BatchRun:
             _cancellation.log_record_not_read(self._flow.path, self._run)
         elif unfinished := self._unfinished(batch):
             self._run.logger().warning(
-                "Noukai batch of %s jobs of %s: left running (%s; a rerun of this flow run attaches to them)",
+                "Noukai batch of %s jobs of %s: left running (%s; %s)",
                 size_text(self._inputs.total),
                 self._flow.path,
                 _named(unfinished),
+                _cancellation.why_left_running(self._run, "them"),
             )
 
 

@@ -58,8 +58,6 @@ SERVER_CHECK_SECONDS = 5.0
 CANCEL_CONCURRENCY = 32
 """How many jobs of one flow run are cancelled at the same time."""
 
-LEFT_RUNNING = "a rerun of this flow run attaches to it"
-
 _REPLACED = "Prefect has begun another attempt of this flow run"
 
 _MAX_NESTED_FLOWS = 20
@@ -67,6 +65,15 @@ _MAX_NESTED_FLOWS = 20
 # Noukai may still be processing a request that the client no longer waits for.
 _LOOKUPS = 3
 _LOOKUP_PAUSE = 1.0
+
+
+def why_left_running(run: RunContext, jobs: str = "it") -> str:
+    """Return what attaches to jobs that are left running, if anything does."""
+    if run.flow_run_id is not None:
+        return f"a rerun of this flow run attaches to {jobs}"
+    if run.task_run_id is not None:
+        return f"a retry of this task run attaches to {jobs}"
+    return f"outside a run, nothing attaches to {jobs}"
 
 
 class StoppedInThread(CancelledRun):
@@ -200,11 +207,12 @@ async def cancel_or_keep(
             await read_record(submission_state.read_earlier(), submission_state.earlier[0].path, run)
         job = submission_state.job
         if reason is None:
+            why = why_left_running(run)
             if job is not None:
-                logger.warning("Noukai job %s of %s: left running (%s)", job.id, job.flow, LEFT_RUNNING)
-                await submission_state.write("left running", LEFT_RUNNING)
+                logger.warning("Noukai job %s of %s: left running (%s)", job.id, job.flow, why)
+                await submission_state.write("left running", why)
             elif submission_state.submission is not None:
-                _log_possibly_running(*submission_state.submission, run, LEFT_RUNNING)
+                _log_possibly_running(*submission_state.submission, run, why)
             elif submission_state.earlier is not None:
                 log_record_not_read(submission_state.earlier[0].path, run)
             return False

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import takewhile
 from types import FrameType
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     LoggerOrAdapter = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
 C = TypeVar("C", FlowRunContext, TaskRunContext)
+
+INTERRUPT: ContextVar[threading.Event | None] = ContextVar("noukai_interrupt", default=None)
+"""Is set when a person interrupts the thread that waits for this code, which runs in another one."""
 
 # Prefect takes the start of a task from one clock, and measures its timeout with another.
 _CLOCK_SLACK = 0.2
@@ -222,7 +226,9 @@ def _cancel_event(task: TaskRunContext | None, flow: FlowRunContext | None) -> t
 
 def interrupted_by_a_person() -> bool:
     """Return whether this process was interrupted from its terminal."""
-    cause = _exception_of_flow()
+    interrupt, cause = INTERRUPT.get(), _exception_of_flow()
+    if interrupt is not None and interrupt.is_set():
+        return True
     return _interrupts() > 0 or (cause is not None and issubclass(cause, KeyboardInterrupt))
 
 

@@ -14,7 +14,7 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any, Generic, TypeVar, cast
 
-from noukai_prefect._run_context import timed_in_thread
+from noukai_prefect._run_context import INTERRUPT, timed_in_thread
 
 T = TypeVar("T")
 
@@ -47,10 +47,12 @@ class _InThread(Generic[T]):
         self._outcome: T | None = None
         self._error: BaseException | None = None
         self._interrupted = False
+        self._interrupt = threading.Event()
         self._starting = threading.Lock()
         # Not `Thread.join`: Python 3.11 considers a thread ended when a signal interrupts its `join`.
         self._ended = threading.Event()
         context = contextvars.copy_context()
+        context.run(INTERRUPT.set, self._interrupt)
         self._thread = threading.Thread(
             target=context.run, args=(self._run,), name="noukai-wait", daemon=True
         )
@@ -60,7 +62,9 @@ class _InThread(Generic[T]):
             self._thread.start()
             while not self._ended.wait(_WAIT_SECONDS):
                 pass
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):  # which the coroutine sees only as a cancellation
+                self._interrupt.set()
             with self._starting:
                 self._interrupted = True
             if self._loop is not None and self._task is not None:

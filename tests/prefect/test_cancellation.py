@@ -111,6 +111,33 @@ async def test_an_interruption_during_a_wait(
     assert f"Noukai job {job.id} of {FLOW}: {'cancelled (' if cancelled else 'left running ('}" in log.text
 
 
+@pytest.mark.parametrize(
+    ("left", "promised"),
+    [
+        (run(UUID(int=1)), "a rerun of this flow run attaches to it"),
+        (run(task_run_id=UUID(int=2)), "a retry of this task run attaches to it"),
+        (run(), "outside a run, nothing attaches to it"),
+    ],
+    ids=["flow", "task", "no run"],
+)
+async def test_what_attaches_to_a_job(
+    left: RunContext,
+    promised: str,
+    noukai_flow: AsyncFlow,
+    monkeypatch: pytest.MonkeyPatch,
+    log: pytest.LogCaptureFixture,
+) -> None:
+    """The line about a job that is left running promises no rerun where there is none."""
+
+    async def nobody_ended_it(*_: object) -> None:
+        return None
+
+    monkeypatch.setattr(_cancellation, "cancel_reason", nobody_ended_it)
+    job = await noukai_flow.job("hello")
+    assert not await cancel_or_keep(SubmissionState(job=job), left, asyncio.CancelledError())
+    assert f"Noukai job {job.id} of {FLOW}: left running ({promised})" in log.messages
+
+
 async def test_an_interruption_before_the_response(
     noukai_flow: AsyncFlow, emulator: Emulator, log: pytest.LogCaptureFixture
 ) -> None:

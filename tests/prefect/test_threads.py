@@ -14,7 +14,7 @@ import pytest
 from prefect import flow
 
 from devtools.processes import wait_until
-from noukai_prefect import NoukaiCredentials, _sync, run_noukai_job, run_noukai_jobs
+from noukai_prefect import NoukaiCredentials, NoukaiJob, _sync, run_noukai_job, run_noukai_jobs
 from noukai_prefect._run_context import RunContext
 from noukai_prefect._sync import run_blocking
 
@@ -126,6 +126,42 @@ def test_ctrl_c_ends_submitted_tasks(credentials: NoukaiCredentials, endless: Em
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert futures[0].state.is_cancelled()
+    assert [job["state"] for job in endless.control.jobs()] == ["cancelled"]
+
+
+def in_no_run(credentials: NoukaiCredentials) -> None:
+    NoukaiJob(credentials=credentials, flow=FLOW, message="a").trigger().wait_for_completion()
+
+
+@flow
+def in_a_flow(credentials: NoukaiCredentials) -> None:
+    run_noukai_job(credentials, FLOW, "a")
+
+
+@flow
+def of_a_batch(credentials: NoukaiCredentials) -> None:
+    run_noukai_jobs(credentials, FLOW, ["a"])
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize("called", [in_no_run, in_a_flow, of_a_batch])
+def test_an_interrupted_notebook(credentials: NoukaiCredentials, endless: Emulator, called: Any) -> None:
+    """Stopping a cell cancels its job: the event loop of a notebook leaves Ctrl-C to Python's own handler."""
+
+    async def cell() -> None:
+        called(credentials)
+
+    def stop() -> None:
+        wait_until(lambda: any(endless.control.counts()[kind] for kind in ("poll", "session")), "a poll")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    stopping = threading.Thread(target=stop)
+    stopping.start()
+    loop = asyncio.new_event_loop()
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(cell())
+    stopping.join()
+    loop.close()
     assert [job["state"] for job in endless.control.jobs()] == ["cancelled"]
 
 

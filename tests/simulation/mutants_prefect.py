@@ -116,7 +116,7 @@ MUTANTS = (
     Mutant(
         "a submission that is kept is not named",
         _CANCELLATION,
-        "                _log_possibly_running(*submission_state.submission, run, LEFT_RUNNING)\n",
+        "                _log_possibly_running(*submission_state.submission, run, why)\n",
         "                pass\n",
     ),
     Mutant(
