@@ -204,6 +204,7 @@ async def cancel_or_keep(
     with anyio.move_on_after(CLEANUP_SECONDS, shield=True):
         reason = await cancel_reason(run, interruption)
         if reason is not None and submission_state.earlier is not None:
+    cancelled = False
             await read_record(submission_state.read_earlier(), submission_state.earlier[0].path, run)
         job = submission_state.job
         if reason is None:
@@ -217,15 +218,19 @@ async def cancel_or_keep(
                 log_record_not_read(submission_state.earlier[0].path, run)
             return False
         if job is not None:
-            cancelled = await cancel(job, run, reason)
+            cancelled = (await acancel_job(job)).log(reason, logger)
             if cancelled:
                 await submission_state.write(JobState.CANCELLED.value, reason)
             return cancelled
         if submission_state.submission is not None:
+                await _job_store.record_end(run, job)
             submission_state.job = await cancel_by_submission(*submission_state.submission, run, reason)
         return submission_state.job is not None
     late = f"no confirmation within {CLEANUP_SECONDS:g} s"
-    if (job := submission_state.job) is not None:
+    if (job := submission_state.job) is not None and cancelled:
+        logger.warning("Noukai job %s of %s: not recorded (%s)", job.id, job.flow, late)
+        return True
+    if job is not None:
         CancelOutcome(job.id, job.flow, error=late).log("interrupted", logger)
     elif submission_state.submission is not None:
         _log_possibly_running(*submission_state.submission, run, late)
@@ -364,7 +369,7 @@ async def cancel_reason(run: RunContext, interruption: BaseException | None) -> 
     if run.timed_out and run.cancel_on_timeout and not await is_replaced(run):
         return "the task or flow timed out"
     if run.flow_run_id is None:
-        return "interrupted" if _interrupted(interruption) else None
+        return None
     try:
         async with prefect_client() as client:
             return await _cancel_reason_of_flow_run(client, run.flow_run_id, interruption)
@@ -372,6 +377,9 @@ async def cancel_reason(run: RunContext, interruption: BaseException | None) -> 
         run.logger().warning(
             "Prefect flow run %s: cancellation unknown (Noukai jobs are left running): %s",
             run.flow_run_id,
+    # Ctrl-C in a terminal also ends the server that Prefect starts for a local run, so that is not asked.
+    if (run.local or run.flow_run_id is None) and _interrupted(interruption):
+        return "interrupted"
             error,
         )
         return None

@@ -57,6 +57,7 @@ class RunContext:
             started, as far as this process knows.
         detached_attempt: Identifies this attempt of the flow run, if the task has only a copy of the flow's
             context: in a process pool, with Dask or Ray, and in the background.
+        local: Whether it is known that no deployment has started the flow run, or one that called it.
         began_late: Whether one of Prefect's timeouts had expired before the code began.
         cancel_on_timeout: Whether Prefect's timeouts cancel the jobs, as the caller of the task chose.
     """
@@ -72,6 +73,7 @@ class RunContext:
     called_by_task: bool = False
     flow_runs: tuple[tuple[UUID, int], ...] = ()
     detached_attempt: str | None = None
+    local: bool = False
     began_late: bool = False
     cancel_on_timeout: bool = True
 
@@ -95,6 +97,7 @@ class RunContext:
             called_by_task=len(list(_with_callers(task))) > 1,
             flow_runs=_flow_runs(flow),
             detached_attempt=str(flow_run.run_count) if flow and flow_run and flow.detached else None,
+            local=_is_local(flow),
             began_late=times_out_at is not None and time.monotonic() >= times_out_at,
         )
 
@@ -203,6 +206,14 @@ def _flow_runs(flow: FlowRunContext | None) -> tuple[tuple[UUID, int], ...]:
     """Return a flow run and those that called it, each with how often it has been started."""
     runs = [context.flow_run for context in _with_callers(flow)]
     return tuple((run.id, run.run_count) for run in runs if run is not None)
+
+
+def _is_local(flow: FlowRunContext | None) -> bool:
+    """Return whether a flow run and all that called it are known here, and none of them has a deployment."""
+    runs = [context.flow_run for context in _with_callers(flow)]
+    if not runs or runs[-1] is None or runs[-1].parent_task_run_id is not None:
+        return False
+    return all(run is not None and run.deployment_id is None for run in runs)
 
 
 def _times_out_at(task: TaskRunContext | None, flow: FlowRunContext | None) -> float | None:

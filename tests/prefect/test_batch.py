@@ -127,8 +127,8 @@ async def test_what_is_left_is_named(
     with nullcontext() if end == "inputs end" else pytest.raises(ValueError, match=reported):
         async for _ in batch.outcomes():
             pass
-    (line,) = [message for message in caplog.messages if "left running" in message]
-    assert "outside a run, nothing attaches to them" in line
+    (line,) = [message for message in caplog.messages if "outside a run, nothing attaches" in message]
+    assert "left running" in line
     assert job.id in line
 
 

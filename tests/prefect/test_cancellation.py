@@ -200,16 +200,36 @@ async def test_a_server_that_does_not_respond_to_a_cancel(
     assert "no confirmation within 0.2 s" in log.text
 
 
+async def test_a_record_of_a_cancelled_job_that_takes_too_long(
+    noukai_flow: AsyncFlow, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+) -> None:
+    """A job that was cancelled is not said to be running because Prefect's server does not record that."""
+
+    async def hang(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(_cancellation._job_store, "record_end", hang)
+    monkeypatch.setattr(_cancellation, "CLEANUP_SECONDS", 3.0)
+    job = await noukai_flow.job("hello")
+    assert await cancel_or_keep(SubmissionState(job=job), run(), KeyboardInterrupt())
+    assert "cancel failed" not in log.text
+    assert f"Noukai job {job.id} of {FLOW}: not recorded (no confirmation within 3 s)" in log.messages
+
+
 async def test_a_server_of_prefect_that_is_away(
     monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
 ) -> None:
-    """While Prefect does not say whether a person cancelled the run, its jobs are left running."""
+    """While Prefect does not say whether a run was cancelled, only Ctrl-C on a local run cancels its jobs."""
 
     def fail() -> Any:
         raise ConnectionError("no server")
 
     monkeypatch.setattr(_prefect_client, "get_client", fail)
     flow_run_id = UUID(int=1)
+    local = run(flow_run_id, local=True)
+    assert await cancel_reason(local, KeyboardInterrupt()) == "interrupted"
+    assert log.messages == []
+    assert await cancel_reason(local, asyncio.CancelledError()) is None
     assert await cancel_reason(run(flow_run_id), KeyboardInterrupt()) is None
     assert f"Prefect flow run {flow_run_id}: cancellation unknown (Noukai jobs are left running)" in log.text
 

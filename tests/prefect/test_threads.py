@@ -6,15 +6,17 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import Coroutine, Iterator
-from contextlib import nullcontext
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import pytest
 from prefect import flow
+from prefect.context import FlowRunContext
 
 from devtools.processes import wait_until
-from noukai_prefect import NoukaiCredentials, NoukaiJob, _sync, run_noukai_job, run_noukai_jobs
+from noukai_prefect import NoukaiCredentials, NoukaiJob, _cancellation, _sync, run_noukai_job, run_noukai_jobs
 from noukai_prefect._run_context import RunContext
 from noukai_prefect._sync import run_blocking
 
@@ -126,6 +128,51 @@ def test_ctrl_c_ends_submitted_tasks(credentials: NoukaiCredentials, endless: Em
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert futures[0].state.is_cancelled()
+    assert [job["state"] for job in endless.control.jobs()] == ["cancelled"]
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_which_runs_are_local() -> None:
+    """A flow run is local if neither it nor one that called it belongs to a deployment."""
+
+    @flow
+    def inner() -> bool:
+        return RunContext.current().local
+
+    @flow
+    def outer(deployed: bool) -> bool:
+        context = FlowRunContext.get()
+        assert context is not None
+        assert context.flow_run is not None
+        context.flow_run.deployment_id = uuid4() if deployed else None
+        return inner()
+
+    assert outer(deployed=False)
+    assert not outer(deployed=True)
+    assert not RunContext.current().local
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_ctrl_c_also_ends_the_server_of_prefect(
+    credentials: NoukaiCredentials, endless: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C on a local run cancels its job although Prefect's server is gone by then."""
+
+    @asynccontextmanager
+    async def gone() -> AsyncIterator[Any]:
+        raise ConnectionError("no server")
+        yield
+
+    def stop() -> None:
+        endless.control.wait_for("poll", timeout=300)
+        monkeypatch.setattr(_cancellation, "prefect_client", gone)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    stopping = threading.Thread(target=stop)
+    stopping.start()
+    with pytest.raises(KeyboardInterrupt):
+        in_a_flow(credentials)
+    stopping.join()
     assert [job["state"] for job in endless.control.jobs()] == ["cancelled"]
 
 
