@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 import anyio
@@ -37,6 +37,9 @@ from noukai_prefect._job_store import JobRecord
 from noukai_prefect._prefect_client import prefect_client
 from noukai_prefect._run_context import RunContext, interrupted_by_a_person
 from noukai_prefect._termination import was_terminated
+
+if TYPE_CHECKING:
+    from noukai_prefect._run_context import LoggerOrAdapter
 
 T = TypeVar("T")
 
@@ -201,10 +204,10 @@ async def cancel_or_keep(
         interruption: What interrupted it.
     """
     logger = run.logger()
+    cancelled = False
     with anyio.move_on_after(CLEANUP_SECONDS, shield=True):
         reason = await cancel_reason(run, interruption)
         if reason is not None and submission_state.earlier is not None:
-    cancelled = False
             await read_record(submission_state.read_earlier(), submission_state.earlier[0].path, run)
         job = submission_state.job
         if reason is None:
@@ -213,17 +216,17 @@ async def cancel_or_keep(
                 logger.warning("Noukai job %s of %s: left running (%s)", job.id, job.flow, why)
                 await submission_state.write("left running", why)
             elif submission_state.submission is not None:
-                _log_possibly_running(*submission_state.submission, run, why)
+                _log_possibly_running(*submission_state.submission, logger, why)
             elif submission_state.earlier is not None:
                 log_record_not_read(submission_state.earlier[0].path, run)
             return False
         if job is not None:
             cancelled = (await acancel_job(job)).log(reason, logger)
             if cancelled:
+                await _job_store.record_end(run, job)
                 await submission_state.write(JobState.CANCELLED.value, reason)
             return cancelled
         if submission_state.submission is not None:
-                await _job_store.record_end(run, job)
             submission_state.job = await cancel_by_submission(*submission_state.submission, run, reason)
         return submission_state.job is not None
     late = f"no confirmation within {CLEANUP_SECONDS:g} s"
@@ -233,7 +236,7 @@ async def cancel_or_keep(
     if job is not None:
         CancelOutcome(job.id, job.flow, error=late).log("interrupted", logger)
     elif submission_state.submission is not None:
-        _log_possibly_running(*submission_state.submission, run, late)
+        _log_possibly_running(*submission_state.submission, logger, late)
     elif submission_state.earlier is not None:
         log_record_not_read(submission_state.earlier[0].path, run, late)
     return False
@@ -265,29 +268,33 @@ def log_record_not_read(flow: str, run: RunContext, reason: object = "the attemp
     run.logger().warning("Noukai jobs of %s: may be left running (record not read: %s)", flow, reason)
 
 
-def _log_possibly_running(flow: AsyncFlow, submission: Submission, run: RunContext, reason: str) -> None:
-    run.logger().warning(
-        "Noukai submission %s to %s: may be left running (%s)", submission.id, flow.path, reason
-    )
+def _log_possibly_running(
+    flow: AsyncFlow, submission: Submission, logger: LoggerOrAdapter, reason: str
+) -> None:
+    logger.warning("Noukai submission %s to %s: may be left running (%s)", submission.id, flow.path, reason)
 
 
 async def cancel_by_submission(
     flow: AsyncFlow, submission: Submission, run: RunContext, reason: str
 ) -> AsyncJob | None:
     """Cancel the job of a submission that got no response, and return the job if it was cancelled."""
+    job = await find_submitted(flow, submission, run.logger())
+    return job if job is not None and await cancel(job, run, reason, submission) else None
+
+
+async def find_submitted(flow: AsyncFlow, submission: Submission, logger: LoggerOrAdapter) -> AsyncJob | None:
+    """Return the job of a submission that got no response; if none is found, a line names the submission."""
     for attempt in range(_LOOKUPS):
         if attempt:
             await asyncio.sleep(_LOOKUP_PAUSE)
         try:
             job = await flow.find(submission)
         except NoukaiError as error:
-            run.logger().warning(
-                "Noukai submission %s to %s: lookup failed: %s", submission.id, flow.path, error
-            )
+            logger.warning("Noukai submission %s to %s: lookup failed: %s", submission.id, flow.path, error)
             continue
         if job is not None:
-            return job if await cancel(job, run, reason, submission) else None
-    _log_possibly_running(flow, submission, run, "interrupted before the response")
+            return job
+    _log_possibly_running(flow, submission, logger, "interrupted before the response")
     return None
 
 
@@ -368,6 +375,9 @@ async def cancel_reason(run: RunContext, interruption: BaseException | None) -> 
         return interruption.reason
     if run.timed_out and run.cancel_on_timeout and not await is_replaced(run):
         return "the task or flow timed out"
+    # Ctrl-C in a terminal also ends the server that Prefect starts for a local run, so that is not asked.
+    if (run.local or run.flow_run_id is None) and _interrupted(interruption):
+        return "interrupted"
     if run.flow_run_id is None:
         return None
     try:
@@ -377,9 +387,6 @@ async def cancel_reason(run: RunContext, interruption: BaseException | None) -> 
         run.logger().warning(
             "Prefect flow run %s: cancellation unknown (Noukai jobs are left running): %s",
             run.flow_run_id,
-    # Ctrl-C in a terminal also ends the server that Prefect starts for a local run, so that is not asked.
-    if (run.local or run.flow_run_id is None) and _interrupted(interruption):
-        return "interrupted"
             error,
         )
         return None

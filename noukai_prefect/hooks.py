@@ -20,7 +20,7 @@ from noukai_core import AsyncJob, AsyncNoukai, CancelOutcome, JobState, NoukaiEr
 from noukai_prefect._artifacts import with_subflows
 from noukai_prefect._batch_record import StoredBatch, StoredLedger, read_batches
 from noukai_prefect._batch_table import show_ended
-from noukai_prefect._cancellation import CANCEL_CONCURRENCY
+from noukai_prefect._cancellation import CANCEL_CONCURRENCY, find_submitted
 from noukai_prefect._job_artifact import job_markdown
 from noukai_prefect._job_store import JobRecord, mark_ended, read_records
 from noukai_prefect._signing import RecordSigner
@@ -223,13 +223,14 @@ async def _cancel(
 ) -> None:
     """Cancel a job, and record that.
 
-    If a killed process recorded only the submission, its job is looked up first.
+    If a killed process recorded only the submission, its job is looked up first. A line names a submission
+    whose job is not found.
     """
     flow = client.flow(record.flow)
     if record.job_id:
         job: AsyncJob | None = flow.attach(record.job_id, submitted_at=record.last_sent_at)
     else:
-        job = await flow.find(record.submission)
+        job = await find_submitted(flow, record.submission, logger)
     if job is None:
         return
     status = await job.status()

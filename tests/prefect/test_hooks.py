@@ -15,7 +15,7 @@ from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from pydantic import SecretStr
 
-from noukai_core import JobTimeoutError
+from noukai_core import AsyncFlow, AsyncJob, JobTimeoutError, Submission
 from noukai_prefect import (
     NoukaiCredentials,
     arun_noukai_job,
@@ -239,6 +239,26 @@ async def test_a_submission_without_a_response(
     assert [line for line in log.messages if "a retry of this flow run" in line] == []
     await call(cancel_noukai_jobs, interrupted, flow_run_id)
     assert [job["state"] for job in control.jobs()] == ["cancelled"] * exists
+    assert ("may be left running (interrupted before the response)" in log.text) is not exists
+
+
+async def test_a_submission_whose_job_is_listed_late(
+    credentials: NoukaiCredentials, control: EmulatorControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that the server does not list yet is looked up again."""
+    await credentials.save("late", overwrite=True)
+    control.fault("slow", on="submit", seconds=30)
+    flow_run_id = await interrupted(credentials, control)
+    find = AsyncFlow.find
+    lookups: list[object] = []
+
+    async def find_late(self: AsyncFlow, submission: Submission) -> AsyncJob | None:
+        lookups.append(submission)
+        return await find(self, submission) if len(lookups) > 1 else None
+
+    monkeypatch.setattr(AsyncFlow, "find", find_late)
+    await call(cancel_noukai_jobs, interrupted, flow_run_id)
+    assert [job["state"] for job in control.jobs()] == ["cancelled"]
 
 
 async def test_a_submission_of_another_key(

@@ -116,13 +116,13 @@ MUTANTS = (
     Mutant(
         "a submission that is kept is not named",
         _CANCELLATION,
-        "                _log_possibly_running(*submission_state.submission, run, why)\n",
+        "                _log_possibly_running(*submission_state.submission, logger, why)\n",
         "                pass\n",
     ),
     Mutant(
         "a submission whose job does not turn up is not named",
         _CANCELLATION,
-        '    _log_possibly_running(flow, submission, run, "interrupted before the response")\n',
+        '    _log_possibly_running(flow, submission, logger, "interrupted before the response")\n',
         "",
     ),
     Mutant(
