@@ -307,6 +307,14 @@ class BatchRun:
         try:
             if final and self._output is not None:
                 await self._output.flush()
+        except Exception as error:
+            self._run.logger().warning(
+                "Noukai batch of %s jobs of %s: outcomes not written: %s",
+                size_text(self._inputs.total),
+                self._flow.path,
+                error,
+            )
+        try:
             await self._store(final=final)
             await self._table.write(final=final)
         except Exception as error:

@@ -13,7 +13,7 @@ from typing import Any
 from prefect.filesystems import WritableFileSystem
 
 from noukai_core import InvalidInputError
-from noukai_core.batch_files import FAILED, OutcomePart, json_line
+from noukai_core.batch_files import FAILED, OutcomePart, json_line, shown_path
 from noukai_core.batch_record import BatchRecord
 from noukai_core.time_limit import time_limit
 
@@ -74,8 +74,8 @@ class OutputStorage:
 
     @property
     def path(self) -> str:
-        """The folder."""
-        base = str(getattr(self._block, "basepath", None) or "").rstrip("/")
+        """The folder, without a user and a password that the block's own path may have."""
+        base = shown_path(str(getattr(self._block, "basepath", None) or "")).rstrip("/")
         return f"{base}/{self._folder}" if base else self._folder
 
     async def open(self) -> None:

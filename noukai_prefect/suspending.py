@@ -9,6 +9,7 @@ from uuid import UUID
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateName
 from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.responses import SetStateStatus
 from prefect.flow_runs import asuspend_flow_run, suspend_flow_run
 
 from noukai_core import JobNotFoundError, NoukaiError
@@ -44,7 +45,7 @@ def suspend_until_noukai_job(job_id: str, *, timeout: int | None = None) -> None
 
 
 async def resume_ended(run: RunContext, default: str) -> list[UUID]:
-    """Resume the suspended flow runs whose job has ended, and return them.
+    """Resume the suspended flow runs whose job has ended, and return those that Prefect has resumed.
 
     Args:
         run: Where the code runs.
@@ -58,7 +59,10 @@ async def resume_ended(run: RunContext, default: str) -> list[UUID]:
             if state is None:
                 continue
             async with get_client() as client:
-                await client.resume_flow_run(suspended.id)
+                resumption = await client.resume_flow_run(suspended.id)
+            if resumption.status is not SetStateStatus.ACCEPT:
+                reason = getattr(resumption.details, "reason", None)
+                raise _NotResumedError(f"Prefect: {reason or resumption.status.value}")
         except Exception as error:  # one run must not keep the others from being resumed
             run.logger().warning("Prefect flow run %s: not resumed (%s)", suspended.id, error)
             continue
@@ -112,6 +116,10 @@ async def _record(
         if record.verified_by(RecordSigner(blocks[name].api_key, scope)):
             return record, blocks[name]
     raise _RecordError(f"it has no verified record of Noukai job {job_id}")
+
+
+class _NotResumedError(NoukaiError):
+    """Prefect's server did not accept that a flow run is resumed."""
 
 
 class _RecordError(NoukaiError):

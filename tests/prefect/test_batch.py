@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
-from prefect.filesystems import LocalFileSystem
+from prefect.filesystems import LocalFileSystem, RemoteFileSystem
 
 from noukai_core import AsyncFlow, LedgerEntry, Submission
+from noukai_core.batch_record import BatchRecord
 from noukai_prefect import NoukaiCredentials, _cancellation
 from noukai_prefect._batch import BatchOptions, BatchRun
 from noukai_prefect._batch_inputs import BatchInputs
+from noukai_prefect._batch_output import OutputStorage
 from noukai_prefect._batch_record import BatchRecordLog
 from noukai_prefect._cancellation import StoppedInThread
 from noukai_prefect._job_store import JobRecord
@@ -234,6 +236,47 @@ async def test_an_interruption_while_a_failed_batch_ends(
     monkeypatch.setattr(batch._table, "write", never_ends)
 
     assert await interrupt(batch, emulator, ending.wait()) == ["cancelled"]
+
+
+async def test_a_storage_that_fails_at_the_end(
+    flow: AsyncFlow,
+    credentials: NoukaiCredentials,
+    emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The record of an interrupted batch is stored even if the last outcomes cannot be written."""
+    monkeypatch.setattr(RunContext, "logger", lambda _: logging.getLogger("noukai_core"))
+    batch = batch_of_two(flow, credentials, output_storage=LocalFileSystem(basepath=str(tmp_path)))
+    written: list[bool] = []
+
+    async def full() -> None:
+        raise OSError("the storage is full")
+
+    async def write(*, final: bool) -> None:
+        written.append(final)
+
+    async def begun() -> None:
+        await received(emulator, "poll", 1)
+        assert batch._output is not None
+        monkeypatch.setattr(batch._output, "flush", full)
+
+    monkeypatch.setattr(batch._table, "write", write)
+    await interrupt(batch, emulator, begun())
+    assert written[-1]
+    assert f"jobs of {FLOW}: outcomes not written: the storage is full" in caplog.text
+
+
+def test_the_password_of_a_storage_is_not_shown() -> None:
+    """Neither an error nor the manifest shows the user and the password in a storage's own path."""
+
+    async def forget(_: object) -> None:
+        pass
+
+    block = RemoteFileSystem(basepath="sftp://somebody:secret@files.test/out")
+    shown = OutputStorage(block, SLOT, FLOW, BatchRecord(forget)).path
+    assert shown == f"sftp://files.test/out/noukai-jobs/{SLOT}"
 
 
 @pytest.mark.parametrize("step", ["rows", "_open_places", "write"])

@@ -145,19 +145,42 @@ async def test_each_run_waits_for_its_own_job(
     assert [state == "Suspended" for state in states] == [True, False, True, False]
 
 
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    """What the flow logs."""
+    logger = logging.getLogger("noukai_prefect.of_a_test")
+    logger.addHandler(caplog.handler)
+    monkeypatch.setattr(RunContext, "logger", lambda _: logger)
+    return caplog
+
+
+async def test_a_run_that_somebody_else_resumes(
+    saved: NoukaiCredentials, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+) -> None:
+    """A run that Prefect's server does not resume is not said to be resumed."""
+    run = await suspend(suspending)
+
+    async def ended(suspended: Any, *_: object) -> str | None:
+        if suspended.id != run.id:
+            return None
+        async with get_client() as client:
+            await client.resume_flow_run(run.id)
+        return "completed"
+
+    monkeypatch.setattr(noukai_suspending, "_ended", ended)
+    assert await resume_noukai_runs() == 0
+    assert f"Prefect flow run {run.id}: not resumed (Prefect: Cannot resume a flow run that" in log.text
+
+
 async def test_a_run_whose_record_another_key_signed(
     saved: NoukaiCredentials,
     emulator: Emulator,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+    log: pytest.LogCaptureFixture,
 ) -> None:
     """A record that the block's key did not sign resumes no run, and the log says so."""
     run = await suspend(suspending)
     other = NoukaiCredentials(api_key=SecretStr("nk_test_another"), base_url=saved.base_url)
     await other.asave("default", overwrite=True)
-    logger = logging.getLogger("noukai_prefect.of_a_test")
-    logger.addHandler(caplog.handler)
-    monkeypatch.setattr(RunContext, "logger", lambda _: logger)
     assert await resume_noukai_runs() == 0
     assert (await run_of(run.id)).state.name == "Suspended"
-    assert f"Prefect flow run {run.id}: not resumed (it has no verified record of Noukai job" in caplog.text
+    assert f"Prefect flow run {run.id}: not resumed (it has no verified record of Noukai job" in log.text
