@@ -35,7 +35,7 @@ from noukai_prefect import _job_store
 from noukai_prefect._job_artifact import JobArtifact
 from noukai_prefect._job_store import JobRecord
 from noukai_prefect._prefect_client import prefect_client
-from noukai_prefect._run_context import RunContext, interrupted_by_a_person
+from noukai_prefect._run_context import RunContext, in_main_thread, interrupted_by_a_person
 from noukai_prefect._termination import was_terminated
 
 if TYPE_CHECKING:
@@ -144,13 +144,17 @@ async def cancel_tasks(tasks: Sequence[asyncio.Future[Any]]) -> None:
 async def as_cancelled_state(operation: Awaitable[T]) -> T | State[Any]:
     """Run an operation. When the task has to stop, return the state `Cancelled` instead of failing.
 
+    A timeout that was lost in the main thread is raised again, so that the task run ends as `TimedOut`.
     For a task that called this one, the state would be an output, which Prefect may cache. It is interrupted,
     as Prefect itself interrupts the tasks of a flow run that has ended.
     """
     try:
         return await operation
     except StoppedInThread as stopped:
-        if RunContext.current().called_by_task:
+        run = RunContext.current()
+        if run.timed_out and in_main_thread():  # as Prefect does, whose exception was lost
+            raise TimeoutError(str(stopped)) from None
+        if run.called_by_task:
             raise asyncio.CancelledError(str(stopped)) from None
         return Cancelled(message=str(stopped))
 

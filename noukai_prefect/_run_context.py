@@ -125,7 +125,7 @@ class RunContext:
     def _overdue(self) -> bool:
         if self.times_out_at is None or self.detached_attempt is not None:  # then another clock counts
             return False
-        if self.began_late and _in_main_thread():  # it goes on after the timeout, as its caller wants
+        if self.began_late and in_main_thread():  # it goes on after the timeout, as its caller wants
             return False
         return time.monotonic() >= self.times_out_at + _OVERDUE_SECONDS
 
@@ -138,7 +138,7 @@ class RunContext:
         loop with `future.result()` never gets that far when it is interrupted. In the main thread, a timeout
         raises an exception only once, which is lost in a callback of the event loop.
         """
-        if self._overdue or (_interrupts() > 0 and not _in_main_thread()):
+        if self._overdue or (_interrupts() > 0 and not in_main_thread()):
             return True
         if self.cancel_event is None or not self.cancel_event.is_set():
             return False
@@ -151,7 +151,7 @@ class RunContext:
         The event for a task in a thread is a private part of Prefect, which its next version may not have.
         Prefect does not notify a task in a separate process, such as one of a process pool or of Ray.
         """
-        in_thread = not _in_main_thread()
+        in_thread = not in_main_thread()
         in_process = self.detached_attempt is not None or multiprocessing.parent_process() is not None
         no_event = self.cancel_event is None or self.cancel_event.is_set()
         return (in_thread or in_process) and self.flow_run_id is not None and no_event
@@ -167,10 +167,11 @@ class RunContext:
 def timed_in_thread() -> bool:
     """Return whether Prefect's timeout of a task may raise an exception anywhere in this thread."""
     timed = any(task.task.timeout_seconds is not None for task in _with_callers(TaskRunContext.get()))
-    return timed and not _in_main_thread()
+    return timed and not in_main_thread()
 
 
-def _in_main_thread() -> bool:
+def in_main_thread() -> bool:
+    """Return whether the calling code runs in the main thread, where Prefect raises timeouts."""
     return threading.current_thread() is threading.main_thread()
 
 

@@ -385,6 +385,14 @@ async def test_a_thread_that_has_to_stop() -> None:
         await run_until_stopped(asyncio.sleep(3600), ended, "it waited")
 
 
+async def test_a_lost_timeout_is_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the main thread, a task whose timeout was lost times out; the flow gets no state as its output."""
+    monkeypatch.setattr(RunContext, "timed_out", True)
+    overdue = run(times_out_at=time.monotonic() - 3600)
+    with pytest.raises(TimeoutError):
+        await as_cancelled_state(run_until_stopped(asyncio.sleep(3600), overdue, "it waited"))
+
+
 async def test_a_thread_that_nothing_else_notifies(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where only Prefect's server knows that a run was cancelled, it is asked until it says so."""
     monkeypatch.setattr(_cancellation, "STOP_CHECK_SECONDS", 0.01)

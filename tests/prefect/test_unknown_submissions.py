@@ -82,5 +82,5 @@ async def test_jobs_of_a_batch_that_are_kept_are_named(emulator: Emulator, warni
         with suppress(asyncio.CancelledError):
             await following
     (job,) = emulator.control.jobs()
-    assert [line for line in warnings if f"left running (1 jobs: {job['id']}; a rerun" in line]
+    assert [line for line in warnings if f"left running (1 jobs: {job['id']}; outside a run" in line]
     assert job["state"] != "cancelled"
