@@ -37,7 +37,7 @@ from noukai_prefect._batch_table import WRITE_SECONDS, BatchTable, size_text
 from noukai_prefect._cancellation import StoppedInThread
 from noukai_prefect._concurrency import LeasedSlots
 from noukai_prefect._events import emit_job_event, outcome_payload
-from noukai_prefect._run_context import RunContext
+from noukai_prefect._run_context import RunContext, interrupted_by_a_person
 from noukai_prefect.credentials import NoukaiCredentials
 
 RaiseOn: TypeAlias = Literal["first", "any", "none"]
@@ -172,14 +172,14 @@ class BatchRun:
                 yield await self._note(outcome)
         except BaseException as error:
             if interrupted := _cancellation.interrupts(error):
-                batch = await self._cancel_or_keep(batch, error)
+                batch = await self._end_jobs(batch, error)
             raise
         finally:
             try:
                 await self._close(batch, waiting, name_left=not interrupted)
             except BaseException as error:
                 if not interrupted and _cancellation.interrupts(error):
-                    await self._cancel_or_keep(batch, error)
+                    await self._end_jobs(batch, error)
                 raise
 
     async def _close(
@@ -341,6 +341,17 @@ class BatchRun:
             self._run.logger().info(
                 "Noukai batch of %s jobs of %s: %s", size_text(self._inputs.total), self._flow.path, counts
             )
+
+    async def _end_jobs(
+        self, batch: AsyncJobBatch | None, interruption: BaseException
+    ) -> AsyncJobBatch | None:
+        """Cancel the jobs or leave them running, even if the end of the event loop interrupts that."""
+        if isinstance(interruption, asyncio.CancelledError | GeneratorExit) and interrupted_by_a_person():
+            interruption = KeyboardInterrupt()  # asyncio forgets where the cancellation came from as it ends
+        try:
+            return await self._cancel_or_keep(batch, interruption)
+        except asyncio.CancelledError:
+            return await self._cancel_or_keep(batch, interruption)
 
     async def _cancel_or_keep(
         self, batch: AsyncJobBatch | None, interruption: BaseException

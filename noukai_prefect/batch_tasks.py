@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from decimal import Decimal
 from typing import Any
 from uuid import uuid4
 
+import anyio
 from prefect.client.schemas.objects import State
 from prefect.filesystems import WritableFileSystem
 from pydantic import BaseModel
@@ -51,6 +53,38 @@ async def _stream(
             async with aclosing(batch.outcomes()) as outcomes:
                 async for outcome in outcomes:
                     yield outcome
+
+
+async def _in_own_task(stream: AsyncGenerator[JobOutcome, None]) -> AsyncGenerator[JobOutcome, None]:
+    """Yield what a stream yields. Its cleanup ends before the event loop does, however its consumer ends.
+
+    If its consumer is interrupted between two outcomes, asyncio does not wait for the cleanup of a generator.
+    It does wait for that of a task.
+    """
+    handed_over = asyncio.Queue[JobOutcome | None]()
+
+    async def run() -> None:
+        try:
+            async with aclosing(stream):
+                async for outcome in stream:
+                    handed_over.put_nowait(outcome)
+                    await handed_over.join()  # nothing is read ahead
+        finally:
+            handed_over.put_nowait(None)
+
+    task = asyncio.create_task(run())
+    try:
+        while (outcome := await handed_over.get()) is not None:
+            yield outcome
+            handed_over.task_done()
+        await task
+    finally:
+        if not task.cancelling():  # a second time would interrupt the cleanup
+            task.cancel()
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait({task})
+        if not task.cancelled():
+            task.result()
 
 
 async def _run_batch(
@@ -246,7 +280,7 @@ def stream_noukai_jobs(
     It is no task, so that a flow can go on with each outcome while other jobs run. A rerun of the flow run
     yields every outcome again, but submits only what is missing or did not complete. A job that does not
     complete raises nothing. A flow that leaves the loop early leaves the jobs running. When a person cancels
-    the flow run, the jobs are cancelled.
+    the flow run, the jobs are cancelled, even while the flow works on an outcome.
 
     Args:
         credentials: The project's credentials.
@@ -271,14 +305,16 @@ def stream_noukai_jobs(
 
     Example:
         ```python
+        from contextlib import aclosing
         from prefect import flow
         from noukai_prefect import NoukaiCredentials, stream_noukai_jobs
 
         @flow
         async def spelling(texts: list[str]):
             credentials = await NoukaiCredentials.aload("default")
-            async for outcome in stream_noukai_jobs(credentials, "acme/spelling/grade-3", texts):
-                print(outcome.index, outcome.state)
+            async with aclosing(stream_noukai_jobs(credentials, "acme/spelling/grade-3", texts)) as stream:
+                async for outcome in stream:
+                    print(outcome.index, outcome.state)
         ```
     """
     options = BatchOptions(
@@ -293,4 +329,4 @@ def stream_noukai_jobs(
         concurrency=concurrency,
     )
     given = BatchInputs(flow, inputs, version, trace)
-    return _stream(credentials, flow, given, options, max_polls_per_second)
+    return _in_own_task(_stream(credentials, flow, given, options, max_polls_per_second))
