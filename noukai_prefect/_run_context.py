@@ -16,6 +16,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
+from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_logger, get_run_logger
@@ -55,8 +56,8 @@ class RunContext:
         called_by_task: Whether a task called the code: directly, or the flow run that it belongs to.
         flow_runs: The flow run and those that called it, the innermost first, each with how often it has been
             started, as far as this process knows.
-        detached_attempt: Identifies this attempt of the flow run, if the task has only a copy of the flow's
-            context: in a process pool, with Dask or Ray, and in the background.
+        detached_attempt: Identifies this execution of the flow run, even a resumed one, if the task has only
+            a copy of the flow's context: in a process pool, with Dask or Ray, and in the background.
         local: Whether it is known that no deployment has started the flow run, or one that called it.
         began_late: Whether one of Prefect's timeouts had expired before the code began.
         cancel_on_timeout: Whether Prefect's timeouts cancel the jobs, as the caller of the task chose.
@@ -96,7 +97,7 @@ class RunContext:
             attempt=flow or (enclosing[-1] if enclosing else task),
             called_by_task=len(list(_with_callers(task))) > 1,
             flow_runs=_flow_runs(flow),
-            detached_attempt=str(flow_run.run_count) if flow and flow_run and flow.detached else None,
+            detached_attempt=_execution(flow_run) if flow and flow_run and flow.detached else None,
             local=_is_local(flow),
             began_late=times_out_at is not None and time.monotonic() >= times_out_at,
         )
@@ -201,6 +202,11 @@ def _enclosing(task: TaskRunContext | None) -> list[TaskRunContext]:
         return []
     flow_run_id = task.task_run.flow_run_id
     return list(takewhile(lambda one: one.task_run.flow_run_id == flow_run_id, _with_callers(task)))[1:]
+
+
+def _execution(flow_run: FlowRun) -> str:
+    """Return what all tasks of an execution have in common. A resumed one is no other run to Prefect."""
+    return f"{flow_run.run_count}:{flow_run.state.id if flow_run.state else None}"
 
 
 def _flow_runs(flow: FlowRunContext | None) -> tuple[tuple[UUID, int], ...]:

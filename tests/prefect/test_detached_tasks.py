@@ -12,7 +12,9 @@ from uuid import UUID, uuid4
 
 import pytest
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
-from prefect.client.schemas.objects import Artifact
+from prefect.client.schemas.objects import Artifact, FlowRun
+from prefect.context import FlowRunContext
+from prefect.states import Running
 from pydantic import SecretStr
 
 from noukai_prefect import _job_store, _prefect_client
@@ -125,6 +127,28 @@ async def test_a_task_that_starts_again_has_its_job(artifacts: Artifacts) -> Non
         await attempt.task(other)
         assert (await attempt.task(mine)).job_id == before.job_id
     assert len(artifacts.stored) == 2
+
+
+def execution(flow_run: FlowRun) -> str | None:
+    """Return what tells an execution of a flow run from the others, as its detached tasks see it."""
+    started = flow_run.model_copy(update={"state": Running()})
+    copied = FlowRunContext.model_construct(flow=None, flow_run=started, task_runner=None, detached=True)
+    with copied:
+        first, second = RunContext.current(), RunContext.current()
+    assert first.detached_attempt == second.detached_attempt
+    return first.detached_attempt
+
+
+async def test_a_resumed_flow_run_attaches_to_each_job_once(artifacts: Artifacts) -> None:
+    """A flow run that was suspended, which Prefect does not count as another run, attaches to its jobs."""
+    flow_run = FlowRun(flow_id=uuid4(), run_count=1)
+    jobs: list[set[str | None]] = []
+    for _ in range(3):
+        name = execution(flow_run)
+        assert name is not None
+        jobs.append({record.job_id for record in await Attempt(name, flow_run.id).tasks(3)})
+    assert len(jobs[0]) == 3
+    assert jobs[0] == jobs[1] == jobs[2]
 
 
 async def test_another_key_looks_for_the_job(artifacts: Artifacts) -> None:
