@@ -51,6 +51,8 @@ class JobRecord(SubmissionRecord):
             lead to another run's job.
         artifact_id: The artifact that keeps the record.
         signature: The signature with which the record was read.
+        unverified: The numbers of its slot's submissions whose records are not verified, the latest first.
+            They may have jobs all the same.
     """
 
     slot: str
@@ -60,11 +62,22 @@ class JobRecord(SubmissionRecord):
     claim: str | None = None
     artifact_id: uuid.UUID | None = None
     signature: str | None = None
+    unverified: tuple[int, ...] = ()
 
     def next(self) -> JobRecord:
         """Return the record of the job that replaces this one."""
-        new = _new_record(self.flow, self.slot, self.resubmission + 1)
-        return replace(new, credentials=self.credentials, claim=self.claim)
+        return self.numbered(self.resubmission + 1)
+
+    def numbered(self, resubmission: int) -> JobRecord:
+        """Return the record of another submission in the slot. It is looked up if some are not verified."""
+        new = _new_record(self.flow, self.slot, resubmission)
+        return replace(
+            new,
+            last_sent_at=now() if self.unverified else None,
+            credentials=self.credentials,
+            claim=self.claim,
+            unverified=self.unverified,
+        )
 
     def metadata(self, signer: RecordSigner) -> dict[str, str]:
         """Return it as the signed metadata of an artifact."""
@@ -146,22 +159,26 @@ class JobStore:
         signer = RecordSigner(api_key, self._scope)
         with self._lock:
             self._signers[slot] = signer
+            stored = self._stored[slot]
+            unverified = {record.resubmission for record in stored if not record.verified_by(signer)}
+            numbers = tuple(sorted({0} | unverified, reverse=True)) if unverified else ()
             if slot not in self._latest:
-                for record in self._stored[slot]:
+                for record in stored:
                     if record.verified_by(signer):
-                        self._latest[slot] = record
+                        self._latest[slot] = replace(record, unverified=numbers)
         if slot in self._latest:
             return replace(self._latest[slot], claim=claim)
-        new = replace(_new_record(flow, slot, 0), claim=claim)
-        if not self._stored[slot]:
+        new = replace(_new_record(flow, slot, 0), claim=claim, unverified=numbers)
+        if not numbers:
             return new
-        # The record was changed, or another key signed it. The server knows whether a job exists.
+        # The records were changed, or another key signed them. The server knows whether a job exists.
+        new = new.numbered(numbers[0])
         run.logger().warning(
             "Noukai submission %s to %s: record not verified; checking whether a job exists",
             new.submission_id,
             flow,
         )
-        return replace(new, last_sent_at=now())
+        return new
 
     async def _claimed_slot(self, run: RunContext, own: str, claim: str) -> str:
         """Return a slot that an earlier attempt has left to a detached task, or the task's own.

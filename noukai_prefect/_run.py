@@ -50,6 +50,9 @@ T = TypeVar("T")
 
 OnCancelled: TypeAlias = Literal["fail", "cancel"]
 
+# Others may be able to write any number of records.
+_MOST_LOOKUPS = 10
+
 
 @dataclass(frozen=True)
 class WaitOptions:
@@ -173,7 +176,7 @@ async def _submit_or_attach(
     store = _job_store.store_of(run)
     if store is not None:
         slot = store.slot_of_job(run, flow.path, _recorded_inputs(credentials, request))
-        submission_state.earlier = flow, lambda: store.record(run, flow.path, slot, credentials.api_key)
+        submission_state.earlier = flow, lambda: _record(credentials, flow, request, run, store, slot)
     if run.stop_requested:
         raise StoppedInThread(f"The flow run was stopped before a job of {flow.path} was submitted")
     if store is None:
@@ -188,6 +191,26 @@ async def _submit_or_attach(
     record = replace(stored, credentials=credentials.saved_as)
     job = await _attach(flow, record, run, submission_state, listed=request.session_id is None)
     return job or await _submit(credentials, flow, request, run, store, record, submission_state)
+
+
+async def _record(
+    credentials: NoukaiCredentials,
+    flow: AsyncFlow,
+    request: JobRequest,
+    run: RunContext,
+    store: JobStore,
+    slot: str,
+) -> JobRecord:
+    """Return the record of a submission. If it is not verified, it is the latest whose job has not failed."""
+    record = await store.record(run, flow.path, slot, credentials.api_key)
+    if record.artifact_id is not None or request.session_id is not None or record.resubmission == 0:
+        return record
+    for number in record.unverified[:_MOST_LOOKUPS]:
+        earlier = record.numbered(number)
+        if (job := await flow.find(earlier.submission)) is not None:
+            state = (await job.status()).state
+            return record if state in (JobState.FAILED, JobState.CANCELLED) else earlier
+    return record
 
 
 def _recorded_inputs(credentials: NoukaiCredentials, request: JobRequest) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
@@ -22,6 +23,7 @@ from noukai_core import InvalidInputError, LedgerEntry
 from noukai_core.batch import SUBMITTING, new_session_of, submission_id_of
 from noukai_prefect import (
     NoukaiCredentials,
+    _job_store,
     arun_noukai_job,
     arun_noukai_jobs,
     asubmit_noukai_job,
@@ -29,6 +31,9 @@ from noukai_prefect import (
     log_resumable_noukai_jobs,
 )
 from noukai_prefect._batch_record import BatchRecordLog
+from noukai_prefect._job_store import JobStore
+from noukai_prefect._run_context import RunContext
+from noukai_prefect._signing import RecordSigner
 
 if TYPE_CHECKING:
     from noukai_core.emulator import Emulator, EmulatorControl
@@ -343,3 +348,65 @@ def test_the_sessions_of_two_attempts_whose_record_is_not_verified() -> None:
     unsure = record._unsure_entries(rows, {})
     asked = {one.session_id for entry in unsure for one in (entry, *entry.concurrent)}
     assert asked == sessions
+
+
+async def test_a_rotated_key_after_a_resubmission(ours: NoukaiCredentials, control: EmulatorControl) -> None:
+    """A rerun with a new key finds the latest job of its submission, not the failed one that it replaced."""
+    attempts: list[str] = []
+
+    @flow(retries=2)
+    async def rerun() -> Any:
+        attempts.append("attempt")
+        control.script("grade-3", outcome="failed" if len(attempts) == 1 else "never")
+        if len(attempts) < 3:
+            return await arun_noukai_job(ours, FLOW, "mine", **TIMES_OUT | {"timeout": 5 - 2 * len(attempts)})
+        ours.api_key = SecretStr(ours.api_key.get_secret_value().replace("unitpref", "rotated0"))
+        control.finish(next(job["id"] for job in control.jobs() if job["state"] == "running"))
+        return await arun_noukai_job(ours, FLOW, "mine", timeout=20)
+
+    assert await rerun() == {"message": "mine"}
+    assert control.counts()["submit"] == 2
+
+
+async def test_a_changed_number_of_a_submission_costs_no_job(
+    ours: NoukaiCredentials, control: EmulatorControl
+) -> None:
+    """A rerun whose record was given another number finds its job under the number that it had."""
+    attempts: list[str] = []
+
+    def number(artifact: Artifact) -> ArtifactUpdate:
+        return ArtifactUpdate(metadata_={**(artifact.metadata_ or {}), "resubmission": "7"})
+
+    @flow(retries=1)
+    async def rerun() -> Any:
+        attempts.append("attempt")
+        if len(attempts) == 1:
+            return await arun_noukai_job(ours, FLOW, "mine", **TIMES_OUT)
+        await change(run_id(), number)
+        control.finish(control.jobs()[0]["id"])
+        return await arun_noukai_job(ours, FLOW, "mine", timeout=20)
+
+    assert await rerun() == {"message": "mine"}
+    assert control.counts()["submit"] == 1
+
+
+async def test_what_replaces_a_job_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What replaces a failed job is looked up if a record that is not verified may be about the same."""
+    run = RunContext(uuid4(), None, 1, None, None)
+    assert run.scope is not None
+    slot = JobStore(run.scope).slot(run, FLOW, {})
+    key, rotated = SecretStr(OTHER_KEY), SecretStr(OTHER_KEY.replace("otherteam", "rotated"))
+    first = replace(_job_store._new_record(FLOW, slot, 0), job_id="job_0", ended=True)
+    second = replace(first.next(), job_id="job_1")
+    signed = [(first, rotated), (second, key)]
+    stored = [record.metadata(RecordSigner(by, run.scope)) for record, by in signed]
+
+    async def own_artifacts(*_: object) -> list[Artifact]:
+        return [Artifact(id=uuid4(), metadata_=metadata) for metadata in stored]
+
+    monkeypatch.setattr(_job_store, "own_artifacts", own_artifacts)
+    record = await JobStore(run.scope).record(run, FLOW, slot, rotated)
+    assert record.job_id == "job_0"
+    after = record.next()
+    assert after.submission_id == second.submission_id
+    assert after.last_sent_at is not None

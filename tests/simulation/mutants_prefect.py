@@ -42,8 +42,8 @@ MUTANTS = (
     Mutant(
         "a job that replaces another has the same submission",
         _STORE,
-        "new = _new_record(self.flow, self.slot, self.resubmission + 1)",
-        "new = _new_record(self.flow, self.slot, self.resubmission)",
+        "return self.numbered(self.resubmission + 1)",
+        "return self.numbered(self.resubmission)",
     ),
     Mutant(
         "records are never read",
