@@ -14,11 +14,11 @@ import json
 import threading
 import uuid
 import weakref
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, UserString, defaultdict
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.objects import Artifact
@@ -394,11 +394,24 @@ def now() -> datetime:
 
 
 def _digest(submitted: Any) -> str:
+    """Return a digest of what is submitted, which is the same in each process."""
     try:
-        text = json.dumps(submitted, sort_keys=True, default=repr)
-    except (TypeError, ValueError):
+        text = json.dumps(submitted, sort_keys=True, default=_as_sent)
+    except Exception:  # an object of a user's own class may raise anything
         text = repr(submitted)  # the job client rejects such inputs with an explanation
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _as_sent(value: object) -> Any:
+    """Return what the job client sends for a value that is no JSON: its `repr` may name an address."""
+    sent: Any = cast("Any", value)
+    if isinstance(value, Mapping):
+        return dict(sent)
+    if isinstance(value, Set):
+        return sorted(sent, key=repr)
+    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview | UserString):
+        return list(sent)
+    return repr(sent)
 
 
 def _new_record(flow: str, slot: str, resubmission: int) -> JobRecord:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import sqlite3
 import threading
 import weakref
+from collections.abc import Iterator, Mapping, Set
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -135,3 +138,59 @@ def test_a_record_survives_its_artifact() -> None:
 def test_an_unrelated_artifact_is_no_record(metadata: dict[str, str]) -> None:
     """An artifact with the same key but other content is ignored."""
     assert JobRecord.read(metadata, uuid4()) is None
+
+
+class Parameters(Mapping[str, Any]):
+    """A mapping of a user's own, whose `repr` is another one in each process."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self._values = values
+
+    def __getitem__(self, key: str) -> Any:
+        return self._values[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+class Events(Set[str]):
+    """A set whose order another process may not share."""
+
+    def __init__(self, *events: str) -> None:
+        self._events = events
+
+    def __contains__(self, event: object) -> bool:
+        return event in self._events
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._events)
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+
+def row() -> sqlite3.Row:
+    """Return a row of a database."""
+    with closing(sqlite3.connect(":memory:")) as database:
+        database.row_factory = sqlite3.Row
+        fetched: sqlite3.Row = database.execute("select 1 a, 'x' b").fetchone()
+        return fetched
+
+
+@pytest.mark.parametrize(
+    ("first", "again"),
+    [
+        (Parameters({"a": {"b": 1}}), Parameters({"a": {"b": 1}})),
+        ({"ticket": row()}, {"ticket": row()}),
+        (Events("flow.completed", "flow.failed"), Events("flow.failed", "flow.completed")),
+    ],
+    ids=["mapping", "row", "set"],
+)
+def test_equal_values_of_any_type_have_one_slot(first: Any, again: Any) -> None:
+    """A rerun finds its slot by what is sent, whatever class its inputs have."""
+    scope = uuid4()
+    slots = {JobStore(scope).slot(context(), FLOW, {"value": value}) for value in (first, again)}
+    assert len(slots) == 1
