@@ -159,6 +159,8 @@ async def _cancel_if_interrupted(
             cancelled = await cancel_or_keep(submission_state, run, error)
             if job := submission_state.job:
                 what = "cancelled" if cancelled else "left-running"
+                if not cancelled and job.last_status is not None and job.last_status.finished:
+                    what = str(job.last_status.state)  # before it could be cancelled
                 page = submission_state.artifact.page if submission_state.artifact else None
                 emit_job_event(run, what, job.flow, job.id, {"state": what, "url": page})
         elif submission_state.earlier is not None:

@@ -15,7 +15,7 @@ from prefect.client.schemas.objects import Artifact
 from prefect.context import FlowRunContext
 
 from noukai_core import AsyncJob, AsyncNoukai, JobRequest, Submission
-from noukai_prefect import NoukaiCredentials, _cancellation, _job_store
+from noukai_prefect import NoukaiCredentials, _cancellation, _job_store, _run
 from noukai_prefect._cancellation import StoppedInThread
 from noukai_prefect._job_store import JobStore, store_of
 from noukai_prefect._run import submit
@@ -136,6 +136,18 @@ async def test_a_cancel_while_the_record_is_read(rerun: Rerun, emulator: Emulato
     await rerun.recorded(job_known=job_known)
     await rerun.interrupted()
     assert await states(emulator) == ["cancelled"]
+
+
+async def test_a_cancel_of_a_job_that_has_ended(
+    rerun: Rerun, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event about a job that had completed before it could be cancelled does not say that it runs."""
+    job = await rerun.recorded(job_known=True)
+    emulator.control.finish(job.id)
+    events: list[str] = []
+    monkeypatch.setattr(_run, "emit_job_event", lambda _, what, *rest: events.append(what))
+    await rerun.interrupted()
+    assert events == ["completed"]
 
 
 async def test_a_stop_before_the_record_is_read(
