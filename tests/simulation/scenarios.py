@@ -202,10 +202,13 @@ async def wait(
     poll_interval: float | None,
 ) -> None:
     """Wait for a job, and keep a record of it."""
-    grace_ends = -math.inf
+    grace_ends, now = -math.inf, simulation.clock.now
     if job.submitted_at is not None:
-        age = simulation.clock.now + EPOCH + process.wall_error - job.submitted_at.timestamp()
-        grace_ends = simulation.clock.now - max(age, 0.0) + process.options.not_found_grace
+        age = now + EPOCH + process.wall_error - job.submitted_at.timestamp()
+        # The clock of an earlier process may be ahead, but what a call has returned was submitted before.
+        returned = (call.ended for call in simulation.calls if call.result is job)
+        known = max(age, *(now - ended for ended in returned if ended is not None), 0.0)
+        grace_ends = now - known + process.options.not_found_grace
     await simulation.call(
         task,
         "wait",
