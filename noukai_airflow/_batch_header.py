@@ -34,7 +34,7 @@ class BatchHeader:
         self._id = str(task_instance.id)
         self._task = task
         self._in_folder = in_folder
-        self._written: dict[str, Any] | None = None
+        self._kept: dict[str, Any] | None = None
 
     def read(self) -> dict[str, Any] | None:
         """Return the header, or `None` if there is none or it is malformed."""
@@ -42,9 +42,14 @@ class BatchHeader:
 
     def write(self, header: dict[str, Any]) -> dict[str, Any]:
         """Write the header for this try, and return it."""
-        self._written = {**header, "task": self._task, "try_number": self._number, "try_id": self._id}
-        self._log.write_header(self._written)
-        return self._written
+        own = {**header, "task": self._task, "try_number": self._number, "try_id": self._id}
+        self.keep(own)
+        self._log.write_header(own)
+        return own
+
+    def keep(self, header: dict[str, Any]) -> None:
+        """Take note of the header of this try, to write it again if an earlier one has replaced it."""
+        self._kept = header
 
     def is_own(self) -> bool:
         """Return whether this try still runs the batch, unless the log says that another one does.
@@ -76,9 +81,9 @@ class BatchHeader:
         if header.get("task") != self._task or self.is_later(header):
             return False
         number, try_id = self._try_of(header)
-        if self._written is not None and number < self._number and try_id < self._id:
+        if self._kept is not None and number < self._number and try_id < self._id:
             # A suspended try has written its own over it, or an object storage still shows an earlier one.
-            self._log.write_header(self._written)
+            self._log.write_header(self._kept)
         return True
 
     def _try_of(self, header: dict[str, Any]) -> tuple[int, str]:

@@ -128,6 +128,7 @@ class BatchRun:
         self._record: BatchRecord | None = None
         self._cancel_on_timeout = CancelUnlessReplaced(lambda: asyncio.to_thread(self._is_replaced))
         self._kill_requested = False
+        self._may_have_jobs = True
         self._jobs_ended = False  # or what becomes of them has been said
         self.batch_id: str | None = None
         self._next_progress = 0.0
@@ -214,7 +215,7 @@ class BatchRun:
             return
         if thread is not None:
             thread.stop(_STOP_SECONDS)
-        replaced = self._is_replaced()
+        replaced = thread is not None and self._is_replaced()
         if options.durable and retry_left and not replaced:
             return
         if thread is None:
@@ -234,7 +235,7 @@ class BatchRun:
         return f"{jobs.running:,} jobs left running"
 
     def _log_unread(self, reason: str) -> None:
-        if ran_before(self._context, resumed=self._resumed):
+        if self._may_have_jobs and ran_before(self._context, resumed=self._resumed):
             log_unread(self._options.flow, reason)
 
     def _is_replaced(self) -> bool:
@@ -278,12 +279,14 @@ class BatchRun:
     def _begin(self, started: float) -> tuple[dict[str, Any], bool]:
         """Return the header of this task's batch, and whether an earlier try began it."""
         header = self._header.read()
+        self._may_have_jobs = header is not None
         if header is not None and header.get("task") != self._task_name():
             raise NoukaiPermanentException(
                 f"output_path {self._options.output_path} has the outcomes of another task "
                 f"({header.get('task')}): give each run its own folder, for example with {{{{ run_id }}}}"
             )
         if header is not None and self._header.is_later(header):
+            self._may_have_jobs = False  # they belong to the later try
             raise NoukaiException(ANOTHER_TRY)
         if header is not None and self._continues(header):
             if not self._inputs.matches(header.get("inputs")):
@@ -296,6 +299,7 @@ class BatchRun:
             retried = header["try_number"] != self._task.try_number
             if retried:
                 header = self._header.write(header | self._until(started))
+            self._header.keep(header)
             return header, retried
         if header is not None:
             self._end_earlier(header)

@@ -12,6 +12,7 @@ import noukai_core as core
 from noukai_airflow._client_cache import shared_client
 from noukai_airflow._compat import CLEAR_DISCARDS_STATE
 from noukai_airflow._job_store import JobRecord, JobStore, TaskKey
+from noukai_airflow.exceptions import NoukaiException
 
 if TYPE_CHECKING:
     from airflow.sdk.types import RuntimeTaskInstanceProtocol
@@ -76,6 +77,7 @@ class TaskJob:
         rescheduled: Whether Airflow has begun this try before: a task whose DAG is missing is rescheduled.
         clear_discards_state: Whether a record that outlived a clear is one that the user kept.
         accepts: Whether a job of an earlier try can give a result that the task can return.
+        is_killed: Whether the task was told to end before its job was known.
 
     Attributes:
         polled: The job of an earlier try, while a poll decides whether to attach to it.
@@ -97,7 +99,9 @@ class TaskJob:
         rescheduled: bool = False,
         clear_discards_state: bool = CLEAR_DISCARDS_STATE,
         accepts: Callable[[Job, JobStatus], bool] = lambda job, status: True,
+        is_killed: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._is_killed = is_killed
         self._accepts = accepts
         self._settings = settings
         self._named_flow = flow
@@ -295,6 +299,8 @@ class TaskJob:
             abandoned: Whether the next try must not attach to the job.
         """
         request, task = self._request, self._task
+        if self._is_killed():
+            raise NoukaiException(f"{request.flow}: interrupted before anything was submitted")
         again = previous.resubmission + 1 if previous and previous.try_number == task.try_number else 0
         record = JobRecord.new(
             task.max_tries,

@@ -298,9 +298,9 @@ class JobWait:
             self._report(last.model_copy(update={"state": core.JobState.CANCELLED, "error": "timed out"}))
             return "cancelled"
         if outcome.not_needed:
-            if outcome.error is None:
-                self._record(lambda: self._store.change(abandoned=False))
+            # If it is not known how the job ended, an earlier request of this cancel may have ended it.
             if outcome.status is not None and outcome.status.finished:
+                self._record(lambda: self._store.change(abandoned=False))
                 self._ended_in_time = outcome.status
             return f"not cancelled ({outcome.not_needed})"
         return "cancel failed (may still be running)"

@@ -325,10 +325,7 @@ class NoukaiRunJobOperator(BaseOperator):
 
         def request() -> JobRequest:
             output.check()
-            request = self._request(context)
-            if self._kill_requested:
-                raise NoukaiException(f"{self.flow}: interrupted before anything was submitted")
-            return request
+            return self._request(context)
 
         self._task_job = TaskJob(
             self._settings,
@@ -342,9 +339,11 @@ class NoukaiRunJobOperator(BaseOperator):
             cancel_on_kill=self.cancel_on_kill,
             rescheduled=bool(cast("dict[str, Any]", context).get("task_reschedule_count")),
             accepts=output.accepts,
+            is_killed=lambda: self._kill_requested,
         )
         job = self._task_job.obtain()
         wait = self._wait_for(context, job)
+        self._obey_early_signal()
         wait.publish_job()
         if self.wait_for_completion:
             return wait.wait(wait.deadline(started))
@@ -386,7 +385,14 @@ class NoukaiRunJobOperator(BaseOperator):
                 last_status=JobStatus(id=job_id, state=logged_state) if logged_state else None,
             )
         )
-        return self._wait_for(context, job)
+        wait = self._wait_for(context, job)
+        self._obey_early_signal()
+        return wait
+
+    def _obey_early_signal(self) -> None:
+        """Do what `on_kill` does if it was called before the job was known."""
+        if self._kill_requested:
+            self.on_kill()
 
     def _wait_for(self, context: Context, job: Job) -> JobWait:
         from noukai_airflow._wait import JobWait, WaitOptions
@@ -413,8 +419,6 @@ class NoukaiRunJobOperator(BaseOperator):
         self._wait = JobWait(
             options, self.defer, context, self._settings, self._store(context), job, self._output()
         )
-        if self._kill_requested:  # the signal came before the job was known
-            self.on_kill()
         return self._wait
 
     def _output(self) -> TaskOutput:
@@ -429,7 +433,7 @@ class NoukaiRunJobOperator(BaseOperator):
         from noukai_airflow._compat import AirflowTaskTerminated
         from noukai_airflow._submit import note_returned
         from noukai_airflow._worker_kill import TaskKilled
-        from noukai_core import ResponseTooLargeError
+        from noukai_core import JobNotFoundError, ResponseTooLargeError
 
         self._context = context
         try:
@@ -443,7 +447,7 @@ class NoukaiRunJobOperator(BaseOperator):
             ) from None
         except Exception as error:
             # If a response is too large, it is the result of a job that has ended.
-            if not isinstance(error.__cause__, ResponseTooLargeError):
+            if not isinstance(error.__context__, ResponseTooLargeError | JobNotFoundError):
                 self._leave_job(context, error)
             raise
         except AirflowTaskTimeout:

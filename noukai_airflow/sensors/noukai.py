@@ -18,6 +18,7 @@ from noukai_airflow._trigger_event import JobEvent, Reason
 from noukai_airflow._xcoms import JOB_STATUS, task_instance_of
 from noukai_airflow.exceptions import (
     NoukaiException,
+    NoukaiJobCancelledException,
     NoukaiJobFailedException,
     NoukaiSensorJobFailedException,
     airflow_errors,
@@ -160,13 +161,21 @@ class NoukaiJobSensor(BaseSensorOperator):
         others = dict(next_kwargs or {})
         self._kept_deadline = others.pop("deadline", None)
         self.noukai_conn_id = others.pop("noukai_conn_id", self.noukai_conn_id)
-        if next_method == DEFERRAL_FAILED:
-            self._deadline = time.time()
-            with self._failing_softly():
-                polled = self._poll(context)
-            if polled:
-                return polled.xcom_value
+        if next_method == DEFERRAL_FAILED and (polled := self._last_poll(context)):
+            return polled.xcom_value
         return super().resume_execution(next_method, others, context)
+
+    def _last_poll(self, context: Context) -> PokeReturnValue | None:
+        """Poll a job whose time is over. If that fails, the sensor fails for the reason that it had."""
+        self._deadline = time.time()
+        try:
+            with self._failing_softly():
+                return self._poll(context)
+        except (AirflowSkipException, NoukaiJobFailedException, NoukaiJobCancelledException):
+            raise
+        except Exception as error:
+            self.log.warning("Noukai job %s of %s: not polled (%s)", self.job_id, self.flow, error)
+            return None
 
     @without_frames
     def execute_complete(self, context: Context, event: object = None, deadline: float | None = None) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from noukai_airflow.exceptions import (
 )
 from noukai_airflow.hooks.noukai import NoukaiHook
 from noukai_airflow.operators.noukai import NoukaiRunJobOperator
+from noukai_core import APIError, JobNotFoundError, ResponseTooLargeError
 from tests.airflow.conftest import FakeTask
 from tests.core.raw_service import COMPLETED, RUNNING, RawService, http
 
@@ -121,8 +123,6 @@ def test_without_xcoms(context: Any, emulator: Emulator) -> None:
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch, settings: ConnectionSettings) -> Any:
     """A service whose responses the test writes."""
-    from dataclasses import replace
-
     with RawService() as service:
         monkeypatch.setattr(NoukaiHook, "settings", replace(settings, base_url=service.base_url))
         yield service
@@ -231,6 +231,31 @@ def test_a_connection_that_is_gone_in_a_retry(
         operator(retries=2).execute(context)
     line = f"Noukai job {job_id} of {FLOW}: may be left running (the task failed before it asked for its job)"
     assert (line in caplog.text) is not left
+
+
+@pytest.mark.parametrize("error", [JobNotFoundError, ResponseTooLargeError])
+def test_a_job_that_gives_no_result(
+    error: type[APIError],
+    context: Any,
+    connected: ConnectionSettings,
+    emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A job that the server does not know, or that has ended with too large a result, is not left running."""
+    monkeypatch.setattr(_wait.JobWait, "wait", Mock(side_effect=error("no result")))
+    with pytest.raises(NoukaiException, match="no result"):
+        operator().execute(context)
+    assert "left running" not in caplog.text
+
+
+def test_a_cancel_whose_response_is_lost(service: RawService, context: Any) -> None:
+    """A job that the task's own cancel may have ended is replaced by the retry, even if a 409 came last."""
+    service.on("poll", RUNNING).on("cancel", ENDED_BEFORE)
+    context["ti"].max_tries = 1
+    with pytest.raises(NoukaiJobTimeoutException, match="already ended"):
+        operator(timeout=0.3, retries=1).execute(context)
+    assert context["task_state_store"].kept["noukai_job"]["abandoned"]
 
 
 def policy(action: str) -> Any:

@@ -541,3 +541,21 @@ def test_a_kill_that_comes_early(
     with pytest.raises(AirflowTaskTerminated):
         task.execute_complete(context, {"job_id": job_id})
     assert emulator.control.counts(job_id)["cancel"] == 1
+
+
+def test_an_early_kill_of_a_retry(connected: ConnectionSettings, context: Any, emulator: Emulator) -> None:
+    """Where a task keeps no state, a retry that is killed early still looks for its job, and cancels it."""
+    emulator.control.script("flow", outcome="never")
+    context.pop("task_state_store")
+    task_instance = context["ti"]
+    task_instance.max_tries = 1
+    job_id = operator(wait_for_completion=False, retries=1).execute(context)
+    task_instance.xcoms.clear()
+    task_instance.try_number = 2
+    task_instance.states = {task_instance.run_id: {task_instance.task_id: "failed"}}
+    task = operator(retries=1)
+    task.on_kill()
+    with pytest.raises(AirflowTaskTerminated):
+        task.execute(context)
+    assert emulator.control.counts(job_id)["cancel"] == 1
+    assert emulator.control.counts()["submit"] == 1
