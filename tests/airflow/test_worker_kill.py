@@ -129,7 +129,7 @@ def test_a_state_store_that_is_silent(
     monkeypatch.setattr(_worker_kill, "ACT_SECONDS", 0.1)
     store, asked = MemoryStore(), threading.Event()
     monkeypatch.setattr(store, "get", lambda key: asked.wait(10))
-    killed = kill(job, settings, in_state("failed"), store)
+    killed = kill(job, settings, in_state("failed"), store, cancel_on_kill=False)
     asked.set()
     assert "who ended its task is not known: no response from Airflow in time" in killed.phrase
 

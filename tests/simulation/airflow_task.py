@@ -235,9 +235,9 @@ class AirflowTask:
 
     @property
     def settings(self) -> ConnectionSettings:
-        """The connection, under a name for each process, as they share the memory of the simulator."""
-        conn_id = f"noukai_default in process {self.interleaving.running.number}"
-        return ConnectionSettings(conn_id, "nk_test_simulated_airflow", BASE_URL, options=self._options)
+        """The connection. The host has a name for each process, as they share the memory of the simulator."""
+        url = BASE_URL.replace("://", f"://process-{self.interleaving.running.number}.")
+        return ConnectionSettings("noukai_default", "nk_test_simulated_airflow", url, options=self._options)
 
     def has_new_id(self, worker: Blocking) -> bool:
         """Whether the task has got a new id since a worker began its try."""

@@ -188,7 +188,7 @@ class ThreadTransport(AsyncTransport):
 
 def send(network: Network, process: int, request: HttpRequest, done: Callable[[End], None]) -> Exchange:
     """Send a request of a client."""
-    path = request.url.removeprefix(f"{BASE_URL}/")
+    path = request.url.partition("/api/v1/")[2]
     return network.send(process, request.method, path, request.headers, request.timeout, done)
 
 
