@@ -351,7 +351,8 @@ class BatchRun:
         try:
             return await self._cancel_or_keep(batch, interruption)
         except asyncio.CancelledError:
-            return await self._cancel_or_keep(batch, interruption)
+            await self._cancel_or_keep(batch, interruption)
+            raise
 
     async def _cancel_or_keep(
         self, batch: AsyncJobBatch | None, interruption: BaseException

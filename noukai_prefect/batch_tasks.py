@@ -79,10 +79,11 @@ async def _in_own_task(stream: AsyncGenerator[JobOutcome, None]) -> AsyncGenerat
             handed_over.task_done()
         await task
     finally:
-        if not task.cancelling():  # a second time would interrupt the cleanup
-            task.cancel()
         with anyio.CancelScope(shield=True):
-            await asyncio.wait({task})
+            while not task.done():
+                if not task.cancelling():  # a second time would interrupt the cleanup
+                    task.cancel()
+                await asyncio.wait({task}, timeout=1.0)
         if not task.cancelled():
             task.result()
 

@@ -6,6 +6,7 @@ import asyncio
 import signal
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +14,7 @@ from prefect.exceptions import TerminationSignal
 
 from noukai_core import JobOutcome
 from noukai_prefect import NoukaiCredentials, _cancellation, stream_noukai_jobs
+from noukai_prefect._batch import BatchRun
 from noukai_prefect._cancellation import StoppedInThread
 from noukai_prefect._run_context import RunContext
 from noukai_prefect.batch_tasks import _in_own_task
@@ -157,3 +159,19 @@ async def test_a_stream_that_is_cancelled_does_not_look_complete() -> None:
         task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
+
+
+async def test_a_cancellation_during_the_cleanup() -> None:
+    """A cancellation that interrupts the cleanup is not lost: the cleanup is repeated, and the task ends."""
+    cleanups: list[object] = []
+
+    async def cancel_or_keep(batch: None, interruption: BaseException) -> None:
+        cleanups.append(interruption)
+        if len(cleanups) == 1:
+            raise asyncio.CancelledError
+
+    run: Any = SimpleNamespace(_cancel_or_keep=cancel_or_keep)
+    closed = GeneratorExit()
+    with pytest.raises(asyncio.CancelledError):
+        await BatchRun._end_jobs(run, None, closed)
+    assert cleanups == [closed, closed]
