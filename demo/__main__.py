@@ -90,7 +90,7 @@ def main() -> int:
 
 def run_airflow(airflow: LocalAirflow, base_url: str) -> list[Ending]:
     """Run the DAG, and return what became of its tasks."""
-    say("Airflow starts: scheduler, DAG processor, triggerer, API server")
+    say("Airflow starts: scheduler, DAG processor, triggerer, API servers")
     airflow.start()
     airflow.add_connection("noukai_default", conn_type="noukai", host=base_url, password=KEY)
     say(f"Airflow is up on {airflow.url}; it runs the DAG {DAG}")

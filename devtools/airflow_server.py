@@ -3,8 +3,7 @@
 The same four kinds of process as `airflow standalone` starts (scheduler, DAG processor, triggerer, API
 server), with SQLite and the LocalExecutor, but each started by itself, so that one of them can be stopped,
 killed, stalled or restarted while the others go on. There are two API servers, one for people and one for
-tasks. Nothing here imports Airflow: it may run from any
-environment that has httpx.
+tasks. Nothing here imports Airflow: it may run from any environment that has httpx.
 """
 
 from __future__ import annotations

@@ -175,7 +175,7 @@ class JobStore:
     def mark_delivered(self) -> None:
         """Record that the task has returned the job's result, so that a clear leads to a new job.
 
-        This matters from Airflow 3.4 on, to which a record of an earlier version may come.
+        Only Airflow 3.4 and later read this, but they also read what earlier versions have written.
         """
         self.change(delivered=True)
 

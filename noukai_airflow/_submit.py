@@ -170,10 +170,7 @@ class TaskJob:
             status = job.status()
         except core.JobNotFoundError:
             submission = record.submission
-            if (
-                can_ask_server(self._settings, self._request.session_id)
-                and (listed := flow.find(submission)) is not None
-            ):
+            if self._can_ask_server() and (listed := flow.find(submission)) is not None:
                 log.info(
                     "Noukai job %s of %s: found by its submission %s", listed.id, listed.flow, submission.id
                 )
@@ -204,7 +201,7 @@ class TaskJob:
             else:
                 log.info("Noukai job %s of %s: left running (cancel_on_kill is off)", old.id, old.flow)
             return self._submit(record)
-        if can_ask_server(self._settings, self._request.session_id):
+        if self._can_ask_server():
             return self._submit_again(replace(record, max_tries=self._task.max_tries, abandoned=False))
         log.warning(
             "Noukai submission %s to %s: may be left running (the task was cleared)",
@@ -217,16 +214,12 @@ class TaskJob:
         if record.job_id is not None:
             flow = self._client.flow(record.flow)
             return flow.attach(record.job_id, submitted_at=record.last_sent_at)
-        return (
-            self._find(record.flow, record.submission_id)
-            if can_ask_server(self._settings, self._request.session_id)
-            else None
-        )
+        return self._find(record.flow, record.submission_id) if self._can_ask_server() else None
 
     def _submit_without_record(self) -> Job:
         """Submit without a record of earlier tries, whose jobs are found by their submissions."""
         first = max(1, self._task.max_tries - self._retries + 1)
-        if can_ask_server(self._settings, self._request.session_id):
+        if self._can_ask_server():
             tries = range(1, self._task.try_number + self._rescheduled)
             self._sought = [self._own_id(number) for number in tries]
             if self._cancel_on_kill:
@@ -327,11 +320,7 @@ class TaskJob:
 
     def _find_recorded(self, record: JobRecord) -> Job | None:
         """Return the job of a submission that cannot be repeated now."""
-        job = (
-            self._find(record.flow, record.submission_id)
-            if can_ask_server(self._settings, self._request.session_id)
-            else None
-        )
+        job = self._find(record.flow, record.submission_id) if self._can_ask_server() else None
         if job is None:
             log.warning(
                 "Noukai submission %s to %s: may be left running (not recorded)",
@@ -393,6 +382,9 @@ class TaskJob:
     def _request(self) -> JobRequest:
         """What to submit. If this raises, no record may say already that a request is on its way."""
         return self._make_request()
+
+    def _can_ask_server(self) -> bool:
+        return can_ask_server(self._settings, self._request.session_id)
 
     def _flow(self) -> Flow:
         return self._client.flow(self._named_flow)

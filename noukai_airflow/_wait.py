@@ -306,7 +306,7 @@ class JobWait:
         return "cancel failed (may still be running)"
 
     def _record(self, change: Callable[[], None]) -> None:
-        """Record something. An Airflow that does not respond must not cost a job or its result."""
+        """Store something in Airflow, which must not cost a job or its result if that fails."""
         try:
             change()
         except Exception as error:

@@ -464,12 +464,14 @@ class NoukaiRunJobOperator(BaseOperator):
         """Say what becomes of a job that may be running, or of one that was not even looked for."""
         from noukai_airflow._submit import log_unsought
 
-        job, left = self._known_job(), retry_left(self, context, error)
+        job = self._known_job()
         if job is not None:
             wait = self._wait or self._wait_for(context, job)
             if not wait.settled:
-                wait.leave(retry_left=left)
-        elif not (self.durable and left) and not (self._task_job and self._task_job.record_read):
+                wait.leave(retry_left=retry_left(self, context, error))
+        elif self._task_job is not None and self._task_job.record_read:
+            return
+        elif not (self.durable and retry_left(self, context, error)):
             log_unsought(self._store(context), self.flow, ran_before(context, resumed=bool(self._kept)))
 
     def _execution_timed_out(self, context: Context) -> None:
