@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 UNHURRIED = 8.0
 MEGABYTES_3 = 3_000_000
 RESULT = {"answer": 42}
+KEYS = {"grade": "A", "Größe 2.5": 3}
+KEY_OF_ANOTHER_TASK = {"../neighbour/return_value": "replaced"}
 
 
 def faulty(
@@ -70,6 +72,8 @@ def started(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> dict[str, R
         "no such flow": runs.start("deferred_retry", missing=True),
         "silent": runs.start("deferred_silent", result=RESULT, after_seconds=UNHURRIED),
         "progress": runs.start("deferred", outcome="never"),
+        "keys": runs.start("multiple_outputs", result=KEYS),
+        "key of another task": runs.start("multiple_outputs", result=KEY_OF_ANOTHER_TASK),
     }
     steps = [{"stepId": "a", "status": "completed", "tokens": {"total": 30}, "costUsd": "0.002"}]
     for status in (400, 401, 402, 403):
@@ -120,6 +124,21 @@ def test_a_short_job_is_not_deferred(started: dict[str, Run]) -> None:
     assert run.wait_for() == "success"
     assert run.xcom() == RESULT
     assert "DEFERRED" not in run.logs()
+
+
+def test_keys_as_xcoms(started: dict[str, Run]) -> None:
+    """With `multiple_outputs`, each key of the output is an XCom as well."""
+    run = started["keys"]
+    assert run.wait_for() == "success"
+    assert {key: run.xcom(key) for key in KEYS} == run.xcom() == KEYS
+
+
+def test_a_key_of_another_task(started: dict[str, Run]) -> None:
+    """No key of an output replaces the XCom of another task, and the error names the key."""
+    run = started["key of another task"]
+    assert run.wait_for() == "failed"
+    assert run.xcom(task_id="neighbour") == KEY_OF_ANOTHER_TASK
+    assert "'../neighbour/return_value', which cannot be the key of an XCom" in run.errors()[-1]["exc_value"]
 
 
 def test_failed_without_retries(started: dict[str, Run]) -> None:

@@ -37,6 +37,7 @@ def started(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> dict[str, R
         "capped": runs.start("batch_capped", script=COSTS),
         "cancelled": runs.start("batch_of_many", script=ENDLESS, size=SIZE),
         "stream cancelled": runs.start("batch_streamed", script=ENDLESS, size=SIZE),
+        "outcome cancelled": runs.start("batch_worked_on", script=ENDLESS, size=SIZE),
         "killed": runs.start("batch_of_many", script=ENDLESS, size=SIZE),
         "stored and killed": runs.start("batch_stored", script=ENDLESS, size=SIZE, folder=folder),
         "stream killed": runs.start("batch_streamed", script=ENDLESS, size=SIZE),
@@ -90,9 +91,9 @@ def test_a_cost_cap(started: dict[str, Run], prefect: LocalPrefect) -> None:
     assert run.submissions() == len(run.jobs()) == states.count("completed")
 
 
-@pytest.mark.parametrize("style", ["cancelled", "stream cancelled"])
+@pytest.mark.parametrize("style", ["cancelled", "stream cancelled", "outcome cancelled"])
 def test_a_person_cancels_in_the_middle(started: dict[str, Run], style: str) -> None:
-    """Every job that runs is cancelled once, and none that has completed."""
+    """Every job that runs is cancelled once, even while the flow works on an outcome, but none that ended."""
     run = started[style]
     left = finish_half(run)
     run.cancel()

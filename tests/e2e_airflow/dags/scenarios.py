@@ -126,6 +126,11 @@ with DAG("of_the_form", schedule=None) as of_the_form:
         **PROMPT,
     )
 
+with DAG("multiple_outputs", schedule=None) as multiple_outputs:
+    arguments = {"flow": FLOW, "message": "Hello", "deferrable": False, "poll_interval": 0.5}
+    neighbour = NoukaiRunJobOperator(task_id="neighbour", **arguments)
+    neighbour >> NoukaiRunJobOperator(task_id="job", multiple_outputs=True, **arguments)
+
 with DAG("decorated_mapped", schedule=None) as decorated_mapped:
 
     @task.noukai(flow=FLOW, deferrable=True, map_index_template="{{ text }}", **PROMPT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Literal
 
 from prefect import flow
@@ -103,6 +104,14 @@ async def batch_stored(flow: str, size: int, folder: str) -> Any:
     storage = LocalFileSystem(basepath=folder)
     inputs = (f"m{number}" for number in range(size))
     return await arun_noukai_jobs(credentials, flow, inputs, output_storage=storage)
+
+
+@flow
+async def batch_worked_on(flow: str, size: int) -> None:
+    credentials = await NoukaiCredentials.aload("default")
+    inputs = [f"m{number}" for number in range(size)]
+    async for _ in stream_noukai_jobs(credentials, flow, inputs):
+        await asyncio.sleep(3600)
 
 
 @flow
