@@ -118,8 +118,8 @@ check-style: .venv/airflow/ready
 
 check-types: .venv/airflow/ready .venv/prefect/ready
 	$(call say,types beside Airflow)
-	.venv/airflow/bin/mypy --cache-dir .build/mypy-airflow core/noukai_core noukai_airflow
-	.venv/airflow/bin/pyright --pythonpath .venv/airflow/bin/python core/noukai_core noukai_airflow
+	.venv/airflow/bin/mypy --cache-dir .build/mypy-airflow core/noukai_core noukai_airflow noukai_orchestration
+	.venv/airflow/bin/pyright --pythonpath .venv/airflow/bin/python core/noukai_core noukai_airflow noukai_orchestration
 	$(call say,types beside Prefect)
 	.venv/prefect/bin/mypy --cache-dir .build/mypy-prefect core/noukai_core noukai_prefect
 	.venv/prefect/bin/pyright --pythonpath .venv/prefect/bin/python core/noukai_core noukai_prefect

@@ -39,7 +39,7 @@ def shared_client(settings: ConnectionSettings) -> Noukai:
     report_to_airflow()
     with _lock:
         client = _clients.get(settings)
-        if client is None:
+        if client is None or client.is_closed:  # a `with` block of somebody else's has closed it
             with _naming_connection(settings):
                 client = _clients[settings] = Noukai(**settings.client_arguments())
         return client

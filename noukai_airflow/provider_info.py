@@ -21,9 +21,19 @@ def _modules(component: str, *names: str) -> list[dict[str, Any]]:
     return [{"integration-name": "Noukai", "python-modules": modules}]
 
 
-def _field(label: str, description: str) -> dict[str, Any]:
+def _text(label: str, description: str) -> dict[str, Any]:
     # Without a default, the form saves null for a field that is left empty.
     return {"label": label, "description": description, "schema": {"type": ["string", "null"], "default": ""}}
+
+
+# A text would be masked as a secret in every log; so numbers and flags are saved as what they are.
+def _number(label: str, description: str, *, kind: str = "number", minimum: int = 0) -> dict[str, Any]:
+    schema = {"type": [kind, "null"], "minimum": minimum}
+    return {"label": label, "description": description, "schema": schema}
+
+
+def _flag(label: str, description: str) -> dict[str, Any]:
+    return {"label": label, "description": description, "schema": {"type": ["boolean", "null"]}}
 
 
 def get_provider_info() -> dict[str, Any]:
@@ -78,43 +88,50 @@ def connection_type() -> dict[str, Any]:
             },
         },
         "conn-fields": {
-            "run_url_template": _field(
+            "run_url_template": _text(
                 "Run page URL template",
                 "Optional. The address of a job's page; {org}, {project}, {flow} and {job_id} are filled in. "
                 "Without it, tasks show no link.",
             ),
-            "request_timeout": _field("Request timeout", "Optional. Seconds for one request. Default: 30."),
-            "retry_timeout": _field(
+            "request_timeout": _number("Request timeout", "Optional. Seconds for one request. Default: 30."),
+            "retry_timeout": _number(
                 "Retry timeout",
                 "Optional. Seconds for which transient errors are retried. Default: 300.",
             ),
-            "recovery_timeout": _field(
+            "recovery_timeout": _number(
                 "Recovery timeout",
                 "Optional. Seconds to find out whether a submission with an unknown outcome created a job; 0 "
                 "turns this off. Default: 60.",
             ),
-            "not_found_grace": _field(
+            "not_found_grace": _number(
                 "Not-found grace period",
                 "Optional. Seconds after a submission in which the server may not know the job. Default: 60.",
             ),
-            "max_polls_per_second": _field(
-                "Polls per second", "Optional. The rate limit of all jobs in one process. Default: 50."
+            "max_polls_per_second": _number(
+                "Polls per second",
+                "Optional. The rate limit of all jobs in one process. Default: 50.",
             ),
-            "max_followed_jobs": _field(
+            "max_followed_jobs": _number(
                 "Followed jobs",
                 "Optional. The most jobs whose steps one process follows. Default: 50.",
+                kind="integer",
             ),
-            "max_response_bytes": _field(
-                "Response size limit", "Optional. The largest response, in bytes. Default: 67108864."
+            "max_response_bytes": _number(
+                "Response size limit",
+                "Optional. The largest response, in bytes. Default: 67108864.",
+                kind="integer",
+                minimum=1,
             ),
-            "max_poll_bytes": _field(
+            "max_poll_bytes": _number(
                 "Poll size limit",
                 "Optional. How many bytes of a response a triggerer reads; the worker fetches the result. "
                 "Default: 1048576.",
+                kind="integer",
+                minimum=1,
             ),
-            "allow_insecure_http": _field(
+            "allow_insecure_http": _flag(
                 "Allow plain HTTP",
-                "Optional. true sends the key over http to another machine, where it can be read on the way.",
+                "Optional. Sends the key over http to another machine, where it can be read on the way.",
             ),
         },
     }

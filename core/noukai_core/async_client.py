@@ -109,6 +109,11 @@ class AsyncRunner:
             effects.close()
             await receiver.aclose()
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing more can be sent."""
+        return self._connection.is_closed
+
     async def aclose(self) -> None:
         """Close the connections; a second time does nothing."""
         await self._connection.aclose()
@@ -184,6 +189,11 @@ class AsyncNoukai:
     async def ended_runs(self, flow_id: str, cursor: RunsCursor | None = None) -> EndedRuns:
         """Read which runs of a flow have ended since the previous read; see `Noukai.ended_runs`."""
         return await self._runner.run(reading_ended_runs(flow_id, cursor))
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the client is closed, and sends nothing more."""
+        return self._runner.is_closed
 
     async def aclose(self) -> None:
         """Close the connections. Closing twice is fine."""

@@ -106,6 +106,11 @@ class Runner:
         """Return the outcomes of a batch."""
         return JobBatch(self._send, batch, inputs, ledger, cancel_on_close=cancel_on_close)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing more can be sent."""
+        return self._connection.is_closed
+
     def close(self) -> None:
         """Close the connections; a second time does nothing."""
         self._connection.close()
@@ -229,6 +234,11 @@ class Noukai:
             APIError: The server rejected the request otherwise, or was not reached.
         """
         return self._runner.run(reading_ended_runs(flow_id, cursor))
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the client is closed, and sends nothing more."""
+        return self._runner.is_closed
 
     def close(self) -> None:
         """Close the connections. Closing twice is fine."""

@@ -86,9 +86,16 @@ class NoukaiHook(BaseHook):
     def get_connection_form_widgets(cls) -> dict[str, Any]:
         """Return the form's additional fields, for Airflow before 3.2, which does not read them elsewhere."""
         wtforms: Any = import_module("wtforms")  # Airflow installs it, or replaces it by a stub
+        # The stub has no field for decimals.
+        kinds = {
+            "string": wtforms.StringField,
+            "integer": wtforms.IntegerField,
+            "number": wtforms.IntegerField,
+            "boolean": wtforms.BooleanField,
+        }
         fields = connection_type()["conn-fields"]
         return {
-            name: wtforms.StringField(field["label"], description=field["description"])
+            name: kinds[field["schema"]["type"][0]](field["label"], description=field["description"])
             for name, field in fields.items()
         }
 
@@ -109,7 +116,9 @@ class NoukaiHook(BaseHook):
             return self._settings_of(self.get_connection(self.noukai_conn_id))
 
     def get_conn(self) -> Noukai:
-        """Return the client. Do not close it, since it is shared.
+        """Return the client, which every user of the connection in this process shares.
+
+        It need not be closed. If it is, the next call makes another one.
 
         Raises:
             NoukaiPermanentException: The connection is malformed.

@@ -171,6 +171,18 @@ def test_the_button_of_the_form(
     assert emulator.control.jobs() == []
 
 
+def test_a_shared_client_that_is_closed(
+    settings: ConnectionSettings, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who uses the client in a `with` block, as one does with clients, leaves later users a new one."""
+    monkeypatch.setattr(NoukaiHook, "settings", settings)
+    for _ in range(2):
+        with NoukaiHook().get_conn() as client:
+            assert client.verify_key()
+        assert client.is_closed
+    assert not NoukaiHook().get_conn().is_closed
+
+
 def test_the_labels_of_the_form_before_airflow_3_2() -> None:
     """The form of an older Airflow has the labels of the newer one's, under the names that it reads."""
     behaviour = NoukaiHook.get_ui_field_behaviour()

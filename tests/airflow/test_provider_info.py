@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from importlib.metadata import distribution, entry_points
@@ -13,8 +14,9 @@ from pathlib import Path
 import jsonschema
 
 from noukai_airflow import exceptions
-from noukai_airflow._connection import EXTRA_FIELDS
+from noukai_airflow._connection import EXTRA_FIELDS, ConnectionSettings
 from noukai_airflow.provider_info import get_provider_info
+from tests.airflow.conftest import KEY
 
 
 def test_it_is_valid_against_airflows_schema() -> None:
@@ -48,13 +50,54 @@ def test_everything_named_can_be_imported() -> None:
 
 
 def test_the_form_has_every_field_of_the_extra() -> None:
-    """Each field that a connection may have in its extra is in the form, and none saves a null.
+    """Each field that a connection may have in its extra is in the form.
 
     The organisation and the project are the login and the schema there.
     """
     fields = get_provider_info()["connection-types"][0]["conn-fields"]
     assert set(fields) == set(EXTRA_FIELDS) - {"org", "project"}
-    assert {field["schema"]["default"] for field in fields.values()} == {""}
+
+
+def test_a_form_that_is_left_empty() -> None:
+    """What the form saves for empty fields is as good as no extra."""
+    fields = get_provider_info()["connection-types"][0]["conn-fields"]
+    saved = {name: field["schema"].get("default") for name, field in fields.items()}
+    assert ConnectionSettings.of("of_the_form", password=KEY, host=None, extra=saved) == (
+        ConnectionSettings.of("of_the_form", password=KEY, host=None, extra={})
+    )
+
+
+def test_numbers_and_flags_are_no_text() -> None:
+    """The form saves them as what they are: Airflow would mask their text in every log."""
+    fields = get_provider_info()["connection-types"][0]["conn-fields"]
+    kinds = {name: field["schema"]["type"][0] for name, field in fields.items()}
+    assert [name for name, kind in kinds.items() if kind == "string"] == ["run_url_template"]
+    saved = {
+        name: {"number": 2.5, "integer": 7, "boolean": True}[kind]
+        for name, kind in kinds.items()
+        if kind != "string"
+    }
+    settings = ConnectionSettings.of("of_the_form", password=KEY, host=None, extra=saved)
+    assert (settings.allow_insecure_http, settings.max_poll_bytes) == (True, 7)
+    assert set(dict(settings.options).values()) == {2.5, 7}
+
+
+def test_airflow_finds_a_module_for_the_distribution() -> None:
+    """While Airflow searches every provider for example DAGs, it logs no error about this one."""
+    program = (
+        "from airflow.dag_processing.bundles.manager import DagBundlesManager; "
+        "print(*[bundle.name for bundle in DagBundlesManager().get_all_dag_bundles()])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"AIRFLOW__CORE__LOAD_EXAMPLES": "True"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert "example" in done.stdout
+    assert "noukai_orchestration" not in done.stdout + done.stderr
 
 
 def test_it_is_cheap_to_read() -> None:

@@ -42,9 +42,13 @@ def test_the_form(airflow: LocalAirflow) -> None:
     assert {name for name, field in standard.items() if field and field.get("hidden")} == {"port"}
     labels = {name: field["schema"]["title"] for name, field in form["extra_fields"].items()}
     assert labels == {name: field["label"] for name, field in connection_type()["conn-fields"].items()}
-    # The form saves the value of each field, and a null says nothing. Airflow 3.1 makes every value a null.
-    value = "" if AIRFLOW >= (3, 3) else None
-    assert {field["value"] for field in form["extra_fields"].values()} == {value}
+    # The form saves the value of each field. Airflow 3.1 makes every value a null.
+    values = {name: field["value"] for name, field in form["extra_fields"].items()}
+    assert values.pop("run_url_template") == ("" if AIRFLOW >= (3, 3) else None)
+    assert set(values.values()) == {None}
+    kinds = {name: field["schema"]["type"][0] for name, field in form["extra_fields"].items()}
+    assert kinds["allow_insecure_http"] == "boolean"
+    assert kinds["max_poll_bytes"] == "integer"
 
 
 def test_a_connection_that_works(airflow: LocalAirflow, emulator_server: Emulator) -> None:

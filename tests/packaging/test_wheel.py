@@ -17,11 +17,16 @@ if TYPE_CHECKING:
     from tests.packaging.conftest import Wheel
 
 REPOSITORY = Path(__file__).parents[2]
-PACKAGES = {"noukai_core": REPOSITORY / "core", "noukai_airflow": REPOSITORY, "noukai_prefect": REPOSITORY}
+PACKAGES = {
+    "noukai_core": REPOSITORY / "core",
+    "noukai_airflow": REPOSITORY,
+    "noukai_prefect": REPOSITORY,
+    "noukai_orchestration": REPOSITORY,
+}
 
 
-def test_the_wheel_holds_three_packages_and_nothing_else(wheel: Wheel) -> None:
-    """Only the three packages land in site-packages: no `core`, no `tests`, no `demo`."""
+def test_the_wheel_holds_the_packages_and_nothing_else(wheel: Wheel) -> None:
+    """Only the packages land in site-packages: no `core`, no `tests`, no `demo`."""
     tops = {name.split("/")[0] for name in wheel.files}
 
     assert {top for top in tops if not top.endswith(".dist-info")} == set(PACKAGES)
@@ -98,6 +103,25 @@ def test_the_metadata_keep_the_ranges_wide(wheel: Wheel) -> None:
         "emulator",
         "otel",
     }
+
+
+def test_the_distribution_can_be_imported_under_its_own_name(wheel: Wheel) -> None:
+    """Its module has the version, as Airflow and people look for it."""
+    script = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import noukai_orchestration
+print(noukai_orchestration.__version__)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, wheel.path],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=wheel.path.parent,
+        timeout=60,
+    )
+    assert done.stdout.strip() == wheel.metadata["Version"]
 
 
 def test_the_licence_comes_along(wheel: Wheel) -> None:

@@ -94,6 +94,11 @@ class BaseConnection:
             "or copied: pass the id of a job, and attach to it with a client of the other process"
         )
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing more can be sent."""
+        return self._closed
+
     def _client_closed(self, call: Call[Any]) -> ClientClosedError:
         return ClientClosedError(
             f"{call.operation}: not sent, as the client is closed; make a new one",
