@@ -118,13 +118,15 @@ def the_next_try_keeps_its_job(task: AirflowTask, asks_every: float = 0.0) -> It
     if not task.durable_store:
         return  # nothing tells the worker
     server, live = task.simulation.server, task.simulation.live
+    begun: dict[tuple[int, str], float] = {}
     for exchange in task.simulation.network.exchanges:
         job = server.job_of(exchange.job_id) if exchange.kind == "cancel" else None
         if job is None or exchange.process not in task.replaced or (task.acts and task.cancel_on_kill):
             continue
+        decided_at = begun.setdefault((exchange.process, job.id), exchange.sent_at)  # what failed is repeated
         replaced_at = live[exchange.process - 1].presumed_dead_at
         ran = not job.finished(exchange.sent_at) and exchange.sent_at < job.cancelled_at
-        if replaced_at is not None and exchange.sent_at > replaced_at + asks_every and ran:
+        if replaced_at is not None and decided_at > replaced_at + asks_every and ran:
             yield f"process {exchange.process} cancelled {job.id} after Airflow had replaced it"
 
 

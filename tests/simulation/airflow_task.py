@@ -311,6 +311,8 @@ class AirflowTask:
 
     def _clear(self) -> None:
         self.cleared = False
+        if self.worker is not None and self.worker.alive:  # a mark has not ended it yet
+            self.replaced.add(self.worker.number)
         self.max_tries = self.try_number + RETRIES
         self.try_number += 1
         self.state = "queued"
@@ -434,7 +436,7 @@ class AirflowTask:
             self.act_handled |= worker.presumed_dead_at is None
             error = raised
         worker.alive = False
-        if worker.presumed_dead_at is not None:
+        if worker.presumed_dead_at is not None or self.has_new_id(worker):
             self.tell("process {0} ends, and Airflow does not take what it came to", worker.number)
         elif isinstance(error, Killed):
             self._ended(None)

@@ -56,6 +56,16 @@ MUTANTS = (
         "        if header is not None and self._header.is_later(header):\n",
         "        if False:\n",
     ),
+    Mutant(
+        "every try names its chunks alike",
+        _LOG,
+        "self._last_name() or secrets.token_hex(4)",
+        'self._last_name() or "0"',
+        also=(
+            ("self._name = self._name or secrets.token_hex(4)", 'self._name = self._name or "0"'),
+            ("self._name, self._chunk = secrets.token_hex(4), 0", 'self._name, self._chunk = "0", 0'),
+        ),
+    ),
     # How a task ends.
     Mutant(
         "outputs come in the order in which jobs ended",
