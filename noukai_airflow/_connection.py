@@ -29,6 +29,9 @@ _OPTIONS = {
 _WHOLE_NUMBERS = ("max_followed_jobs", "max_response_bytes")
 EXTRA_FIELDS = ("org", "project", "run_url_template", "max_poll_bytes", "allow_insecure_http", *_OPTIONS)
 
+_ORG = "an organisation (the login, or org in the extra)"
+_PROJECT = "a project (the schema, or project in the extra)"
+
 
 @dataclass(frozen=True)
 class ConnectionSettings:
@@ -93,18 +96,31 @@ class ConnectionSettings:
                 f"The Airflow connection {conn_id!r} has the port {port}, which is not read: write it into "
                 "the host, as in http://127.0.0.1:8090/api/v1."
             )
+        base_url = (host or "").strip() or PRODUCTION_URL
+        if not base_url.lower().startswith(("https://", "http://")):
+            raise NoukaiPermanentException(
+                f"The Airflow connection {conn_id!r} has a host that is no URL: write it with https:// and "
+                f"its path, as in {PRODUCTION_URL}, or leave it empty for Noukai's own address."
+            )
         for name in extra:
             if name not in EXTRA_FIELDS:
                 raise NoukaiPermanentException(
                     f"The Airflow connection {conn_id!r} has the unknown field {name!r} in its extra; "
                     f"the fields are {', '.join(EXTRA_FIELDS)}."
                 )
+        org = login or _text(extra, "org", conn_id)
+        project = schema or _text(extra, "project", conn_id)
+        if (org is None) != (project is None):
+            given, missing = (_ORG, _PROJECT) if project is None else (_PROJECT, _ORG)
+            raise NoukaiPermanentException(
+                f"The Airflow connection {conn_id!r} has {given}, but not {missing}: set both, or neither."
+            )
         return cls(
             conn_id=conn_id,
             api_key=password,
-            base_url=(host or "").strip() or PRODUCTION_URL,
-            org=login or _text(extra, "org", conn_id),
-            project=schema or _text(extra, "project", conn_id),
+            base_url=base_url,
+            org=org,
+            project=project,
             run_url_template=_url_template(extra, conn_id),
             allow_insecure_http=_flag(extra, "allow_insecure_http", conn_id),
             max_poll_bytes=_bytes(extra, "max_poll_bytes", conn_id) or DEFAULT_MAX_POLL_BYTES,

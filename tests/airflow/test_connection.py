@@ -147,3 +147,26 @@ def test_equal_connections_share() -> None:
 def test_a_flag(given: object, allowed: bool) -> None:
     """A flag of the extra may come from JSON, or as text from a form."""
     assert settings({"allow_insecure_http": given}).allow_insecure_http is allowed
+
+
+@pytest.mark.parametrize("host", ["api.noukai.dev", "127.0.0.1:8090/api/v1", "ftp://api.noukai.dev"])
+def test_a_host_without_a_protocol(host: str) -> None:
+    """The error names the field that was filled in, and shows a whole address."""
+    with pytest.raises(NoukaiPermanentException, match=r"'my_conn' has a host that is no URL.*https://api\."):
+        settings(host=host)
+
+
+@pytest.mark.parametrize(
+    ("fields", "given", "missing"),
+    [
+        ({"schema": "https"}, "a project (the schema", "an organisation (the login"),
+        ({"login": "acme"}, "an organisation (the login", "a project (the schema"),
+        ({"extra": {"org": "acme"}}, "an organisation (the login, or org in the extra)", "a project"),
+    ],
+)
+def test_an_organisation_without_a_project(fields: dict[str, Any], given: str, missing: str) -> None:
+    """One without the other is refused, and the error names both by the fields of the connection."""
+    with pytest.raises(NoukaiPermanentException) as caught:
+        settings(**fields)
+    assert f"'my_conn' has {given}" in str(caught.value)
+    assert f", but not {missing}" in str(caught.value)

@@ -87,7 +87,9 @@ async def test_a_variable_that_is_no_json(monkeypatch: pytest.MonkeyPatch) -> No
         await NoukaiHook("of_a_test").aget_settings()
 
 
-@pytest.mark.parametrize("fields", [{"password": "sk-of-another-service"}, {"host": "ftp://noukai.test"}])
+@pytest.mark.parametrize(
+    "fields", [{"password": "sk-of-another-service"}, {"host": "https://noukai.test/api/v1?a=b"}]
+)
 async def test_a_connection_that_no_client_takes(
     fields: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

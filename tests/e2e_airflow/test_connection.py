@@ -62,8 +62,8 @@ def test_a_connection_that_works(airflow: LocalAirflow, emulator_server: Emulato
     [
         ({}, "no API key"),
         ({"password": "wrong"}, "does not look like a Noukai key"),
-        ({"password": KEY, "host": "not a url"}, "base_url"),
-        ({"password": KEY, "extra": '{"org": "acme"}'}, "project is not"),
+        ({"password": KEY, "host": "not a url"}, "a host that is no URL"),
+        ({"password": KEY, "extra": '{"org": "acme"}'}, "but not a project"),
         ({"password": KEY, "extra": '{"run_url_template": "nowhere"}'}, "malformed 'run_url_template'"),
         ({"password": KEY, "extra": '{"retry_timout": 3}'}, "the unknown field 'retry_timout'"),
     ],
