@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, cast
 
-from airflow.sdk import RetryDecision, RetryPolicy
+try:
+    from airflow.sdk import RetryDecision, RetryPolicy
+except ImportError as error:
+    raise ImportError(
+        f"NoukaiRetryPolicy needs Airflow 3.3 or later, and this is {version('apache-airflow-core')}"
+    ) from error
 
 from noukai_airflow.exceptions import (
     NoukaiException,

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
+
+import airflow.sdk
+import pytest
 
 PROGRAM = """
 import sys
@@ -28,3 +32,10 @@ def test_importing_the_operators_loads_little() -> None:
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+@pytest.mark.skipif(hasattr(airflow.sdk, "RetryDecision"), reason="this Airflow has retry policies")
+def test_a_retry_policy_before_airflow_3_3() -> None:
+    """An Airflow without retry policies is told by its version, and not by a name that it lacks."""
+    with pytest.raises(ImportError, match=r"NoukaiRetryPolicy needs Airflow 3\.3 or later, and this is 3\."):
+        importlib.import_module("noukai_airflow.retry_policy")
