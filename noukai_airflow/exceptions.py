@@ -151,6 +151,28 @@ def without_frames(method: Callable[P, R]) -> Callable[P, R]:
     return wrapper
 
 
+def permanent_if_invalid(constructor: Callable[P, None]) -> Callable[P, None]:
+    """Let a constructor raise an `InvalidInputError` that Airflow does not retry.
+
+    Airflow calls the constructor when it parses the DAG, but that of a mapped task in each of its tries.
+    """
+
+    @wraps(constructor)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            constructor(*args, **kwargs)
+        except ValueError as error:
+            from noukai_core import InvalidInputError
+
+            if not isinstance(error, InvalidInputError):
+                raise
+            from noukai_airflow._invalid_argument import InvalidArgumentError
+
+            raise InvalidArgumentError(str(error)) from None
+
+    return wrapper
+
+
 def translate(error: NoukaiError) -> NoukaiException:
     """Return the exception for an error of the job client."""
     import noukai_core as core

@@ -249,6 +249,13 @@ def moment(value: object, argument: str) -> datetime:
         raise refused(f"{argument} is {shown(value)}, which is no time in UTC") from None
 
 
+def flag(value: object, argument: str) -> bool:
+    """Check that a value is True or False, and not something that only counts as such."""
+    if not isinstance(value, bool):
+        raise refused(f"{argument} is {shown(value)}, but must be True or False")
+    return value
+
+
 def job_body(
     *,
     message: object = None,
@@ -261,9 +268,7 @@ def job_body(
     """Check what is submitted, and return it as the bytes of the request's body."""
     if message is not None and not isinstance(message, str):
         raise refused(f"message is {shown(message)}, but must be a string")
-    if not isinstance(trace, bool):
-        raise refused(f"trace is {shown(trace)}, but must be True or False")
-    body: dict[str, Any] = {"message": message, "trace": trace or None}
+    body: dict[str, Any] = {"message": message, "trace": flag(trace, "trace") or None}
     body["parameters"] = _object(parameters, "parameters")
     body["blockOverrides"] = _object(block_overrides, "block_overrides")
     _check_parameters(message, body["parameters"])

@@ -1,4 +1,4 @@
-"""Checks of durations, counts and choices.
+"""Checks of durations, counts, choices and flags.
 
 Each check returns the value in its plain form, and raises `InvalidInputError`, which names the argument, the
 value and what is allowed.
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TypeAlias, TypeGuard, TypeVar
 
-from noukai_core._validation import refused, shown
+from noukai_core._validation import flag, refused, shown
 
 T = TypeVar("T")
 
@@ -95,6 +95,19 @@ def check_choice(value: T, allowed: Sequence[T], argument: str) -> T:
         choices = " or ".join(repr(choice) for choice in allowed)
         raise refused(f"{argument} is {shown(value)}, but must be {choices}")
     return value
+
+
+def check_flag(value: object, argument: str) -> bool:
+    """Check that a value is True or False, and not something that only counts as such.
+
+    Args:
+        value: The value.
+        argument: Its name, for the message.
+
+    Raises:
+        InvalidInputError: It is neither.
+    """
+    return flag(value, argument)
 
 
 def has_keys(value: object) -> bool:

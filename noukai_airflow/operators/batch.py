@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from decimal import Decimal
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout, conf
 from airflow.sdk import BaseOperator
 
 from noukai_airflow._retries import ran_before, retry_left
-from noukai_airflow.exceptions import NoukaiException, airflow_errors, without_frames
+from noukai_airflow.exceptions import NoukaiException, airflow_errors, permanent_if_invalid, without_frames
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -77,8 +77,10 @@ class NoukaiRunJobsOperator(BaseOperator):
         "noukai_conn_id",
         "storage_conn_id",
     )
+    template_fields_renderers: ClassVar[dict[str, str]] = {"inputs": "json"}
     ui_color = "#efe7fb"
 
+    @permanent_if_invalid
     def __init__(
         self,
         *,
@@ -102,7 +104,7 @@ class NoukaiRunJobsOperator(BaseOperator):
         **kwargs: Any,
     ) -> None:
         from noukai_airflow._batch_outcome import check_fail_on, check_max_cost
-        from noukai_core.checks import check_choice, check_count, check_duration
+        from noukai_core.checks import check_choice, check_count, check_duration, check_flag
 
         super().__init__(**kwargs)  # pyright: ignore[reportUnknownMemberType]
         self.flow = flow
@@ -110,18 +112,18 @@ class NoukaiRunJobsOperator(BaseOperator):
         self.output_path = output_path
         self.storage_conn_id = storage_conn_id
         self.version = version
-        self.trace = trace
+        self.trace = check_flag(trace, "trace")
         self.noukai_conn_id = noukai_conn_id
         self.max_concurrency = check_count(max_concurrency, "max_concurrency")
         self.max_cost_usd = check_max_cost(max_cost_usd, trace=trace)
         self.fail_on: FailOn = check_fail_on(fail_on)
-        self.deferrable = deferrable
+        self.deferrable = check_flag(deferrable, "deferrable")
         self.timeout = None if timeout is None else check_duration(timeout, "timeout")
         self.poll_interval = None if poll_interval is None else check_duration(poll_interval, "poll_interval")
         self.on_cancelled: OnCancelled = check_choice(on_cancelled, ("fail", "skip"), "on_cancelled")
-        self.cancel_on_kill = cancel_on_kill
-        self.cancel_on_timeout = cancel_on_timeout
-        self.durable = durable
+        self.cancel_on_kill = check_flag(cancel_on_kill, "cancel_on_kill")
+        self.cancel_on_timeout = check_flag(cancel_on_timeout, "cancel_on_timeout")
+        self.durable = check_flag(durable, "durable")
         self._run: BatchRun | None = None
         self._ended_run: BatchRun | None = None
         self._kill_requested = False

@@ -18,6 +18,7 @@ from noukai_airflow.exceptions import (
     NoukaiException,
     NoukaiJobTimeoutException,
     airflow_errors,
+    permanent_if_invalid,
     without_frames,
 )
 from noukai_airflow.links.noukai import NoukaiJobLink
@@ -59,7 +60,7 @@ class NoukaiRunJobOperator(BaseOperator):
         session_id: Your own UUID, which groups jobs. With one, a submission with an unknown outcome cannot be
             looked up.
         callback_url: A public https address that Noukai calls when the job has ended. Templated.
-        callback_events: The events to call it for: `flow.completed`, `flow.failed` or both.
+        callback_events: The events to call it for: `flow.completed`, `flow.failed` or both. Templated.
         trace: Whether the run is traced. The XCom `job_status` then includes its tokens and its cost.
         noukai_conn_id: The Airflow connection.
         deferrable: Whether to wait in the triggerer instead of on a worker. Defaults to the setting
@@ -100,6 +101,7 @@ class NoukaiRunJobOperator(BaseOperator):
         "version",
         "session_id",
         "callback_url",
+        "callback_events",
         "noukai_conn_id",
         "output_path",
         "storage_conn_id",
@@ -108,6 +110,7 @@ class NoukaiRunJobOperator(BaseOperator):
     operator_extra_links = (NoukaiJobLink(),)
     ui_color = "#efe7fb"
 
+    @permanent_if_invalid
     def __init__(
         self,
         *,
@@ -138,7 +141,7 @@ class NoukaiRunJobOperator(BaseOperator):
         **kwargs: Any,
     ) -> None:
         from noukai_core import InvalidInputError
-        from noukai_core.checks import check_choice, check_duration
+        from noukai_core.checks import check_choice, check_duration, check_flag
         from noukai_core.following import FOLLOW
         from noukai_core.output_types import check_output_type
 
@@ -151,13 +154,13 @@ class NoukaiRunJobOperator(BaseOperator):
         self.session_id = session_id
         self.callback_url = callback_url
         self.callback_events = callback_events
-        self.trace = trace
+        self.trace = check_flag(trace, "trace")
         self.noukai_conn_id = noukai_conn_id
-        self.deferrable = deferrable
+        self.deferrable = check_flag(deferrable, "deferrable")
         self.output_path = output_path
         self.storage_conn_id = storage_conn_id
         self.output_type = check_output_type(output_type)
-        self.wait_for_completion = wait_for_completion
+        self.wait_for_completion = check_flag(wait_for_completion, "wait_for_completion")
         if not wait_for_completion and (output_path is not None or output_type is not None):
             raise InvalidInputError(
                 "output_path and output_type need wait_for_completion: without, there is no output"
@@ -168,13 +171,13 @@ class NoukaiRunJobOperator(BaseOperator):
             None if inline_wait == "auto" else check_duration(inline_wait, "inline_wait", zero=True)
         )
         self.on_cancelled: OnCancelled = check_choice(on_cancelled, ("fail", "skip"), "on_cancelled")
-        self.cancel_on_kill = cancel_on_kill
-        self.cancel_on_timeout = cancel_on_timeout
+        self.cancel_on_kill = check_flag(cancel_on_kill, "cancel_on_kill")
+        self.cancel_on_timeout = check_flag(cancel_on_timeout, "cancel_on_timeout")
         self.on_final_failure: OnFinalFailure = check_choice(
             on_final_failure, ("keep", "cancel"), "on_final_failure"
         )
         self.follow: Follow = check_choice(follow, FOLLOW, "follow")
-        self.durable = durable
+        self.durable = check_flag(durable, "durable")
         self._job: Job | None = None
         self._context: Context | None = None
         self._wait: JobWait | None = None

@@ -8,7 +8,7 @@ from collections.abc import Collection, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from airflow.providers.common.compat.sdk import AirflowSensorTimeout, AirflowSkipException, conf
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
@@ -22,6 +22,7 @@ from noukai_airflow.exceptions import (
     NoukaiJobFailedException,
     NoukaiSensorJobFailedException,
     airflow_errors,
+    permanent_if_invalid,
     without_frames,
 )
 
@@ -40,6 +41,14 @@ _DEFAULT_POKE_SECONDS = 60.0
 
 # Airflow lets a sensor poke without a pause. The triggerer, in which many of them wait, has one.
 _SHORTEST_PAUSE = 0.1
+
+
+def _are_final(states: object) -> bool:
+    """Tell whether these are some of the final states. An XComArg is no collection."""
+    if isinstance(states, str) or not isinstance(states, Collection):
+        return False
+    named = tuple(cast("Collection[object]", states))
+    return bool(named) and all(isinstance(state, str) and state in _STATES for state in named)
 
 
 class NoukaiJobSensor(BaseSensorOperator):
@@ -73,6 +82,7 @@ class NoukaiJobSensor(BaseSensorOperator):
     )
     ui_color = "#efe7fb"
 
+    @permanent_if_invalid
     def __init__(
         self,
         *,
@@ -88,21 +98,24 @@ class NoukaiJobSensor(BaseSensorOperator):
         super().__init__(  # pyright: ignore[reportUnknownMemberType]
             poke_interval=_DEFAULT_POKE_SECONDS if poke_interval is None else poke_interval, **kwargs
         )
-        if not allowed_states or isinstance(allowed_states, str) or not set(allowed_states) <= _STATES:
-            raise ValueError(
-                f"allowed_states is {allowed_states!r}, but must be some of {', '.join(sorted(_STATES))}"
-            )
-        from noukai_core.checks import check_choice
+        from noukai_core import InvalidInputError
+        from noukai_core.checks import check_choice, check_flag
         from noukai_core.following import FOLLOW, StepCount
 
+        if not _are_final(allowed_states):
+            raise InvalidInputError(
+                f"allowed_states is {allowed_states!r:.100}, but must be some of {', '.join(sorted(_STATES))}"
+            )
         self.follow: Follow = check_choice(follow, FOLLOW, "follow")
         if follow == "steps" and self.reschedule and not deferrable:
-            raise ValueError("follow is 'steps', but a rescheduled sensor does not run between its polls")
+            raise InvalidInputError(
+                "follow is 'steps', but a rescheduled sensor does not run between its polls"
+            )
         self.job_id = job_id
         self.flow = flow
         self.noukai_conn_id = noukai_conn_id
         self.allowed_states = tuple(sorted(set(allowed_states)))
-        self.deferrable = deferrable
+        self.deferrable = check_flag(deferrable, "deferrable")
         self._interval = None if poke_interval is None else max(self.poke_interval, _SHORTEST_PAUSE)
         self._started: datetime | None = None
         self._deadline = math.inf

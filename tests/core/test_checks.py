@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 
 from noukai_core import InvalidInputError
-from noukai_core.checks import check_choice, check_count, check_duration, check_number, check_seconds
+from noukai_core.checks import (
+    check_choice,
+    check_count,
+    check_duration,
+    check_flag,
+    check_number,
+    check_seconds,
+)
 
 NO_NUMBERS = [None, "30", b"1", True, math.nan, math.inf, -1, -0.5, 10**400]
 
@@ -47,6 +54,14 @@ def test_a_count_is_a_whole_number_above_0(value: Any) -> None:
     assert check_count(1, "max_concurrency") == 1
     with pytest.raises(InvalidInputError, match=r"max_concurrency is .*, but must be a whole number above 0"):
         check_count(value, "max_concurrency")
+
+
+@pytest.mark.parametrize("value", [None, 1, "True", [True]])
+def test_a_flag_is_true_or_false(value: Any) -> None:
+    """What only counts as true or false, such as a text from a template, is refused by name."""
+    assert (check_flag(True, "trace"), check_flag(False, "trace")) == (True, False)
+    with pytest.raises(InvalidInputError, match=r"trace is .*, but must be True or False"):
+        check_flag(value, "trace")
 
 
 def test_a_choice_is_one_of_a_few() -> None:
