@@ -23,7 +23,7 @@ from noukai_airflow.exceptions import (
     NoukaiJobCancelledException,
     NoukaiJobTimeoutException,
 )
-from noukai_airflow.links.noukai import NoukaiJobLink
+from noukai_airflow.links.noukai import push_page
 from noukai_airflow.triggers.noukai import LAST_POLL_SECONDS, NoukaiJobTrigger, backstop
 from noukai_core.following import StepCount
 
@@ -126,9 +126,7 @@ class JobWait:
         task_instance = task_instance_of(self._context)
         task_instance.xcom_push(_xcoms.JOB_ID, job.id)
         if url is not None:
-            task_instance.xcom_push(_xcoms.JOB_URL, url)
-            # Airflow itself does this only when the task ends or defers.
-            task_instance.xcom_push(NoukaiJobLink().xcom_key, url)
+            push_page(task_instance, url)
 
     def deadline(self, started: float) -> float | None:
         """Return when the wait ends, in seconds since the epoch.

@@ -11,7 +11,7 @@ from noukai_airflow._xcoms import JOB_URL
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperator
-    from airflow.sdk.types import TaskInstanceKey
+    from airflow.sdk.types import RuntimeTaskInstanceProtocol, TaskInstanceKey
 
 
 @attrs.define()
@@ -33,3 +33,10 @@ class NoukaiJobLink(BaseOperatorLink):
             return page
         url: Any = XCom.get_value(key=JOB_URL, ti_key=cast("Any", ti_key))
         return url or ""
+
+
+def push_page(task_instance: RuntimeTaskInstanceProtocol, url: str) -> None:
+    """Push the URL of the job's page, and show the link from now on."""
+    task_instance.xcom_push(JOB_URL, url)
+    # Airflow itself does this only when the task ends or defers.
+    task_instance.xcom_push(NoukaiJobLink().xcom_key, url)

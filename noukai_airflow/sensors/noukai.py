@@ -25,6 +25,7 @@ from noukai_airflow.exceptions import (
     permanent_if_invalid,
     without_frames,
 )
+from noukai_airflow.links.noukai import NoukaiJobLink, push_page
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -80,6 +81,7 @@ class NoukaiJobSensor(BaseSensorOperator):
         "flow",
         "noukai_conn_id",
     )
+    operator_extra_links = (NoukaiJobLink(),)
     ui_color = "#efe7fb"
 
     @permanent_if_invalid
@@ -121,6 +123,7 @@ class NoukaiJobSensor(BaseSensorOperator):
         self._deadline = math.inf
         self._kept_deadline: float | None = None
         self._state: str | None = None
+        self._page: str | None = None
         self._steps = StepCount()
         self._outcome: JobOutcome | None = None
 
@@ -146,8 +149,13 @@ class NoukaiJobSensor(BaseSensorOperator):
         """Poll the job. Return `None` after a transient error."""
         import noukai_core as core
 
+        job = self._job()
+        if self._page is None:
+            self._page = self._hook.settings.run_url(job.flow, job.id) or ""
+            if self._page and self.do_xcom_push:
+                push_page(task_instance_of(context), self._page)
         try:
-            status = self._job().status()
+            status = job.status()
         except (core.TransientError, core.InvalidResponseError) as error:
             if not error.retryable:
                 raise
@@ -222,6 +230,11 @@ class NoukaiJobSensor(BaseSensorOperator):
                 "has not ended",
                 job_id=self.job_id,
             )
+
+    @property
+    def job_page(self) -> str | None:
+        """The URL of the job's page, empty without a template for it; `None` before the first poll."""
+        return self._page
 
     def get_openlineage_facets_on_start(self) -> Lineage:
         """Report the job to OpenLineage."""

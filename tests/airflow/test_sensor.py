@@ -9,7 +9,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowSensorTimeout, AirflowSkipException, TaskDeferred
+from airflow.providers.common.compat.sdk import (
+    AirflowSensorTimeout,
+    AirflowSkipException,
+    TaskDeferred,
+    XCom,
+)
 
 from noukai_airflow import _client_cache
 from noukai_airflow._trigger_event import JobEvent, Reason
@@ -22,6 +27,7 @@ from noukai_airflow.exceptions import (
 )
 from noukai_airflow.hooks.noukai import NoukaiHook
 from noukai_airflow.sensors.noukai import NoukaiJobSensor
+from noukai_core import RunUrlTemplate
 from tests.airflow.conftest import FakeTask
 
 if TYPE_CHECKING:
@@ -62,6 +68,36 @@ def test_a_job_that_has_ended(deferrable: bool, job: Job, emulator: Emulator) ->
     here = context()
     assert sensor(job.id, deferrable=deferrable).execute(here) == [1, 2]
     assert here["ti"].xcoms["job_status"]["state"] == "completed"
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_the_link(
+    deferrable: bool,
+    job: Job,
+    settings: ConnectionSettings,
+    emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The sensor links to its job from its first poll on, while it waits and after it has ended."""
+    monkeypatch.setattr(XCom, "get_value", lambda ti_key, **_: ti_key.xcoms.get("job_url"))
+    connected = replace(settings, run_url_template=RunUrlTemplate("https://noukai.test/{flow}/{job_id}"))
+    monkeypatch.setattr(NoukaiHook, "settings", connected)
+    page, here = f"https://noukai.test/flow/{job.id}", context()
+    waiting = sensor(job.id, deferrable=deferrable)
+    (link,) = waiting.operator_extra_links
+    assert link.get_link(waiting, ti_key=here["ti"]) == ""
+    if deferrable:
+        with pytest.raises(TaskDeferred):
+            waiting.execute(here)
+    else:
+        assert not waiting.poke(here)
+    assert link.get_link(waiting, ti_key=here["ti"]) == page
+    assert here["ti"].xcoms["job_url"] == here["ti"].xcoms[link.xcom_key] == page
+    resumed = sensor(job.id, deferrable=deferrable)
+    assert link.get_link(resumed, ti_key=here["ti"]) == page
+    emulator.control.finish(job.id)
+    resumed.execute_complete(here, JobEvent(job.id, Reason.FINISHED, "completed").payload())
+    assert link.get_link(resumed, ti_key=here["ti"]) == page
 
 
 def test_an_output_that_no_database_holds(
