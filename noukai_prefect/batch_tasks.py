@@ -34,16 +34,15 @@ async def _stream(
     flow: str,
     given: BatchInputs,
     options: BatchOptions,
-    max_polls_per_second: float,
+    max_polls_per_second: float | None,
     on_begin: Callable[[BatchRun], None] = lambda _: None,
 ) -> AsyncGenerator[JobOutcome, None]:
     """Run the batch of this place in the run, and yield its outcomes as they end."""
     run = RunContext.current()
-    async with check_credentials(credentials).get_client(
-        "async",
-        max_polls_per_second=max_polls_per_second,
-        max_concurrent_submissions=_CONCURRENT_SUBMISSIONS,
-    ) as client:
+    client_options: dict[str, Any] = {"max_concurrent_submissions": _CONCURRENT_SUBMISSIONS}
+    if max_polls_per_second is not None:
+        client_options["max_polls_per_second"] = max_polls_per_second
+    async with check_credentials(credentials).get_client("async", **client_options) as client:
         noukai_flow = client.flow(flow)
         await given.check()
         slot = _slot(run, noukai_flow.path, credentials, given)
@@ -89,7 +88,11 @@ async def _in_own_task(stream: AsyncGenerator[JobOutcome, None]) -> AsyncGenerat
 
 
 async def _run_batch(
-    credentials: NoukaiCredentials, flow: str, inputs: Any, options: BatchOptions, max_polls_per_second: float
+    credentials: NoukaiCredentials,
+    flow: str,
+    inputs: Any,
+    options: BatchOptions,
+    max_polls_per_second: float | None,
 ) -> Any:
     given = BatchInputs(flow, inputs, options.version, options.trace)
     begun: list[BatchRun] = []
@@ -145,7 +148,7 @@ async def arun_noukai_jobs(
     poll_interval: float | None = None,
     cancel_on_timeout: bool = True,
     max_concurrency: int = 1000,
-    max_polls_per_second: float = 50.0,
+    max_polls_per_second: float | None = None,
     max_cost_usd: Decimal | float | str | None = None,
     output_type: type[BaseModel] | None = None,
     output_storage: WritableFileSystem | None = None,
@@ -181,7 +184,7 @@ def run_noukai_jobs(
     poll_interval: float | None = None,
     cancel_on_timeout: bool = True,
     max_concurrency: int = 1000,
-    max_polls_per_second: float = 50.0,
+    max_polls_per_second: float | None = None,
     max_cost_usd: Decimal | float | str | None = None,
     output_type: type[BaseModel] | None = None,
     output_storage: WritableFileSystem | None = None,
@@ -210,7 +213,8 @@ def run_noukai_jobs(
         poll_interval: Seconds between two polls of one job. By default the pause grows with the job's age.
         cancel_on_timeout: Whether a job is cancelled when it, the task or the flow times out.
         max_concurrency: The number of jobs that run at the same time.
-        max_polls_per_second: The rate limit for polls of all jobs together.
+        max_polls_per_second: The rate limit for polls of all jobs together; by default that of the
+            credentials.
         max_cost_usd: Submit nothing more once the jobs that have ended cost this much. Needs `trace`.
         output_type: A pydantic model. Outputs are its instances; an output that is not such an instance leads
             to a `JobOutputInvalidError`, and a retry submits a new job for it.
@@ -271,7 +275,7 @@ def stream_noukai_jobs(
     poll_interval: float | None = None,
     cancel_on_timeout: bool = True,
     max_concurrency: int = 1000,
-    max_polls_per_second: float = 50.0,
+    max_polls_per_second: float | None = None,
     max_cost_usd: Decimal | float | str | None = None,
     output_type: type[BaseModel] | None = None,
     concurrency: str | None = None,
@@ -293,7 +297,8 @@ def stream_noukai_jobs(
         poll_interval: Seconds between two polls of one job. By default the pause grows with the job's age.
         cancel_on_timeout: Whether a job is cancelled when it, the task or the flow times out.
         max_concurrency: The number of jobs that run at the same time. No more inputs are read.
-        max_polls_per_second: The rate limit for polls of all jobs together.
+        max_polls_per_second: The rate limit for polls of all jobs together; by default that of the
+            credentials.
         max_cost_usd: Submit nothing more once the jobs that have ended cost this much. Needs `trace`.
         output_type: A pydantic model that outputs have to be instances of.
         concurrency: The name of a global concurrency limit of Prefect, leased in blocks.

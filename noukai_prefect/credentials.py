@@ -7,18 +7,31 @@ from typing import Any, Literal, Self, SupportsIndex, TypeAlias, overload
 
 from prefect.blocks.abstract import CredentialsBlock
 from prefect.blocks.core import BlockNotSavedError
-from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator, model_validator
+from pydantic import ConfigDict, Field, HttpUrl, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from noukai_core import AsyncNoukai, InvalidInputError, Noukai, RunUrlTemplate
 from noukai_core.addresses import PRODUCTION_URL
+from noukai_core.checks import check_count, check_number, check_seconds
 
 DOCUMENTATION_URL = HttpUrl("https://docs.noukai.xyz")
 
 # Prefect's forms show a switch between a type and null for a type that allows both in the schema.
 OptionalText: TypeAlias = str | SkipJsonSchema[None]
 OptionalNumber: TypeAlias = float | SkipJsonSchema[None]
+OptionalInteger: TypeAlias = int | SkipJsonSchema[None]
 OptionalObject: TypeAlias = dict[str, Any] | SkipJsonSchema[None]
+
+# The block's name for an option of the client, and the client's name for it.
+_CLIENT_OPTIONS = {
+    "request_timeout": "timeout",
+    "retry_timeout": "retry_timeout",
+    "recovery_timeout": "recovery_timeout",
+    "not_found_grace": "not_found_grace",
+    "max_polls_per_second": "max_polls_per_second",
+    "max_followed_jobs": "max_followed_jobs",
+    "max_response_bytes": "max_response_bytes",
+}
 
 
 class NoukaiCredentials(CredentialsBlock):
@@ -68,6 +81,41 @@ class NoukaiCredentials(CredentialsBlock):
         description="Send the key over http to another machine, where anyone on the way can read it.",
     )
 
+    request_timeout: OptionalNumber = Field(
+        default=None, title="Request Timeout", description="Seconds for one request. Default: 30."
+    )
+    retry_timeout: OptionalNumber = Field(
+        default=None,
+        title="Retry Timeout",
+        description="Seconds for which transient errors are retried. Default: 300.",
+    )
+    recovery_timeout: OptionalNumber = Field(
+        default=None,
+        title="Recovery Timeout",
+        description="Seconds to find out whether a submission with an unknown outcome created a job; 0 turns "
+        "this off. Default: 60.",
+    )
+    not_found_grace: OptionalNumber = Field(
+        default=None,
+        title="Not-Found Grace Period",
+        description="Seconds after a submission in which the server may not know the job. Default: 60.",
+    )
+    max_polls_per_second: OptionalNumber = Field(
+        default=None,
+        title="Polls per Second",
+        description="The rate limit of all jobs in one process. Default: 50.",
+    )
+    max_followed_jobs: OptionalInteger = Field(
+        default=None,
+        title="Followed Jobs",
+        description="The most jobs whose steps one process follows. Default: 50.",
+    )
+    max_response_bytes: OptionalInteger = Field(
+        default=None,
+        title="Response Size Limit",
+        description="The largest response, in bytes. Default: 67108864.",
+    )
+
     @field_validator("api_key")
     @classmethod
     def _check_api_key(cls, key: SecretStr) -> SecretStr:
@@ -80,6 +128,22 @@ class NoukaiCredentials(CredentialsBlock):
     @classmethod
     def _check_run_url_template(cls, template: str | None) -> str | None:
         return RunUrlTemplate(template).template if template else None
+
+    @field_validator("request_timeout", "retry_timeout", "recovery_timeout", "not_found_grace")
+    @classmethod
+    def _check_seconds(cls, seconds: float | None, info: ValidationInfo) -> float | None:
+        name = str(info.field_name)
+        return None if seconds is None else check_seconds(seconds, name, zero=name != "request_timeout")
+
+    @field_validator("max_polls_per_second")
+    @classmethod
+    def _check_rate(cls, rate: float | None) -> float | None:
+        return None if rate is None else check_number(rate, "max_polls_per_second")
+
+    @field_validator("max_followed_jobs", "max_response_bytes")
+    @classmethod
+    def _check_count(cls, count: int | None, info: ValidationInfo) -> int | None:
+        return None if count is None else check_count(count, str(info.field_name))
 
     @model_validator(mode="after")
     def _load_masked(self) -> Self:
@@ -103,7 +167,8 @@ class NoukaiCredentials(CredentialsBlock):
 
         Args:
             client_type: `"sync"` for a `noukai_core.Noukai`, `"async"` for a `noukai_core.AsyncNoukai`.
-            **options: Further arguments of the client, such as `timeout` or `max_polls_per_second`.
+            **options: Further arguments of the client, such as `timeout` or `max_polls_per_second`. They take
+                precedence over the fields of the block.
 
         Returns:
             The client. An async one belongs to the event loop that first uses it.
@@ -117,6 +182,9 @@ class NoukaiCredentials(CredentialsBlock):
                 "the block, so that it is written as its name, or use Prefect's `pickle` serializer"
             )
         options.setdefault("allow_insecure_http", self.allow_insecure_http)
+        for name, argument in _CLIENT_OPTIONS.items():
+            if (value := getattr(self, name)) is not None:
+                options.setdefault(argument, value)
         client_class = Noukai if client_type == "sync" else AsyncNoukai
         return client_class(
             self.api_key.get_secret_value(),

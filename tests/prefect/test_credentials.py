@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import cloudpickle
 import pytest
 from prefect.blocks.core import Block
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import BlockDocumentUpdate
 from pydantic import SecretStr, ValidationError
 
-from noukai_core import AsyncNoukai, InvalidInputError, Noukai
-from noukai_prefect import NoukaiCredentials, NoukaiJob, NoukaiJobRun
+from noukai_core import AsyncNoukai, InvalidInputError, Noukai, ResponseTooLargeError
+from noukai_core._options import ClientArguments
+from noukai_prefect import NoukaiCredentials, NoukaiJob, NoukaiJobRun, run_noukai_job
 from tests.prefect.conftest import KEY
 
 if TYPE_CHECKING:
@@ -122,3 +128,95 @@ def test_form(block: type[Block]) -> None:
     assert schema["secret_fields"] == (["api_key"] if block is NoukaiCredentials else ["credentials.api_key"])
     for name, field in schema["properties"].items():
         assert "type" in field or "anyOf" in field or "$ref" in field or "allOf" in field, name
+
+
+def test_a_limit_of_the_block_applies_to_its_tasks(emulator: Emulator) -> None:
+    """A task runs with the client options of its credentials."""
+    block = NoukaiCredentials(api_key=SecretStr(KEY), base_url=emulator.base_url, max_response_bytes=2000)
+    with pytest.raises(ResponseTooLargeError):
+        run_noukai_job.fn(block, "acme/spelling/grade-3", "hello" * 1000)
+
+
+def options_of(block: NoukaiCredentials, **options: Any) -> dict[str, Any]:
+    """Return the options of a client that a block creates."""
+    with block.get_client(**options) as client:
+        return dataclasses.asdict(client._settings)
+
+
+def test_options_of_a_client(credentials: NoukaiCredentials) -> None:
+    """A field that is set is the client's option, one that is not has the client's default."""
+    defaults = options_of(credentials)
+    options: dict[str, Any] = {
+        "request_timeout": 7.0,
+        "retry_timeout": 8.0,
+        "not_found_grace": 9.0,
+        "recovery_timeout": 0.0,
+        "max_polls_per_second": 10.0,
+        "max_followed_jobs": 11,
+        "max_response_bytes": 12_000,
+    }
+    block = NoukaiCredentials(api_key=credentials.api_key, base_url=credentials.base_url, **options)
+    expected = {**options, "timeout": options.pop("request_timeout")}
+    del expected["request_timeout"]
+    assert options_of(block) == {**defaults, **expected}
+
+
+def test_arguments_of_a_call_precede_the_fields(credentials: NoukaiCredentials) -> None:
+    """What a call of `get_client` names takes precedence over the block."""
+    credentials.max_polls_per_second = 10
+    credentials.request_timeout = 10
+    given = options_of(credentials, max_polls_per_second=20, timeout=20)
+    assert (given["max_polls_per_second"], given["timeout"]) == (20, 20)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("request_timeout", 0),
+        ("retry_timeout", -1),
+        ("not_found_grace", float("nan")),
+        ("recovery_timeout", float("inf")),
+        ("max_polls_per_second", 0),
+        ("max_followed_jobs", 0),
+        ("max_response_bytes", 0.5),
+    ],
+)
+def test_an_option_that_no_client_accepts(credentials: NoukaiCredentials, field: str, value: float) -> None:
+    """An invalid option is refused by the block itself, which names the field."""
+    options: dict[str, Any] = {field: value}
+    with pytest.raises(ValidationError, match=field):
+        NoukaiCredentials(api_key=credentials.api_key, **options)
+    with pytest.raises(ValidationError, match=field):
+        setattr(credentials, field, value)
+
+
+def test_the_same_options_as_in_airflow() -> None:
+    """The block has the client options that the Airflow connection has, by the same names."""
+    module = Path(__file__).parents[2] / "noukai_airflow" / "_connection.py"
+    options = next(
+        ast.literal_eval(statement.value)
+        for statement in ast.parse(module.read_text(encoding="utf-8")).body
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "_OPTIONS"
+    )
+    fields = set(NoukaiCredentials.model_fields)
+    assert set(options) <= fields
+    arguments = {options.get(name, name) for name in fields - {"api_key", "run_url_template"}}
+    # The interval is an argument of each task; submissions at the same time are a task's own decision.
+    assert set(ClientArguments.__annotations__) - arguments == {"poll_interval", "max_concurrent_submissions"}
+    assert arguments <= set(ClientArguments.__annotations__)
+
+
+@pytest.mark.usefixtures("prefect_server")
+async def test_a_block_that_was_saved_without_the_options(credentials: NoukaiCredentials) -> None:
+    """A block document without the newer fields loads, and its clients have their defaults."""
+    await credentials.asave("saved-before")
+    async with get_client() as client:
+        document = await client.read_block_document_by_name("saved-before", "noukai-credentials")
+        old = {name: document.data[name] for name in ("base_url", "org", "project", "run_url_template")}
+        data = {**old, "api_key": KEY, "allow_insecure_http": False}
+        await client.update_block_document(
+            document.id, BlockDocumentUpdate(data=data, merge_existing_data=False)
+        )
+    loaded = await NoukaiCredentials.aload("saved-before")
+    assert loaded.max_response_bytes is None
+    assert options_of(loaded) == options_of(credentials)
