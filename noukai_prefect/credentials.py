@@ -13,6 +13,7 @@ from pydantic.json_schema import SkipJsonSchema
 from noukai_core import AsyncNoukai, InvalidInputError, Noukai, RunUrlTemplate
 from noukai_core.addresses import PRODUCTION_URL
 from noukai_core.checks import check_count, check_number, check_seconds
+from noukai_prefect._block_fields import refuse_unknown_fields
 
 DOCUMENTATION_URL = HttpUrl("https://docs.noukai.xyz")
 
@@ -144,6 +145,8 @@ class NoukaiCredentials(CredentialsBlock):
     @classmethod
     def _check_count(cls, count: int | None, info: ValidationInfo) -> int | None:
         return None if count is None else check_count(count, str(info.field_name))
+
+    _refuse_unknown_fields = model_validator(mode="after")(refuse_unknown_fields)
 
     @model_validator(mode="after")
     def _load_masked(self) -> Self:

@@ -6,11 +6,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from prefect.blocks.abstract import JobBlock, JobRun
-from pydantic import Field
+from pydantic import ConfigDict, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from noukai_core import JobRequest, JobStatus
 from noukai_prefect import _cancellation
+from noukai_prefect._block_fields import refuse_unknown_fields
 from noukai_prefect._run import WaitOptions, submit, wait
 from noukai_prefect._run_context import RunContext
 from noukai_prefect._sync import run_blocking
@@ -135,6 +136,8 @@ class NoukaiJob(_JobBlock):
         ```
     """
 
+    model_config = ConfigDict(hide_input_in_errors=True)
+
     _block_type_name = "Noukai Job"
     _block_type_slug = "noukai-job"
     _documentation_url = DOCUMENTATION_URL
@@ -172,6 +175,8 @@ class NoukaiJob(_JobBlock):
         default="state",
         description="What of the job is logged while it runs: its state, or its steps as well, live.",
     )
+
+    _refuse_unknown_fields = model_validator(mode="after")(refuse_unknown_fields)
 
     async def atrigger(self) -> NoukaiJobRun:
         """Submit the job; see `trigger`."""

@@ -1,0 +1,29 @@
+"""The fields of the blocks: which names they accept."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import TypeVar
+
+from prefect.blocks.core import Block
+
+B = TypeVar("B", bound=Block)
+
+# What Prefect writes beside the fields of a block.
+_OF_PREFECT = ("block_type_slug", "_is_anonymous")
+
+
+def refuse_unknown_fields(block: B) -> B:
+    """Validate a block: every name that it was given is a field. Prefect itself would accept any name.
+
+    Raises:
+        ValueError: A name is unknown. The error names it, and the field whose name is close.
+    """
+    fields = list(type(block).model_fields)
+    for name in block.__pydantic_extra__ or {}:
+        if name in _OF_PREFECT or name.startswith("_block_"):
+            continue
+        close = get_close_matches(name, fields, n=1)
+        what_to_do = f"did you mean {close[0]}?" if close else f"the fields are {', '.join(fields)}"
+        raise ValueError(f"{name} is not a field of {type(block).get_block_type_name()}: {what_to_do}")
+    return block
