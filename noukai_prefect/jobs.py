@@ -87,7 +87,8 @@ class NoukaiJobRun(JobRun[Any]):
         Raises:
             JobFailedError: The job failed.
             JobCancelledError: The job was cancelled on the Noukai side.
-            JobTimeoutError: The block's `timeout` expired; the job was cancelled.
+            JobTimeoutError: The block's `timeout` expired. The job was cancelled, unless the block has
+                `cancel_on_timeout` off.
             CancelledRun: The flow run was stopped, and this code runs in a thread.
         """
         run_blocking(self.await_for_completion())
@@ -157,8 +158,18 @@ class NoukaiJob(_JobBlock):
         default="production", description="production, draft or the number of a published version."
     )
     trace: bool = Field(default=False, description="Whether the run is traced.")
+    callback_url: OptionalText = Field(
+        default=None,
+        title="Callback URL",
+        description="A public https address that Noukai calls when the job has ended.",
+    )
+    callback_events: list[str] | SkipJsonSchema[None] = Field(
+        default=None,
+        title="Callback Events",
+        description="The events to call it for: flow.completed, flow.failed or both.",
+    )
     timeout: OptionalNumber = Field(
-        default=None, description="Seconds until an unfinished job is cancelled; no limit by default."
+        default=None, description="The longest wait in seconds; no limit by default."
     )
     poll_interval: OptionalNumber = Field(
         default=None,
@@ -171,6 +182,11 @@ class NoukaiJob(_JobBlock):
         description="If the job is cancelled on the Noukai side: fail raises an error, cancel returns a "
         "Cancelled state.",
     )
+    cancel_on_timeout: bool = Field(
+        default=True,
+        title="Cancel on Timeout",
+        description="Whether the job is cancelled when the wait, the task or the flow times out.",
+    )
     follow: Literal["state", "steps"] | SkipJsonSchema[None] = Field(
         default="state",
         description="What of the job is logged while it runs: its state, or its steps as well, live.",
@@ -181,9 +197,18 @@ class NoukaiJob(_JobBlock):
     async def atrigger(self) -> NoukaiJobRun:
         """Submit the job; see `trigger`."""
         request = JobRequest(
-            self.flow, self.message, self.parameters, self.block_overrides, self.version, self.trace
+            self.flow,
+            self.message,
+            self.parameters,
+            self.block_overrides,
+            self.version,
+            self.trace,
+            callback_url=self.callback_url or None,
+            callback_events=self.callback_events or None,
         )
-        wait_options = WaitOptions(self.timeout, self.poll_interval, self.on_cancelled, follow=self.follow)
+        wait_options = WaitOptions(
+            self.timeout, self.poll_interval, self.on_cancelled, self.cancel_on_timeout, self.follow
+        )
         async with self.credentials.get_client("async") as client:
             job = await submit(self.credentials, client, request, RunContext.current())
         return NoukaiJobRun(

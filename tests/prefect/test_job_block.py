@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
 
-from noukai_core import InvalidInputError, JobFailedError, JobState
-from noukai_prefect import NoukaiCredentials, NoukaiJob, NoukaiJobRun
+from noukai_core import InvalidInputError, JobFailedError, JobState, JobTimeoutError
+from noukai_prefect import NoukaiCredentials, NoukaiJob, NoukaiJobRun, run_noukai_job
 
 if TYPE_CHECKING:
     from noukai_core.emulator import Emulator
@@ -104,3 +105,49 @@ def test_repr(job: NoukaiJob) -> None:
     """The text of a run has its job and flow, and nothing about the credentials."""
     run = job.trigger()
     assert repr(run) == f"NoukaiJobRun({run.job_id!r}, flow={FLOW!r})"
+
+
+def test_callbacks(credentials: NoukaiCredentials, emulator: Emulator) -> None:
+    """A block's callbacks go out with the submission."""
+    NoukaiJob(
+        credentials=credentials,
+        flow=FLOW,
+        message="hello",
+        callback_url="https://example.com/ended",
+        callback_events=["flow.failed"],
+    ).trigger()
+    (sent,) = emulator.control.jobs()
+    assert sent["callback_url"] == "https://example.com/ended"
+    assert sent["callback_events"] == ["flow.failed"]
+
+
+@pytest.mark.parametrize(("cancel_on_timeout", "cancels"), [(True, 1), (False, 0)])
+def test_whether_a_timeout_cancels(
+    credentials: NoukaiCredentials, emulator: Emulator, cancel_on_timeout: bool, cancels: int
+) -> None:
+    """A wait that times out cancels the job, unless the block says otherwise."""
+    emulator.control.script("grade-3", outcome="never")
+    job = NoukaiJob(
+        credentials=credentials,
+        flow=FLOW,
+        message="hello",
+        timeout=0.2,
+        cancel_on_timeout=cancel_on_timeout,
+    )
+    with pytest.raises(JobTimeoutError):
+        job.trigger().wait_for_completion()
+    assert emulator.control.counts()["cancel"] == cancels
+
+
+def test_the_same_parameters_as_the_task() -> None:
+    """The fields of the block are the parameters of `run_noukai_job`, with the same defaults."""
+    not_in_a_block = {
+        "session_id": "each trigger is a submission, and none of one fixed session can be looked up",
+        "output_type": "a class cannot be stored",
+    }
+    parameters = inspect.signature(run_noukai_job.fn).parameters
+    fields = NoukaiJob.model_fields
+    assert set(parameters) - set(not_in_a_block) == set(fields)
+    assert {name: fields[name].get_default() for name in fields if not fields[name].is_required()} == {
+        name: parameters[name].default for name in fields if not fields[name].is_required()
+    }
