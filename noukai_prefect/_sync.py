@@ -14,7 +14,7 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any, Generic, TypeVar, cast
 
-from noukai_prefect._run_context import INTERRUPT, timed_in_thread
+from noukai_prefect._run_context import INTERRUPT, RunContext, timed_in_thread
 
 T = TypeVar("T")
 
@@ -22,9 +22,23 @@ _WAIT_SECONDS = 0.2
 _CLEANUP_SECONDS = 15.0
 
 
-def run_blocking(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end. An interruption cancels it, and waits for its cleanup."""
-    if _in_loop() or timed_in_thread():
+_named = set[str]()
+"""The twins that this process has named to async code."""
+
+
+def run_blocking(coroutine: Coroutine[Any, Any, T], async_twin: str | None = None) -> T:
+    """Run a coroutine to its end. An interruption cancels it, and waits for its cleanup.
+
+    Args:
+        coroutine: What to run.
+        async_twin: What async code should await instead, which the log then says, once per process.
+    """
+    in_loop = _in_loop()
+    if in_loop and async_twin is not None and async_twin not in _named:
+        _named.add(async_twin)
+        logger = RunContext.current().logger()
+        logger.warning("Noukai call: blocks the event loop (in async code, use await %s)", async_twin)
+    if in_loop or timed_in_thread():
         return _InThread(coroutine).result()
     return asyncio.run(coroutine)
 

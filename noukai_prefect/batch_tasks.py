@@ -261,7 +261,9 @@ def run_noukai_jobs(
         concurrency=concurrency,
         raise_on=raise_on,
     )
-    return run_blocking(_run_batch(credentials, flow, inputs, options, max_polls_per_second))
+    return run_blocking(
+        _run_batch(credentials, flow, inputs, options, max_polls_per_second), "arun_noukai_jobs"
+    )
 
 
 def stream_noukai_jobs(

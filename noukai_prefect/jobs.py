@@ -91,7 +91,7 @@ class NoukaiJobRun(JobRun[Any]):
                 `cancel_on_timeout` off.
             CancelledRun: The flow run was stopped, and this code runs in a thread.
         """
-        run_blocking(self.await_for_completion())
+        run_blocking(self.await_for_completion(), "await_for_completion")
 
     async def afetch_result(self) -> Any:
         """Return the job's output; see `fetch_result`."""
@@ -100,7 +100,7 @@ class NoukaiJobRun(JobRun[Any]):
 
     def fetch_result(self) -> Any:
         """Return the job's output, and wait for it if the job has not ended yet."""
-        return run_blocking(self.afetch_result())
+        return run_blocking(self.afetch_result(), "afetch_result")
 
     async def astatus(self) -> JobStatus:
         """Poll the job once; see `status`."""
@@ -109,7 +109,7 @@ class NoukaiJobRun(JobRun[Any]):
 
     def status(self) -> JobStatus:
         """Poll the job once, and return its status."""
-        return run_blocking(self.astatus())
+        return run_blocking(self.astatus(), "astatus")
 
     async def acancel(self) -> bool:
         """Cancel the job; see `cancel`."""
@@ -119,7 +119,7 @@ class NoukaiJobRun(JobRun[Any]):
 
     def cancel(self) -> bool:
         """Cancel the job, and return whether it was cancelled. If not, a line in the log says why."""
-        return run_blocking(self.acancel())
+        return run_blocking(self.acancel(), "acancel")
 
 
 class NoukaiJob(_JobBlock):
@@ -231,4 +231,4 @@ class NoukaiJob(_JobBlock):
             PermanentError: Noukai rejected the job.
             SubmissionUnknownError: It is unknown whether a job exists.
         """
-        return run_blocking(self.atrigger())
+        return run_blocking(self.atrigger(), "atrigger")

@@ -136,7 +136,7 @@ def submit_noukai_job(
         callback_url,
         callback_events,
     )
-    job_id: str = run_blocking(_submit(credentials, request))
+    job_id: str = run_blocking(_submit(credentials, request), "asubmit_noukai_job")
     return job_id
 
 
@@ -205,7 +205,7 @@ def wait_for_noukai_job(
         TransientError: There was no successful response for five minutes.
     """
     wait_options = WaitOptions(timeout, poll_interval, on_cancelled, cancel_on_timeout, follow, output_type)
-    return run_blocking(_wait(credentials, flow, job_id, submitted_at, wait_options))
+    return run_blocking(_wait(credentials, flow, job_id, submitted_at, wait_options), "await_for_noukai_job")
 
 
 @noukai_task("run-noukai-job")
@@ -316,4 +316,4 @@ def run_noukai_job(
         callback_events,
     )
     wait_options = WaitOptions(timeout, poll_interval, on_cancelled, cancel_on_timeout, follow, output_type)
-    return run_blocking(_run(credentials, request, wait_options))
+    return run_blocking(_run(credentials, request, wait_options), "arun_noukai_job")

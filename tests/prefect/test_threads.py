@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import threading
@@ -16,7 +17,15 @@ from prefect import flow
 from prefect.context import FlowRunContext
 
 from devtools.processes import wait_until
-from noukai_prefect import NoukaiCredentials, NoukaiJob, _cancellation, _sync, run_noukai_job, run_noukai_jobs
+from noukai_prefect import (
+    NoukaiCredentials,
+    NoukaiJob,
+    _cancellation,
+    _sync,
+    arun_noukai_job,
+    run_noukai_job,
+    run_noukai_jobs,
+)
 from noukai_prefect._run_context import RunContext
 from noukai_prefect._sync import run_blocking
 
@@ -238,3 +247,30 @@ def test_a_flow_that_does_not_wait(credentials: NoukaiCredentials, endless: Emul
         ends_early()
     finishing.join()
     assert futures[0].result() == "in time"
+
+
+async def test_a_blocking_call_in_async_code_names_its_twin(
+    credentials: NoukaiCredentials, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A blocking call that holds up an event loop says so, once per process and function."""
+    monkeypatch.setattr(_sync, "_named", set())
+    monkeypatch.setattr(RunContext, "logger", lambda _: logging.getLogger("of-a-test"))
+    job = NoukaiJob(credentials=credentials, flow=FLOW, message="hello")
+    for _ in range(2):
+        assert run_noukai_job.fn(credentials, FLOW, "hello") == {"message": "hello"}
+        run = job.trigger()
+        assert run.fetch_result() == {"message": "hello"}
+    named = [record.args for record in caplog.records if "blocks the event loop" in record.message]
+    assert named == [("arun_noukai_job",), ("atrigger",), ("afetch_result",)]
+
+
+async def test_async_code_and_hooks_are_not_warned(
+    credentials: NoukaiCredentials, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is said of awaited functions, of threads without a loop, or of what the package itself runs."""
+    monkeypatch.setattr(_sync, "_named", set())
+    monkeypatch.setattr(RunContext, "logger", lambda _: logging.getLogger("of-a-test"))
+    await arun_noukai_job.fn(credentials, FLOW, "hello")
+    await asyncio.to_thread(run_noukai_job.fn, credentials, FLOW, "hello")
+    run_blocking(asyncio.sleep(0))
+    assert "blocks the event loop" not in caplog.text
