@@ -51,12 +51,6 @@ MUTANTS = (
         "return False",
     ),
     Mutant(
-        "a worker that Airflow has replaced takes over the batch of its next try",
-        _RUN,
-        "        if header is not None and self._header.is_later(header):\n",
-        "        if False:\n",
-    ),
-    Mutant(
         "every try names its chunks alike",
         _LOG,
         "self._last_name() or secrets.token_hex(4)",
