@@ -373,6 +373,39 @@ def test_rerun(driver: str, emulator: Emulator) -> None:
     assert len(emulator.control.jobs()) == 5
 
 
+@pytest.mark.parametrize("lost", [False, True], ids=["a job that runs", "a response that was lost"])
+@pytest.mark.parametrize("invalid", ["", {"massage": "typo"}], ids=["empty", "mistyped"])
+def test_a_rerun_whose_input_is_invalid(driver: str, emulator: Emulator, lost: bool, invalid: Any) -> None:
+    """The job of an earlier run stays that of its input, even if a rerun has a wrong input."""
+    ledger = MemoryLedger()
+    emulator.control.script("grade-3", after_seconds=1)
+    run(driver, emulator, ["a"], ledger=ledger, batch_id=BATCH, detach=True)
+    (job,) = emulator.control.jobs()
+    if lost:
+        ledger.write(replace(ledger.entries[0], job_id=None, state=SUBMITTING))
+    first = ledger.entries[0]
+    (outcome,) = run(driver, emulator, [invalid], ledger=ledger, batch_id=BATCH)
+    if invalid or lost:  # a job whose id is known needs no valid input
+        assert (outcome.state, outcome.job_id) == ("unknown", first.job_id)
+        assert ledger.entries[0] == first
+    (outcome,) = run(driver, emulator, ["a"], ledger=ledger, batch_id=BATCH)
+    assert (outcome.state, outcome.job_id) == ("completed", job["id"])
+    assert len(emulator.control.jobs()) == 1
+
+
+def test_jobs_of_a_rerun_that_is_invalid_are_unfinished(emulator: Emulator) -> None:
+    """Jobs that run are named and can be cancelled, although the rerun has no valid request for them."""
+    ledger = MemoryLedger()
+    emulator.control.script("grade-3", outcome="never")
+    run("sync", emulator, ["a", "b"], ledger=ledger, batch_id=BATCH, detach=True)
+    with Noukai("nk_test_key", base_url=emulator.base_url) as client:
+        batch = client.flow(FLOW).jobs(["a", "b"], ledger=ledger, batch_id=BATCH, max_cost_usd=5)
+        assert [outcome.state for outcome in batch] == ["unknown", "unknown"]
+        assert set(batch.unfinished) == {0, 1}
+        assert len(batch.cancel("test")) == 2
+    assert {job["state"] for job in emulator.control.jobs()} == {"cancelled"}
+
+
 def test_a_detached_rerun_polls_only_what_has_ended(driver: str, emulator: Emulator) -> None:
     """A detached batch reads the list of a session, and then polls only those of its jobs that have ended."""
     emulator.control.script("grade-3", outcome="never")

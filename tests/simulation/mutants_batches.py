@@ -38,20 +38,20 @@ MUTANTS = (
     Mutant(
         "a rerun submits what an earlier one was submitting",
         _BATCH,
-        "if stored is not None and (stored.unfinished or stored.state == OutcomeState.COMPLETED):",
-        "if stored is not None and (stored.job_id is not None or stored.state == OutcomeState.COMPLETED):",
+        "return stored.unfinished or stored.state == OutcomeState.COMPLETED",
+        "return stored.job_id is not None or stored.state == OutcomeState.COMPLETED",
     ),
     Mutant(
         "a rerun submits what has completed",
         _BATCH,
-        "if stored is not None and (stored.unfinished or stored.state == OutcomeState.COMPLETED):",
-        "if stored is not None and stored.unfinished:",
+        "return stored.unfinished or stored.state == OutcomeState.COMPLETED",
+        "return stored.unfinished",
     ),
     Mutant(
         "what the user has kept is submitted again",
         _BATCH,
-        "        if stored is not None and stored.kept:\n            self._pass_on(index, None)\n"
-        "            return None\n",
+        "        if stored is not None and stored.kept:\n            del self._stored[index]\n"
+        "            self._pass_on(index, None)\n            return None\n",
         "",
     ),
     Mutant(

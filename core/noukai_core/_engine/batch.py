@@ -278,8 +278,9 @@ class Batch:
     def _job(self, given: Given) -> BatchJob | None:
         """Read an input, and return the job that it has or gets; `None` if that is none."""
         index = given.index
-        stored = self._stored.pop(index, None)
+        stored = self._stored.get(index)
         if stored is not None and stored.kept:
+            del self._stored[index]
             self._pass_on(index, None)
             return None
         try:
@@ -289,13 +290,18 @@ class Batch:
             if self._totals.most_usd is not None and not begun:
                 self.fail(error)
                 return None
-            self._deliver(JobOutcome(index, None, OutcomeState.REJECTED, error=error))
+            if stored is not None and _has_job(stored):
+                # It stays stored: its job goes on, whatever the input is now.
+                self._deliver(JobOutcome(index, stored.job_id, OutcomeState.UNKNOWN, error=error))
+            else:
+                self._deliver(JobOutcome(index, None, OutcomeState.REJECTED, error=error))
             return None
+        self._stored.pop(index, None)
         job = self._jobs[index] = BatchJob(self._context, self._entry(index, stored), request)
         return job
 
     def _entry(self, index: int, stored: LedgerEntry | None) -> LedgerEntry:
-        if stored is not None and (stored.unfinished or stored.state == OutcomeState.COMPLETED):
+        if stored is not None and _has_job(stored):
             return stored
         return new_entry(self._id, index, 0 if stored is None else stored.resubmission + 1)
 
@@ -360,3 +366,8 @@ class Batch:
         self._queue.put(index, outcome)
         self._room.ring_one()
         self.changed.ring()
+
+
+def _has_job(stored: LedgerEntry) -> bool:
+    """Tell whether the job that an earlier run submitted, or may have, is that of the input."""
+    return stored.unfinished or stored.state == OutcomeState.COMPLETED

@@ -193,8 +193,8 @@ class BatchJob:
         submission = Submission(self.entry.submission_id, self.entry.sent_at or datetime.now(UTC))
         try:
             effects = self._submitting(submission, lane)
-        except InvalidInputError as error:
-            return Ending(OutcomeState.REJECTED, error)
+        except InvalidInputError as error:  # the input is another one now, and its first one may have a job
+            return Ending(OutcomeState.UNKNOWN, error)
         return (yield from self._finish_submission(self._unless_elsewhere(effects, others)))
 
     def _unless_elsewhere(
