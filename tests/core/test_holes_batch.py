@@ -20,6 +20,7 @@ from noukai_core import (
 )
 from noukai_core._api import endpoints
 from noukai_core._engine import schedule
+from noukai_core._engine.batch_backoff import SubmissionBackoff
 from noukai_core._engine.effects import Send, Sleep, send_with_retries
 from noukai_core._engine.submit import SharedSession, submit_request
 from noukai_core._options import ClientOptions
@@ -149,3 +150,34 @@ def test_a_batch_that_a_person_ends_when_a_job_had_ended(service: RawService) ->
         rerun = list(client.flow(FLOW).jobs(["one"], ledger=ledger, batch_id=BATCH))
     assert [outcome.state for outcome in rerun] == ["completed"]
     assert service.count("submit") == 0
+
+
+def test_an_outage_leaves_most_inputs_alone(service: RawService) -> None:
+    """While the outcomes of submissions are unknown, others follow ever more slowly."""
+    service.on("submit", http(503)).on("session", http(503))
+    with (
+        Noukai(KEY, base_url=service.base_url, recovery_timeout=1) as client,
+        client.flow(FLOW).jobs(map(str, range(1000)), max_concurrency=500) as batch,
+    ):
+        assert next(batch).state == "unknown"
+        assert service.count("submit") < 12  # the twelfth comes after 17 minutes
+
+
+def test_the_first_response_ends_the_backoff() -> None:
+    """After an unknown outcome each submission waits longer than the one before, until the service responds."""
+    now = 0.0
+    backoff = SubmissionBackoff(lambda: now)
+    assert list(backoff.wait()) == []
+    backoff.begin()
+    for shortest in (0.9, 1.8, 3.6):
+        waiting = backoff.wait()
+        pause = next(waiting)
+        assert isinstance(pause, Sleep)
+        assert pause.seconds >= shortest
+        now += pause.seconds
+        assert list(waiting) == []
+    waiting = backoff.wait()
+    next(waiting)
+    backoff.end()
+    assert list(waiting) == []
+    assert list(backoff.wait()) == []

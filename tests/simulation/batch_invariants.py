@@ -7,8 +7,10 @@ import uuid
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from decimal import Decimal
+from itertools import pairwise
 
 from noukai_core import JobOutcome, NoukaiError
+from noukai_core._engine import schedule
 from noukai_core.batch import OutcomeState
 from tests.simulation.batches import BATCH, Batching, Try
 from tests.simulation.invariants import (
@@ -70,6 +72,7 @@ def batch_violations(history: BatchHistory) -> list[Violation]:
         running_jobs_are_named,
         nothing_is_submitted_after_the_limit,
         polls_stay_within_the_limit,
+        an_outage_meets_few_submissions,
         no_wait_for_sessions_ends_early,
     )
     return [Violation(check.__name__, what) for check in checks for what in check(history)]
@@ -205,6 +208,8 @@ def outcomes_come_soon(history: BatchHistory) -> Iterator[str]:
     habits = simulation.habits
     if simulation.harm or simulation.server.trouble or batching.in_order:
         return
+    if math.isfinite(simulation.network.outage[0]):
+        return
     if not (habits.recognisable and habits.readable and habits.accepted_id in READABLE_IDS):
         return
     if habits.listing_lag or habits.polling_lag or habits.absence == "no route":
@@ -312,17 +317,38 @@ def _limit_reached_at(this: Try, batching: Batching) -> float:
 
 
 def polls_stay_within_the_limit(history: BatchHistory) -> Iterator[str]:
-    """The polls of a process are never more than its limit in any second."""
+    """The polls of jobs and sessions are never more than the limit of a process in any second."""
     batching = history.batching
     if batching.timeout is not None:
         return  # a job whose time is over is polled once more after its cancel
     most = max(1, math.ceil(history.simulation.max_polls_per_second))
     for this in batching.tries:
         ends = math.inf if this.cancelled_at is None else this.cancelled_at
-        polls = [one.sent_at for one in history.of(this) if one.kind == "poll" and one.sent_at < ends]
+        polls = [one.sent_at for one in history.of(this) if one.kind in ("poll", "session") and one.sent_at < ends]
         for first, last in zip(polls, polls[most:], strict=False):
             if last - first < 1.0 - ROUNDING:
                 yield f"{most + 1} polls in {last - first:.2f} s at a limit of {most}"
+                break
+
+
+def an_outage_meets_few_submissions(history: BatchHistory) -> Iterator[str]:
+    """When a submission has met an outage, others follow it one by one, ever more slowly."""
+    begins, ends = history.simulation.network.outage
+    if history.batching.ledger_fails:
+        return  # it may hold submissions up that were about to be sent
+    for this in history.batching.tries:
+        sent = [
+            one
+            for one in history.of(this)
+            if one.kind == "submit" and begins <= one.sent_at < ends and one.ended_at is not None
+        ]
+        if any(one.sent_at < begins <= (one.ended_at or math.inf) for one in history.of(this)):
+            continue  # what responds late tells of no outage
+        first_end = min((one.ended_at or 0.0 for one in sent), default=math.inf)
+        later = [one.sent_at for one in sent if one.sent_at > first_end + 0.01]
+        for count, (before, after) in enumerate(pairwise([first_end, *later])):
+            if after - before < min(2**count, 60) * (1 - schedule.JITTER) - 0.01:
+                yield f"{count + 1} more submissions, the last after {after - before:.2f} s"
                 break
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -149,6 +150,7 @@ class Batching:
         inputs: How many inputs there are.
         most_jobs: How many jobs run at the same time.
         lazy: Whether the ledger keeps as little as it may.
+        ledger_fails: How probable it is that the ledger is slow or fails.
         in_order: Whether outcomes come in their order.
         timeout: Seconds for each job.
         cancels: Whether a job that takes longer is cancelled.
@@ -169,7 +171,7 @@ class Batching:
         self._spent_usd = Decimal(0)
         self.most_jobs = choices.pick("max_concurrency", (4, 1, 20))
         self.lazy = choices.pick("lazy ledger", (False, True), 0.5)
-        self._ledger_fails = choices.pick("failures of the ledger", (0.0, 0.05, 0.2), 0.3)
+        self.ledger_fails = choices.pick("failures of the ledger", (0.0, 0.05, 0.2), 0.3)
         self._keeps = choices.happens("the user keeps outcomes", 0.3)
         self.inputs = 1 + choices.index("inputs", 12)
         self.in_order = choices.pick("in_order", (False, True), 0.3)
@@ -186,6 +188,12 @@ class Batching:
         simulation.max_polls_per_second = choices.pick("limit of the polls", (50.0, 5.0, 1.0), 0.3)
         simulation.network.crosses_submissions = choices.pick("a pool out of step", (False, True), 0.3)
         self._ended_by_a_person = False
+        begins = choices.pick("beginning of an outage", (math.inf, 0.0, 0.5, 5.0), 0.2)
+        if math.isfinite(begins):
+            now = simulation.clock.now
+            lasts = choices.pick("length of the outage", (5.0, 60.0, 1000.0))
+            simulation.network.outage = (now + begins, now + begins + lasts)
+            self.inputs *= 4
 
     def begin(self) -> None:
         """Start the first try."""
@@ -252,7 +260,7 @@ class Batching:
             self.kept,
             self._choices,
             lazy=self.lazy,
-            fails=self._ledger_fails,
+            fails=self.ledger_fails,
         )
         batch = self._batch(process, this, ledger)
         try:

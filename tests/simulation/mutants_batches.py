@@ -161,6 +161,18 @@ MUTANTS = (
         "return send_with_retries(call, clock, reach_slot=lambda: reach_slot(limiter, clock))",
         "return send_with_retries(call, clock)",
     ),
+    Mutant(
+        "a lookup has no slot of the rate limit",
+        _SUBMIT,
+        "        if session.limiter is not None:\n",
+        "        if False:\n",
+    ),
+    Mutant(
+        "an outage uses up one input after the other",
+        _BATCH,
+        "        self._backoff.begin()\n",
+        "",
+    ),
     # The wait in a triggerer.
     Mutant(
         "the end of a step counts as that of a job",

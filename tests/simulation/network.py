@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TypeAlias
@@ -15,6 +16,7 @@ from tests.simulation.pages import (
     FOREIGN_404,
     GATEWAY_ERRORS,
     OF_ANOTHER,
+    OVERLOADED,
     REDIRECTS,
     REDIRECTS_AFTERWARDS,
     Response,
@@ -166,6 +168,7 @@ class Network:
         exchanges: All requests.
         harm: See above.
         crosses_submissions: Whether the response to one submission may go to another one.
+        outage: From when until when no request reaches the service.
     """
 
     def __init__(
@@ -188,6 +191,7 @@ class Network:
         self._caches = harm > 0 and choices.happens("a cache before the service", 0.1)
         self._cached: dict[str, tuple[float, Response]] = {}
         self.crosses_submissions = False
+        self.outage = (math.inf, math.inf)
         self._accepted: dict[str, Response] = {}
 
     def send(
@@ -204,6 +208,9 @@ class Network:
         if process in self._cut_off:
             return exchange
         self.exchanges.append(exchange)
+        if self.outage[0] <= exchange.sent_at < self.outage[1]:
+            self._end_after(LATENCY, exchange, OVERLOADED, done)
+            return exchange
         fate = self._choices.pick(f"fate of a {exchange.kind}", FATES, self.harm)
         if fate != FATES[0]:
             self._story.tell("{0}: {1}", exchange, fate)

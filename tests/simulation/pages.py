@@ -131,10 +131,13 @@ OF_ANOTHER: Mapping[str, tuple[Response, ...]] = {
 }
 """What a connection that is out of step brings: the response to another request."""
 
+OVERLOADED = _json("Envoy", 503, {"message": "no healthy upstream"})
+"""What all requests get in an outage. It does not say when to come again."""
+
 GATEWAY_ERRORS = (
     _text("nginx", 502, _NGINX.format("502 Bad Gateway")),
     _text("nginx", 504, _NGINX.format("504 Gateway Time-out")),
-    _json("Envoy", 503, {"message": "no healthy upstream"}),
+    OVERLOADED,
     _text("load balancer", 503, _NGINX.format("503 Service Unavailable"), **{"retry-after": "3"}),
     _text("login page", 200, "<!doctype html><html><title>Sign in</title></html>"),
     _json("portal", 200, {"status": "ok"}),

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from decimal import Decimal
 
+from noukai_core._engine.batch_backoff import SubmissionBackoff
 from noukai_core._engine.batch_context import BatchContext
 from noukai_core._engine.batch_inputs import request_of
 from noukai_core._engine.batch_job import BatchJob, Ending, new_entry
@@ -31,7 +32,7 @@ from noukai_core._options import ClientOptions
 from noukai_core._validation import FlowPath
 from noukai_core.batch import JobOutcome, LedgerEntry, OutcomeState
 from noukai_core.cancellation import CancelOutcome
-from noukai_core.errors import InvalidInputError, NotSubmittedError
+from noukai_core.errors import APIError, InvalidInputError, NotSubmittedError
 
 JOBS_BEFORE_NEXT_LANE = 10
 """After so many jobs, a lane is joined by another: few jobs share few sessions, and many go out quickly."""
@@ -62,6 +63,7 @@ class Batch:
         each_job_log = EachJobLog(clock)
         self._totals = BatchTotals(flow, options)
         self._lanes = BatchLanes(self._id, flow, settings, limiter, clock)
+        self._backoff = SubmissionBackoff(clock)
         self._context = BatchContext(
             batch_id=self._id,
             flow=flow,
@@ -210,6 +212,8 @@ class Batch:
             if not job.is_new:
                 yield Spawn(self._resume_job(job))
                 continue
+            if self.stopped is None:
+                yield from self._backoff.wait()
             if self.stopped is not None:
                 ending = Ending(OutcomeState.NOT_SUBMITTED, NotSubmittedError(self.stopped))
                 yield from self._end(job, ending)
@@ -217,7 +221,7 @@ class Batch:
             if lane is None or lane.full:
                 if lane is not None:
                     lane.close()
-                lane = self._lanes.open(on_unknown=self._replace_strand)
+                lane = self._lanes.open(on_unknown=self._after_unknown_outcome)
                 yield from self._lanes.watch(lane)
             yield from self._submit(job, lane)
             submitted += 1
@@ -264,8 +268,9 @@ class Batch:
             self._wanted_strands += 1
             self._lane_wanted.ring()
 
-    def _replace_strand(self) -> None:
-        """Let another strand submit in the place of one that asks for a job."""
+    def _after_unknown_outcome(self) -> None:
+        """Let another strand submit, after a pause, in the place of one that asks for a job."""
+        self._backoff.begin()
         self._strands -= 1
         self._lane_wanted.ring()
 
@@ -328,6 +333,8 @@ class Batch:
         ]
 
     def _after_submission(self, job: BatchJob, ending: Ending | None) -> Effects[None]:
+        if ending is None or (isinstance(ending.error, APIError) and not ending.error.retryable):
+            self._backoff.end()
         if ending is not None:
             yield from self._end(job, ending)
         elif self.error is None:
@@ -339,6 +346,7 @@ class Batch:
         if ending is not None:
             yield from self._end(job, ending)
         elif job.is_new:
+            yield from self._backoff.wait()
             yield from self._submit(job, self._lanes.open_for_one())
         else:
             self._parked += 1
@@ -360,6 +368,8 @@ class Batch:
     def _deliver(self, outcome: JobOutcome) -> None:
         log_outcome(str(self.flow), outcome)
         self._totals.add(outcome)
+        if self.stopped is not None:
+            self._backoff.end()
         self._pass_on(outcome.index, outcome)
 
     def _pass_on(self, index: int, outcome: JobOutcome | None) -> None:

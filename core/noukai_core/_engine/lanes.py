@@ -193,7 +193,7 @@ class Lane:
         takes_jobs: bool = True,
     ) -> None:
         self.known = KnownJobs()
-        self.session = SharedSession(session_id, self.known, running, self._note_unknown)
+        self.session = SharedSession(session_id, self.known, running, self._note_unknown, limiter)
         self.trust = trust
         self.takes_jobs = takes_jobs
         self.had_unknown = False

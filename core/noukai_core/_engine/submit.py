@@ -20,11 +20,13 @@ from noukai_core._api.endpoints import Call, Execution
 from noukai_core._api.job_ids import canonical_job_id
 from noukai_core._engine import schedule
 from noukai_core._engine.effects import Clock, Effects, Send, Sleep, send_with_retries
+from noukai_core._engine.rate_limit import PollRateLimiter
 from noukai_core._engine.submission_registry import (
     SubmissionRegistry,
     SubmissionState,
     shared_registry,
 )
+from noukai_core._engine.wait import reach_slot
 from noukai_core._options import ClientOptions
 from noukai_core._validation import FlowPath
 from noukai_core.cancellation import Logger
@@ -82,12 +84,14 @@ class SharedSession:
         running: The jobs of other submissions that may be running, in any session, by their canonical ids. A
             connection that is out of step may return any of them.
         on_unknown: Is called when the outcome of a submission in it is unknown.
+        limiter: The rate limit of the requests that look for one of its jobs.
     """
 
     id: str
     others: Collection[str] = ()
     running: Container[str] = ()
     on_unknown: Callable[[], None] = field(default=lambda: None)
+    limiter: PollRateLimiter | None = None
 
 
 def submit_request(
@@ -142,7 +146,7 @@ def submit_request(
         retry_timeout=settings.retry_timeout,
         shared=shared
         if users is None or shared is None
-        else SharedSession(users, shared.others, shared.running),
+        else SharedSession(users, shared.others, shared.running, limiter=shared.limiter),
         logger=logger,
         stopped=stopped,
     )
@@ -367,6 +371,10 @@ def _look_up(
     ends = max(proves_from, clock()) + recovery_timeout * GRACE_SHARE
     requests = 0
     while True:
+        if session.limiter is not None:
+            began = clock()
+            yield from reach_slot(session.limiter, clock)
+            ends += clock() - began
         now = clock()
         outcome: tuple[Execution, ...] | APIError = yield Send(call)
         requests += 1

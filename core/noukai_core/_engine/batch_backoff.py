@@ -1,0 +1,45 @@
+"""How a batch submits while the outcomes of its submissions are unknown: one by one, ever more slowly.
+
+An input whose submission has an unknown outcome leaves its lane to others. Without a pause, an outage would
+use up all inputs in no time, each with a request of its own.
+"""
+
+from __future__ import annotations
+
+from noukai_core._engine import schedule
+from noukai_core._engine.effects import Clock, Effects, Sleep, Wake
+
+
+class SubmissionBackoff:
+    """The pauses between the submissions of all lanes of one batch.
+
+    Args:
+        clock: Seconds, from any beginning.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._submissions = 0
+        self._next = 0.0
+        self._ended = Wake()
+
+    def begin(self) -> None:
+        """Take note of an unknown outcome."""
+        if not self._submissions:
+            self._back_off()
+
+    def end(self) -> None:
+        """Take note that the service responds, or that nothing more is submitted."""
+        self._submissions = 0
+        self._ended.ring()
+
+    def wait(self) -> Effects[None]:
+        """Wait for the turn of a submission."""
+        while self._submissions and (left := self._next - self._clock()) > 0:
+            yield Sleep(left, self._ended)
+        if self._submissions:
+            self._back_off()
+
+    def _back_off(self) -> None:
+        self._submissions += 1
+        self._next = self._clock() + schedule.backoff(self._submissions)
