@@ -164,7 +164,7 @@ def test_an_outage_leaves_most_inputs_alone(service: RawService) -> None:
 
 
 def test_the_first_response_ends_the_backoff() -> None:
-    """After an unknown outcome each submission waits longer than the one before, until the service responds."""
+    """After an unknown outcome each submission waits longer than the last, until the service responds."""
     now = 0.0
     backoff = SubmissionBackoff(lambda: now)
     assert list(backoff.wait()) == []

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 from itertools import pairwise
 
-from noukai_core import JobOutcome, NoukaiError
+from noukai_core import InvalidInputError, JobOutcome, NoukaiError
 from noukai_core._engine import schedule
 from noukai_core.batch import OutcomeState
 from tests.simulation.batches import BATCH, Batching, Try
@@ -99,10 +99,11 @@ def no_second_job(history: BatchHistory) -> Iterator[str]:
 
 
 def every_batch_ends(history: BatchHistory) -> Iterator[str]:
-    """The last try ends, and no error but the ledger's ends one."""
+    """The last try ends, and no error but the ledger's ends one, or with a limit of the cost an input's."""
     last = history.batching.tries[-1]
+    allowed = (StoreError,) if history.batching.most_usd is None else (StoreError, InvalidInputError)
     for this in history.batching.tries:
-        if this.error is not None and not isinstance(this.error, StoreError):
+        if this.error is not None and not isinstance(this.error, allowed):
             yield f"try {this.process} ended with {this.error!r}"
     if (last.ended_at, last.jobs_cancelled_at, last.error) == (None, None, None):
         yield f"try {last.process} has not ended: {len(last.outcomes)} outcomes"
@@ -193,11 +194,11 @@ def _shares_lane(made_by: Exchange, exchange: Exchange, history: BatchHistory) -
 
 
 def _waited_for(job: ServerJob, exchange: Exchange, history: BatchHistory) -> bool:
-    ended_at = exchange.ended_at
+    ended_at, server = exchange.ended_at, history.simulation.server
     if history.batching.in_order:
         return False  # its outcome may be held
     return ended_at is not None and not any(
-        outcome.job_id == job.id and moment <= ended_at
+        outcome.job_id is not None and server.job_of(outcome.job_id) is job and moment <= ended_at
         for moment, outcome in history.try_of[exchange.process].outcomes
     )
 
@@ -324,7 +325,9 @@ def polls_stay_within_the_limit(history: BatchHistory) -> Iterator[str]:
     most = max(1, math.ceil(history.simulation.max_polls_per_second))
     for this in batching.tries:
         ends = math.inf if this.cancelled_at is None else this.cancelled_at
-        polls = [one.sent_at for one in history.of(this) if one.kind in ("poll", "session") and one.sent_at < ends]
+        polls = [
+            one.sent_at for one in history.of(this) if one.kind in ("poll", "session") and one.sent_at < ends
+        ]
         for first, last in zip(polls, polls[most:], strict=False):
             if last - first < 1.0 - ROUNDING:
                 yield f"{most + 1} polls in {last - first:.2f} s at a limit of {most}"
@@ -333,9 +336,10 @@ def polls_stay_within_the_limit(history: BatchHistory) -> Iterator[str]:
 
 def an_outage_meets_few_submissions(history: BatchHistory) -> Iterator[str]:
     """When a submission has met an outage, others follow it one by one, ever more slowly."""
-    begins, ends = history.simulation.network.outage
-    if history.batching.ledger_fails:
-        return  # it may hold submissions up that were about to be sent
+    simulation = history.simulation
+    begins, ends = simulation.network.outage
+    if history.batching.ledger_fails or simulation.harm or simulation.server.trouble:
+        return  # which may hold submissions up that were about to be sent
     for this in history.batching.tries:
         sent = [
             one

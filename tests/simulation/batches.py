@@ -187,6 +187,7 @@ class Batching:
         simulation.server.traces = choices.pick("traces", ("costs", "no costs", "forbidden"), 0.2)
         simulation.max_polls_per_second = choices.pick("limit of the polls", (50.0, 5.0, 1.0), 0.3)
         simulation.network.crosses_submissions = choices.pick("a pool out of step", (False, True), 0.3)
+        self._changes = choices.pick("changes of the inputs", (0.0, 0.5), 0.3)
         self._ended_by_a_person = False
         begins = choices.pick("beginning of an outage", (math.inf, 0.0, 0.5, 5.0), 0.2)
         if math.isfinite(begins):
@@ -320,6 +321,10 @@ class Batching:
         return batch
 
     def _input(self, index: int) -> JobInput:
+        if len(self.tries) > 1 and self._choices.happens("an input is invalid in a rerun", self._changes):
+            return self._choices.pick(
+                "invalid input", ({"unknown": 1}, {"message": 7}, JobRequest("another/of/flow"))
+            )
         if self.users_sessions and index % 2:
             session = str(uuid.uuid5(BATCH, "the user's"))
             traced = self.most_usd is not None

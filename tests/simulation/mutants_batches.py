@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.simulation.mutants import Mutant
 
 _BATCH = "noukai_core._engine.batch"
+_BACKOFF = "noukai_core._engine.batch_backoff"
 _JOB = "noukai_core._engine.batch_job"
 _CANCEL = "noukai_core._engine.batch_cancel"
 _TOTALS = "noukai_core._engine.batch_totals"
@@ -53,6 +54,12 @@ MUTANTS = (
         "        if stored is not None and stored.kept:\n            del self._stored[index]\n"
         "            self._pass_on(index, None)\n            return None\n",
         "",
+    ),
+    Mutant(
+        "an input that is invalid in a rerun ends the submission that an earlier run was sending",
+        _JOB,
+        "            return Ending(OutcomeState.UNKNOWN, error)\n        return (yield from self._finish",
+        "            return Ending(OutcomeState.REJECTED, error)\n        return (yield from self._finish",
     ),
     Mutant(
         "the job of another input is taken from a connection that is out of step",
@@ -169,9 +176,9 @@ MUTANTS = (
     ),
     Mutant(
         "an outage uses up one input after the other",
-        _BATCH,
-        "        self._backoff.begin()\n",
-        "",
+        _BACKOFF,
+        "        if self._submissions:\n            self._back_off()",
+        "        self._submissions = 0",
     ),
     # The wait in a triggerer.
     Mutant(

@@ -335,6 +335,8 @@ class Batch:
     def _after_submission(self, job: BatchJob, ending: Ending | None) -> Effects[None]:
         if ending is None or (isinstance(ending.error, APIError) and not ending.error.retryable):
             self._backoff.end()
+        elif ending.state == OutcomeState.UNKNOWN:
+            self._backoff.begin()
         if ending is not None:
             yield from self._end(job, ending)
         elif self.error is None:
