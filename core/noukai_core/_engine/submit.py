@@ -84,7 +84,7 @@ class SharedSession:
         running: The jobs of other submissions that may be running, in any session, by their canonical ids. A
             connection that is out of step may return any of them.
         on_unknown: Is called when the outcome of a submission in it is unknown.
-        limiter: The rate limit of the requests that look for one of its jobs.
+        limiter: The rate limit of the requests that ask whether it has a job.
     """
 
     id: str
