@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from noukai_core import Submission
-from noukai_core._api.endpoints import Call, cancel, outcome, submit
+from noukai_core._api.endpoints import Call, cancel, submit
 from noukai_core._api.parsing import HttpResponse
-from noukai_core._engine.effects import Effects, Send, Sleep, T, send_with_retries
+from noukai_core._engine.effects import send_with_retries
 from noukai_core._engine.rate_limit import PollRateLimiter
 from noukai_core._engine.submission_registry import SubmissionState
 from noukai_core._engine.submit import submit_once
@@ -19,7 +18,7 @@ from noukai_core._engine.wait import Poller
 from noukai_core._options import ClientOptions
 from noukai_core._validation import FlowPath
 from noukai_core.errors import APIError, TransientError
-from tests.core.scripted_server import KEY
+from tests.core.turned_clock import Turned
 
 FLOW = FlowPath("acme", "spelling", "grade-3")
 NOTHING = HttpResponse(404, {}, b'{"detail": {"code": "SESSION_NOT_FOUND"}}')
@@ -27,33 +26,6 @@ MISSING = HttpResponse(404, {}, b'{"detail": {"code": "JOB_NOT_FOUND"}}')
 FAULT = HttpResponse(502, {}, b"")
 RUNNING = HttpResponse(200, {}, b'{"status": "running"}')
 COMPLETED = HttpResponse(200, {}, b'{"status": "completed"}')
-
-
-class Turned:
-    """A clock, and a server whose responses depend on it."""
-
-    def __init__(self, response: Callable[[Call[Any], float], HttpResponse | APIError]) -> None:
-        self.now = 0.0
-        self.sent: list[str] = []
-        self._response_at = response
-
-    def __call__(self) -> float:
-        return self.now
-
-    def run(self, effects: Effects[T]) -> T:
-        response: Any = None
-        while True:
-            try:
-                step = effects.send(response)
-            except StopIteration as end:
-                decided: T = end.value
-                return decided
-            response = None
-            if isinstance(step, Sleep):
-                self.now += step.seconds
-            elif isinstance(step, Send):
-                self.sent.append(step.call.method)
-                response = outcome(step.call, self._response_at(step.call, self.now), KEY)
 
 
 def test_a_job_made_at_the_end_of_a_long_request_is_found() -> None:

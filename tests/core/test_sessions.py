@@ -7,9 +7,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from noukai_core import AuthenticationError, TransientError
+from noukai_core._api.parsing import HttpResponse
 from noukai_core._engine import schedule
+from noukai_core._engine.rate_limit import PollRateLimiter
+from noukai_core._engine.sessions import wait_for_sessions
+from noukai_core._options import ClientOptions
 from tests.core.raw_service import RawService, http, listed
-from tests.core.scripted_server import FLOW
+from tests.core.scripted_server import FLOW, KEY
+from tests.core.turned_clock import Turned
 
 if TYPE_CHECKING:
     from tests.core.conftest import MakeClient
@@ -98,3 +103,23 @@ def test_a_list_that_fails_for_too_long(make_flow: Any, service: RawService) -> 
             break
         service.requests.clear()
     assert service.count("session") > 1
+
+
+def test_a_server_that_asks_for_a_day_is_not_waited_for() -> None:
+    """A long `Retry-After` does not make the wait longer than its retry window."""
+    busy = HttpResponse(429, {"retry-after": "86400"}, b"")
+    clock = Turned(lambda call, now: busy)
+    waiting = wait_for_sessions(
+        {SESSION: 1},
+        ClientOptions.of(api_key=KEY),
+        PollRateLimiter(50),
+        clock,
+        until=0,
+        age=0.0,
+        timeout=None,
+        poll_interval=None,
+    )
+    with pytest.raises(TransientError):
+        clock.run(waiting)
+    assert clock.now == pytest.approx(300)
+    assert len(clock.sent) == 2

@@ -10,7 +10,12 @@ import httpx
 import pytest
 
 from noukai_core import APIError, InvalidResponseError, PermanentError, TransientError
-from tests.core.scripted_server import FLOW, HttpResponse, ScriptedServer, rejection, respond, state
+from noukai_core._api import parsing
+from noukai_core._engine.follow import StepFollower
+from noukai_core._options import ClientOptions
+from noukai_core._validation import FlowPath
+from tests.core.scripted_server import FLOW, KEY, HttpResponse, ScriptedServer, rejection, respond, state
+from tests.core.turned_clock import Turned
 
 if TYPE_CHECKING:
     from tests.core.conftest import MakeClient
@@ -243,3 +248,17 @@ def test_a_job_that_no_worker_has_begun_is_waited_for(scripted: MakeClient, serv
     server.on("poll", rejection(404, "JOB_NOT_FOUND"))
     job = scripted().flow(FLOW).job("x")
     assert [step.text for step in job.steps()] == ["draft started"]
+
+
+@pytest.mark.parametrize("race_ends", [0.0, 60.0])
+def test_a_server_that_asks_for_a_day_is_not_waited_for(race_ends: float) -> None:
+    """A long `Retry-After` does not make the following longer than its retry window, nor than the race."""
+    running = parsing.HttpResponse(200, {}, b'{"status": "running"}')
+    refused = b'{"detail": {"code": "RUN_NOT_FOUND"}}' if race_ends else b""
+    busy = parsing.HttpResponse(404 if race_ends else 503, {"retry-after": "86400"}, refused)
+    clock = Turned(lambda call, now: busy if call.path.endswith("/stream") else running)
+    settings = ClientOptions.of(api_key=KEY)
+    follower = StepFollower(FlowPath(*FLOW.split("/")), "job-1", settings, clock, race_ends=race_ends)
+    with pytest.raises(APIError):
+        clock.run(follower.effects())
+    assert clock.now == pytest.approx(race_ends or 300)

@@ -75,17 +75,18 @@ class StepFollower:
             # A stream that ended before its job lacks the last steps, so it is read once more after that.
             if self._completed or ended:
                 return
-            now, pause = self._clock(), 0.0
+            fruitless = 0 if shown else fruitless + 1
+            pause = schedule.backoff(fruitless + 1)
             if error is None:
                 failing_since = None
             else:
+                now = self._clock()
                 failing_since = now if shown or failing_since is None else failing_since
-                self._check(error, failing_since)
-                pause = error.retry_after or 0.0
+                left = self._retried_until(error, now, failing_since) - now
+                pause = schedule.pause_after_error(fruitless + 1, pause, error.retry_after, left=left)
             ended = yield from self._has_ended()
             if not ended:
-                fruitless = 0 if shown else fruitless + 1
-                yield Sleep(max(pause, schedule.backoff(fruitless + 1)))
+                yield Sleep(pause)
 
     def _read(self) -> _Reading:
         """Read one connection to its end, and return whether there was something new, and what ended it."""
@@ -113,14 +114,14 @@ class StepFollower:
                     job_id=self._job_id,
                 )
 
-    def _check(self, error: APIError, failing_since: float) -> None:
-        """Raise an error, unless another connection may help."""
-        now = self._clock()
+    def _retried_until(self, error: APIError, now: float, failing_since: float) -> float:
+        """Return until when another connection may help, or raise the error if none can."""
         if may_turn_up(error, now, self._race_ends):
-            return
-        refused = not error.retryable or isinstance(error, InvalidResponseError)
-        if refused or now >= failing_since + self._settings.retry_timeout:
+            return self._race_ends
+        retry_window_ends = failing_since + self._settings.retry_timeout
+        if not error.retryable or isinstance(error, InvalidResponseError) or now >= retry_window_ends:
             raise error
+        return retry_window_ends
 
     def _has_ended(self) -> Generator[Send, JobStatus | APIError, bool]:
         outcome = yield Send(endpoints.status(self._flow, self._job_id, _STATE_BYTES))

@@ -54,6 +54,7 @@ def pause_after_error(
     pause: float,
     retry_after: float | None = None,
     *,
+    left: float,
     limited: bool = False,
     jitter: float | None = None,
 ) -> float:
@@ -66,11 +67,12 @@ def pause_after_error(
         failures: How many errors came in a row.
         pause: What the pause would be without the error.
         retry_after: What the server asked for; it wins when it is longer.
+        left: Seconds until the retry window ends. No pause is longer, whatever the server asked for.
         limited: Whether the server complained about too many requests: then no poll comes sooner.
         jitter: Where in the jitter this pause lies, from 0 to 1; random by default.
     """
     wanted = pause if limited else min(pause, backoff(failures, jitter))
-    return max(wanted, retry_after or 0.0)
+    return min(max(wanted, retry_after or 0.0), left)
 
 
 def backoff(failures: int, jitter: float | None = None) -> float:

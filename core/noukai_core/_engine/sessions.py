@@ -54,6 +54,7 @@ def wait_for_sessions(
     deadline = math.inf if timeout is None else clock() + timeout
     left = dict(sizes)
     succeeded_at, failures = clock(), 0
+    retry_window_ends = math.inf
     while True:
         error: APIError | None = None
         for session_id in [session_id for session_id, count in left.items() if count]:
@@ -69,7 +70,8 @@ def wait_for_sessions(
             if limited := is_limited(error):
                 limiter.slow_down(clock())
             since = max(succeeded_at, limiter.last_success_at) if limited else succeeded_at
-            if not error.retryable or clock() - since > settings.retry_timeout:
+            retry_window_ends = since + settings.retry_timeout
+            if not error.retryable or clock() >= retry_window_ends:
                 raise error
             break  # the others would meet the same
         now = clock()
@@ -80,7 +82,13 @@ def wait_for_sessions(
             return unfinished
         pause = schedule.align_to_tick(now, schedule.pause_before_poll(now - submitted_at, poll_interval))
         if error is not None:
-            pause = schedule.pause_after_error(failures, pause, error.retry_after, limited=is_limited(error))
+            pause = schedule.pause_after_error(
+                failures,
+                pause,
+                error.retry_after,
+                left=max(0.0, retry_window_ends - now),
+                limited=is_limited(error),
+            )
         yield Sleep(min(pause, deadline - now))
 
 

@@ -261,8 +261,9 @@ class Poller:
                 retry_window_ends - now,
                 error,
             )
-        pause = schedule.pause_after_error(self._failures, usual, error.retry_after, limited=limited)
-        return min(pause, retry_window_ends - now)
+        return schedule.pause_after_error(
+            self._failures, usual, error.retry_after, left=retry_window_ends - now, limited=limited
+        )
 
     def _timed_out(self) -> JobTimeoutError:
         state = self._status.state if self._status else "not known yet"
