@@ -14,7 +14,7 @@ from noukai_core._engine.batch import Batch
 from noukai_core._engine.batch_options import BatchOptions
 from noukai_core._engine.effects import Effects, FollowEffects, may_turn_up, send_with_retries
 from noukai_core._engine.follow import StepFollower
-from noukai_core._engine.rate_limit import shared_rate_limiter
+from noukai_core._engine.rate_limit import PollRateLimiter, shared_rate_limiter
 from noukai_core._engine.runs import read_ended_runs
 from noukai_core._engine.sessions import wait_for_sessions
 from noukai_core._engine.submit import Submitted, find, submit_request
@@ -82,12 +82,10 @@ class FlowHandle(Generic[R]):
         poll_interval: float | None,
         report: Callable[[int], None] | None,
     ) -> Effects[int]:
-        settings = self._settings
-        limiter = shared_rate_limiter(settings.base_url, settings.api_key, settings.max_polls_per_second)
         return wait_for_sessions(
             sessions,
-            settings,
-            limiter,
+            self._settings,
+            _limiter(self._settings),
             time.monotonic,
             until=until,
             age=age,
@@ -199,9 +197,7 @@ class JobHandle(Generic[R]):
             self._path,
             self._id,
             self._settings,
-            shared_rate_limiter(
-                self._settings.base_url, self._settings.api_key, self._settings.max_polls_per_second
-            ),
+            _limiter(self._settings),
             time.monotonic,
             submitted_at=self._submitted_on_clock,
             timeout=None if timeout is None else check_seconds(timeout, "timeout"),
@@ -236,11 +232,16 @@ class JobHandle(Generic[R]):
             self._path,
             self._id,
             self._settings,
+            _limiter(self._settings),
             time.monotonic,
             race_ends=self._race_ends(),
             skip=check_count(skip, "skip") if skip else 0,
         )
         return follower.effects()
+
+
+def _limiter(settings: ClientOptions) -> PollRateLimiter:
+    return shared_rate_limiter(settings.base_url, settings.api_key, settings.max_polls_per_second)
 
 
 def _on_monotonic_clock(moment: datetime | None) -> float | None:

@@ -11,7 +11,9 @@ import pytest
 
 from noukai_core import APIError, InvalidResponseError, PermanentError, TransientError
 from noukai_core._api import parsing
+from noukai_core._api.endpoints import Call
 from noukai_core._engine.follow import StepFollower
+from noukai_core._engine.rate_limit import PollRateLimiter
 from noukai_core._options import ClientOptions
 from noukai_core._validation import FlowPath
 from tests.core.scripted_server import FLOW, KEY, HttpResponse, ScriptedServer, rejection, respond, state
@@ -250,6 +252,12 @@ def test_a_job_that_no_worker_has_begun_is_waited_for(scripted: MakeClient, serv
     assert [step.text for step in job.steps()] == ["draft started"]
 
 
+def follower(clock: Turned, limiter: PollRateLimiter, *, race_ends: float = 0.0) -> StepFollower:
+    """A follower of the job on a clock that the test turns."""
+    path = FlowPath(*FLOW.split("/"))
+    return StepFollower(path, "job-1", ClientOptions.of(api_key=KEY), limiter, clock, race_ends=race_ends)
+
+
 @pytest.mark.parametrize("race_ends", [0.0, 60.0])
 def test_a_server_that_asks_for_a_day_is_not_waited_for(race_ends: float) -> None:
     """A long `Retry-After` does not make the following longer than its retry window, nor than the race."""
@@ -257,8 +265,28 @@ def test_a_server_that_asks_for_a_day_is_not_waited_for(race_ends: float) -> Non
     refused = b'{"detail": {"code": "RUN_NOT_FOUND"}}' if race_ends else b""
     busy = parsing.HttpResponse(404 if race_ends else 503, {"retry-after": "86400"}, refused)
     clock = Turned(lambda call, now: busy if call.path.endswith("/stream") else running)
-    settings = ClientOptions.of(api_key=KEY)
-    follower = StepFollower(FlowPath(*FLOW.split("/")), "job-1", settings, clock, race_ends=race_ends)
     with pytest.raises(APIError):
-        clock.run(follower.effects())
+        clock.run(follower(clock, PollRateLimiter(50), race_ends=race_ends).effects())
     assert clock.now == pytest.approx(race_ends or 300)
+
+
+def test_its_polls_share_the_rate_limit() -> None:
+    """A poll of a job that is followed waits for its slot, and pauses and slows all polls after a 429."""
+    ended = parsing.HttpResponse(200, {}, b'{"status": "completed"}')
+    busy = parsing.HttpResponse(429, {"retry-after": "4"}, b"")
+    times: list[float] = []
+
+    def respond(call: Call[Any], now: float) -> parsing.HttpResponse | APIError:
+        if call.path.endswith("/stream"):
+            return TransientError("reset")
+        times.append(now)
+        return busy if len(times) == 1 else ended
+
+    clock, limiter = Turned(respond), PollRateLimiter(2)
+    for _ in range(10):
+        limiter.reserve(clock.now)
+    clock.run(follower(clock, limiter).effects())
+    assert times == [pytest.approx(5, abs=0.2), pytest.approx(9, abs=0.2)]
+    assert limiter.last_success_at == times[1]
+    slots = [limiter.reserve(clock.now) for _ in range(10)]
+    assert slots[-1] - slots[0] > 9 / 1.5

@@ -11,7 +11,19 @@ from typing import TypeAlias
 from noukai_core._api import endpoints
 from noukai_core._api.events import ServerEvent, StepEvent, ends_run, event_id, read_step
 from noukai_core._engine import schedule
-from noukai_core._engine.effects import Clock, EmitStep, FollowEffects, Receive, Send, Sleep, may_turn_up
+from noukai_core._engine.effects import (
+    Clock,
+    Effects,
+    EmitStep,
+    FollowEffects,
+    Receive,
+    Send,
+    Sleep,
+    is_limited,
+    may_turn_up,
+)
+from noukai_core._engine.rate_limit import PollRateLimiter
+from noukai_core._engine.wait import reach_slot
 from noukai_core._options import ClientOptions
 from noukai_core._validation import FlowPath
 from noukai_core.errors import APIError, InvalidResponseError, ResponseTooLargeError, TransientError
@@ -28,6 +40,7 @@ class StepFollower:
         flow: The flow of the job.
         job_id: The job.
         settings: Those of the client.
+        limiter: The rate limit that all polls share.
         clock: Seconds, from any beginning.
         race_ends: Until when, on that clock, a job that was just submitted may be unknown.
         skip: How many steps are passed over: those that were shown before.
@@ -38,6 +51,7 @@ class StepFollower:
         flow: FlowPath,
         job_id: str,
         settings: ClientOptions,
+        limiter: PollRateLimiter,
         clock: Clock,
         *,
         race_ends: float,
@@ -46,6 +60,7 @@ class StepFollower:
         self._flow = flow
         self._job_id = job_id
         self._settings = settings
+        self._limiter = limiter
         self._clock = clock
         self._race_ends = race_ends
         self._skip = skip
@@ -84,7 +99,15 @@ class StepFollower:
                 failing_since = now if shown or failing_since is None else failing_since
                 left = self._retried_until(error, now, failing_since) - now
                 pause = schedule.pause_after_error(fruitless + 1, pause, error.retry_after, left=left)
-            ended = yield from self._has_ended()
+            outcome = yield from self._poll()
+            if isinstance(outcome, JobStatus):
+                ended = outcome.finished
+            else:
+                # Limited or not: nothing comes sooner than the stream's own pause.
+                left = self._settings.retry_timeout
+                pause = schedule.pause_after_error(
+                    fruitless + 1, pause, outcome.retry_after, left=left, limited=True
+                )
             if not ended:
                 yield Sleep(pause)
 
@@ -123,13 +146,18 @@ class StepFollower:
             raise error
         return retry_window_ends
 
-    def _has_ended(self) -> Generator[Send, JobStatus | APIError, bool]:
-        outcome = yield Send(endpoints.status(self._flow, self._job_id, _STATE_BYTES))
-        if isinstance(outcome, APIError):
-            if not outcome.retryable and not may_turn_up(outcome, self._clock(), self._race_ends):
-                raise outcome
-            return False
-        return outcome.finished
+    def _poll(self) -> Effects[JobStatus | APIError]:
+        """Poll the job, or return the error after which another poll may help."""
+        yield from reach_slot(self._limiter, self._clock)
+        outcome: JobStatus | APIError = yield Send(endpoints.status(self._flow, self._job_id, _STATE_BYTES))
+        now = self._clock()
+        if not isinstance(outcome, APIError):
+            self._limiter.last_success_at = now
+        elif is_limited(outcome):
+            self._limiter.slow_down(now)
+        elif not outcome.retryable and not may_turn_up(outcome, now, self._race_ends):
+            raise outcome
+        return outcome
 
 
 _Reading: TypeAlias = Generator[
