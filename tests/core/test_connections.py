@@ -181,6 +181,7 @@ class Crowded(httpx.AsyncBaseTransport):
     def __init__(self) -> None:
         self.held = 0
         self.most = 0
+        self.timeouts: list[float] = []
         self.response = asyncio.Event()
         self._came = asyncio.Condition()
 
@@ -192,6 +193,7 @@ class Crowded(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         async with self._came:
             self.held += 1
+            self.timeouts.append(request.extensions["timeout"]["read"])
             self._came.notify_all()
         self.most = max(self.most, self.held)
         await asyncio.sleep(0)  # lets the other requests arrive before this one gets its response
@@ -281,9 +283,24 @@ async def test_a_call_without_a_connection_says_that_nothing_was_sent(key: str) 
     assert isinstance(not_sent, ConnectionPoolTimeoutError)
     assert not_sent.never_processed
     assert "job-1" in str(not_sent)
-    assert f"none of this client's {MAX_CONCURRENT_CALLS} connections became free within 0.1 s" in str(
+    assert f"none of this client's {MAX_CONCURRENT_CALLS} connections became free within 0.05 s" in str(
         not_sent
     )
+
+
+async def test_the_wait_for_a_connection_counts(key: str) -> None:
+    """A request that has waited for a connection has the rest of its time, and no other time of its own."""
+    crowded = Crowded()
+    async with AsyncNoukai(key, base_url="https://noukai.test/api/v1", transport=crowded) as client:
+        connection = client._runner._connection  # pyright: ignore[reportPrivateUsage] - a poll is repeated
+        poll = endpoints.status(FlowPath(*FLOW.split("/")), "job-1")
+        held = [asyncio.ensure_future(connection.send(poll)) for _ in range(MAX_CONCURRENT_CALLS)]
+        await crowded.holds(MAX_CONCURRENT_CALLS)
+        waiting = asyncio.ensure_future(connection.send(poll, 300.0))
+        await asyncio.sleep(0.2)  # seconds of those 300
+        crowded.response.set()
+        await asyncio.gather(*held, waiting)
+    assert crowded.timeouts[-1] < 299.9
 
 
 async def test_submissions_have_connections_of_their_own(key: str) -> None:

@@ -53,6 +53,9 @@ _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, http
 _OWN_TIMEOUTS_FIRST = 0.5
 """Seconds by which a transport's own timeouts come first in a submission: they tell whether it was sent."""
 
+_QUEUE_SHARE = 0.5
+"""The share of its timeout for which a request waits for a connection; the response has the rest."""
+
 _MAX_TIMEOUT = 24 * 3600.0
 """Seconds that one request may take at most, whatever is set: sockets take no number without an end."""
 
@@ -140,7 +143,7 @@ class BaseConnection:
                 job_id=call.job_id,
                 never_processed=True,
             )
-        reason = message or f"nothing within {timeout:g} s"
+        reason = message or f"nothing within {round(timeout, 2):g} s"
         kind = ConnectionPoolTimeoutError if isinstance(fault, httpx.PoolTimeout) else TransientError
         return kind(
             f"{call.operation}: no response from {self._settings.base_url} "
@@ -238,10 +241,12 @@ class AsyncConnection(BaseConnection):
         self._check_loop()
         if call.submits:  # submissions have their own limit
             return await self._exchange(call, allowed)
-        if not await self._limiter.enter(allowed):
-            return self._not_sent(call, allowed)
+        began, longest_queue = time.monotonic(), allowed * _QUEUE_SHARE
+        if not await self._limiter.enter(longest_queue):
+            return self._not_sent(call, longest_queue)
+        waited = min(time.monotonic() - began, longest_queue)  # more only if the loop was blocked
         try:
-            return await self._exchange(call, allowed)
+            return await self._exchange(call, allowed - waited)
         finally:
             self._limiter.leave()
 
