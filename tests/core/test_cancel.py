@@ -83,6 +83,27 @@ def test_a_job_that_no_worker_has_taken_yet_is_cancelled_all_the_same(
     assert len(server.made("cancel")) == 3
 
 
+@pytest.mark.parametrize("code", ["RUN_NOT_FOUND", "FLOW_NOT_FOUND", "NOT_FOUND"])
+def test_during_the_race_no_404_of_the_service_ends_a_cancel(
+    scripted: MakeClient, server: ScriptedServer, code: str
+) -> None:
+    """However the service says that it does not know the job yet, the cancel is sent again."""
+    server.on("cancel", rejection(404, code), rejection(404, code), respond(202))
+    scripted().flow(FLOW).attach("job-1", submitted_at=datetime.now(UTC)).cancel()
+    assert len(server.made("cancel")) == 3
+
+
+@pytest.mark.parametrize("status", [405, 501])
+def test_a_server_without_the_route_is_not_asked_again(
+    scripted: MakeClient, server: ScriptedServer, status: int
+) -> None:
+    """What says that there is no route ends a cancel during the race as well."""
+    server.on("cancel", rejection(status))
+    with pytest.raises(CancelUnsupportedError):
+        scripted().flow(FLOW).attach("job-1", submitted_at=datetime.now(UTC)).cancel()
+    assert len(server.made("cancel")) == 1
+
+
 @pytest.mark.parametrize(
     ("status", "kind"),
     [(401, AuthenticationError), (402, InsufficientCreditsError), (403, PermissionDeniedError)],

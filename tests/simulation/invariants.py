@@ -362,8 +362,10 @@ def _cancel_outcome(history: History, call: Call) -> str | None:
         return None if done or accepted else "it returned, but the job was not cancelled"
     if isinstance(call.error, CancelUnsupportedError):
         last = call.exchanges[-1].end if call.exchanges else None
-        own = isinstance(last, Response) and last.own and last.status in (404, 405, 501)
-        return None if own else f"no route to cancel, by {last}"
+        own = isinstance(last, Response) and last.own
+        if own and last.status == 404 and _ended(call) < call.grace_ends:
+            return "it gave up a job that may turn up"
+        return None if own and last.status in (404, 405, 501) else f"no route to cancel, by {last}"
     return _refusal(history, call)
 
 
@@ -492,7 +494,7 @@ INVARIANTS: tuple[Callable[[History], Iterator[str]], ...] = (
 
 NAMED = re.compile(
     r"left running|may still be running|not known whether|not cancelled|replaced \(unknown|lookup failed|"
-    r"HTTP 404 JOB_NOT_FOUND"
+    r"HTTP 404 (JOB|RUN)_NOT_FOUND"
 )
 """What a line says that names a job which may be running."""
 

@@ -18,6 +18,7 @@ from noukai_core._engine import schedule
 from noukai_core.batch import LedgerEntry
 from noukai_core.errors import (
     APIError,
+    CancelUnsupportedError,
     ConnectionPoolTimeoutError,
     FlowNotFoundError,
     JobNotFoundError,
@@ -153,7 +154,11 @@ def may_turn_up(error: APIError, now: float, race_ends: float) -> bool:
         now: Seconds, from any beginning.
         race_ends: Until when, on that clock, a job that was just submitted may be unknown.
     """
-    return isinstance(error, JobNotFoundError | FlowNotFoundError) and now < race_ends
+    if now >= race_ends:
+        return False
+    # By its 404 alone, a service that has no route to cancel is not told from one that does not know the job.
+    unknown_path = isinstance(error, CancelUnsupportedError) and error.status_code == 404
+    return unknown_path or isinstance(error, JobNotFoundError | FlowNotFoundError)
 
 
 def is_limited(error: APIError) -> bool:
