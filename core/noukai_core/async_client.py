@@ -258,7 +258,7 @@ class AsyncFlow(FlowHandle[AsyncRunner]):
         poll_interval: float | None = None,
         cancel_on_timeout: bool | Callable[[], bool | Awaitable[bool]] = False,
         max_cost_usd: Decimal | float | str | None = None,
-        spent_usd: Decimal | None = Decimal(0),
+        spent_usd: Decimal | float | str | None = Decimal(0),
         stop_after_failures: int | float | None = None,
         stopped: str | None = None,
         ledger: BatchLedger | None = None,

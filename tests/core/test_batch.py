@@ -213,6 +213,10 @@ def test_inputs_that_raise_a_cancellation(emulator: Emulator) -> None:
         ({"max_cost_usd": "much", "trace": True}, "max_cost_usd is 'much'"),
         ({"max_cost_usd": -1, "trace": True}, "max_cost_usd is -1"),
         ({"max_cost_usd": 1}, "max_cost_usd needs trace=True"),
+        ({"max_cost_usd": 1, "spent_usd": "much", "trace": True}, "spent_usd is 'much'"),
+        ({"spent_usd": -0.5}, "spent_usd is -0.5"),
+        ({"spent_usd": True}, "spent_usd is True"),
+        ({"spent_usd": float("nan")}, "spent_usd is nan"),
         ({"timeout": 0}, "timeout is 0"),
         ({"version": "latest"}, "version is 'latest'"),
         ({"batch_id": "mine"}, "batch_id is 'mine'"),
@@ -239,6 +243,13 @@ def test_cost(driver: str, emulator: Emulator) -> None:
     assert {outcome.state.value for outcome in rest} == {"not_submitted"}
     assert all(isinstance(outcome.error, NotSubmittedError) for outcome in rest)
     assert "max_cost_usd $1" in str(rest[0].error)
+
+
+@pytest.mark.parametrize("spent", [1.5, "1.5", 2])
+def test_what_was_spent_is_any_number(driver: str, emulator: Emulator, spent: Any) -> None:
+    """What earlier runs cost is an amount in each form that the cap takes, and counts towards it."""
+    (outcome,) = run(driver, emulator, ["m"], trace=True, max_cost_usd=1.5, spent_usd=spent)
+    assert (outcome.job_id, outcome.state.value) == (None, "not_submitted")
 
 
 @pytest.mark.parametrize("sent", [False, True])

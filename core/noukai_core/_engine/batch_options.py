@@ -26,7 +26,7 @@ class BatchOptions:
     poll_interval: float | None = None
     cancel_on_timeout: bool | Callable[[], bool | Awaitable[bool]] = False
     max_cost_usd: Decimal | float | str | None = None
-    spent_usd: Decimal | None = Decimal(0)
+    spent_usd: Decimal | float | str | None = Decimal(0)
     stop_after_failures: int | float | None = None
     stopped: str | None = None
     batch_id: str | uuid.UUID | None = None
@@ -53,20 +53,28 @@ class BatchOptions:
                 "in_order and detach exclude each other: a detached batch waits for no earlier input"
             )
         self.most_usd()
+        self.already_spent_usd()
 
     def most_usd(self) -> Decimal | None:
         """Return the most that the jobs may cost."""
-        if self.max_cost_usd is None:
-            return None
-        try:
-            amount = Decimal(str(self.max_cost_usd))
-        except InvalidOperation:
-            amount = Decimal(0)
-        if isinstance(self.max_cost_usd, bool) or not amount.is_finite() or amount <= 0:
-            raise refused(
-                f"max_cost_usd is {shown(self.max_cost_usd)}, but must be an amount of US dollars above 0"
-            )
-        return amount
+        return None if self.max_cost_usd is None else _dollars(self.max_cost_usd, "max_cost_usd")
+
+    def already_spent_usd(self) -> Decimal | None:
+        """Return what earlier runs cost; `None` if that is not known."""
+        return None if self.spent_usd is None else _dollars(self.spent_usd, "spent_usd", zero=True)
+
+
+def _dollars(value: object, argument: str, *, zero: bool = False) -> Decimal:
+    try:
+        amount = Decimal(str(value))
+    except InvalidOperation:
+        amount = Decimal("nan")
+    if isinstance(value, bool) or not amount.is_finite() or amount < 0 or (amount == 0 and not zero):
+        raise refused(
+            f"{argument} is {shown(value)}, but must be an amount of US dollars "
+            f"{'of 0 or more' if zero else 'above 0'}"
+        )
+    return amount
 
 
 def _check_failures(limit: object) -> None:

@@ -42,7 +42,7 @@ class BatchTotals:
         self.submitted = 0
         self.stopped: str | None = None
         self._flow = flow
-        self._spent_usd = options.spent_usd
+        self._spent_usd = options.already_spent_usd()
         self._most_failures = options.stop_after_failures
 
     def add(self, outcome: JobOutcome) -> None:
