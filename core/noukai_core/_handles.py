@@ -64,9 +64,12 @@ class FlowHandle(Generic[R]):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.path!r})"
 
-    def _submitting(self, request: JobRequest, submission: Submission, span: JobSpan) -> Effects[Submitted]:
+    def _submitting(
+        self, request: JobRequest, submission: Submission | None, span: JobSpan
+    ) -> Effects[Submitted]:
         """Check everything, and return the effects that submit a job once."""
-        effects = submit_request(request, _checked(submission), self._path, self._settings, time.monotonic)
+        passed = None if submission is None else _checked(submission)
+        effects = submit_request(request, passed, self._path, self._settings, time.monotonic)
         return span.submission(effects)
 
     def _batch(self, inputs: object, options: BatchOptions) -> Batch:

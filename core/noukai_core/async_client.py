@@ -242,7 +242,7 @@ class AsyncFlow(FlowHandle[AsyncRunner]):
     async def submit(self, request: JobRequest, *, submission: Submission | None = None) -> AsyncJob:
         """Submit the job of a request, once; see `Flow.submit`."""
         span = JobSpan(self.path)
-        effects = self._submitting(request, Submission.new() if submission is None else submission, span)
+        effects = self._submitting(request, submission, span)
         submitted = await self._runner.run(effects)
         return self._job(submitted.job.id, submitted.at, submitted.job, span=span)
 

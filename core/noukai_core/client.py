@@ -317,7 +317,7 @@ class Flow(FlowHandle[Runner]):
             submission: The identity, if you keep it yourself. By default a new one.
         """
         span = JobSpan(self.path)
-        effects = self._submitting(request, Submission.new() if submission is None else submission, span)
+        effects = self._submitting(request, submission, span)
         submitted = self._runner.run(effects)
         return self._job(submitted.job.id, submitted.at, submitted.job, span=span)
 

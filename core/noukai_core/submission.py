@@ -16,8 +16,9 @@ class Submission:
     """The identity of one submission.
 
     Passing the same one again is idempotent: the server is asked for its job before anything is sent. Within
-    a process the client remembers what it sent. To let a later process go on after a crash, store the id
-    and `last_sent_at` before each try, both in one write.
+    a process the client remembers the last 10,000 that were passed to it, and forgets those last of which it
+    is not known whether they made a job. To let a later process go on after a crash, store the id and
+    `last_sent_at` before each try, both in one write.
 
     Attributes:
         id: A UUID.

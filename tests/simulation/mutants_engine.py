@@ -184,7 +184,7 @@ MUTANTS = (
     Mutant(
         "a call that is interrupted keeps others waiting",
         _SUBMIT,
-        "    finally:\n        registry.end(key)",
+        "    finally:\n        registry.end(key, forget=not callers and state.job_id is not None)",
         "    except Exception:\n        registry.end(key)\n        raise",
     ),
     Mutant(

@@ -14,7 +14,10 @@ from typing import TypeAlias
 from noukai_core._validation import FlowPath
 
 MAX_REMEMBERED = 10_000
-"""How many submissions are remembered for one server and key; the oldest are forgotten first."""
+"""How many submissions are remembered for one server and key.
+
+The oldest are forgotten first, but those with an unknown outcome last.
+"""
 
 SubmissionKey: TypeAlias = tuple[FlowPath, str]
 """A flow and the id of a submission to it."""
@@ -59,18 +62,34 @@ class SubmissionRegistry:
             self._states.move_to_end(key)
             return state
 
-    def end(self, key: SubmissionKey) -> None:
-        """Let other calls have a submission, and forget one of which there is nothing to know."""
+    def end(self, key: SubmissionKey, *, forget: bool = False) -> None:
+        """Let other calls have a submission, and forget one of which there is nothing to know.
+
+        Args:
+            key: The submission.
+            forget: Whether nobody will pass it again.
+        """
         with self._lock:
             state = self._states[key]
             state.busy = False
-            if state.possibly_sent_at is None and state.job_id is None:
+            if forget or (state.possibly_sent_at is None and state.job_id is None):
                 del self._states[key]
             while len(self._states) > self._max_remembered:
-                oldest = next((key for key, state in self._states.items() if not state.busy), None)
+                oldest = self._oldest()
                 if oldest is None:
                     break
                 del self._states[oldest]
+
+    def _oldest(self) -> SubmissionKey | None:
+        """Return the oldest whose job is known, or else the oldest."""
+        oldest: SubmissionKey | None = None
+        for key, state in self._states.items():
+            if state.busy:
+                continue
+            if state.job_id is not None:
+                return key
+            oldest = oldest or key
+        return oldest
 
     def after_fork(self) -> None:
         """Make it usable in a child process, where the calls of the parent's threads do not exist."""
@@ -79,16 +98,23 @@ class SubmissionRegistry:
             state.busy = False
 
 
-def shared_registry(base_url: str, api_key: str) -> SubmissionRegistry:
-    """Return the registry that every client of this process shares which has the same server and key."""
-    return _registry(base_url, hashlib.sha256(api_key.encode()).hexdigest())
+def shared_registry(base_url: str, api_key: str, *, batches: bool = False) -> SubmissionRegistry:
+    """Return the registry that every client of this process shares which has the same server and key.
+
+    Args:
+        base_url: The server.
+        api_key: The key.
+        batches: Whether it is the one for the submissions of batches. They are many and have a ledger, so
+            they make no other one forgotten.
+    """
+    return _registry(base_url, hashlib.sha256(api_key.encode()).hexdigest(), batches)
 
 
 _registries: list[SubmissionRegistry] = []
 
 
 @cache
-def _registry(base_url: str, key_digest: str) -> SubmissionRegistry:
+def _registry(base_url: str, key_digest: str, batches: bool) -> SubmissionRegistry:
     registry = SubmissionRegistry()
     _registries.append(registry)
     return registry

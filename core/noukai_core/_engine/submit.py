@@ -35,6 +35,7 @@ from noukai_core.errors import (
     InvalidInputError,
     InvalidResponseError,
     NotSubmittedError,
+    NoukaiError,
     RedirectError,
     SubmissionUnknownError,
 )
@@ -96,7 +97,7 @@ class SharedSession:
 
 def submit_request(
     request: JobRequest,
-    submission: Submission,
+    submission: Submission | None,
     flow: FlowPath,
     settings: ClientOptions,
     clock: Clock,
@@ -108,7 +109,7 @@ def submit_request(
 
     Args:
         request: The inputs of the job.
-        submission: Its identity.
+        submission: Its identity, if the caller keeps it; by default a new one.
         flow: The flow.
         settings: How the client submits.
         clock: Seconds, from any beginning.
@@ -134,13 +135,16 @@ def submit_request(
     users = None if request.session_id is None else _validation.session_id(request.session_id)
     session = users or (None if shared is None else shared.id)
     version = _validation.version_number(request.version)
+    callers = submission is not None
+    submission = submission or Submission.new()
     call = endpoints.submit(flow, version, body, submission.headers(session))
     return submit(
         call,
         submission,
         flow,
         clock,
-        shared_registry(settings.base_url, settings.api_key),
+        shared_registry(settings.base_url, settings.api_key, batches=shared is not None),
+        callers=callers,
         # A session of the user's own may group many jobs, so it cannot tell which one this was.
         recovery_timeout=settings.recovery_timeout if users is None else 0.0,
         retry_timeout=settings.retry_timeout,
@@ -159,6 +163,7 @@ def submit(
     clock: Clock,
     registry: SubmissionRegistry,
     *,
+    callers: bool,
     recovery_timeout: float,
     retry_timeout: float,
     shared: SharedSession | None = None,
@@ -167,7 +172,8 @@ def submit(
 ) -> Effects[Submitted]:
     """Submit a job, so that it exists once, however often this process passes the same submission.
 
-    A call that finds another one at work waits for it. The arguments and errors are those of `submit_once`.
+    A call that finds another one at work waits for it. With `callers`, the caller keeps the submission, and
+    names it itself if this is interrupted. The other arguments and the errors are those of `submit_once`.
     """
     key = (flow, submission.id)
     while (state := registry.begin(key)) is None:
@@ -190,8 +196,23 @@ def submit(
         )
         state.job_id, state.submitted_at = submitted.job.id, submitted.at
         return submitted
+    except NoukaiError:
+        raise
+    except BaseException:
+        if not callers and state.possibly_sent_at is not None:
+            _log_interrupted(submission, flow, logger, findable=recovery_timeout > 0)
+        raise
     finally:
-        registry.end(key)
+        registry.end(key, forget=not callers and state.job_id is not None)
+
+
+def _log_interrupted(submission: Submission, flow: FlowPath, logger: Logger, *, findable: bool) -> None:
+    logger.warning(
+        "Noukai submission %s to %s: may be left running (interrupted before the response%s)",
+        submission.id,
+        flow,
+        "; find() with this submission finds its job" if findable else "",
+    )
 
 
 def submit_once(
