@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from noukai_airflow._storage import accessing, check_writable, storage_path, wri
 from noukai_airflow._xcom_values import REPLACED, UnreturnableError, as_xcom, check_keys
 from noukai_airflow.exceptions import NoukaiException, NoukaiPermanentException
 from noukai_core import JobOutputInvalidError, JobState
+from noukai_core.batch_files import json_text
 from noukai_core.output_types import typed_output
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class TaskOutput:
         path = storage_path(self.output_path, self.storage_conn_id, "output_path")
         as_text = isinstance(output, str) and path.suffix != ".json"
         with accessing(path, "written"):
-            size = write_text(path, output if as_text else json.dumps(output, ensure_ascii=False))
+            size = write_text(path, output if as_text else json_text(output))
         return {"uri": self.output_path, "bytes": size, "job_id": job.id}
 
     def _checked(self, job: Job, output: Any) -> Any:

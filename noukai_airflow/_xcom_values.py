@@ -14,7 +14,7 @@ from noukai_core import one_line
 
 REPLACED = (
     "NaN and infinity become null, NUL and half a surrogate pair a replacement character, and a number of "
-    "more than 64 bits a float, as Airflow stores none of them; output_path keeps them"
+    "more than 64 bits a float, as Airflow stores none of them; output_path keeps all but NaN and infinity"
 )
 """What is done to an output, for the log."""
 

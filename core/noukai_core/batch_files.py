@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 import secrets
 import time
@@ -138,9 +139,35 @@ def _malformed(name: str, number: int, what: str) -> InvalidInputError:
     return InvalidInputError(f"inputs {name}, line {number}: {what}")
 
 
+def json_text(value: Any, separators: tuple[str, str] | None = None) -> str:
+    """Return a value as JSON that every reader takes.
+
+    A server may send NaN and infinity, which Python reads and writes, but JSON does not have. They become
+    null.
+
+    Args:
+        value: The value.
+        separators: What stands between items, and after names; by default with spaces.
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=separators, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), ensure_ascii=False, separators=separators)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if _validation.is_mapping(value):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in cast("Sequence[Any]", value)]
+    return value
+
+
 def json_line(row: Mapping[str, Any]) -> str:
     """Return an outcome as a line of JSONL, without the line end."""
-    line = json.dumps(row, ensure_ascii=False, separators=(",", ":"))
+    line = json_text(row, (",", ":"))
     return _SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", line)
 
 

@@ -18,6 +18,7 @@ from noukai_airflow.exceptions import (
     NoukaiPermanentException,
 )
 from noukai_airflow.operators.noukai import NoukaiRunJobOperator
+from noukai_core import ExecuteResult, JobState, JobStatus, Noukai
 from tests.airflow.conftest import FakeTask, MemoryStore
 
 if TYPE_CHECKING:
@@ -72,6 +73,16 @@ def test_a_file(
     assert returned == {"uri": uri, "bytes": len(written.encode()), "job_id": job["id"]}
     assert (tmp_path / name).read_text(encoding="utf-8") == written
     assert [file.name for file in (tmp_path / name).parent.iterdir()] == [Path(name).name]
+
+
+def test_a_file_is_json(tmp_path: Path) -> None:
+    """NaN, which a server may send, is null in the file, so that every reader takes it."""
+    with Noukai("nk_test_key") as client:
+        job = client.flow(FLOW).attach("job-1")
+        result = ExecuteResult(output=[float("nan"), 1])
+        status = JobStatus(id=job.id, state=JobState.COMPLETED, result=result)
+        _task_output.TaskOutput(output_path=f"file://{tmp_path}/out.json").deliver(job, status)
+    assert (tmp_path / "out.json").read_text() == "[null, 1]"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from noukai_core import InvalidInputError
-from noukai_core.batch_files import read_inputs
+from noukai_core.batch_files import json_line, read_inputs
 
 
 def inputs_in(text: str, name: str) -> list[Any]:
@@ -79,3 +79,15 @@ def test_a_table_that_would_be_misread(text: str, reported: str) -> None:
     """A header or quote that would make paid jobs of something else is an error."""
     with pytest.raises(InvalidInputError, match=rf"^inputs in\.csv, .*{reported}"):
         inputs_in(text, "in.csv")
+
+
+def test_an_outcome_is_a_line_of_json() -> None:
+    """NaN and infinity, which Python's parser takes and strict readers refuse, become null."""
+    output = {"scores": [float("nan"), float("inf"), -1.5, 10**30], "ok": True, "none": None}
+    row = {"index": 0, "output": output, "seconds": float("-inf")}
+    assert json_line(row) == (
+        '{"index":0,"output":{"scores":[null,null,-1.5,1000000000000000000000000000000],"ok":true,'
+        '"none":null},"seconds":null}'
+    )
+    assert row["output"] is output
+    assert output["scores"][1] == float("inf")
