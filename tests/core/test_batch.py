@@ -334,6 +334,24 @@ def test_a_rejection_that_concerns_every_job(driver: str, emulator: Emulator) ->
     assert len(emulator.control.requests()) < 20
 
 
+@pytest.mark.parametrize("status", [400, 404])
+def test_a_version_that_only_one_input_has(driver: str, emulator: Emulator, status: int) -> None:
+    """A version of its own that the server rejects ends that input, and the others run."""
+    emulator.control.fault("status", on="submit", status=status, code="INVALID_VERSION", times=1)
+    inputs = [JobRequest(FLOW, "a", version=7), "b", "c"]
+    outcomes = run(driver, emulator, inputs, max_concurrency=1, in_order=True)
+    assert [outcome.state.value for outcome in outcomes] == ["rejected", "completed", "completed"]
+
+
+@pytest.mark.parametrize("status", [400, 404])
+def test_a_version_that_every_input_has(driver: str, emulator: Emulator, status: int) -> None:
+    """A version of the batch that the server rejects is not asked for again with each input."""
+    emulator.control.fault("status", on="submit", status=status, code="INVALID_VERSION", times=None)
+    outcomes = run(driver, emulator, ["m"] * 50, version=7)
+    assert {outcome.state.value for outcome in outcomes} == {"rejected", "not_submitted"}
+    assert len(emulator.control.requests()) < 20
+
+
 def test_timeout(driver: str, emulator: Emulator) -> None:
     """A job that does not end in time is left running, or cancelled with `cancel_on_timeout`."""
     emulator.control.script("grade-3", outcome="never")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from noukai_core import _validation
 from noukai_core._api import endpoints
 from noukai_core._api.endpoints import Execution
 from noukai_core._api.job_ids import canonical_job_id
@@ -47,6 +48,8 @@ from noukai_core.submission import Submission
 
 NEW = "new"
 """The state of an entry whose submission was not begun. No ledger keeps it."""
+
+_WRONG_VERSION = "INVALID_VERSION"
 
 _CONCERNS_EVERY_JOB = (
     AuthenticationError,
@@ -249,7 +252,7 @@ class BatchJob:
                 lane.submitting = False
             return Ending(OutcomeState.NOT_SUBMITTED, error)
         except APIError as error:
-            if isinstance(error, _CONCERNS_EVERY_JOB):
+            if self._concerns_every_job(error):
                 context.totals.stop(
                     f"an earlier job was rejected for a reason that concerns every job: {error}"
                 )
@@ -267,6 +270,14 @@ class BatchJob:
         if (yield from self.record()):
             yield from context.traces.check(submitted.job.id)
         return None
+
+    def _concerns_every_job(self, error: APIError) -> bool:
+        """Tell whether the other inputs would be rejected as well: they may have another version."""
+        if error.code != _WRONG_VERSION:
+            return isinstance(error, _CONCERNS_EVERY_JOB)
+        assert self.request is not None
+        asked, usual = self.request.version, self._context.options.version
+        return _validation.version_number(asked) == _validation.version_number(usual)
 
     def _watch(self, submitted_at: float) -> None:
         assert self.entry.job_id is not None
