@@ -370,6 +370,12 @@ MUTANTS = (
         "if response.ok or response.status_code in (404, 409, 410):",
     ),
     Mutant(
+        "a cancel is given up in the race, if the code is another one",
+        _EFFECTS,
+        "unknown_path = isinstance(error, CancelUnsupportedError) and error.status_code == 404",
+        "unknown_path = False",
+    ),
+    Mutant(
         "a job that was submitted a moment ago is not found",
         _EFFECTS,
         "    if now >= race_ends:\n        return False",

@@ -77,7 +77,6 @@ class Habits:
         key: What an idempotency key does.
         accepted_id: How the response to a submission spells the id.
         cancel: What the cancel route answers.
-        unknown_job: The code for a job that is not known.
         words: Other words for states.
         state_name: The field of a state.
         clock_error: By how many seconds the service's clock is wrong.
@@ -98,7 +97,6 @@ class Habits:
     key: str
     accepted_id: str
     cancel: str
-    unknown_job: str
     words: Mapping[str, str]
     state_name: str
     clock_error: float
@@ -123,7 +121,6 @@ class Habits:
             key=choices.pick("idempotency key", KEYS, 0.3),
             accepted_id=choices.pick("id of the accepted", READABLE_IDS + UNREADABLE_IDS, odd / 2),
             cancel=choices.pick("cancel route", CANCELS, 0.3),
-            unknown_job=choices.pick("code for an unknown job", ("JOB_NOT_FOUND", "RUN_NOT_FOUND"), 0.5),
             words=choices.pick("state words", WORDS, 0.2),
             state_name=choices.pick("state field", ("status", "state"), 0.1),
             clock_error=choices.pick("error of the service's clock", (0.0, 7200.0, -7200.0), 0.15),
@@ -413,10 +410,10 @@ class Server:
     def _poll(self, exchange: Exchange) -> Response:
         job = self._job(exchange, -1)
         if job is None:
-            return _own_error(404, self.habits.unknown_job, "no such job")
+            return _own_error(404, "JOB_NOT_FOUND", "no such job")
         lags = self._clock.now < job.polled_at + 30.0 and self.habits.forgets
         if lags and self._choices.happens("a replica does not know the job", self.habits.forgets):
-            return _own_error(404, self.habits.unknown_job, "no such job")
+            return _own_error(404, "JOB_NOT_FOUND", "no such job")
         job.polled_at = self._clock.now
         job_id = self.id_in("a poll", job)
         value: dict[str, Any] = {"executionId": job_id, self.habits.state_name: self._word(job)}
@@ -441,7 +438,7 @@ class Server:
             return _own_error(403, "FORBIDDEN", "no traces for this key")
         job = self._job(exchange, -2)
         if job is None:
-            return _own_error(404, self.habits.unknown_job, "no such job")
+            return _own_error(404, "JOB_NOT_FOUND", "no such job")
         step: dict[str, Any] = {"stepId": "grade", "status": "completed", "modelUsed": "m", "tokens": 10}
         if self.traces == "costs":
             step["costUsd"] = COST
@@ -458,7 +455,8 @@ class Server:
                 return _own(404, {"detail": "Not Found"})
         job = self._job(exchange, -2)
         if job is None:
-            return _own_error(404, self.habits.unknown_job, "no such job")
+            code = self._choices.pick("code for an unknown job", ("JOB_NOT_FOUND", "RUN_NOT_FOUND"), 0.5)
+            return _own_error(404, code, "no such job")
         if job.finished(self._clock.now):
             return _own_error(
                 self._choices.pick("cancel of the ended", (409, 410)), "FINISHED", "it has ended"
