@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import httpx
 import pytest
 
-from noukai_core import Submission
+from noukai_core import AsyncNoukai, Submission
 from tests.core.scripted_server import FLOW, ScriptedServer, rejection, session
 
 if TYPE_CHECKING:
@@ -114,3 +114,41 @@ def test_a_submission_that_was_surely_not_processed_is_not_named(
     server.on("submit", rejection(429))
     interrupt(scripted().flow(FLOW), driver)
     assert lines(caplog) == []
+
+
+class Silent(httpx.AsyncBaseTransport):
+    """Receives requests, and never responds."""
+
+    def __init__(self) -> None:
+        self.received = asyncio.Event()
+
+    async def handle_async_request(self, request: httpx.Request) -> NoReturn:
+        self.received.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+async def test_a_submission_that_waits_for_its_turn_is_not_named(
+    key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of many calls that are cancelled, only those are named whose requests had gone out."""
+    silent = Silent()
+    async with AsyncNoukai(key, max_concurrent_submissions=1, transport=silent) as client:
+        calls = [asyncio.create_task(client.flow(FLOW).job("x")) for _ in range(20)]
+        await silent.received.wait()
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+    assert len(lines(caplog)) == 1
+
+
+async def test_a_batch_names_what_it_leaves_in_one_line(key: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The submissions of a batch that is closed are named by their sessions, and not one by one."""
+    silent = Silent()
+    async with AsyncNoukai(key, transport=silent) as client, client.flow(FLOW).jobs(["x"] * 50) as batch:
+        first = asyncio.create_task(anext(batch))
+        await silent.received.wait()
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+    (line,) = lines(caplog)
+    assert line.startswith(f"Noukai batch of {FLOW}: left running (")

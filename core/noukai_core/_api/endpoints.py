@@ -81,7 +81,7 @@ class Call(Generic[T]):
 
     `read` returns what the response says, or raises the `APIError` that it stands for.
     `operation` begins the message of that error. `cut_at` is how many bytes of the body are read, if its
-    beginning is enough.
+    beginning is enough. `on_send` is called when the request goes out: it may have waited for its turn.
     """
 
     method: str
@@ -93,6 +93,7 @@ class Call(Generic[T]):
     job_id: str | None = None
     submits: bool = False
     cut_at: int | None = None
+    on_send: Callable[[], None] | None = field(default=None, repr=False)
 
 
 def outcome(call: Call[T], response: HttpResponse | APIError, key: str) -> T | APIError:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Container
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import NamedTuple, TypeAlias
 
@@ -175,6 +175,12 @@ def submit(
     A call that finds another one at work waits for it. With `callers`, the caller keeps the submission, and
     names it itself if this is interrupted. The other arguments and the errors are those of `submit_once`.
     """
+    sent = False
+
+    def note_sent() -> None:
+        nonlocal sent
+        sent = True
+
     key = (flow, submission.id)
     while (state := registry.begin(key)) is None:
         yield Sleep(BUSY_PAUSE)
@@ -183,7 +189,7 @@ def submit(
             logger.info("Noukai job %s of %s: found by its submission %s", state.job_id, flow, submission.id)
             return Submitted(JobAccepted(id=state.job_id), state.submitted_at or datetime.now(UTC))
         submitted = yield from submit_once(
-            call,
+            replace(call, on_send=note_sent),
             submission,
             flow,
             clock,
@@ -199,7 +205,7 @@ def submit(
     except NoukaiError:
         raise
     except BaseException:
-        if not callers and state.possibly_sent_at is not None:
+        if sent and not callers and state.possibly_sent_at is not None:
             _log_interrupted(submission, flow, logger, findable=recovery_timeout > 0)
         raise
     finally:

@@ -110,6 +110,8 @@ class BaseConnection:
         )
 
     def _request(self, call: Call[Any], timeout: float) -> HttpRequest:
+        if call.on_send is not None:
+            call.on_send()
         headers = {**self._headers, **call.headers}
         if call.body is not None:
             headers["Content-Type"] = "application/json"
