@@ -605,6 +605,16 @@ def test_a_list_that_fails_for_long(error: APIError, polls: list[str]) -> None:
     assert polled == polls
 
 
+def test_a_list_whose_server_asks_for_a_day() -> None:
+    """A long `Retry-After` does not keep a batch from its lists for longer than the retry window."""
+    settings = ClientOptions(api_key="nk_test", base_url="http://127.0.0.1:1")
+    limiter = PollRateLimiter(settings.max_polls_per_second)
+    lane = Lane(BATCH, Trust(FLOW, settings), settings, limiter, monotonic)
+    error = RateLimitError("HTTP 429", status_code=429, retry_after=86_400)
+    pauses = [effect.seconds for effect in lane._after_error(error) if isinstance(effect, Sleep)]
+    assert pauses == [settings.retry_timeout]
+
+
 def test_the_rare_polls_of_listed_jobs_stay_rare_when_a_batch_grows() -> None:
     """A job that lists tell of is polled later than it would have been when there were few such jobs."""
     now = 0.0
