@@ -34,6 +34,7 @@ from noukai_core.batch_record import BatchRecord, Row
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+    from pydantic import BaseModel
 
     from noukai_airflow._connection import ConnectionSettings
     from noukai_airflow._wait import OnCancelled
@@ -66,6 +67,7 @@ class BatchTaskOptions:
     noukai_conn_id: str
     output_path: str | None
     storage_conn_id: str | None
+    output_type: type[BaseModel] | None
     max_concurrency: int
     max_cost_usd: Decimal | None
     fail_on: FailOn
@@ -386,6 +388,7 @@ class BatchRun:
             max_cost_usd=options.max_cost_usd,
             spent_usd=record.spent_usd,
             detach=self._detach,
+            output_type=options.output_type,
         )
 
     def _report_progress(self, record: BatchRecord, running: int) -> None:

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 from noukai_airflow._client_cache import new_async_client
 from noukai_airflow._xcom_values import REPLACED, UnreturnableError, as_xcom
 from noukai_airflow.exceptions import NoukaiPermanentException
-from noukai_core import JobOutputInvalidError, OutcomeState
+from noukai_core import JobOutputInvalidError, OutcomeState, one_line
 from noukai_core.batch_files import OutcomePart
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from noukai_airflow._batch_inputs import BatchInputs
     from noukai_airflow._batch_output import OutputFolder
     from noukai_airflow._connection import ConnectionSettings
@@ -58,6 +60,7 @@ class BatchOptions:
     max_cost_usd: Decimal | None
     spent_usd: Decimal | None
     detach: bool
+    output_type: type[BaseModel] | None
 
 
 class BatchThread:
@@ -251,13 +254,14 @@ class BatchThread:
             ledger=self._record,
             batch_id=options.batch_id,
             detach=options.detach,
+            output_type=options.output_type,
         )
 
     async def _iterate(self, batch: AsyncJobBatch) -> None:
         try:
             self._looping = True
             async for outcome in batch:
-                outcome = self._returnable(outcome)
+                outcome = self._deliverable(outcome)
                 row = self._record.add(outcome, keep_output=self._output is None)
                 if outcome.state is OutcomeState.COMPLETED:
                     await self._keep(row)
@@ -279,23 +283,44 @@ class BatchThread:
         self.first_sent_at = min(sent, default=None)
         await self._store()
 
-    def _returnable(self, outcome: JobOutcome) -> JobOutcome:
-        """Return an outcome whose output an XCom can hold, if it is to be returned."""
-        if self._output is not None or outcome.state is not OutcomeState.COMPLETED:
+    def _deliverable(self, outcome: JobOutcome) -> JobOutcome:
+        """Return an outcome whose output is of JSON values, and if it is to be returned, of an XCom's."""
+        if outcome.state is not OutcomeState.COMPLETED:
             return outcome
         try:
-            output, changed = as_xcom(outcome.output)
+            output = outcome.to_json()["output"]
+            if self._output is None:
+                output = self._returnable(output)
+        except JobOutputInvalidError as error:
+            invalid = error
         except UnreturnableError as error:
             invalid = JobOutputInvalidError(
                 f"Noukai job {outcome.job_id}: {error}", job_id=str(outcome.job_id)
             )
-            return self._record.without_output(outcome, invalid)
-        if not changed:
-            return outcome
-        if not self._changed_outputs:
+        else:
+            return replace(outcome, output=output)
+        return self._without_output(outcome, invalid)
+
+    def _without_output(self, outcome: JobOutcome, error: JobOutputInvalidError) -> JobOutcome:
+        outcome = self._record.without_output(outcome, error)
+        state, reason = outcome.state.replace("_", " "), one_line(str(outcome.reason))
+        flow = self._options.flow
+        log.warning(
+            "Noukai job %s of %s: %s (input %d: %s)", outcome.job_id, flow, state, outcome.index, reason
+        )
+        return outcome
+
+    def _returnable(self, output: Any) -> Any:
+        """Return an output in a form that an XCom can hold.
+
+        Raises:
+            UnreturnableError: There is no such form.
+        """
+        output, changed = as_xcom(output)
+        if changed and not self._changed_outputs:
             log.warning("Noukai batch of %s: output changed (%s)", self._options.flow, REPLACED)
-        self._changed_outputs = True
-        return replace(outcome, output=output)
+            self._changed_outputs = True
+        return output
 
     async def _keep(self, row: dict[str, Any]) -> None:
         if self._output is None:

@@ -17,6 +17,7 @@ from noukai_airflow.exceptions import NoukaiException, airflow_errors, permanent
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+    from pydantic import BaseModel
 
     from noukai_airflow._batch_inputs import BatchInputs
     from noukai_airflow._batch_outcome import FailOn
@@ -48,6 +49,9 @@ class NoukaiRunJobsOperator(BaseOperator):
             task needs its own folder, so it should contain `{{ run_id }}`. Without it, the return value is a
             list of the outputs, with `None` for each input that did not complete, up to 1 MiB.
         storage_conn_id: The Airflow connection of the storage of both files.
+        output_type: A pydantic model. Outputs are returned or written with its defaults, as JSON values. An
+            input whose output is no instance of it ends as `invalid_output`, and a retry submits a new job
+            for it.
         version: `"production"`, `"draft"` or the number of a published version.
         trace: Whether the runs are traced. Outcomes then include tokens and cost.
         noukai_conn_id: The Airflow connection.
@@ -88,6 +92,7 @@ class NoukaiRunJobsOperator(BaseOperator):
         inputs: Iterable[Any] | str,
         output_path: str | None = None,
         storage_conn_id: str | None = None,
+        output_type: type[BaseModel] | None = None,
         version: str | int = "production",
         trace: bool = False,
         noukai_conn_id: str = "noukai_default",
@@ -105,12 +110,14 @@ class NoukaiRunJobsOperator(BaseOperator):
     ) -> None:
         from noukai_airflow._batch_outcome import check_fail_on, check_max_cost
         from noukai_core.checks import check_choice, check_count, check_duration, check_flag
+        from noukai_core.output_types import check_output_type
 
         super().__init__(**kwargs)  # pyright: ignore[reportUnknownMemberType]
         self.flow = flow
         self.inputs = inputs
         self.output_path = output_path
         self.storage_conn_id = storage_conn_id
+        self.output_type = check_output_type(output_type)
         self.version = version
         self.trace = check_flag(trace, "trace")
         self.noukai_conn_id = noukai_conn_id
@@ -229,6 +236,7 @@ class NoukaiRunJobsOperator(BaseOperator):
             noukai_conn_id=self.noukai_conn_id,
             output_path=self.output_path,
             storage_conn_id=self.storage_conn_id,
+            output_type=self.output_type,
             max_concurrency=self.max_concurrency,
             max_cost_usd=self.max_cost_usd,
             fail_on=self.fail_on,

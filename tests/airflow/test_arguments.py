@@ -32,6 +32,7 @@ ARGUMENTS = [
 INVALID = [
     (NoukaiRunJobOperator, {"timeout": "abc"}),
     (NoukaiRunJobsOperator, {"fail_on": 7}),
+    (NoukaiRunJobsOperator, {"output_type": dict}),
     (NoukaiJobSensor, {"allowed_states": ["done"]}),
     (NoukaiJobSensor, {"follow": "closely"}),
 ]

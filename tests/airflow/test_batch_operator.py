@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from airflow.providers.common.compat.sdk import TaskDeferred
 from airflow.sdk import ObjectStoragePath
+from pydantic import BaseModel, field_serializer
 
 from noukai_airflow import _batch_run, _task_states
 from noukai_airflow._batch_inputs import BatchInputs
@@ -44,6 +45,19 @@ FLOW = "acme/demo/flow"
 
 
 pytestmark = pytest.mark.usefixtures("connected")
+
+
+class Grade(BaseModel):
+    """What the flow is expected to return. Not all of it can be written as JSON."""
+
+    points: int
+    comment: str = "none"
+
+    @field_serializer("comment")
+    def _serialized(self, comment: str) -> str:
+        if comment == "unwritable":
+            raise ValueError("hunter2")
+        return comment
 
 
 def operator(inputs: Any, **arguments: Any) -> NoukaiRunJobsOperator:
@@ -131,6 +145,7 @@ def test_a_csv_file(context: Any, emulator: Emulator, tmp_path: Path) -> None:
         ({"max_cost_usd": "much", "trace": True}, "max_cost_usd is 'much', but must be an amount above 0"),
         ({"max_cost_usd": float("nan"), "trace": True}, "max_cost_usd is nan"),
         ({"max_cost_usd": 0, "trace": True}, "max_cost_usd is 0"),
+        ({"output_type": dict}, "output_type is <class 'dict'>, but must be a pydantic model"),
     ],
 )
 def test_invalid_arguments_fail_when_the_dag_is_parsed(arguments: dict[str, Any], message: str) -> None:
@@ -358,8 +373,10 @@ def test_a_retry(context: Any, emulator: Emulator, output: dict[str, Any]) -> No
         assert returned["counts"] == {"completed": 3, "cancelled": 1}
 
 
-def test_an_output_that_no_xcom_can_hold(context: Any, emulator: Emulator) -> None:
-    """Such an output is not valid, so the retry submits its input again, and no other one."""
+def test_an_output_that_no_xcom_can_hold(
+    context: Any, emulator: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such an output is not valid, which the log says; the retry submits its input again, and no other."""
     emulator.control.script("flow", outcome="never")
     inputs = ["reserved", "odd"]
     deferred(operator(inputs, deferrable=True), context)
@@ -368,10 +385,117 @@ def test_an_output_that_no_xcom_can_hold(context: Any, emulator: Emulator) -> No
     emulator.control.finish(jobs["odd"], result="a\0b")
     with pytest.raises(NoukaiBatchFailedException, match=r"1 invalid output of 2 jobs: .*'__classname__'"):
         operator(inputs, deferrable=True).execute_complete(context)
+    assert f"Noukai job {jobs['reserved']} of {FLOW}: invalid output (input 0: the output has" in caplog.text
     context["ti"].try_number = 2
     emulator.control.script("flow", after_seconds=0.1)
     assert operator(inputs).execute(context) == [{"message": "reserved"}, "a\ufffdb"]
     assert submissions(emulator) == 3
+
+
+@pytest.fixture(params=[False, True], ids=["waiting", "deferred"])
+def deferrable(request: pytest.FixtureRequest) -> bool:
+    """Whether the task waits in the triggerer."""
+    return bool(request.param)
+
+
+def run_to_end(task: NoukaiRunJobsOperator, context: Any) -> Any:
+    """Run a task, and resume it as often as it defers."""
+    run = task.execute
+    while True:
+        try:
+            return run(context)
+        except TaskDeferred as deferral:
+            json.dumps(deferral.trigger.serialize())  # as Airflow stores it
+            run = task.execute_complete
+
+
+def test_typed_outputs(
+    context: Any, emulator: Emulator, output: dict[str, Any], tmp_path: Path, deferrable: bool
+) -> None:
+    """Outputs of the type are returned or written as JSON values, with the defaults of the model."""
+    inputs = [scripted(str(points), after_seconds=0.2, result={"points": points}) for points in range(2)]
+    returned = run_to_end(operator(inputs, deferrable=deferrable, output_type=Grade, **output), context)
+    expected = [{"points": points, "comment": "none"} for points in range(2)]
+    if output:
+        rows = [row for part in returned["parts"] for row in lines(tmp_path / "out" / part)]
+        returned = [row["output"] for row in sorted(rows, key=lambda row: int(row["index"]))]
+    assert returned == expected
+
+
+@pytest.mark.parametrize(
+    ("result", "reason"),
+    [
+        ({"points": "many"}, r"the output is no Grade: points: .* integer"),
+        ({"points": 1, "comment": "unwritable"}, r"Grade\.model_dump raised PydanticSerializationError"),
+    ],
+    ids=["invalid", "unwritable"],
+)
+def test_an_output_of_another_type(
+    context: Any,
+    emulator: Emulator,
+    output: dict[str, Any],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    deferrable: bool,
+    result: Any,
+    reason: str,
+) -> None:
+    """An output that is not of the type is one of a job that did not complete: a retry submits a new job."""
+    inputs = ["good", "bad"]
+    emulator.control.script("flow", outcome="never")
+    task = operator(inputs, deferrable=True, output_type=Grade, **output)
+    deferred(task, context)
+    jobs = {job["message"]: job["id"] for job in emulator.control.jobs()}
+    emulator.control.finish(jobs["good"], result={"points": 1})
+    emulator.control.finish(jobs["bad"], result=result)
+    with pytest.raises(NoukaiBatchFailedException, match=f"1 invalid output of 2 jobs: .*{reason}") as raised:
+        task.execute_complete(context)
+    assert raised.value.counts == {"completed": 1, "invalid_output": 1}
+    assert "hunter2" not in str(raised.value) + caplog.text
+    said = rf"Noukai job {jobs['bad']} of {FLOW}: invalid output \(input 1: .*{reason}"
+    assert len(re.findall(said, caplog.text)) == 1
+    if output:
+        (row,) = lines(tmp_path / "out" / "failed.jsonl")
+        assert (row["state"], row["job_id"], row["output"]) == ("invalid_output", jobs["bad"], None)
+        assert re.search(reason, row["error"])
+    context["ti"].try_number = 2
+    emulator.control.script("flow", after_seconds=0.1, result={"points": 2})
+    returned = run_to_end(operator(inputs, deferrable=deferrable, output_type=Grade, **output), context)
+    assert (completed(returned), submissions(emulator)) == (2, 3)
+    if not output:
+        assert [grade["points"] for grade in returned] == [1, 2]
+
+
+def test_invalid_outputs_that_are_tolerated(
+    context: Any, emulator: Emulator, output: dict[str, Any], deferrable: bool
+) -> None:
+    """An invalid output counts as a failure for `fail_on`, and is none in what the task returns."""
+    results: list[dict[str, Any]] = [{"points": 1}, {"points": "many"}]
+    inputs = [scripted(str(place), after_seconds=0.2, result=one) for place, one in enumerate(results)]
+    returned = run_to_end(
+        operator(inputs, deferrable=deferrable, output_type=Grade, fail_on="all", **output), context
+    )
+    if output:
+        assert returned["counts"] == {"completed": 1, "invalid_output": 1}
+    else:
+        assert returned == [{"points": 1, "comment": "none"}, None]
+    assert submissions(emulator) == 2
+
+
+def test_a_type_that_only_a_retry_has(context: Any, emulator: Emulator, output: dict[str, Any]) -> None:
+    """What an earlier try has recorded or written is kept as it is; jobs that still run are validated."""
+    emulator.control.script("flow", outcome="never")
+    inputs = ["ended", "running"]
+    first = operator(inputs, deferrable=True, **output)
+    deferred(first, context)
+    jobs = {job["message"]: job["id"] for job in emulator.control.jobs()}
+    emulator.control.finish(jobs["ended"], result={"score": 1})
+    deferred(first, context, resumed=True)
+    emulator.control.finish(jobs["running"], result={"score": 1})
+    context["ti"].try_number = 2
+    with pytest.raises(NoukaiBatchFailedException, match=r"1 invalid output of 2 jobs: .*points: Field"):
+        operator(inputs, output_type=Grade, **output).execute(context)
+    assert submissions(emulator) == 2
 
 
 def test_a_clear(

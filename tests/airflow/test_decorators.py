@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.sdk import DAG
+from pydantic import BaseModel
 
 from noukai_airflow.decorators.batch import noukai_jobs_task
 from noukai_airflow.decorators.noukai import noukai_task
@@ -111,6 +113,17 @@ def test_a_function_that_returns_a_batch(context: Any, emulator: Emulator) -> No
 
     outputs = run(noukai_jobs_task, texts, context, "one", "two")
     assert outputs == [{"message": "one"}, {"message": "two"}]
+
+
+def test_the_type_of_the_outputs_of_a_batch(context: Any, emulator: Emulator) -> None:
+    """A decorator's `output_type` is that of the operator, and not an argument of the function."""
+
+    class Echo(BaseModel):
+        message: str
+        comment: str = "none"
+
+    made = partial(noukai_jobs_task, output_type=Echo)
+    assert run(made, returning(["one"]), context) == [{"message": "one", "comment": "none"}]
 
 
 def test_a_function_that_returns_no_batch(context: Any, emulator: Emulator) -> None:

@@ -29,6 +29,7 @@ FAULTS: tuple[dict[str, Any], ...] = (
     {"kind": "status", "on": "submit", "status": 429},
     {"kind": "status", "on": "poll", "status": 500},
 )
+TYPED = ({"result": {"points": 3}}, {"result": {"points": "many"}})
 STEP = {"stepId": "draft", "costUsd": "0.02"}
 
 
@@ -48,15 +49,19 @@ class Batch:
         conf = {"inputs": f"file://{inputs}", "output": f"file://{self.folder}/out"}
         self.run.start(**conf)
 
-    def outcomes(self) -> dict[str, str]:
-        """Return the state of each input in the folder. An input with two outcomes is an error."""
-        states: dict[str, str] = {}
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """Return the row of each input in the folder. An input with two outcomes is an error."""
+        rows: dict[str, dict[str, Any]] = {}
         for file in sorted((self.folder / "out").glob("*.jsonl")):
             for line in file.read_text().splitlines():
                 row = json.loads(line)
-                assert row["key"] not in states
-                states[row["key"]] = row["state"]
-        return states
+                assert row["key"] not in rows
+                rows[row["key"]] = row
+        return rows
+
+    def outcomes(self) -> dict[str, str]:
+        """Return the state of each input in the folder."""
+        return {key: row["state"] for key, row in self.rows().items()}
 
     def wait_for_jobs(self, state: str | None = None, count: int = JOBS) -> None:
         """Wait until the flow has so many jobs, in a state if one is given."""
@@ -98,6 +103,8 @@ def batches(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> dict[str, B
         "waves": batch("batch_waves", after_seconds=1),
         "tolerant": batch("batch_tolerant", FAILED, {}, {}, after_seconds=1),
         "failed": batch("batch_deferred_retry", FAILED, {}, after_seconds=1),
+        "typed waiting": batch("batch_typed_waiting_retry", *TYPED, after_seconds=1),
+        "typed deferred": batch("batch_typed_deferred_retry", *TYPED, after_seconds=1),
         "budget": batch("batch_budget", after_seconds=0.5, steps=[STEP]),
         "mark waiting": batch("batch_waiting", **NEVER),
         "mark missed": batch("batch_waiting", **NEVER),
@@ -144,6 +151,21 @@ def test_a_retry_submits_what_failed(batches: dict[str, Batch]) -> None:
     assert batch.run.tries() == 2
     batch.check(jobs=3, failed=1, completed=1)
     assert any("1 failed of 2 jobs: MODEL_OVERLOADED" in error["exc_value"] for error in batch.run.errors())
+
+
+@pytest.mark.parametrize("kind", ["typed waiting", "typed deferred"])
+def test_an_output_of_another_type(batches: dict[str, Batch], kind: str) -> None:
+    """A retry submits a new job for an input whose output is not of the type, whose row names the fields."""
+    batch = batches[kind]
+    assert batch.run.wait_for("failed") == "failed"
+    assert batch.run.tries() == 2
+    batch.check(jobs=3, completed=1, invalid_output=1)
+    good, bad = (batch.rows()[key] for key in ("row 0", "row 1"))
+    assert good["output"] == {"points": 3, "comment": "none"}
+    reason = "the output is no Grade: points: Input should be a valid integer"
+    assert reason in bad["error"]
+    assert bad["job_id"] == batch.run.jobs()[-1]["id"]
+    assert any(f"1 invalid output of 2 jobs: {reason}" in error["exc_value"] for error in batch.run.errors())
 
 
 def test_the_budget(batches: dict[str, Batch]) -> None:

@@ -6,8 +6,17 @@ from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import DAG
+from pydantic import BaseModel
 
 from noukai_airflow.operators.batch import NoukaiRunJobsOperator
+
+
+class Grade(BaseModel):
+    """What a job is expected to return."""
+
+    points: int
+    comment: str = "none"
+
 
 COMMON: dict[str, Any] = {
     "flow": "acme/tests/{{ dag_run.conf['flow'] }}",
@@ -22,6 +31,8 @@ TASKS: dict[str, dict[str, Any]] = {
     "batch_waiting_retry": {"deferrable": False, **RETRY},
     "batch_deferred": {"deferrable": True},
     "batch_deferred_retry": {"deferrable": True, **RETRY},
+    "batch_typed_waiting_retry": {"deferrable": False, "output_type": Grade, **RETRY},
+    "batch_typed_deferred_retry": {"deferrable": True, "output_type": Grade, **RETRY},
     "batch_waves": {"deferrable": True, "max_concurrency": 20},
     "batch_tolerant": {"deferrable": False, "fail_on": 0.5},
     "batch_patient": {"deferrable": False, "noukai_conn_id": "noukai_patient"},
