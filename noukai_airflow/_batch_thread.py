@@ -19,6 +19,7 @@ from noukai_airflow._xcom_values import REPLACED, UnreturnableError, as_xcom
 from noukai_airflow.exceptions import NoukaiPermanentException
 from noukai_core import JobOutputInvalidError, OutcomeState, one_line
 from noukai_core.batch_files import OutcomePart
+from noukai_core.output_types import json_output
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -288,7 +289,7 @@ class BatchThread:
         if outcome.state is not OutcomeState.COMPLETED:
             return outcome
         try:
-            output = outcome.to_json()["output"]
+            output = json_output(outcome.output, job_id=str(outcome.job_id))
             if self._output is None:
                 output = self._returnable(output)
         except JobOutputInvalidError as error:

@@ -11,7 +11,7 @@ from noukai_airflow._xcom_values import REPLACED, UnreturnableError, as_xcom, ch
 from noukai_airflow.exceptions import NoukaiException, NoukaiPermanentException
 from noukai_core import JobOutputInvalidError, JobState
 from noukai_core.batch_files import json_text
-from noukai_core.output_types import typed_output
+from noukai_core.output_types import json_output, typed_output
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -75,7 +75,7 @@ class TaskOutput:
         if self.output_type is None:
             return output
         model = typed_output(output, self.output_type, job_id=job.id, flow=job.flow)
-        return model.model_dump(mode="json")
+        return json_output(model, job_id=job.id)
 
 
 def returned(job: Job, output: Any, *, multiple_outputs: bool) -> Any:

@@ -17,8 +17,9 @@ from uuid import UUID, uuid4, uuid5
 
 from noukai_core import _validation
 from noukai_core._amounts import count_or_none
-from noukai_core.errors import JobFailedError, JobOutputInvalidError, NoukaiError
+from noukai_core.errors import JobFailedError, NoukaiError
 from noukai_core.job_request import JobRequest
+from noukai_core.output_types import json_output
 
 JobInput: TypeAlias = str | Mapping[str, Any] | JobRequest
 """One input of a batch: a message, a mapping with its arguments, or a request."""
@@ -108,21 +109,11 @@ class JobOutcome:
         Raises:
             JobOutputInvalidError: The output is an instance of a model that cannot be written as JSON.
         """
-        dump = getattr(self.output, "model_dump", None)
-        try:
-            output = self.output if dump is None else dump(mode="json")
-        except Exception as error:
-            # Its text may hold values of the output.
-            raise JobOutputInvalidError(
-                f"Noukai job {self.job_id}: the output cannot be written as JSON: "
-                f"{type(self.output).__name__}.model_dump raised {type(error).__name__}",
-                job_id=str(self.job_id),
-            ) from None
         return {
             "index": self.index,
             "key": self.key,
             "state": self.state.value,
-            "output": output,
+            "output": json_output(self.output, job_id=str(self.job_id)),
             "error": self.reason,
             "job_id": self.job_id,
             "tokens": self.tokens,

@@ -1,4 +1,4 @@
-"""The outputs of jobs as instances of a pydantic model."""
+"""The outputs of jobs as instances of a pydantic model, and such instances as JSON values."""
 
 from __future__ import annotations
 
@@ -80,3 +80,25 @@ def typed_output(output: Any, output_type: type[Model], *, job_id: str, flow: st
         job_id=job_id,
         fields=tuple(one_line(field, 100) for field in reasons),
     )
+
+
+def json_output(output: Any, *, job_id: str) -> Any:
+    """Return the output of a job as JSON values.
+
+    Args:
+        output: The output: JSON values, or an instance of a model.
+        job_id: The job.
+
+    Raises:
+        JobOutputInvalidError: It is an instance of a model that cannot be written as JSON.
+    """
+    dump = getattr(output, "model_dump", None)
+    try:
+        return output if dump is None else dump(mode="json")
+    except Exception as error:
+        # Its text may hold values of the output.
+        raise JobOutputInvalidError(
+            f"Noukai job {job_id}: the output cannot be written as JSON: "
+            f"{type(output).__name__}.model_dump raised {type(error).__name__}",
+            job_id=job_id,
+        ) from None

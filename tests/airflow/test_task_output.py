@@ -9,7 +9,7 @@ from unittest.mock import Mock
 
 import pytest
 from airflow.sdk import ObjectStoragePath
-from pydantic import BaseModel
+from pydantic import BaseModel, field_serializer
 
 from noukai_airflow import _task_output
 from noukai_airflow.exceptions import (
@@ -28,10 +28,16 @@ FLOW = "acme/demo/flow"
 
 
 class Grade(BaseModel):
-    """What the flow is expected to return."""
+    """What the flow is expected to return. Not all of it can be written as JSON."""
 
     points: int
     comment: str = "none"
+
+    @field_serializer("comment")
+    def _serialized(self, comment: str) -> str:
+        if comment == "unwritable":
+            raise ValueError("hunter2")
+        return comment
 
 
 pytestmark = pytest.mark.usefixtures("connected")
@@ -157,6 +163,18 @@ def test_an_output_of_another_type(context: Any, emulator: Emulator) -> None:
         operator(output_type=Grade).execute(context)
     (job,) = emulator.control.jobs()
     assert (raised.value.job_id, raised.value.fields) == (job["id"], ("points",))
+    emulator.control.script("flow", result={"points": 3})
+    context["ti"].try_number = 2
+    assert operator(output_type=Grade).execute(context)["points"] == 3
+    assert submissions(emulator) == 2
+
+
+def test_an_output_that_its_type_cannot_write(context: Any, emulator: Emulator) -> None:
+    """An output that the model cannot write as JSON fails the task, and the retry submits a new job."""
+    emulator.control.script("flow", result={"points": 3, "comment": "unwritable"})
+    with pytest.raises(NoukaiJobOutputInvalidException, match=r"Grade\.model_dump raised") as raised:
+        operator(output_type=Grade).execute(context)
+    assert "hunter2" not in str(raised.value)
     emulator.control.script("flow", result={"points": 3})
     context["ti"].try_number = 2
     assert operator(output_type=Grade).execute(context)["points"] == 3
