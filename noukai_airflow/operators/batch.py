@@ -109,10 +109,13 @@ class NoukaiRunJobsOperator(BaseOperator):
         **kwargs: Any,
     ) -> None:
         from noukai_airflow._batch_outcome import check_fail_on, check_max_cost
+        from noukai_core import InvalidInputError
         from noukai_core.checks import check_choice, check_count, check_duration, check_flag
         from noukai_core.output_types import check_output_type
 
         super().__init__(**kwargs)  # pyright: ignore[reportUnknownMemberType]
+        if self.multiple_outputs and output_path is None:
+            raise InvalidInputError("multiple_outputs needs output_path: without, the task returns a list")
         self.flow = flow
         self.inputs = inputs
         self.output_path = output_path

@@ -145,6 +145,7 @@ def test_a_csv_file(context: Any, emulator: Emulator, tmp_path: Path) -> None:
         ({"max_cost_usd": "much", "trace": True}, "max_cost_usd is 'much', but must be an amount above 0"),
         ({"max_cost_usd": float("nan"), "trace": True}, "max_cost_usd is nan"),
         ({"max_cost_usd": 0, "trace": True}, "max_cost_usd is 0"),
+        ({"multiple_outputs": True}, "multiple_outputs needs output_path"),
         ({"output_type": dict}, "output_type is <class 'dict'>, but must be a pydantic model"),
     ],
 )
