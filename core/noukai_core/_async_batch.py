@@ -108,11 +108,16 @@ class AsyncJobBatch(BatchHandle, AsyncIterator[JobOutcome]):
         """Submit and poll nothing more. What runs is left running, or cancelled with `cancel_on_close`."""
         if self._closed:
             return
-        await self._end_strands()
-        if self._cancel_on_close:
-            self._log_cancelled_on_close(await self.cancel(CLOSED), CLOSED)
-        else:
+        try:
+            await self._end_strands()
+            cancelled = await self.cancel(CLOSED) if self._cancel_on_close else None
+        except BaseException:
             self._log_left_running()
+            raise
+        if cancelled is None:
+            self._log_left_running()
+        else:
+            self._log_cancelled_on_close(cancelled, CLOSED)
 
     async def stop(self) -> None:
         """Submit and poll nothing more, and leave open what happens to the jobs: `cancel` may follow.

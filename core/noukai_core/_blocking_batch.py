@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import inspect
 import math
@@ -51,7 +52,7 @@ class JobBatch(BatchHandle, Iterator[JobOutcome]):
 
     def __init__(
         self,
-        send: Callable[[Send], Any],
+        send: Callable[[Send, Callable[[], bool]], Any],
         batch: Batch,
         inputs: Iterable[Any],
         ledger: BatchLedger,
@@ -80,6 +81,7 @@ class JobBatch(BatchHandle, Iterator[JobOutcome]):
             if not self._begun:
                 self._resume()
                 self._start(_Strand(batch.effects()))
+            self._run_ready()
             self._run_until(lambda: bool(batch.outcomes) or batch.over)
         except BaseException:
             self.close()
@@ -96,11 +98,26 @@ class JobBatch(BatchHandle, Iterator[JobOutcome]):
         """Submit and poll nothing more. What runs is left running, or cancelled with `cancel_on_close`."""
         if self._closed:
             return
-        self._end_strands()
-        if self._cancel_on_close:
-            self._log_cancelled_on_close(self.cancel(CLOSED), CLOSED)
-        else:
+        try:
+            self._end_strands()
+            cancelled = self.cancel(CLOSED) if self._cancel_on_close else None
+        except BaseException:
             self._log_left_running()
+            raise
+        if cancelled is None:
+            self._log_left_running()
+        else:
+            self._log_cancelled_on_close(cancelled, CLOSED)
+
+    def stop(self) -> None:
+        """Submit and poll nothing more, and leave open what happens to the jobs: `cancel` may follow.
+
+        From then on, `unfinished` includes what an earlier run left, even if this one has not begun: its
+        ledger is read then, and what that raises is raised.
+        """
+        self._end_strands()
+        if not self._begun:
+            self._resume()
 
     def cancel(self, reason: str) -> list[CancelOutcome]:
         """Close the batch, and cancel what is left running, even of a submission that was interrupted.
@@ -113,9 +130,7 @@ class JobBatch(BatchHandle, Iterator[JobOutcome]):
         Returns:
             What came of each attempt. No error of the job client is raised.
         """
-        self._end_strands()
-        if not self._begun:
-            self._resume()
+        self.stop()
         waiting = deque(self._batch.unfinished)
         outcomes: list[CancelOutcome] = []
         running = 0
@@ -155,29 +170,42 @@ class JobBatch(BatchHandle, Iterator[JobOutcome]):
 
     def _run_until(self, done: Callable[[], bool]) -> None:
         while not done():
+            if not self._ready:
+                self._wait()
+                self._collect()
             if self._ready:
-                strand, turn, value = self._ready.popleft()
-            else:
-                arrived = self._next_result()
-                if arrived is None:
-                    continue
-                strand, turn, value = arrived
-            if turn == strand.turn and strand in self._strands:
-                self._step(strand, value)
+                self._step_next()
 
-    def _next_result(self) -> tuple[_Strand, int, Any] | None:
+    def _run_ready(self) -> None:
+        """Let each strand take a turn that need not wait, however many outcomes are there already.
+
+        Else the jobs would stand still until a caller with a slow loop has taken all of these.
+        """
+        self._collect()
+        for _ in range(len(self._ready)):
+            self._step_next()
+
+    def _step_next(self) -> None:
+        strand, turn, value = self._ready.popleft()
+        if turn == strand.turn and strand in self._strands:
+            self._step(strand, value)
+
+    def _wait(self) -> None:
         """Wait for a response, or until the next sleep ends."""
+        wait = min(self._timers[0][0] - time.monotonic(), _LONGEST_WAIT) if self._timers else _LONGEST_WAIT
+        if wait > 0:
+            with contextlib.suppress(queue.Empty):
+                self._ready.append(self._results.get(timeout=wait))
+
+    def _collect(self) -> None:
+        """Note whose sleep has ended, and which responses have come."""
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
             _, _, strand, turn = heapq.heappop(self._timers)
             self._ready.append((strand, turn, None))
-        wait = 0.0 if self._ready else _LONGEST_WAIT
-        if not self._ready and self._timers:
-            wait = min(self._timers[0][0] - now, _LONGEST_WAIT)
-        try:
-            return self._results.get(timeout=wait) if wait else self._results.get_nowait()
-        except queue.Empty:
-            return None
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._ready.append(self._results.get_nowait())
 
     def _start(self, strand: _Strand) -> None:
         self._strands.add(strand)
@@ -236,7 +264,7 @@ class JobBatch(BatchHandle, Iterator[JobOutcome]):
 
         def send() -> None:
             try:
-                outcome = self._send(effect)
+                outcome = self._send(effect, lambda: strand.turn == turn)
             except BaseException as error:
                 outcome = _Raised(error)
             results.put((strand, turn, outcome))

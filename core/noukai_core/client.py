@@ -120,10 +120,13 @@ class Runner:
             time.sleep(min(effect.seconds, threading.TIMEOUT_MAX))
         return self._send(effect) if isinstance(effect, Send) else None
 
-    def _send(self, request: Send) -> Any:
+    def _send(self, request: Send, wanted: Callable[[], bool] = lambda: True) -> Any:
+        """Send a request, unless it is not wanted any more when its turn to submit comes."""
         call = request.call
         if call.submits:
             with self._submitting:
+                if not wanted():
+                    return None
                 response = self._connection.send(call, request.timeout)
         else:
             response = self._connection.send(call, request.timeout)

@@ -35,6 +35,10 @@ class SimulatedBatch(BatchHandle):
         inputs: Its inputs.
         ledger: What it writes into. A write may be a coroutine.
         start: Runs a coroutine beside the others of its process.
+
+    Attributes:
+        stands_still: Whether nothing happens while the caller does not ask for an outcome, as in the
+            blocking driver.
     """
 
     def __init__(
@@ -50,18 +54,24 @@ class SimulatedBatch(BatchHandle):
         self._start = start
         self._strands: list[Running] = []
         self._begun = False
+        self.stands_still = False
+        self._is_asked = True
+        self._asked = Wake()
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> JobOutcome:
         batch = self._batch
+        self._is_asked = True
+        self._asked.ring()
         if not self._begun:
             self._resume()
             self._spawn("the first strand", batch.effects())
         while not batch.outcomes and not batch.over:
             await Effect(Sleep(math.inf, batch.changed))
         if batch.outcomes and batch.error is None:
+            self._is_asked = not self.stands_still
             return batch.take_outcome()
         self._end_strands()
         raise batch.error or StopAsyncIteration
@@ -69,6 +79,7 @@ class SimulatedBatch(BatchHandle):
     async def cancel(self, reason: str) -> list[CancelOutcome]:
         """End the strands, and cancel all that is left running."""
         self._end_strands()
+        self._is_asked = True
         if not self._begun:
             self._resume()
         outcomes: list[CancelOutcome] = []
@@ -124,7 +135,10 @@ class SimulatedBatch(BatchHandle):
             case Ask():
                 return effect.question()
             case _:
-                return await Effect(effect)
+                outcome = await Effect(effect)
+                while not self._is_asked:
+                    await Effect(Sleep(math.inf, self._asked))
+                return outcome
 
     async def _record(self, effect: Record) -> Exception | None:
         try:

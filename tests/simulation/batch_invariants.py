@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from decimal import Decimal
 from itertools import pairwise
 
-from noukai_core import InvalidInputError, JobOutcome, NoukaiError
+from noukai_core import InvalidInputError, JobOutcome, JobTimeoutError, NoukaiError
 from noukai_core._engine import schedule
+from noukai_core._engine.wait import LATE
 from noukai_core.batch import OutcomeState
 from tests.simulation.batches import BATCH, Batching, Try
 from tests.simulation.invariants import (
@@ -69,6 +70,7 @@ def batch_violations(history: BatchHistory) -> list[Violation]:
         outcomes_come_soon,
         cancelled_for_a_reason_only,
         no_deadline_comes_early,
+        what_has_completed_has_not_timed_out,
         running_jobs_are_named,
         nothing_is_submitted_after_the_limit,
         polls_stay_within_the_limit,
@@ -206,16 +208,8 @@ def _waited_for(job: ServerJob, exchange: Exchange, history: BatchHistory) -> bo
 def outcomes_come_soon(history: BatchHistory) -> Iterator[str]:
     """Without a fault, the outcome of a job comes soon after its end, or with the next try."""
     simulation, batching = history.simulation, history.batching
-    habits = simulation.habits
-    if simulation.harm or simulation.server.trouble or batching.in_order:
+    if batching.in_order or batching.slowness or not _tells_promptly(history):
         return
-    if math.isfinite(simulation.network.outage[0]):
-        return
-    if not (habits.recognisable and habits.readable and habits.accepted_id in READABLE_IDS):
-        return
-    if habits.listing_lag or habits.polling_lag or habits.absence == "no route":
-        return
-    queue = 2 * batching.inputs / simulation.max_polls_per_second
     for this in batching.tries:
         began_at = simulation.processes[this.process - 1].began_at
         for moment, outcome in this.outcomes:
@@ -224,9 +218,26 @@ def outcomes_come_soon(history: BatchHistory) -> Iterator[str]:
                 continue
             attached_at = moment - outcome.seconds  # when there was room for one more job
             end = max(min(job.ends_at, job.cancelled_at), began_at, attached_at)
-            if moment > end + _SOON + queue + 0.15 * (end - job.created_at):
+            if moment > end + _slack(end - job.created_at, history):
                 yield f"the end of {job.id} was seen after {moment - end:.1f} s"
         yield from _missed(history, this, began_at)
+
+
+def _tells_promptly(history: BatchHistory) -> bool:
+    """Whether the service responds to all requests, and its lists and polls tell of a job at once."""
+    simulation = history.simulation
+    habits, outage = simulation.habits, math.isfinite(simulation.network.outage[0])
+    if simulation.harm or simulation.server.trouble or outage:
+        return False
+    if not (habits.recognisable and habits.readable and habits.accepted_id in READABLE_IDS):
+        return False
+    return not (habits.listing_lag or habits.polling_lag or habits.absence == "no route")
+
+
+def _slack(run_time: float, history: BatchHistory) -> float:
+    """Return how many seconds after its end a job may be seen to have ended."""
+    queue = 2 * history.batching.inputs / history.simulation.max_polls_per_second
+    return _SOON + queue + 0.15 * run_time
 
 
 def _missed(history: BatchHistory, this: Try, began_at: float) -> Iterator[str]:
@@ -273,6 +284,21 @@ def no_deadline_comes_early(history: BatchHistory) -> Iterator[str]:
                 since = job.exchange.sent_at
             if moment < since + batching.timeout - ROUNDING:
                 yield f"{job.id} timed out after {moment - since:.1f} s"
+
+
+def what_has_completed_has_not_timed_out(history: BatchHistory) -> Iterator[str]:
+    """Without a fault, a job that has completed well before its time was over has not timed out."""
+    simulation, batching = history.simulation, history.batching
+    if batching.timeout is None or not _tells_promptly(history):
+        return
+    for this in batching.tries:
+        for moment, outcome in this.outcomes:
+            job = None if outcome.job_id is None else simulation.server.job_of(outcome.job_id)
+            if job is None or not isinstance(outcome.error, JobTimeoutError) or job.final != "completed":
+                continue
+            ended = min(job.ends_at, job.cancelled_at) + _slack(job.ends_at - job.created_at, history)
+            if ended < min(moment, job.created_at + batching.timeout):
+                yield f"{job.id} timed out, {moment - job.ends_at:.1f} s after it had completed"
 
 
 def _clocks_differ(history: BatchHistory) -> bool:
@@ -323,6 +349,8 @@ def polls_stay_within_the_limit(history: BatchHistory) -> Iterator[str]:
     if batching.timeout is not None:
         return  # a job whose time is over is polled once more after its cancel
     most = max(1, math.ceil(history.simulation.max_polls_per_second))
+    if batching.slowness:
+        most *= 1 + math.ceil(LATE)  # slots that came while the consumer was busy are not all lost
     for this in batching.tries:
         ends = math.inf if this.cancelled_at is None else this.cancelled_at
         polls = [

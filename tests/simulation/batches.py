@@ -161,6 +161,7 @@ class Batching:
         tries: The processes that ran the batch.
         session_waits: The waits for jobs that a try has left running.
         lines: What was logged, with the time.
+        slowness: How long the user takes over an outcome, in seconds, while the batch stands still.
     """
 
     def __init__(self, simulation: Simulation) -> None:
@@ -187,6 +188,7 @@ class Batching:
         simulation.server.traces = choices.pick("traces", ("costs", "no costs", "forbidden"), 0.2)
         simulation.max_polls_per_second = choices.pick("limit of the polls", (50.0, 5.0, 1.0), 0.3)
         simulation.network.crosses_submissions = choices.pick("a pool out of step", (False, True), 0.3)
+        self.slowness = choices.pick("slowness of the consumer", (0.0, 5.0, 50.0, 700.0), 0.15)
         self._changes = choices.pick("changes of the inputs", (0.0, 0.5), 0.3)
         self._ended_by_a_person = False
         begins = choices.pick("beginning of an outage", (math.inf, 0.0, 0.5, 5.0), 0.2)
@@ -270,6 +272,8 @@ class Batching:
                 simulation.story.tell("process {0}: {1!r}", process.number, outcome)
                 this.outcomes.append((simulation.clock.now, outcome))
                 self._keep(outcome)
+                if self.slowness:
+                    await Effect(Sleep(self.slowness))
         except asyncio.CancelledError:
             this.cancelled_at = simulation.clock.now
             await batch.cancel("a person")
@@ -318,6 +322,7 @@ class Batching:
             spent_usd=this.spent_usd,
         )
         assert isinstance(batch, SimulatedBatch)
+        batch.stands_still = self.slowness > 0
         return batch
 
     def _input(self, index: int) -> JobInput:

@@ -337,7 +337,7 @@ class BatchJob:
         age = 0.0 if sent_at is None else (datetime.now(UTC) - sent_at).total_seconds()
         overdue = timeout is not None and age >= timeout
         status: JobStatus | None = None
-        if (yield from self._may_have_ended(believes_list=age < BELIEVED_FOR and not overdue)):
+        if overdue or (yield from self._may_have_ended(believes_list=age < BELIEVED_FOR)):
             call = endpoints.status(context.flow, str(self.entry.job_id))
             try:
                 status = yield from poll_with_retries(call, context.limiter, context.clock)

@@ -33,6 +33,9 @@ from noukai_core.telemetry import measure
 
 log = logging.getLogger("noukai_core")
 
+LATE = 2.0
+"""Seconds after which a sleep that has not ended was held up by a busy caller, and not by a busy machine."""
+
 
 class Watcher(Protocol):
     """Something else that watches a job, so that it has to be polled only now and then."""
@@ -55,24 +58,29 @@ class Watcher(Protocol):
 def reach_slot(limiter: PollRateLimiter, clock: Clock, deadline: float = math.inf) -> Effects[bool]:
     """Sleep until a slot of the rate limit, and tell whether it came before the deadline.
 
+    A slot that passed long ago is lost: so did those of all who slept meanwhile, and all of them would poll
+    at once.
+
     Args:
         limiter: The rate limit.
         clock: Seconds, from any beginning.
         deadline: The deadline, on that clock.
     """
-    now = clock()
-    slot = limiter.reserve(now)
-    left = max(0.0, deadline - now)
-    if slot - now > left:
-        limiter.release(slot, now)
-        yield Sleep(left)
-        return False
-    try:
-        yield Sleep(slot - now)
-    except BaseException:
-        limiter.release(slot, clock())
-        raise
-    return True
+    while True:
+        now = clock()
+        slot = limiter.reserve(now)
+        left = max(0.0, deadline - now)
+        if slot - now > left:
+            limiter.release(slot, now)
+            yield Sleep(left)
+            return False
+        try:
+            yield Sleep(slot - now)
+        except BaseException:
+            limiter.release(slot, clock())
+            raise
+        if clock() - slot < LATE:
+            return True
 
 
 def poll_with_retries(call: Call[T], limiter: PollRateLimiter, clock: Clock) -> Effects[T]:
@@ -140,6 +148,7 @@ class Poller:
         )
         self._timeout = timeout
         self._deadline = math.inf if timeout is None else started + timeout
+        self._polled_at = -math.inf
         self._failures = 0
         self._failing_since = math.inf
         self._last_error: APIError | None = None
@@ -168,7 +177,8 @@ class Poller:
     def _poll(self) -> Effects[JobStatus]:
         if self._watcher is not None:
             yield from self._pause(0.0, None, self._watcher)
-        while (yield from reach_slot(self._limiter, self._clock, self._deadline)):
+        while (yield from self._reach_slot()):
+            self._polled_at = self._clock()
             timeout = schedule.poll_timeout(self._settings.timeout, self._left(), self._timeout or math.inf)
             outcome: JobStatus | APIError = yield Send(self._call, timeout)
             measure("noukai.polls")
@@ -184,13 +194,22 @@ class Poller:
                     self._clock(), schedule.pause_before_poll(self._age(), self._interval)
                 )
                 watcher = self._watcher
-            if self._left() == 0:
+            if self._left() == 0 and not self._resumed_late():
                 break
             if watcher is None:
                 yield Sleep(min(pause, self._left()))
             else:
                 yield from self._pause(pause, self._status, watcher)
         raise self._timed_out()
+
+    def _reach_slot(self) -> Effects[bool]:
+        if not self._resumed_late() and (yield from reach_slot(self._limiter, self._clock, self._deadline)):
+            return True
+        return self._resumed_late() and (yield from reach_slot(self._limiter, self._clock))
+
+    def _resumed_late(self) -> bool:
+        """Tell whether the caller was busy beyond the deadline, so that it proves nothing without a poll."""
+        return self._polled_at < self._deadline < self._clock() - LATE
 
     def _pause(self, usual: float, status: JobStatus | None, watcher: Watcher) -> Effects[None]:
         """Sleep until the next poll of a job that something else watches, or until that rings."""
