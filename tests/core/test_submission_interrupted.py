@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import httpx
 import pytest
 
 from noukai_core import AsyncNoukai, Submission
+from noukai_core._engine.effects import Sleep
 from tests.core.scripted_server import FLOW, ScriptedServer, rejection, session
 
 if TYPE_CHECKING:
@@ -103,14 +105,15 @@ def test_a_submission_that_was_surely_not_processed_is_not_named(
 ) -> None:
     """An interruption while a rejected request waits to be sent again leaves nothing running."""
 
-    async def asleep(seconds: float) -> NoReturn:
+    async def asleep(effect: Sleep) -> NoReturn:
         raise INTERRUPTIONS[driver]
 
     def sleep(seconds: float) -> NoReturn:
         raise INTERRUPTIONS[driver]
 
-    monkeypatch.setattr("noukai_core.client.time.sleep", sleep)
-    monkeypatch.setattr("noukai_core._async_batch.asyncio.sleep", asleep)
+    # Not those of the modules `time` and `asyncio`, which an emulator in this process needs.
+    monkeypatch.setattr("noukai_core.client.time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr("noukai_core.async_client.sleep", asleep)
     server.on("submit", rejection(429))
     interrupt(scripted().flow(FLOW), driver)
     assert lines(caplog) == []
