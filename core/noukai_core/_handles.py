@@ -134,6 +134,7 @@ class JobHandle(Generic[R]):
         )
         self._accepted = accepted
         self._last_status = last_status
+        self._poller: Poller | None = None
         self._had_ended = False
         self._submitted_on_clock = _on_monotonic_clock(self._submitted_at)
 
@@ -160,7 +161,7 @@ class JobHandle(Generic[R]):
     @property
     def last_status(self) -> JobStatus | None:
         """The status that this handle saw last, or was made with. A wait logs only what differs from it."""
-        return self._last_status
+        return self._last_status if self._poller is None else self._poller.last_status
 
     @property
     def had_ended(self) -> bool:
@@ -205,7 +206,7 @@ class JobHandle(Generic[R]):
             submitted_at=self._submitted_on_clock,
             timeout=None if timeout is None else check_seconds(timeout, "timeout"),
             interval=None if poll_interval is None else check_seconds(poll_interval, "poll_interval"),
-            last_status=self._last_status,
+            last_status=self.last_status,
             log_changes=log_changes,
             state_bytes=None if max_poll_bytes is None else check_count(max_poll_bytes, "max_poll_bytes"),
         )
@@ -213,10 +214,12 @@ class JobHandle(Generic[R]):
         return span.wait(self._recorded(poller))
 
     def _recorded(self, poller: Poller) -> Effects[JobStatus]:
+        # Thousands of handles wait in one triggerer: each keeps one status, and not the first one as well.
+        self._poller, self._last_status = poller, None
         try:
             return (yield from poller.effects())
         finally:
-            self._last_status = poller.last_status
+            self._poller, self._last_status = None, poller.last_status
 
     def _waiting(self, timeout_ms: float | None, poll_interval: float | None) -> Effects[JobStatus]:
         timeout = None if timeout_ms is None else check_number(timeout_ms, "timeout_ms")

@@ -124,9 +124,12 @@ class JobSpan:
         return self._run(effects, "waited", ends=True)
 
     def _run(self, effects: Generator[Any, Any, T], event: str, *, ends: bool) -> Generator[Any, Any, T]:
-        trace: Any = sys.modules.get("opentelemetry.trace")
-        if trace is None:
-            return (yield from effects)
+        trace = _tracing()
+        return effects if trace is None else self._traced(trace, effects, event, ends=ends)
+
+    def _traced(
+        self, trace: Any, effects: Generator[Any, Any, T], event: str, *, ends: bool
+    ) -> Generator[Any, Any, T]:
         span = self._begun(trace)
         outcome: Any = None
         try:
@@ -172,6 +175,15 @@ class JobSpan:
         """End the span of a job that nobody has waited for, at the time of its submission."""
         with suppress(Exception):  # the process may be ending
             self._end()
+
+
+def _tracing() -> Any:
+    """Return OpenTelemetry's module, unless nobody would see a span, which takes a kilobyte for each wait."""
+    trace: Any = sys.modules.get("opentelemetry.trace")
+    if trace is None:
+        return None
+    idle = isinstance(trace.get_tracer_provider(), (trace.ProxyTracerProvider, trace.NoOpTracerProvider))
+    return None if idle and not trace.get_current_span().get_span_context().is_valid else trace
 
 
 def _context_headers(trace: Any, span: Any) -> dict[str, str]:

@@ -50,7 +50,7 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
     return exporter
 
 
@@ -233,3 +233,10 @@ def test_without_opentelemetry() -> None:
     """OpenTelemetry is neither needed nor loaded."""
     done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout.strip()) == (0, "False"), done.stderr
+
+
+def test_no_span_is_made_for_nobody() -> None:
+    """Without a tracer provider, a wait takes nothing for a span, though OpenTelemetry is imported."""
+    assert telemetry._tracing() is None
+    with trace.use_span(trace.NonRecordingSpan(trace.SpanContext(1, 2, is_remote=True))):
+        assert telemetry._tracing() is trace  # a trace that others record goes on
