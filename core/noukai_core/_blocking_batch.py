@@ -81,7 +81,6 @@ class JobBatch(BatchHandle, Iterator[JobOutcome]):
             if not self._begun:
                 self._resume()
                 self._start(_Strand(batch.effects()))
-            self._run_ready()
             self._run_until(lambda: bool(batch.outcomes) or batch.over)
         except BaseException:
             self.close()
@@ -175,15 +174,6 @@ class JobBatch(BatchHandle, Iterator[JobOutcome]):
                 self._collect()
             if self._ready:
                 self._step_next()
-
-    def _run_ready(self) -> None:
-        """Let each strand take a turn that need not wait, however many outcomes are there already.
-
-        Else the jobs would stand still until a caller with a slow loop has taken all of these.
-        """
-        self._collect()
-        for _ in range(len(self._ready)):
-            self._step_next()
 
     def _step_next(self) -> None:
         strand, turn, value = self._ready.popleft()

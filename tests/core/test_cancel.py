@@ -83,7 +83,7 @@ def test_a_job_that_no_worker_has_taken_yet_is_cancelled_all_the_same(
     assert len(server.made("cancel")) == 3
 
 
-@pytest.mark.parametrize("code", ["RUN_NOT_FOUND", "FLOW_NOT_FOUND", "NOT_FOUND"])
+@pytest.mark.parametrize("code", ["RUN_NOT_FOUND", "FLOW_NOT_FOUND"])
 def test_during_the_race_no_404_of_the_service_ends_a_cancel(
     scripted: MakeClient, server: ScriptedServer, code: str
 ) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from noukai_core import APIError, ConnectionPoolTimeoutError, JobState, JobStatus, Noukai, RateLimitError
 from noukai_core._engine.rate_limit import PollRateLimiter, shared_rate_limiter
+from noukai_core._engine.wait import reach_slot
 from tests.core.scripted_server import FLOW, ScriptedServer, rejection, state
 from tests.core.test_schedule import HttpResponse, Waiter, finishing
 
@@ -244,3 +245,21 @@ def test_whoever_is_turned_away_alone_gives_up(refused: APIError) -> None:
     with pytest.raises(type(refused)):
         waiter.run()
     assert 300 <= waiter.now <= 400
+
+
+def test_a_caller_that_is_always_busy_polls_at_last() -> None:
+    """A slot that passed while the caller was busy is lost once, and the next one used however late."""
+    now, limiter = 0.0, PollRateLimiter(1.0)
+    limiter.reserve(now)
+    effects = reach_slot(limiter, lambda: now, deadline=5.0)
+    sleeps = 0
+    while True:
+        try:
+            next(effects)
+        except StopIteration as end:
+            assert end.value
+            break
+        sleeps += 1
+        now += 10.0
+        limiter.reserve(now)
+    assert sleeps == 2

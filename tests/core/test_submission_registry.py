@@ -101,3 +101,20 @@ def test_only_what_may_be_passed_again_is_remembered(
             assert list(flow.jobs(5 * ["z"], detach=True)) == []
         assert flow.job("x", submission=kept).id == first.id
     assert len(server.made("submit")) == 6
+
+
+def test_what_has_just_ended_is_not_forgotten_for_what_is_unknown() -> None:
+    """A submission whose job became known just now is remembered, however many outcomes are unknown."""
+    registry = SubmissionRegistry(max_remembered=2)
+    for number in range(3):
+        key = (FLOW, str(number))
+        state = registry.begin(key)
+        assert state is not None
+        if number < 2:
+            state.possibly_sent_at = datetime.now(UTC)
+        else:
+            state.job_id = "job-1"
+        registry.end(key)
+    again = registry.begin(key)
+    assert again is not None
+    assert again.job_id == "job-1"

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
-from noukai_core._engine import submit
+from noukai_core._engine import schedule, submit
 from tests.simulation import core_state, mutants, parts
 from tests.simulation.choices import Choices, Decision
 from tests.simulation.clock import Clock, LivingClock, living_in
@@ -25,6 +25,9 @@ _CHUNK = 500
 
 _BUSY_PAUSE = 1.0
 """A call that waits for another one checks ten times less often: that was half of all steps."""
+
+_FIRST_TICK = 0.03
+"""Seconds, in the place of what each process draws for itself."""
 
 _SCENARIOS: tuple[Callable[[Simulation], Submitting | Crowd | Asking | Neighbours], ...] = (
     Submitting,
@@ -69,15 +72,17 @@ class Outcome(NamedTuple):
 @contextmanager
 def virtual_time() -> Iterator[None]:
     """Let the core live in virtual time."""
-    level, pause = logging.root.manager.disable, submit.BUSY_PAUSE
+    level, pause, first_tick = logging.root.manager.disable, submit.BUSY_PAUSE, schedule._FIRST_TICK
     logging.disable(logging.CRITICAL)
     submit.BUSY_PAUSE = _BUSY_PAUSE
+    schedule._FIRST_TICK = _FIRST_TICK  # or a seed would be another schedule in each process
     try:
         with living_in(LIVING, "noukai_core"):
             yield
     finally:
         logging.disable(level)
         submit.BUSY_PAUSE = pause
+        schedule._FIRST_TICK = first_tick
 
 
 def new_simulation(seed: int, replayed: Mapping[Decision, int] | None, *, told: bool) -> Simulation:

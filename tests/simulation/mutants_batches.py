@@ -169,12 +169,6 @@ MUTANTS = (
         "return send_with_retries(call, clock)",
     ),
     Mutant(
-        "a slot that has passed while the consumer was busy is used",
-        _WAIT,
-        "        if clock() - slot < LATE:\n",
-        "        if slot < math.inf:\n",
-    ),
-    Mutant(
         "a job that a detached run finds has timed out without a poll",
         _JOB,
         "        if overdue or (yield",

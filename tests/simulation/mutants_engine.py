@@ -372,8 +372,8 @@ MUTANTS = (
     Mutant(
         "a cancel is given up in the race, if the code is another one",
         _EFFECTS,
-        "unknown_path = isinstance(error, CancelUnsupportedError) and error.status_code == 404",
-        "unknown_path = False",
+        "unknown_run = isinstance(error, CancelUnsupportedError) and error.code in _UNKNOWN_RUN",
+        "unknown_run = False",
     ),
     Mutant(
         "a job that was submitted a moment ago is not found",

@@ -168,24 +168,12 @@ MUTANTS = (
         "        return not self._replaced\n",
         "        return True\n",
     ),
-    Mutant(
-        "of two sessions in which a submission was recorded, only the last one is asked",
-        _SHARED_RECORD,
-        "    return replace(last, concurrent=tuple(others))\n",
-        "    return last\n",
-    ),
     # The files of a batch.
     Mutant(
         "two live attempts write parts of the same names",
         "noukai_core.batch_files",
         "self._writer = writer or secrets.token_hex(4)",
         'self._writer = "00000000"',
-    ),
-    Mutant(
-        "a part that was cut off counts",
-        _SHARED_RECORD,
-        "        if _digest(content) != part.digest:\n            return False\n",
-        "",
     ),
     Mutant(
         "a part counts before it is written",

@@ -333,8 +333,8 @@ class Batch:
         ]
 
     def _after_submission(self, job: BatchJob, ending: Ending | None) -> Effects[None]:
-        if ending is None or (isinstance(ending.error, APIError) and not ending.error.retryable):
-            self._backoff.end()
+        if ending is None or isinstance(ending.error, APIError):
+            self._backoff.end()  # the service has said what became of it
         elif ending.state == OutcomeState.UNKNOWN:
             self._backoff.begin()
         if ending is not None:

@@ -28,6 +28,9 @@ from noukai_core.models import JobStatus, TraceStep
 
 T = TypeVar("T")
 
+_UNKNOWN_RUN = ("RUN_NOT_FOUND", "FLOW_NOT_FOUND")
+"""Codes with which the service may say of a cancel that it does not know the job."""
+
 Clock: TypeAlias = Callable[[], float]
 
 
@@ -156,9 +159,9 @@ def may_turn_up(error: APIError, now: float, race_ends: float) -> bool:
     """
     if now >= race_ends:
         return False
-    # By its 404 alone, a service that has no route to cancel is not told from one that does not know the job.
-    unknown_path = isinstance(error, CancelUnsupportedError) and error.status_code == 404
-    return unknown_path or isinstance(error, JobNotFoundError | FlowNotFoundError)
+    # Any other code may be that of a service which has no route to cancel: that is not waited for.
+    unknown_run = isinstance(error, CancelUnsupportedError) and error.code in _UNKNOWN_RUN
+    return unknown_run or isinstance(error, JobNotFoundError | FlowNotFoundError)
 
 
 def is_limited(error: APIError) -> bool:

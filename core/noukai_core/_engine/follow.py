@@ -103,11 +103,8 @@ class StepFollower:
             if isinstance(outcome, JobStatus):
                 ended = outcome.finished
             else:
-                # Limited or not: nothing comes sooner than the stream's own pause.
-                left = self._settings.retry_timeout
-                pause = schedule.pause_after_error(
-                    fruitless + 1, pause, outcome.retry_after, left=left, limited=True
-                )
+                asked = min(outcome.retry_after or 0.0, self._settings.retry_timeout)
+                pause = max(pause, asked)
             if not ended:
                 yield Sleep(pause)
 

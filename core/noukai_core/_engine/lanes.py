@@ -326,11 +326,8 @@ class Lane:
         # To poll each job instead would be a hundred times as many requests.
         if not error.retryable or (not limited and self._failures > MAX_FAILURES):
             self._doubt(error)
-        yield Sleep(
-            schedule.pause_after_error(
-                self._failures, math.inf, error.retry_after, left=self._settings.retry_timeout
-            )
-        )
+        asked = min(error.retry_after or 0.0, self._settings.retry_timeout)
+        yield Sleep(max(schedule.backoff(self._failures), asked))
 
     def _note(self, executions: tuple[Execution, ...], sent_at: float) -> None:
         """Take note of a list."""

@@ -75,16 +75,16 @@ class SubmissionRegistry:
             if forget or (state.possibly_sent_at is None and state.job_id is None):
                 del self._states[key]
             while len(self._states) > self._max_remembered:
-                oldest = self._oldest()
+                oldest = self._oldest(but=key)
                 if oldest is None:
                     break
                 del self._states[oldest]
 
-    def _oldest(self) -> SubmissionKey | None:
-        """Return the oldest whose job is known, or else the oldest."""
+    def _oldest(self, *, but: SubmissionKey) -> SubmissionKey | None:
+        """Return the oldest whose job is known, or else the oldest; never the one that has just ended."""
         oldest: SubmissionKey | None = None
         for key, state in self._states.items():
-            if state.busy:
+            if state.busy or key == but:
                 continue
             if state.job_id is not None:
                 return key

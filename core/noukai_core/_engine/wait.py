@@ -33,7 +33,7 @@ from noukai_core.telemetry import measure
 
 log = logging.getLogger("noukai_core")
 
-LATE = 2.0
+_LATE = 2.0
 """Seconds after which a sleep that has not ended was held up by a busy caller, and not by a busy machine."""
 
 
@@ -58,14 +58,16 @@ class Watcher(Protocol):
 def reach_slot(limiter: PollRateLimiter, clock: Clock, deadline: float = math.inf) -> Effects[bool]:
     """Sleep until a slot of the rate limit, and tell whether it came before the deadline.
 
-    A slot that passed long ago is lost: so did those of all who slept meanwhile, and all of them would poll
-    at once.
+    A slot that passed long ago is lost once: those of others that were held up have passed as well, and all
+    would poll at once. The next one is waited for even beyond the deadline, and used however late: a caller
+    that is always busy would else never poll.
 
     Args:
         limiter: The rate limit.
         clock: Seconds, from any beginning.
         deadline: The deadline, on that clock.
     """
+    lost = False
     while True:
         now = clock()
         slot = limiter.reserve(now)
@@ -79,8 +81,9 @@ def reach_slot(limiter: PollRateLimiter, clock: Clock, deadline: float = math.in
         except BaseException:
             limiter.release(slot, clock())
             raise
-        if clock() - slot < LATE:
+        if lost or clock() - slot < _LATE:
             return True
+        lost, deadline = True, math.inf
 
 
 def poll_with_retries(call: Call[T], limiter: PollRateLimiter, clock: Clock) -> Effects[T]:
@@ -209,7 +212,7 @@ class Poller:
 
     def _resumed_late(self) -> bool:
         """Tell whether the caller was busy beyond the deadline, so that it proves nothing without a poll."""
-        return self._polled_at < self._deadline < self._clock() - LATE
+        return self._polled_at < self._deadline < self._clock() - _LATE
 
     def _pause(self, usual: float, status: JobStatus | None, watcher: Watcher) -> Effects[None]:
         """Sleep until the next poll of a job that something else watches, or until that rings."""
