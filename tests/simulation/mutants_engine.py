@@ -378,7 +378,7 @@ MUTANTS = (
     Mutant(
         "a job that was submitted a moment ago is not found",
         _EFFECTS,
-        "    if now >= race_ends:\n        return False",
+        "    if sent_at >= race_ends:\n        return False",
         "    return False",
     ),
     Mutant(

@@ -149,15 +149,15 @@ Effects: TypeAlias = Generator[Effect, Any, T]
 FollowEffects: TypeAlias = Generator[Effect | Receive | EmitStep, Any, None]
 
 
-def may_turn_up(error: APIError, now: float, race_ends: float) -> bool:
+def may_turn_up(error: APIError, sent_at: float, race_ends: float) -> bool:
     """Tell whether a job that the service does not know may only not be written down yet.
 
     Args:
         error: The outcome of a request about the job.
-        now: Seconds, from any beginning.
+        sent_at: When that was sent, in seconds from any beginning.
         race_ends: Until when, on that clock, a job that was just submitted may be unknown.
     """
-    if now >= race_ends:
+    if sent_at >= race_ends:
         return False
     # Any other code may be that of a service which has no route to cancel: that is not waited for.
     unknown_run = isinstance(error, CancelUnsupportedError) and error.code in _UNKNOWN_RUN
@@ -192,14 +192,15 @@ def send_with_retries(
             began = clock()
             yield from reach_slot()
             retry_window_ends += clock() - began
+        sent_at = clock()
         outcome: T | APIError = yield Send(call, timeout)
         if not isinstance(outcome, APIError):
             return outcome
         now = clock()
-        if may_turn_up(outcome, now, race_ends):
+        if may_turn_up(outcome, sent_at, race_ends):
             # The service responds, so the retry window begins again.
             failures, missing = 0, missing + 1
-            pause = min(schedule.backoff(missing), race_ends - now)
+            pause = max(0.0, min(schedule.backoff(missing), race_ends - now))
             retry_window_ends = now + pause + schedule.SHORT_RETRY_WINDOW
         else:
             failures += 1

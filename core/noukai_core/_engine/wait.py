@@ -259,9 +259,10 @@ class Poller:
         now = self._clock()
         measure("noukai.poll.errors", error_type=type(error).__name__)
         usual = schedule.pause_before_poll(self._age(), self._interval)
-        if may_turn_up(error, now, self._race_ends):
+        # Not now: a busy caller may have kept the response until after the race.
+        if may_turn_up(error, self._polled_at, self._race_ends):
             self._failures, self._last_error = 0, None
-            return min(usual, self._race_ends - now)
+            return max(0.0, min(usual, self._race_ends - now))
         if self._failures == 0:
             # Not since the last success: the pause before this poll may be longer than the retry window.
             self._failing_since = now
