@@ -70,6 +70,7 @@ class JobBatch(BatchHandle, Iterator[JobOutcome]):
         self._results: queue.SimpleQueue[tuple[_Strand, int, Any]] = queue.SimpleQueue()
         self._strands: set[_Strand] = set()
         self._timer_count = 0
+        self._ran_at = math.inf
         self._taken = 0
         self._begun = self._closed = False
 
@@ -176,16 +177,25 @@ class JobBatch(BatchHandle, Iterator[JobOutcome]):
                 self._step_next()
 
     def _step_next(self) -> None:
+        self._note_stall()
         strand, turn, value = self._ready.popleft()
         if turn == strand.turn and strand in self._strands:
             self._step(strand, value)
 
     def _wait(self) -> None:
         """Wait for a response, or until the next sleep ends."""
+        self._note_stall()
         wait = min(self._timers[0][0] - time.monotonic(), _LONGEST_WAIT) if self._timers else _LONGEST_WAIT
         if wait > 0:
             with contextlib.suppress(queue.Empty):
                 self._ready.append(self._results.get(timeout=wait))
+        self._ran_at = time.monotonic()
+
+    def _note_stall(self) -> None:
+        """Take note of how long the caller, its inputs or its ledger kept this thread busy."""
+        now = time.monotonic()
+        self._batch.stalls.note(self._ran_at, now)
+        self._ran_at = now
 
     def _collect(self) -> None:
         """Note whose sleep has ended, and which responses have come."""

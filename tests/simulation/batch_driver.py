@@ -35,6 +35,7 @@ class SimulatedBatch(BatchHandle):
         inputs: Its inputs.
         ledger: What it writes into. A write may be a coroutine.
         start: Runs a coroutine beside the others of its process.
+        clock: The clock of that process.
 
     Attributes:
         stands_still: Whether nothing happens while the caller does not ask for an outcome, as in the
@@ -47,11 +48,14 @@ class SimulatedBatch(BatchHandle):
         inputs: Iterable[Any],
         ledger: BatchLedger,
         start: Callable[[str, Coroutine[Any, Any, Any]], Running],
+        clock: Callable[[], float],
     ) -> None:
         super().__init__(batch)
         self._given = (Given(index, value) for index, value in enumerate(inputs))
         self._ledger = ledger
         self._start = start
+        self._clock = clock
+        self._returned_at = math.inf
         self._strands: list[Running] = []
         self._begun = False
         self.stands_still = False
@@ -64,6 +68,7 @@ class SimulatedBatch(BatchHandle):
     async def __anext__(self) -> JobOutcome:
         batch = self._batch
         self._is_asked = True
+        batch.stalls.note(self._returned_at, self._clock())
         self._asked.ring()
         if not self._begun:
             self._resume()
@@ -72,6 +77,7 @@ class SimulatedBatch(BatchHandle):
             await Effect(Sleep(math.inf, batch.changed))
         if batch.outcomes and batch.error is None:
             self._is_asked = not self.stands_still
+            self._returned_at = self._clock() if self.stands_still else math.inf
             return batch.take_outcome()
         self._end_strands()
         raise batch.error or StopAsyncIteration

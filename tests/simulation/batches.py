@@ -189,6 +189,9 @@ class Batching:
         simulation.max_polls_per_second = choices.pick("limit of the polls", (50.0, 5.0, 1.0), 0.3)
         simulation.network.crosses_submissions = choices.pick("a pool out of step", (False, True), 0.3)
         self.slowness = choices.pick("slowness of the consumer", (0.0, 5.0, 50.0, 700.0), 0.15)
+        if self.slowness:  # what that does to deadlines shows where jobs wait for their slots
+            self.timeout = choices.pick("timeout beside it", (self.timeout, 30.0, 52.0), 0.8)
+            simulation.max_polls_per_second = choices.pick("limit beside it", (50.0, 5.0, 1.0), 0.8)
         self._changes = choices.pick("changes of the inputs", (0.0, 0.5), 0.3)
         self._ended_by_a_person = False
         begins = choices.pick("beginning of an outage", (math.inf, 0.0, 0.5, 5.0), 0.2)

@@ -99,6 +99,13 @@ MUTANTS = (
         "        if self.lane is not None and believes_list and self.lane._listed is None:\n"
         "            self.lane._listed = {}\n        return False\n",
     ),
+    Mutant(
+        "a job whose time is over in the body of the loop is not polled once more",
+        _WAIT,
+        "return self._was_stalled() and (yield from reach_slot(self._limiter, self._clock))",
+        "return False",
+        also=(("if over and not self._was_stalled():", "if over:"),),
+    ),
     # Only a person or a deadline ends a job.
     Mutant(
         "a job whose time is over is cancelled without being asked to",

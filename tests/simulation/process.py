@@ -43,15 +43,21 @@ class StoreError(Exception):
 class Runner:
     """In the place of the client's driver: hands the effects of the core to the task that runs them."""
 
-    def __init__(self, key: str, start: Callable[[str, Coroutine[Any, Any, Any]], Task]) -> None:
+    def __init__(
+        self,
+        key: str,
+        start: Callable[[str, Coroutine[Any, Any, Any]], Task],
+        clock: Callable[[], float],
+    ) -> None:
         self.key = key
         self._start = start
+        self._clock = clock
 
     def jobs(
         self, batch: Batch, inputs: Iterable[Any], ledger: BatchLedger, *, cancel_on_close: bool
     ) -> SimulatedBatch:
         assert not cancel_on_close
-        return SimulatedBatch(batch, inputs, ledger, self._start)
+        return SimulatedBatch(batch, inputs, ledger, self._start, self._clock)
 
     async def run(self, effects: Effects[T]) -> T:
         return await perform_all(effects, Effect)
@@ -339,7 +345,7 @@ class Process:
         self.effects = 0
         self.tasks: list[Task] = []
         self.began_at = clock.now
-        runner: Any = Runner(options.api_key, self.start)
+        runner: Any = Runner(options.api_key, self.start, lambda: clock.now + clock.boot)
         self.flow = AsyncFlow(runner, options.flow_path(FLOW), options)
 
     def start(

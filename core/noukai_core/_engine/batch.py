@@ -28,6 +28,7 @@ from noukai_core._engine.batch_traces import BatchTraces
 from noukai_core._engine.effects import Clock, Effects, Given, Sleep, Spawn, Take, Wake
 from noukai_core._engine.lanes import Lane
 from noukai_core._engine.rate_limit import shared_rate_limiter
+from noukai_core._engine.wait import Stalls
 from noukai_core._options import ClientOptions
 from noukai_core._validation import FlowPath
 from noukai_core.batch import JobOutcome, LedgerEntry, OutcomeState
@@ -49,12 +50,14 @@ class Batch:
 
     Attributes:
         changed: Rings when there is an outcome, or when the batch is over.
+        stalls: When a busy caller kept the driver from running the strands. A blocking driver notes it.
         error: What ended the batch early: an error of the inputs or of the ledger.
     """
 
     def __init__(self, flow: FlowPath, settings: ClientOptions, options: BatchOptions, clock: Clock) -> None:
         self.flow = flow
         self.changed = Wake()
+        self.stalls = Stalls()
         self.error: BaseException | None = None
         self._settings = settings
         self._options = options
@@ -71,6 +74,7 @@ class Batch:
             options=options,
             clock=clock,
             limiter=limiter,
+            stalls=self.stalls,
             lanes=self._lanes,
             totals=self._totals,
             traces=BatchTraces(flow, clock, self._totals, each_job_log),

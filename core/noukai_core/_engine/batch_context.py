@@ -13,6 +13,7 @@ from noukai_core._engine.batch_totals import BatchTotals
 from noukai_core._engine.batch_traces import BatchTraces
 from noukai_core._engine.effects import Clock
 from noukai_core._engine.rate_limit import PollRateLimiter
+from noukai_core._engine.wait import Stalls
 from noukai_core._options import ClientOptions
 from noukai_core._validation import FlowPath
 
@@ -28,6 +29,7 @@ class BatchContext:
         options: How the batch runs.
         clock: Seconds, from any beginning.
         limiter: The rate limit that all jobs share.
+        stalls: When the driver was kept from running the strands.
         lanes: The sessions.
         totals: What has ended, and whether anything more is submitted.
         traces: What ended jobs used.
@@ -41,6 +43,7 @@ class BatchContext:
     options: BatchOptions
     clock: Clock
     limiter: PollRateLimiter
+    stalls: Stalls
     lanes: BatchLanes
     totals: BatchTotals
     traces: BatchTraces

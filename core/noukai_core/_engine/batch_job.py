@@ -297,6 +297,7 @@ class BatchJob:
             timeout=context.options.timeout,
             interval=context.options.poll_interval,
             watcher=self._watched,
+            stalls=context.stalls,
             logger=context.each_job_log,
         )
 

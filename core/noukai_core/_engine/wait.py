@@ -37,6 +37,22 @@ _LATE = 2.0
 """Seconds after which a sleep that has not ended was held up by a busy caller, and not by a busy machine."""
 
 
+class Stalls:
+    """Takes note of when a busy caller kept a driver from running its waits, as the body of a loop does.
+
+    Attributes:
+        ended_at: When the last stall ended.
+    """
+
+    def __init__(self) -> None:
+        self.ended_at = -math.inf
+
+    def note(self, ran_at: float, now: float) -> None:
+        """Take note that a driver runs something now, and when it last ran something or waited."""
+        if now - ran_at > schedule.SHORTEST_PAUSE:
+            self.ended_at = now
+
+
 class Watcher(Protocol):
     """Something else that watches a job, so that it has to be polled only now and then."""
 
@@ -113,6 +129,7 @@ class Poller:
         log_changes: Whether each change is logged, and not only the end.
         state_bytes: If the state is all that is wanted: how many bytes of each response are read for it.
         watcher: What else watches the job.
+        stalls: When the driver was kept from running this wait.
         logger: Where the lines about the job go.
     """
 
@@ -131,10 +148,12 @@ class Poller:
         log_changes: bool = True,
         state_bytes: int | None = None,
         watcher: Watcher | None = None,
+        stalls: Stalls | None = None,
         logger: Logger = log,
     ) -> None:
         self._log = logger
         self._watcher = watcher
+        self._stalls = Stalls() if stalls is None else stalls
         self._call = endpoints.status(flow, job_id, state_bytes)
         self._name = f"Noukai job {job_id} of {flow}"
         self._job_id = job_id
@@ -151,7 +170,7 @@ class Poller:
         )
         self._timeout = timeout
         self._deadline = math.inf if timeout is None else started + timeout
-        self._polled_at = -math.inf
+        self._polled_at = started
         self._failures = 0
         self._failing_since = math.inf
         self._last_error: APIError | None = None
@@ -185,6 +204,7 @@ class Poller:
             timeout = schedule.poll_timeout(self._settings.timeout, self._left(), self._timeout or math.inf)
             outcome: JobStatus | APIError = yield Send(self._call, timeout)
             measure("noukai.polls")
+            over = self._left() == 0  # not because the caller keeps the status that is emitted
             watcher = None
             if isinstance(outcome, APIError):
                 pause = self._after_error(outcome)
@@ -197,7 +217,7 @@ class Poller:
                     self._clock(), schedule.pause_before_poll(self._age(), self._interval)
                 )
                 watcher = self._watcher
-            if self._left() == 0 and not self._resumed_late():
+            if over and not self._was_stalled():
                 break
             if watcher is None:
                 yield Sleep(min(pause, self._left()))
@@ -206,13 +226,15 @@ class Poller:
         raise self._timed_out()
 
     def _reach_slot(self) -> Effects[bool]:
-        if not self._resumed_late() and (yield from reach_slot(self._limiter, self._clock, self._deadline)):
+        """Reach a slot before the deadline, or after it if a stall kept this wait from polling."""
+        if (yield from reach_slot(self._limiter, self._clock, self._deadline)):
             return True
-        return self._resumed_late() and (yield from reach_slot(self._limiter, self._clock))
+        return self._was_stalled() and (yield from reach_slot(self._limiter, self._clock))
 
-    def _resumed_late(self) -> bool:
-        """Tell whether the caller was busy beyond the deadline, so that it proves nothing without a poll."""
-        return self._polled_at < self._deadline < self._clock() - _LATE
+    def _was_stalled(self) -> bool:
+        """Tell whether the job may have ended unseen before the deadline, because the caller was busy."""
+        is_late = self._clock() > self._deadline + _LATE
+        return self._polled_at < min(self._deadline, math.inf if is_late else self._stalls.ended_at)
 
     def _pause(self, usual: float, status: JobStatus | None, watcher: Watcher) -> Effects[None]:
         """Sleep until the next poll of a job that something else watches, or until that rings."""
