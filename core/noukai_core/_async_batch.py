@@ -163,7 +163,7 @@ class AsyncJobBatch(BatchHandle, AsyncIterator[JobOutcome]):
         self._batch.resume(await stored if inspect.isawaitable(stored) else stored)
 
     def _start(self, effects: Effects[None]) -> None:
-        task = asyncio.ensure_future(perform_all(effects, self._perform))
+        task = asyncio.ensure_future(perform_all(effects, self._perform_unless_closed))
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 
@@ -185,6 +185,11 @@ class AsyncJobBatch(BatchHandle, AsyncIterator[JobOutcome]):
         close = getattr(self._inputs, "aclose", None)
         if close is not None:
             await close()
+
+    async def _perform_unless_closed(self, effect: Effect) -> Any:
+        if self._closed:  # what the strand waited for has swallowed its cancellation
+            raise asyncio.CancelledError
+        return await self._perform(effect)
 
     async def _perform(self, effect: Effect) -> Any:
         match effect:

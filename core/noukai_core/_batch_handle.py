@@ -92,11 +92,13 @@ class BatchHandle:
 
     def _log_left_running(self) -> None:
         if unfinished := self._batch.unfinished:
+            possible = sum(entry.job_id is None for entry in unfinished.values())
             log.warning(
-                "Noukai batch of %s: left running (%d jobs; a rerun with the same ledger attaches to them; "
+                "Noukai batch of %s: left running (%d jobs%s; a rerun with the same ledger attaches to them; "
                 "sessions %s)",
                 self.flow,
-                len(unfinished),
+                len(unfinished) - possible,
+                f", perhaps {possible} more" if possible else "",
                 ", ".join(sorted({entry.session_id for entry in unfinished.values()})),
             )
 
