@@ -79,10 +79,10 @@ class AsyncJobBatch(BatchHandle, AsyncIterator[JobOutcome]):
         self._tasks: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Lock()
         self._taken = 0
-        self._begun = self._closed = False
+        self._begun = self._stopped = self._closed = False
 
     async def __anext__(self) -> JobOutcome:
-        if self._closed:
+        if self._stopped:
             raise StopAsyncIteration
         batch = self._batch
         try:
@@ -94,13 +94,15 @@ class AsyncJobBatch(BatchHandle, AsyncIterator[JobOutcome]):
                     break
                 await sleep(Sleep(math.inf, batch.changed))
         except BaseException:
-            await self.aclose()
+            if not self._stopped:  # else what becomes of the jobs is left open
+                await self.aclose()
             raise
         if batch.outcomes and batch.error is None:
             return batch.take_outcome()
         if batch.error is not None:
             await self.aclose()
             raise batch.error
+        self._closed = True
         await self._end_strands()
         raise StopAsyncIteration
 
@@ -108,19 +110,17 @@ class AsyncJobBatch(BatchHandle, AsyncIterator[JobOutcome]):
         """Submit and poll nothing more. What runs is left running, or cancelled with `cancel_on_close`."""
         if self._closed:
             return
+        self._closed = True
+        cancelled: list[CancelOutcome] | None = None
         try:
             await self._end_strands()
-            cancelled = await self.cancel(CLOSED) if self._cancel_on_close else None
-        except BaseException:
-            self._log_left_running()
-            raise
-        if cancelled is None:
-            self._log_left_running()
-        else:
-            self._log_cancelled_on_close(cancelled, CLOSED)
+            if self._cancel_on_close:
+                cancelled = await self.cancel(CLOSED)
+        finally:
+            self._log_closed(cancelled)
 
     async def stop(self) -> None:
-        """Submit and poll nothing more, and leave open what happens to the jobs: `cancel` may follow.
+        """Submit and poll nothing more, and leave what happens to the jobs to `cancel` or `aclose`.
 
         From then on, `unfinished` includes what an earlier run left, even if this one has not begun: its
         ledger is read then, and what that raises is raised.
@@ -140,6 +140,7 @@ class AsyncJobBatch(BatchHandle, AsyncIterator[JobOutcome]):
         Returns:
             What came of each attempt. No error of the job client is raised.
         """
+        self._closed = True
         await self.stop()
         semaphore = asyncio.Semaphore(CANCEL_CONCURRENCY)
 
@@ -163,21 +164,21 @@ class AsyncJobBatch(BatchHandle, AsyncIterator[JobOutcome]):
         self._batch.resume(await stored if inspect.isawaitable(stored) else stored)
 
     def _start(self, effects: Effects[None]) -> None:
-        task = asyncio.ensure_future(perform_all(effects, self._perform_unless_closed))
+        task = asyncio.ensure_future(perform_all(effects, self._perform_unless_stopped))
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if task.cancelled():
-            if not self._closed:  # the inputs or the ledger raised it, as a loop over them would
+            if not self._stopped:  # the inputs or the ledger raised it, as a loop over them would
                 self._batch.fail(asyncio.CancelledError())
         elif (error := task.exception()) is not None:
             self._batch.fail(error)
         self._batch.changed.ring()
 
     async def _end_strands(self) -> None:
-        self._closed = True
+        self._stopped = True
         tasks = tuple(self._tasks)
         for task in tasks:
             task.cancel()
@@ -186,8 +187,8 @@ class AsyncJobBatch(BatchHandle, AsyncIterator[JobOutcome]):
         if close is not None:
             await close()
 
-    async def _perform_unless_closed(self, effect: Effect) -> Any:
-        if self._closed:  # what the strand waited for has swallowed its cancellation
+    async def _perform_unless_stopped(self, effect: Effect) -> Any:
+        if self._stopped:  # what the strand waited for has swallowed its cancellation
             raise asyncio.CancelledError
         return await self._perform(effect)
 

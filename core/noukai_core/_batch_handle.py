@@ -108,6 +108,10 @@ class BatchHandle:
             outcome.log(reason, log)
         return outcome
 
-    def _log_cancelled_on_close(self, outcomes: list[CancelOutcome], reason: str) -> None:
-        cancelled = sum(outcome.cancelled for outcome in outcomes)
-        log.info("Noukai batch of %s: cancelled (%s; %d jobs)", self.flow, reason, cancelled)
+    def _log_closed(self, cancelled: list[CancelOutcome] | None) -> None:
+        """Log what becomes of the jobs of a closed batch: what was cancelled, or `None` if nothing was."""
+        if cancelled is None:
+            self._log_left_running()
+            return
+        count = sum(outcome.cancelled for outcome in cancelled)
+        log.info("Noukai batch of %s: cancelled (%s; %d jobs)", self.flow, CLOSED, count)

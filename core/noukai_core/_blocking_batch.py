@@ -72,10 +72,10 @@ class JobBatch(BatchHandle, Iterator[JobOutcome]):
         self._timer_count = 0
         self._ran_at = math.inf
         self._taken = 0
-        self._begun = self._closed = False
+        self._begun = self._stopped = self._closed = False
 
     def __next__(self) -> JobOutcome:
-        if self._closed:
+        if self._stopped:
             raise StopIteration
         batch = self._batch
         try:
@@ -91,6 +91,7 @@ class JobBatch(BatchHandle, Iterator[JobOutcome]):
         if batch.error is not None:
             self.close()
             raise batch.error
+        self._closed = True
         self._end_strands()
         raise StopIteration
 
@@ -98,19 +99,17 @@ class JobBatch(BatchHandle, Iterator[JobOutcome]):
         """Submit and poll nothing more. What runs is left running, or cancelled with `cancel_on_close`."""
         if self._closed:
             return
+        self._closed = True
+        cancelled: list[CancelOutcome] | None = None
         try:
             self._end_strands()
-            cancelled = self.cancel(CLOSED) if self._cancel_on_close else None
-        except BaseException:
-            self._log_left_running()
-            raise
-        if cancelled is None:
-            self._log_left_running()
-        else:
-            self._log_cancelled_on_close(cancelled, CLOSED)
+            if self._cancel_on_close:
+                cancelled = self.cancel(CLOSED)
+        finally:
+            self._log_closed(cancelled)
 
     def stop(self) -> None:
-        """Submit and poll nothing more, and leave open what happens to the jobs: `cancel` may follow.
+        """Submit and poll nothing more, and leave what happens to the jobs to `cancel` or `close`.
 
         From then on, `unfinished` includes what an earlier run left, even if this one has not begun: its
         ledger is read then, and what that raises is raised.
@@ -130,6 +129,7 @@ class JobBatch(BatchHandle, Iterator[JobOutcome]):
         Returns:
             What came of each attempt. No error of the job client is raised.
         """
+        self._closed = True
         self.stop()
         waiting = deque(self._batch.unfinished)
         outcomes: list[CancelOutcome] = []
@@ -302,16 +302,19 @@ class JobBatch(BatchHandle, Iterator[JobOutcome]):
         return None
 
     def _end_strands(self) -> None:
-        self._closed = True
-        for strand in tuple(self._strands):
+        self._stopped = True
+        strands = tuple(self._strands)
+        # Before anything that an interruption could cut short: a request that waits for its turn is not sent.
+        for strand in strands:
             strand.turn += 1
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+        for strand in strands:
             strand.effects.close()
         self._strands.clear()
         self._ready.clear()
         self._timers.clear()
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            self._pool = None
 
 
 class _Raised:

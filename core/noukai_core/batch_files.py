@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import re
 import secrets
 import time
@@ -152,17 +151,8 @@ def json_text(value: Any, separators: tuple[str, str] | None = None) -> str:
     try:
         return json.dumps(value, ensure_ascii=False, separators=separators, allow_nan=False)
     except ValueError:
-        return json.dumps(_finite(value), ensure_ascii=False, separators=separators)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if _validation.is_mapping(value):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in cast("Sequence[Any]", value)]
-    return value
+        finite = json.loads(json.dumps(value), parse_constant=lambda constant: None)
+        return json.dumps(finite, ensure_ascii=False, separators=separators)
 
 
 def json_line(row: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from noukai_core import InvalidInputError
-from noukai_core.batch_files import json_line, read_inputs
+from noukai_core.batch_files import json_line, json_text, read_inputs
 
 
 def inputs_in(text: str, name: str) -> list[Any]:
@@ -91,3 +91,11 @@ def test_an_outcome_is_a_line_of_json() -> None:
     )
     assert row["output"] is output
     assert output["scores"][1] == float("inf")
+
+
+def test_a_deeply_nested_output_with_nan() -> None:
+    """What can be written with finite numbers can be written with others, however deep it is."""
+    output: Any = float("nan")
+    for _ in range(600):
+        output = [output]
+    assert json_text(output) == "[" * 600 + "null" + "]" * 600

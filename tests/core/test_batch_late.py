@@ -211,3 +211,31 @@ def test_a_submission_that_is_on_its_way_at_the_close(caplog: pytest.LogCaptureF
         released.set()
     assert "left running (0 jobs, perhaps 1 more; " in caplog.text
     assert ledger.entries[1].session_id in caplog.text
+
+
+@pytest.mark.parametrize("cancels", [False, True])
+@pytest.mark.parametrize("driver", ["sync", "async"])
+def test_a_close_after_a_stop(driver: str, cancels: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """A batch that was stopped, and is closed without a cancel, cancels or names its jobs all the same."""
+    cancelled: list[None] = []
+    transport = Service(lambda: cancelled.append(None)).transport
+    if driver == "async":
+        asyncio.run(_stop(transport, cancels))
+    else:
+        with (
+            Noukai(KEY, transport=transport) as client,
+            client.flow(FLOW).jobs(["1", 42], cancel_on_close=cancels) as batch,
+        ):
+            next(batch)
+            batch.stop()
+    assert len(cancelled) == cancels
+    assert ("left running (" in caplog.text) is not cancels
+
+
+async def _stop(transport: httpx.MockTransport, cancels: bool) -> None:
+    async with (
+        AsyncNoukai(KEY, transport=transport) as client,
+        client.flow(FLOW).jobs(["1", 42], cancel_on_close=cancels) as batch,
+    ):
+        await anext(batch)
+        await batch.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -123,3 +124,26 @@ def test_a_server_that_asks_for_a_day_is_not_waited_for() -> None:
         clock.run(waiting)
     assert clock.now == pytest.approx(300)
     assert len(clock.sent) == 2
+
+
+def test_one_error_after_a_pause_longer_than_the_retry_window() -> None:
+    """The retry window begins with the first error, however long ago the last response was."""
+    clock = Turned(lambda call, now: HttpResponse(503, {}, b"") if 500 < now < 700 else sessions_at(now))
+    waiting = wait_for_sessions(
+        {SESSION: 1},
+        ClientOptions.of(api_key=KEY),
+        PollRateLimiter(50),
+        clock,
+        until=0,
+        age=0.0,
+        timeout=None,
+        poll_interval=600.0,
+    )
+    assert clock.run(waiting) == 0
+
+
+def sessions_at(now: float) -> HttpResponse:
+    """The list of a session whose job ends after a while."""
+    state = "completed" if now > 700 else "running"
+    body = {"sessionId": SESSION, "executions": [{"executionId": "job-1", "status": state}]}
+    return HttpResponse(200, {}, json.dumps(body).encode())

@@ -53,8 +53,7 @@ def wait_for_sessions(
     submitted_at = clock() - age
     deadline = math.inf if timeout is None else clock() + timeout
     left = dict(sizes)
-    succeeded_at, failures = clock(), 0
-    retry_window_ends = math.inf
+    failures, failing_since, retry_window_ends = 0, math.inf, math.inf
     while True:
         error: APIError | None = None
         for session_id in [session_id for session_id, count in left.items() if count]:
@@ -63,13 +62,15 @@ def wait_for_sessions(
             listed: tuple[Execution, ...] | APIError = yield Send(endpoints.session(session_id))
             if not isinstance(listed, APIError):
                 left[session_id] = _unfinished(listed, sizes[session_id])
-                succeeded_at, failures = clock(), 0
-                limiter.last_success_at = succeeded_at
+                failures = 0
+                limiter.last_success_at = clock()
                 continue
+            # Not since the last success: the pause before this poll may be longer than the retry window.
+            failing_since = failing_since if failures else clock()
             error, failures = listed, failures + 1
             if limited := is_limited(error):
                 limiter.slow_down(clock())
-            since = max(succeeded_at, limiter.last_success_at) if limited else succeeded_at
+            since = max(failing_since, limiter.last_success_at) if limited else failing_since
             retry_window_ends = since + settings.retry_timeout
             if not error.retryable or clock() >= retry_window_ends:
                 raise error

@@ -14,9 +14,9 @@ from typing import TypeAlias
 from noukai_core._validation import FlowPath
 
 MAX_REMEMBERED = 10_000
-"""How many submissions are remembered for one server and key.
+"""How many submissions of either kind are remembered for one server and key: with a job, and unknown ones.
 
-The oldest are forgotten first, but those with an unknown outcome last.
+The oldest are forgotten first.
 """
 
 SubmissionKey: TypeAlias = tuple[FlowPath, str]
@@ -49,17 +49,18 @@ class SubmissionRegistry:
 
     def __init__(self, max_remembered: int = MAX_REMEMBERED) -> None:
         self._max_remembered = max_remembered
-        self._states: OrderedDict[SubmissionKey, SubmissionState] = OrderedDict()
+        self._with_job: OrderedDict[SubmissionKey, SubmissionState] = OrderedDict()
+        self._others: OrderedDict[SubmissionKey, SubmissionState] = OrderedDict()
         self._lock = threading.Lock()
 
     def begin(self, key: SubmissionKey) -> SubmissionState | None:
         """Return what is known of a submission, for one call alone; `None` while another call has it."""
         with self._lock:
-            state = self._states.setdefault(key, SubmissionState())
+            state = self._with_job.pop(key, None) or self._others.get(key) or SubmissionState()
             if state.busy:
                 return None
             state.busy = True
-            self._states.move_to_end(key)
+            self._others[key] = state
             return state
 
     def end(self, key: SubmissionKey, *, forget: bool = False) -> None:
@@ -70,31 +71,20 @@ class SubmissionRegistry:
             forget: Whether nobody will pass it again.
         """
         with self._lock:
-            state = self._states[key]
+            state = self._others.pop(key)
             state.busy = False
             if forget or (state.possibly_sent_at is None and state.job_id is None):
-                del self._states[key]
-            while len(self._states) > self._max_remembered:
-                oldest = self._oldest(but=key)
-                if oldest is None:
-                    break
-                del self._states[oldest]
-
-    def _oldest(self, *, but: SubmissionKey) -> SubmissionKey | None:
-        """Return the oldest whose job is known, or else the oldest; never the one that has just ended."""
-        oldest: SubmissionKey | None = None
-        for key, state in self._states.items():
-            if state.busy or key == but:
-                continue
-            if state.job_id is not None:
-                return key
-            oldest = oldest or key
-        return oldest
+                return
+            remembered = self._others if state.job_id is None else self._with_job
+            remembered[key] = state
+            if len(remembered) > self._max_remembered:
+                oldest = next((other for other, one in remembered.items() if not one.busy), key)
+                del remembered[oldest]
 
     def after_fork(self) -> None:
         """Make it usable in a child process, where the calls of the parent's threads do not exist."""
         self._lock = threading.Lock()
-        for state in self._states.values():
+        for state in self._others.values():
             state.busy = False
 
 

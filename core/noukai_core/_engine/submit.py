@@ -19,7 +19,7 @@ from noukai_core._api import endpoints
 from noukai_core._api.endpoints import Call, Execution
 from noukai_core._api.job_ids import canonical_job_id
 from noukai_core._engine import schedule
-from noukai_core._engine.effects import Clock, Effects, Send, Sleep, send_with_retries
+from noukai_core._engine.effects import Clock, Effects, Send, Sleep, is_limited, send_with_retries
 from noukai_core._engine.rate_limit import PollRateLimiter
 from noukai_core._engine.submission_registry import (
     SubmissionRegistry,
@@ -408,6 +408,8 @@ def _look_up(
         found = outcome if isinstance(outcome, APIError) else _job_of(outcome, session, submission, flow)
         pause = min(schedule.backoff(requests) / 2, LONGEST_PAUSE)
         if isinstance(found, APIError):
+            if session.limiter is not None and is_limited(found):
+                session.limiter.slow_down(clock())
             if requests == 1:
                 logger.warning("Noukai submission %s to %s: lookup failed: %s", submission.id, flow, found)
             pause = max(pause, found.retry_after or 0.0)

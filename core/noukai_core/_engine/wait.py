@@ -53,6 +53,9 @@ class Stalls:
             self.ended_at = now
 
 
+_NO_STALLS = Stalls()
+
+
 class Watcher(Protocol):
     """Something else that watches a job, so that it has to be polled only now and then."""
 
@@ -153,7 +156,7 @@ class Poller:
     ) -> None:
         self._log = logger
         self._watcher = watcher
-        self._stalls = Stalls() if stalls is None else stalls
+        self._stalls = stalls or _NO_STALLS
         self._call = endpoints.status(flow, job_id, state_bytes)
         self._name = f"Noukai job {job_id} of {flow}"
         self._job_id = job_id
