@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from airflow.providers.common.compat.sdk import TaskDeferred
 from airflow.sdk import ObjectStoragePath
-from pydantic import BaseModel, field_serializer
 
 from noukai_airflow import _batch_run, _task_states
 from noukai_airflow._batch_inputs import BatchInputs
@@ -34,6 +33,7 @@ from noukai_airflow.triggers import batch as batch_trigger
 from noukai_airflow.triggers.batch import NoukaiBatchTrigger
 from noukai_core import batch_files
 from tests.airflow.conftest import FakeTask, MemoryStore
+from tests.airflow.grades import Grade
 from tests.table import Table
 
 if TYPE_CHECKING:
@@ -45,19 +45,6 @@ FLOW = "acme/demo/flow"
 
 
 pytestmark = pytest.mark.usefixtures("connected")
-
-
-class Grade(BaseModel):
-    """What the flow is expected to return. Not all of it can be written as JSON."""
-
-    points: int
-    comment: str = "none"
-
-    @field_serializer("comment")
-    def _serialized(self, comment: str) -> str:
-        if comment == "unwritable":
-            raise ValueError("hunter2")
-        return comment
 
 
 def operator(inputs: Any, **arguments: Any) -> NoukaiRunJobsOperator:

@@ -9,7 +9,6 @@ from unittest.mock import Mock
 
 import pytest
 from airflow.sdk import ObjectStoragePath
-from pydantic import BaseModel, field_serializer
 
 from noukai_airflow import _task_output
 from noukai_airflow.exceptions import (
@@ -20,24 +19,12 @@ from noukai_airflow.exceptions import (
 from noukai_airflow.operators.noukai import NoukaiRunJobOperator
 from noukai_core import ExecuteResult, JobState, JobStatus, Noukai
 from tests.airflow.conftest import FakeTask, MemoryStore
+from tests.airflow.grades import Grade
 
 if TYPE_CHECKING:
     from noukai_core.emulator import Emulator
 
 FLOW = "acme/demo/flow"
-
-
-class Grade(BaseModel):
-    """What the flow is expected to return. Not all of it can be written as JSON."""
-
-    points: int
-    comment: str = "none"
-
-    @field_serializer("comment")
-    def _serialized(self, comment: str) -> str:
-        if comment == "unwritable":
-            raise ValueError("hunter2")
-        return comment
 
 
 pytestmark = pytest.mark.usefixtures("connected")

@@ -14,10 +14,10 @@ import pytest
 from noukai_core import EndedRuns, FlowRun, InvalidInputError, InvalidResponseError, Noukai, RunsCursor
 from noukai_core._api import endpoints
 from noukai_core._api.parsing import HttpResponse
-from noukai_core._engine.effects import Send
 from noukai_core._engine.runs import read_ended_runs
 from noukai_core.emulator import Emulator
 from tests.core.scripted_server import FLOW, ScriptedServer, rejection, respond
+from tests.core.turned_clock import Turned
 
 if TYPE_CHECKING:
     from tests.core.conftest import MakeClient
@@ -65,17 +65,8 @@ class Runs:
     def read(self, cursor: RunsCursor | None) -> EndedRuns:
         """Read what has ended, through a cursor that was stored as JSON."""
         stored = None if cursor is None else RunsCursor.from_json(json.loads(json.dumps(cursor.to_json())))
-        effects = read_ended_runs("fl-1", stored, lambda: 0.0)
-        outcome: Any = None
-        while True:
-            try:
-                effect = effects.send(outcome)
-            except StopIteration as end:
-                found: EndedRuns = end.value
-                return found
-            assert isinstance(effect, Send)
-            body = json.dumps(self.response(effect.call.path)).encode()
-            outcome = effect.call.read(HttpResponse(200, {}, body))
+        clock = Turned(lambda call, now: HttpResponse(200, {}, json.dumps(self.response(call.path)).encode()))
+        return clock.run(read_ended_runs("fl-1", stored, clock))
 
 
 def ids(seen: EndedRuns) -> list[str]:

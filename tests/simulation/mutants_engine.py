@@ -224,13 +224,13 @@ MUTANTS = (
     Mutant(
         "a forked child waits for the calls of its parent",
         _SENT,
-        "        for state in self._states.values():\n            state.busy = False\n",
+        "        for state in self._others.values():\n            state.busy = False\n",
         "        pass\n",
     ),
     Mutant(
         "a forked child forgets what its parent has submitted",
         _SENT,
-        "        for state in self._states.values():\n            state.busy = False\n",
+        "        for state in self._others.values():\n            state.busy = False\n",
         "        self._states.clear()\n",
     ),
     # Jobs with two ids, and the ids of other jobs.
