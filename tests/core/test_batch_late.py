@@ -27,7 +27,7 @@ ENDED = JobStatus(id="job-1", state=JobState.COMPLETED)
 
 
 class Service:
-    """Runs the job of the input "0" to its end, and lets those of all others run for ever.
+    """Runs the job of the input "0" to its end, and never ends any other.
 
     Args:
         on_cancel: Is called when a job is cancelled.
@@ -184,7 +184,7 @@ class StubbornLedger(MemoryLedger):
 
 
 async def test_a_strand_that_goes_on_after_the_close() -> None:
-    """An async batch whose ledger swallowed a cancellation submits nothing more all the same."""
+    """An async batch whose ledger swallowed a cancellation submits nothing more."""
     service, ledger = Service(), StubbornLedger()
     async with AsyncNoukai(KEY, transport=service.transport) as client:
         batch = client.flow(FLOW).jobs([42, "0"], ledger=ledger)
@@ -216,7 +216,7 @@ def test_a_submission_that_is_on_its_way_at_the_close(caplog: pytest.LogCaptureF
 @pytest.mark.parametrize("cancels", [False, True])
 @pytest.mark.parametrize("driver", ["sync", "async"])
 def test_a_close_after_a_stop(driver: str, cancels: bool, caplog: pytest.LogCaptureFixture) -> None:
-    """A batch that was stopped, and is closed without a cancel, cancels or names its jobs all the same."""
+    """A batch that was stopped, and is closed without a cancel, still cancels or names its jobs."""
     cancelled: list[None] = []
     transport = Service(lambda: cancelled.append(None)).transport
     if driver == "async":

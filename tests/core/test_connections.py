@@ -289,7 +289,7 @@ async def test_a_call_without_a_connection_says_that_nothing_was_sent(key: str) 
 
 
 async def test_the_wait_for_a_connection_counts(key: str) -> None:
-    """A request that has waited for a connection has the rest of its time, and no other time of its own."""
+    """A request that has waited for a connection has only the rest of its time left."""
     crowded = Crowded()
     async with AsyncNoukai(key, base_url="https://noukai.test/api/v1", transport=crowded) as client:
         connection = client._runner._connection  # pyright: ignore[reportPrivateUsage] - a poll is repeated

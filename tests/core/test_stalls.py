@@ -27,7 +27,7 @@ ENDED = JobStatus(id="job-1", state=JobState.COMPLETED)
 
 
 class Waiting:
-    """A wait of ten seconds on a clock of its own.
+    """A wait of ten seconds on a virtual clock.
 
     Args:
         polls_per_second: The rate limit; the second slot of the usual one comes after 100 seconds.
@@ -79,7 +79,7 @@ def test_no_stall() -> None:
 
 
 def test_a_job_that_ends_while_its_status_is_shown() -> None:
-    """A caller of `watch` that keeps a status beyond the deadline gets the end of the job all the same."""
+    """A caller of `watch` that keeps a status beyond the deadline still gets the end of the job."""
     waiting = Waiting(polls_per_second=50)
     waiting.until_poll()
     assert isinstance(waiting.effects.send(RUNNING), Emit)

@@ -371,15 +371,15 @@ MUTANTS = (
     ),
     Mutant(
         "a cancel is given up in the race, if the code is another one",
-        _EFFECTS,
-        "unknown_run = isinstance(error, CancelUnsupportedError) and error.code in _UNKNOWN_RUN",
-        "unknown_run = False",
+        _ENDPOINTS,
+        "error.code not in _UNKNOWN_JOB",
+        'error.code != "JOB_NOT_FOUND"',
     ),
     Mutant(
         "a job that was submitted a moment ago is not found",
         _EFFECTS,
-        "    if sent_at >= race_ends:\n        return False",
-        "    return False",
+        "isinstance(error, JobNotFoundError | FlowNotFoundError) and sent_at < race_ends",
+        "False",
     ),
     Mutant(
         "an error of the service is a bug of the client",

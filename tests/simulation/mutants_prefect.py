@@ -176,6 +176,12 @@ MUTANTS = (
         'self._writer = "00000000"',
     ),
     Mutant(
+        "a part that was cut off counts",
+        _SHARED_RECORD,
+        "        if _digest(content) != part.digest:\n            return False\n",
+        "",
+    ),
+    Mutant(
         "a part counts before it is written",
         _SHARED_RECORD,
         "            self.begun_parts[part.name] = part\n",

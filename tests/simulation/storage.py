@@ -15,6 +15,7 @@ class SimulatedStorage(WritableFileSystem):
     """Keeps the files of a flow run, which all of its attempts share."""
 
     _flow_run: Any = PrivateAttr()
+    _harm: float = PrivateAttr(0.0)
     _files: dict[str, bytes] = PrivateAttr(default_factory=dict)
 
     @classmethod
@@ -22,6 +23,7 @@ class SimulatedStorage(WritableFileSystem):
         """Return an empty storage."""
         storage = cls()
         storage._flow_run = flow_run
+        storage._harm = flow_run.choices.pick("failures of the storage", (0.08, 0.5), 0.3)
         return storage
 
     def lines(self, path: str) -> list[bytes]:
@@ -40,7 +42,7 @@ class SimulatedStorage(WritableFileSystem):
     async def write_path(self, path: str, content: bytes) -> None:
         """Write a file."""
         ends = ("written", "failed", "written, but failed", "cut off")
-        end = self._flow_run.choices.pick("end of a file", ends, 0.08)
+        end = self._flow_run.choices.pick("end of a file", ends, self._harm)
         await self._pass("write", lambda: self._write(path, content, end))
         self._write(path, content, end)
         if end != "written":

@@ -205,9 +205,12 @@ def cancel(flow: FlowPath, job_id: str) -> Call[bool]:
     return Call("POST", path, operation, read, job_id=job_id, cut_at=_UNREAD_BYTES)
 
 
+_UNKNOWN_JOB = ("JOB_NOT_FOUND", "RUN_NOT_FOUND", "FLOW_NOT_FOUND")
+
+
 def _no_cancel_route(error: APIError) -> bool:
     if error.status_code == 404:
-        return not error.retryable and error.code != "JOB_NOT_FOUND"
+        return not error.retryable and error.code not in _UNKNOWN_JOB
     return error.status_code in (405, 501)
 
 

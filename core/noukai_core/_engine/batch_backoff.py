@@ -1,7 +1,7 @@
 """How a batch submits while the outcomes of its submissions are unknown: one by one, ever more slowly.
 
 An input whose submission has an unknown outcome leaves its lane to others. Without a pause, an outage would
-use up all inputs in no time, each with a request of its own.
+use up all inputs within seconds, with one request for each.
 """
 
 from __future__ import annotations

@@ -18,7 +18,6 @@ from noukai_core._engine import schedule
 from noukai_core.batch import LedgerEntry
 from noukai_core.errors import (
     APIError,
-    CancelUnsupportedError,
     ConnectionPoolTimeoutError,
     FlowNotFoundError,
     JobNotFoundError,
@@ -27,9 +26,6 @@ from noukai_core.errors import (
 from noukai_core.models import JobStatus, TraceStep
 
 T = TypeVar("T")
-
-_UNKNOWN_RUN = ("RUN_NOT_FOUND", "FLOW_NOT_FOUND")
-"""Codes with which the service may say of a cancel that it does not know the job."""
 
 Clock: TypeAlias = Callable[[], float]
 
@@ -157,11 +153,7 @@ def may_turn_up(error: APIError, sent_at: float, race_ends: float) -> bool:
         sent_at: When that was sent, in seconds from any beginning.
         race_ends: Until when, on that clock, a job that was just submitted may be unknown.
     """
-    if sent_at >= race_ends:
-        return False
-    # Any other code may be that of a service which has no route to cancel: that is not waited for.
-    unknown_run = isinstance(error, CancelUnsupportedError) and error.code in _UNKNOWN_RUN
-    return unknown_run or isinstance(error, JobNotFoundError | FlowNotFoundError)
+    return isinstance(error, JobNotFoundError | FlowNotFoundError) and sent_at < race_ends
 
 
 def is_limited(error: APIError) -> bool:

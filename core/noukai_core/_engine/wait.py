@@ -78,8 +78,8 @@ def reach_slot(limiter: PollRateLimiter, clock: Clock, deadline: float = math.in
     """Sleep until a slot of the rate limit, and tell whether it came before the deadline.
 
     A slot that passed long ago is lost once: those of others that were held up have passed as well, and all
-    would poll at once. The next one is waited for even beyond the deadline, and used however late: a caller
-    that is always busy would else never poll.
+    would poll at once. The next one is waited for even beyond the deadline, and used however late:
+    otherwise, a caller that is always busy would never poll.
 
     Args:
         limiter: The rate limit.
