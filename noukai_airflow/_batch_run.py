@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 import uuid
 from collections.abc import Callable
@@ -44,9 +45,9 @@ log = logging.getLogger(__name__)
 _STOP_SECONDS = 30.0
 _CANCEL_SECONDS = 60.0
 
-# While inputs are left, the task is resumed when this share of the running jobs has ended: a resumption takes
-# a worker for some seconds, in which the rest keeps running.
-_WAVE_SHARE = 0.5
+# A resumption takes a worker for some seconds, and the results of so many jobs take twenty seconds at the
+# usual rate limit: those of many thousands, fetched only once all have ended, would take minutes.
+_WAVE_JOBS = 1000
 
 
 @dataclass(frozen=True)
@@ -447,7 +448,7 @@ class BatchRun:
                 batch_id=header["batch_id"],
                 flow=options.flow,
                 noukai_conn_id=options.noukai_conn_id,
-                until=int(running * (1 - _WAVE_SHARE)) if more else 0,
+                until=_still_running(running, more=more),
                 deadline=deadline,
                 poll_interval=options.poll_interval,
                 cancel_on_kill=options.cancel_on_kill,
@@ -481,3 +482,15 @@ class BatchRun:
                 self._header.write(header | {"delivered": True})
         except Exception as error:
             log.warning("Noukai batch of %s: not recorded (%s)", self._options.flow, error)
+
+
+def _still_running(running: int, *, more: bool) -> int:
+    """Return how many jobs may still run when the task is resumed.
+
+    Args:
+        running: How many run now.
+        more: Whether inputs are left, which have to wait until jobs end.
+    """
+    if more:
+        return running - min(_WAVE_JOBS, math.ceil(running / 2))
+    return running - _WAVE_JOBS if running >= 2 * _WAVE_JOBS else 0

@@ -341,6 +341,22 @@ def test_waves(context: Any, emulator: Emulator, output: dict[str, Any]) -> None
 def test_a_retry(context: Any, emulator: Emulator, output: dict[str, Any]) -> None:
     """A retry attaches to the jobs that run, submits what failed again, and keeps what has completed."""
     emulator.control.script("flow", outcome="never")
+def test_waves_of_results(
+    context: Any, emulator: Emulator, output: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The results of very many jobs are fetched while others still run, although no input is left."""
+    monkeypatch.setattr(_batch_run, "_WAVE_JOBS", 2)
+    emulator.control.script("flow", outcome="never")
+    task = operator([str(place) for place in range(5)], deferrable=True, **output)
+    assert deferred(task, context).until == 3
+    for job in emulator.control.jobs()[:2]:
+        emulator.control.finish(job["id"], result=1)
+    assert deferred(task, context, resumed=True).until == 0
+    assert context["ti"].xcoms["batch_status"]["counts"] == {"completed": 2}
+    finish_all(emulator, result=1)
+    assert (completed(task.execute_complete(context)), submissions(emulator)) == (5, 5)
+
+
     inputs = ["one", "two", "three", "four"]
     deferred(operator(inputs, deferrable=True, **output), context)
     jobs = {job["message"]: job["id"] for job in emulator.control.jobs()}
