@@ -11,6 +11,7 @@ from noukai_airflow._storage import storage_path
 from noukai_airflow.exceptions import NoukaiPermanentException
 from noukai_core.batch_files import INPUT_SUFFIXES, read_inputs, shown_path
 from noukai_core.checks import has_keys
+from noukai_core.job_request import check_input
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -115,12 +116,16 @@ class BatchInputs:
         return digest.hexdigest()
 
     def check(self) -> None:
-        """Read a file once, before anything is paid for, and count its inputs.
+        """Read a list or a file once, before anything is paid for, and count its inputs.
 
         Raises:
-            NoukaiPermanentException: A line is no input, or there is none.
+            InvalidInputError: An item or a line is no input.
+            NoukaiPermanentException: There is none.
         """
         if self._path is None:
+            if self.total is not None:
+                for index, item in enumerate(self._items):
+                    check_input(item, f"inputs[{index}]")
             return
         self.total = sum(1 for _ in self._lines(self._path))
         if not self.total:

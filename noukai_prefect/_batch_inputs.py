@@ -16,11 +16,11 @@ import fsspec  # type: ignore[import-untyped]  # pyright: ignore
 from noukai_core import InvalidInputError, JobInput, JobRequest
 from noukai_core.batch_files import INPUT_SUFFIXES, read_inputs, shown_path, shown_reason
 from noukai_core.checks import has_keys
+from noukai_core.job_request import request_of
 
 Inputs: TypeAlias = Iterable[JobInput] | AsyncIterable[JobInput] | str | os.PathLike[str]
 """What a batch takes: one input per job, or the path or URI of a file with them."""
 
-_FIELDS = ("message", "parameters", "block_overrides", "key")
 _FORMS = "a list with one input per job, or the path of a .jsonl or .csv file"
 _LINES_AT_ONCE = 200
 
@@ -62,7 +62,10 @@ class BatchInputs:
         if isinstance(inputs, str | os.PathLike):
             self._path = _path_of(os.fspath(cast("str | os.PathLike[str]", inputs)))
         elif _is_list(inputs):
-            requests = [_request(flow, index, one, version, trace) for index, one in enumerate(inputs)]
+            requests = [
+                request_of(one, flow, f"inputs[{index}]", version=version, trace=trace)
+                for index, one in enumerate(inputs)
+            ]
             self.total = len(requests)
             self._given = requests
             self._content = [request.arguments() for request in requests]
@@ -192,20 +195,3 @@ def _path_of(path: str) -> str:
     if not shown.endswith(INPUT_SUFFIXES):
         raise InvalidInputError(f"inputs is the text {shown!r:.200}, but must be {_FORMS}")
     return path
-
-
-def _request(flow: str, index: int, given: Any, version: str | int, trace: bool) -> JobRequest:
-    if isinstance(given, JobRequest):
-        return given
-    if not isinstance(given, str | Mapping):
-        raise InvalidInputError(
-            f"inputs[{index}] is a {type(given).__name__}, but must be a message or a mapping"
-        )
-    arguments = {"message": given} if isinstance(given, str) else cast("Mapping[str, Any]", given)
-    unknown = set(arguments) - set(_FIELDS)
-    if unknown:
-        raise InvalidInputError(
-            f"inputs[{index}] has {', '.join(sorted(map(str, unknown)))}, but may be a message, or have "
-            f"{', '.join(_FIELDS)}"
-        )
-    return JobRequest(flow, **arguments, version=version, trace=trace)

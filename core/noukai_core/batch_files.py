@@ -9,18 +9,17 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
-from noukai_core import _validation
+from noukai_core._validation import is_mapping
 from noukai_core.errors import InvalidInputError
+from noukai_core.job_request import check_input
 
 INPUT_SUFFIXES = (".jsonl", ".csv")
 """What the name of a file with inputs ends with."""
 
 FAILED = "failed.jsonl"
 """The file of the jobs that did not complete."""
-
-_FIELDS = ("message", "parameters", "block_overrides", "key")
 
 _PART = re.compile(r"part-[0-9]{5,}-[0-9a-f]{8}\.jsonl", re.ASCII)
 # Half a pair, which JSON can name in an escape, but UTF-8 cannot hold.
@@ -79,22 +78,10 @@ def _json_lines(lines: Iterable[str], name: str) -> Iterator[Any]:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise _malformed(name, number, f"no JSON ({error})") from None
-        if isinstance(value, str):
-            _check({"message": value}, name, number)
-            yield value
-            continue
-        if not isinstance(value, dict):
+        if not (isinstance(value, str) or is_mapping(value)):
             raise _malformed(name, number, "neither a text nor an object")
-        fields = cast("dict[str, Any]", value)
-        if unknown := [field for field in fields if field not in _FIELDS]:
-            raise _malformed(
-                name,
-                number,
-                f"an object with the field {unknown[0]!r:.100}, but its fields are {', '.join(_FIELDS)}; "
-                "inputs of the flow belong in 'parameters'",
-            )
-        _check(fields, name, number)
-        yield fields
+        check_input(value, _line(name, number))
+        yield value
 
 
 def _csv_rows(lines: Iterable[str], name: str) -> Iterator[Any]:
@@ -107,7 +94,7 @@ def _csv_rows(lines: Iterable[str], name: str) -> Iterator[Any]:
                 raise _malformed(name, reader.line_num, f"a row without exactly {columns} columns")
             message, key = row.pop("message", None), row.pop("key", None)
             fields = {"message": message, "key": key, "parameters": row or None}
-            _check(fields, name, reader.line_num)
+            check_input(fields, _line(name, reader.line_num))
             yield fields
     except csv.Error as error:
         hint = "; use a .jsonl file for texts of this length" if "field limit" in str(error) else ""
@@ -125,17 +112,12 @@ def _check_columns(columns: Sequence[str], name: str) -> None:
             )
 
 
-def _check(fields: Mapping[str, Any], name: str, number: int) -> None:
-    """Check an input as its submission does, before anything is paid for."""
-    try:
-        _validation.check_input_key(fields.get("key"), "key")
-        _validation.job_body(**{field: fields.get(field) for field in _FIELDS if field != "key"})
-    except InvalidInputError as error:
-        raise _malformed(name, number, str(error)) from None
-
-
 def _malformed(name: str, number: int, what: str) -> InvalidInputError:
-    return InvalidInputError(f"inputs {name}, line {number}: {what}")
+    return InvalidInputError(f"{_line(name, number)}: {what}")
+
+
+def _line(name: str, number: int) -> str:
+    return f"inputs {name}, line {number}"
 
 
 def json_text(value: Any, separators: tuple[str, str] | None = None) -> str:

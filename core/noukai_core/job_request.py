@@ -1,4 +1,4 @@
-"""The inputs of one job."""
+"""The inputs of one job, and how an input of a batch gives them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from noukai_core._validation import Version
+from noukai_core import _validation
+from noukai_core._validation import Version, refused
+from noukai_core.errors import InvalidInputError
+
+_INPUT_FIELDS = ("message", "parameters", "block_overrides", "key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,3 +47,57 @@ class JobRequest:
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of `Flow.job` for this job."""
         return {name: getattr(self, name) for name in self.__slots__ if name not in ("flow", "key")}
+
+
+def request_of(value: object, flow: str, name: str, *, version: Version, trace: bool) -> JobRequest:
+    """Return what an input of a batch submits.
+
+    Args:
+        value: A message, a mapping or a `JobRequest`.
+        flow: The flow of the batch, for an input that is no `JobRequest`, like the next two.
+        name: What errors call the input, such as `inputs[3]`.
+        version: `"production"`, `"draft"` or the number of a published version.
+        trace: Whether the run is traced.
+
+    Raises:
+        InvalidInputError: It is none of these, or a mapping with other fields than an input has.
+    """
+    if isinstance(value, JobRequest):
+        return value
+    if isinstance(value, str):
+        return JobRequest(flow, value, version=version, trace=trace)
+    if not _validation.is_mapping(value):
+        raise refused(f"{name} is a {type(value).__name__}, but must be a message, a mapping or a JobRequest")
+    fields = _validation.copied(value, name)
+    unknown = sorted(str(field) for field in fields if field not in _INPUT_FIELDS)
+    if unknown:
+        raise refused(
+            f"{name} has {', '.join(unknown):.200}, but may be a message, or have {', '.join(_INPUT_FIELDS)}"
+            "; inputs of the flow belong in 'parameters'"
+        )
+    return JobRequest(flow, **fields, version=version, trace=trace)
+
+
+def check_input(value: object, name: str) -> None:
+    """Check an input of a batch as its submission does, before anything is paid for.
+
+    Args:
+        value: A message, a mapping or a `JobRequest`.
+        name: What errors call the input, such as `inputs[3]`.
+
+    Raises:
+        InvalidInputError: It is none of these, or cannot be submitted.
+    """
+    request = request_of(value, "", name, version="production", trace=False)
+    try:
+        _validation.check_input_key(request.key, "key")
+        _validation.job_body(
+            message=request.message,
+            parameters=request.parameters,
+            block_overrides=request.block_overrides,
+            trace=request.trace,
+            callback_url=request.callback_url,
+            callback_events=request.callback_events,
+        )
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{name}: {error}") from None

@@ -154,6 +154,9 @@ def test_invalid_arguments_fail_when_the_dag_is_parsed(arguments: dict[str, Any]
         ("file:///nowhere/inputs.jsonl", "there is no such file"),
         ("file:///nowhere/inputs.txt", "ends in .jsonl or .csv"),
         ("nosuchscheme://bucket/inputs.jsonl", "cannot be opened"),
+        (["one", 7], "inputs[1] is a int, but must be a message"),
+        (["one", {"text": "two"}], "inputs[1] has text, but may be a message, or have message, parameters"),
+        (["one", {"key": "two"}], "inputs[1]: neither message nor parameters is given"),
     ],
 )
 def test_inputs_that_are_none(context: Any, emulator: Emulator, inputs: Any, message: str) -> None:
@@ -185,7 +188,7 @@ def test_no_secret_of_a_uri_is_shown(context: Any, uri: str) -> None:
         ('"one"\n\n7\n', "line 3: neither a text nor an object"),
         ("", "is empty: there is nothing to run"),
         ("\n\n", "is empty: there is nothing to run"),
-        ('{"text": "one"}\n', "line 1: an object with the field 'text'"),
+        ('{"text": "one"}\n', "line 1 has text, but may"),
         (b'"\xff"\n', "cannot be read"),
     ],
 )
@@ -338,9 +341,6 @@ def test_waves(context: Any, emulator: Emulator, output: dict[str, Any]) -> None
     assert (completed(returned), submissions(emulator)) == (10, 10)
 
 
-def test_a_retry(context: Any, emulator: Emulator, output: dict[str, Any]) -> None:
-    """A retry attaches to the jobs that run, submits what failed again, and keeps what has completed."""
-    emulator.control.script("flow", outcome="never")
 def test_waves_of_results(
     context: Any, emulator: Emulator, output: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -357,6 +357,9 @@ def test_waves_of_results(
     assert (completed(task.execute_complete(context)), submissions(emulator)) == (5, 5)
 
 
+def test_a_retry(context: Any, emulator: Emulator, output: dict[str, Any]) -> None:
+    """A retry attaches to the jobs that run, submits what failed again, and keeps what has completed."""
+    emulator.control.script("flow", outcome="never")
     inputs = ["one", "two", "three", "four"]
     deferred(operator(inputs, deferrable=True, **output), context)
     jobs = {job["message"]: job["id"] for job in emulator.control.jobs()}

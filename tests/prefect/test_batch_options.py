@@ -79,7 +79,7 @@ async def test_files(credentials: NoukaiCredentials, emulator: Emulator, tmp_pat
     [
         (["good", b"{"], r"inputs.jsonl, line 2: no JSON"),
         (["good", 7], r"inputs.jsonl, line 2: neither a text nor an object"),
-        (["good", {"massage": "a"}], r"line 2: an object with the field 'massage'"),
+        (["good", {"massage": "a"}], r"line 2 has massage, but may"),
         ([], r"inputs.jsonl is empty"),
     ],
 )
