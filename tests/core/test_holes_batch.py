@@ -21,9 +21,11 @@ from noukai_core import (
 from noukai_core._api import endpoints
 from noukai_core._engine import schedule
 from noukai_core._engine.batch_backoff import SubmissionBackoff
+from noukai_core._engine.batch_log import EachJobLog
 from noukai_core._engine.effects import Send, Sleep, send_with_retries
 from noukai_core._engine.submit import SharedSession, submit_request
 from noukai_core._options import ClientOptions
+from noukai_core._validation import FlowPath
 from noukai_core.batch import SUBMITTED, submission_id_of
 from tests.core.raw_service import COMPLETED, NO_JOB, RUNNING, RawService, http, listed
 from tests.core.scripted_server import FLOW
@@ -152,8 +154,8 @@ def test_a_batch_that_a_person_ends_when_a_job_had_ended(service: RawService) ->
     assert service.count("submit") == 0
 
 
-def test_an_outage_leaves_most_inputs_alone(service: RawService) -> None:
-    """While the outcomes of submissions are unknown, others follow ever more slowly."""
+def test_an_outage_leaves_most_inputs_alone(service: RawService, caplog: pytest.LogCaptureFixture) -> None:
+    """While the outcomes of submissions are unknown, others follow ever more slowly, as the log says once."""
     service.on("submit", http(503)).on("session", http(503))
     with (
         Noukai(KEY, base_url=service.base_url, recovery_timeout=1) as client,
@@ -161,12 +163,14 @@ def test_an_outage_leaves_most_inputs_alone(service: RawService) -> None:
     ):
         assert next(batch).state == "unknown"
         assert service.count("submit") < 12  # the twelfth comes after 17 minutes
+    assert caplog.text.count(f"Noukai batch of {FLOW}: submitting one by one (") == 1
 
 
 def test_the_first_response_ends_the_backoff() -> None:
     """After an unknown outcome each submission waits longer than the last, until the service responds."""
     now = 0.0
-    backoff = SubmissionBackoff(lambda: now)
+    flow = FlowPath("acme", "demo", "flow")
+    backoff = SubmissionBackoff(flow, lambda: now, EachJobLog(lambda: now))
     assert list(backoff.wait()) == []
     backoff.begin()
     for shortest in (0.9, 1.8, 3.6):

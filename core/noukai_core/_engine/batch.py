@@ -66,7 +66,7 @@ class Batch:
         each_job_log = EachJobLog(clock)
         self._totals = BatchTotals(flow, options)
         self._lanes = BatchLanes(self._id, flow, settings, limiter, clock)
-        self._backoff = SubmissionBackoff(clock)
+        self._backoff = SubmissionBackoff(flow, clock, each_job_log)
         self._context = BatchContext(
             batch_id=self._id,
             flow=flow,

@@ -7,18 +7,24 @@ use up all inputs within seconds, with one request for each.
 from __future__ import annotations
 
 from noukai_core._engine import schedule
+from noukai_core._engine.batch_log import EachJobLog
 from noukai_core._engine.effects import Clock, Effects, Sleep, Wake
+from noukai_core._validation import FlowPath
 
 
 class SubmissionBackoff:
     """The pauses between the submissions of all lanes of one batch.
 
     Args:
+        flow: The flow.
         clock: Seconds, from any beginning.
+        log: Where an outage is told.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, flow: FlowPath, clock: Clock, log: EachJobLog) -> None:
+        self._flow = flow
         self._clock = clock
+        self._log = log
         self._submissions = 0
         self._next = 0.0
         self._ended = Wake()
@@ -26,6 +32,10 @@ class SubmissionBackoff:
     def begin(self) -> None:
         """Take note of an unknown outcome."""
         if not self._submissions:
+            self._log.warning(
+                "Noukai batch of %s: submitting one by one (the outcome of a submission is unknown)",
+                self._flow,
+            )
             self._back_off()
 
     def end(self) -> None:
