@@ -62,8 +62,8 @@ MUTANTS = (
     Mutant(
         "a foreign 404 says that there is no route to cancel",
         _ENDPOINTS,
-        'return not error.retryable and error.code != "JOB_NOT_FOUND"',
-        'return error.code != "JOB_NOT_FOUND"',
+        "return not error.retryable and error.code not in _UNKNOWN_JOB",
+        "return error.code not in _UNKNOWN_JOB",
     ),
     Mutant(
         "a list that is not one is empty",
@@ -231,7 +231,7 @@ MUTANTS = (
         "a forked child forgets what its parent has submitted",
         _SENT,
         "        for state in self._others.values():\n            state.busy = False\n",
-        "        self._states.clear()\n",
+        "        self._others.clear()\n        self._with_job.clear()\n",
     ),
     # Jobs with two ids, and the ids of other jobs.
     Mutant(
