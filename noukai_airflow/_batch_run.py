@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 import uuid
 from collections.abc import Callable
@@ -45,9 +44,9 @@ log = logging.getLogger(__name__)
 _STOP_SECONDS = 30.0
 _CANCEL_SECONDS = 60.0
 
-# A resumption takes a worker for some seconds, and the results of so many jobs take twenty seconds at the
-# usual rate limit: those of many thousands, fetched only once all have ended, would take minutes.
-_WAVE_JOBS = 1000
+# The results of so many jobs take twenty seconds at the usual rate limit. Those of many thousands would take
+# minutes, if they were only fetched once all have ended.
+_MANY_RESULTS = 1000
 
 
 @dataclass(frozen=True)
@@ -304,7 +303,9 @@ class BatchRun:
                 header = self._header.write(header | self._until(started))
             self._header.keep(header)
             return header, retried
-        if header is not None:
+        if header is None:
+            self._inputs.check()
+        else:
             self._end_earlier(header)
         return self._new_header(started, first=header is None), False
 
@@ -334,6 +335,8 @@ class BatchRun:
             cancel_and_log(jobs, reason, flow, _CANCEL_SECONDS)
         elif jobs.running:
             log_left_running(jobs, reason, flow)
+        self._may_have_jobs = False
+        self._inputs.check()  # before the outcomes that were paid for are deleted
         if self._folder is None:
             self._log.clear()
             return
@@ -344,7 +347,6 @@ class BatchRun:
         output.remove(files)
 
     def _new_header(self, started: float, *, first: bool) -> dict[str, Any]:
-        self._inputs.check()
         if self._folder is not None:
             output = OutputFolder(self._folder)
             check_writable(self._folder)
@@ -485,12 +487,10 @@ class BatchRun:
 
 
 def _still_running(running: int, *, more: bool) -> int:
-    """Return how many jobs may still run when the task is resumed.
+    """Return how many jobs may still run when the task is resumed: half, since each time takes a worker.
 
     Args:
         running: How many run now.
         more: Whether inputs are left, which have to wait until jobs end.
     """
-    if more:
-        return running - min(_WAVE_JOBS, math.ceil(running / 2))
-    return running - _WAVE_JOBS if running >= 2 * _WAVE_JOBS else 0
+    return running // 2 if more or running >= 2 * _MANY_RESULTS else 0

@@ -89,14 +89,14 @@ class AsyncJobBatch(BatchHandle, AsyncIterator[JobOutcome]):
             if not self._begun:
                 await self._resume()
                 self._start(batch.effects())
-            while not batch.outcomes:
-                if batch.over:
-                    break
+            while not (self._stopped or batch.outcomes or batch.over):
                 await sleep(Sleep(math.inf, batch.changed))
         except BaseException:
             if not self._stopped:  # else what becomes of the jobs is left open
                 await self.aclose()
             raise
+        if self._stopped:
+            raise StopAsyncIteration
         if batch.outcomes and batch.error is None:
             return batch.take_outcome()
         if batch.error is not None:
@@ -107,23 +107,27 @@ class AsyncJobBatch(BatchHandle, AsyncIterator[JobOutcome]):
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
-        """Submit and poll nothing more. What runs is left running, or cancelled with `cancel_on_close`."""
+        """Submit and poll nothing more. What runs is left running, or cancelled with `cancel_on_close`.
+
+        A loop over the batch ends, without the outcomes that it has not taken.
+        """
         if self._closed:
             return
+        if self._cancel_on_close:
+            self._log_closed(await self.cancel(CLOSED))
+            return
         self._closed = True
-        cancelled: list[CancelOutcome] | None = None
         try:
             await self._end_strands()
-            if self._cancel_on_close:
-                cancelled = await self.cancel(CLOSED)
         finally:
-            self._log_closed(cancelled)
+            self._log_left_running()
 
     async def stop(self) -> None:
         """Submit and poll nothing more, and leave what happens to the jobs to `cancel` or `aclose`.
 
-        From then on, `unfinished` includes what an earlier run left, even if this one has not begun: its
-        ledger is read then, and what that raises is raised.
+        A loop over the batch ends, without the outcomes that it has not taken. From then on, `unfinished`
+        includes what an earlier run left, even if this one has not begun: its ledger is read then, and what
+        that raises is raised.
         """
         await self._end_strands()
         if not self._begun:
@@ -141,7 +145,14 @@ class AsyncJobBatch(BatchHandle, AsyncIterator[JobOutcome]):
             What came of each attempt. No error of the job client is raised.
         """
         self._closed = True
-        await self.stop()
+        try:
+            await self.stop()
+            return await self._cancel_unfinished(reason)
+        except BaseException:
+            self._log_left_running()
+            raise
+
+    async def _cancel_unfinished(self, reason: str) -> list[CancelOutcome]:
         semaphore = asyncio.Semaphore(CANCEL_CONCURRENCY)
 
         async def cancel(index: int) -> CancelOutcome | None:
@@ -159,9 +170,14 @@ class AsyncJobBatch(BatchHandle, AsyncIterator[JobOutcome]):
         await self.aclose()
 
     async def _resume(self) -> None:
-        self._begun = True
-        stored = self._ledger.read()
-        self._batch.resume(await stored if inspect.isawaitable(stored) else stored)
+        self._begun = True  # before the ledger is awaited: another task may ask for an outcome, too
+        try:
+            read = self._ledger.read()
+            stored = await read if inspect.isawaitable(read) else read
+        except BaseException:
+            self._begun = False
+            raise
+        self._batch.resume(stored)
 
     def _start(self, effects: Effects[None]) -> None:
         task = asyncio.ensure_future(perform_all(effects, self._perform_unless_stopped))
@@ -179,12 +195,14 @@ class AsyncJobBatch(BatchHandle, AsyncIterator[JobOutcome]):
 
     async def _end_strands(self) -> None:
         self._stopped = True
-        tasks = tuple(self._tasks)
+        self._batch.changed.ring()  # another task may wait for an outcome
+        current = asyncio.current_task()
+        tasks = [task for task in self._tasks if task is not current]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         close = getattr(self._inputs, "aclose", None)
-        if close is not None:
+        if close is not None and current not in self._tasks:  # else the inputs themselves end the batch
             await close()
 
     async def _perform_unless_stopped(self, effect: Effect) -> Any:

@@ -108,10 +108,8 @@ class BatchHandle:
             outcome.log(reason, log)
         return outcome
 
-    def _log_closed(self, cancelled: list[CancelOutcome] | None) -> None:
-        """Log what becomes of the jobs of a closed batch: what was cancelled, or `None` if nothing was."""
-        if cancelled is None:
-            self._log_left_running()
-            return
+    def _log_closed(self, cancelled: list[CancelOutcome]) -> None:
+        """Log how many jobs the close of the batch has cancelled; each that it could not is named already."""
         count = sum(outcome.cancelled for outcome in cancelled)
-        log.info("Noukai batch of %s: cancelled (%s; %d jobs)", self.flow, CLOSED, count)
+        if count or not cancelled:
+            log.info("Noukai batch of %s: cancelled (%s; %d jobs)", self.flow, CLOSED, count)

@@ -67,7 +67,7 @@ class JobBatch(BatchHandle, Iterator[JobOutcome]):
         self._pool: ThreadPoolExecutor | None = None
         self._ready: deque[tuple[_Strand, int, Any]] = deque()
         self._timers: list[tuple[float, int, _Strand, int]] = []
-        self._results: queue.SimpleQueue[tuple[_Strand, int, Any]] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[tuple[_Strand, int, Any] | None] = queue.SimpleQueue()
         self._strands: set[_Strand] = set()
         self._timer_count = 0
         self._ran_at = math.inf
@@ -82,10 +82,12 @@ class JobBatch(BatchHandle, Iterator[JobOutcome]):
             if not self._begun:
                 self._resume()
                 self._start(_Strand(batch.effects()))
-            self._run_until(lambda: bool(batch.outcomes) or batch.over)
+            self._run_until(lambda: self._stopped or bool(batch.outcomes) or batch.over)
         except BaseException:
             self.close()
             raise
+        if self._stopped:
+            raise StopIteration
         if batch.outcomes and batch.error is None:
             return batch.take_outcome()
         if batch.error is not None:
@@ -96,23 +98,27 @@ class JobBatch(BatchHandle, Iterator[JobOutcome]):
         raise StopIteration
 
     def close(self) -> None:
-        """Submit and poll nothing more. What runs is left running, or cancelled with `cancel_on_close`."""
+        """Submit and poll nothing more. What runs is left running, or cancelled with `cancel_on_close`.
+
+        A loop over the batch ends, without the outcomes that it has not taken.
+        """
         if self._closed:
             return
+        if self._cancel_on_close:
+            self._log_closed(self.cancel(CLOSED))
+            return
         self._closed = True
-        cancelled: list[CancelOutcome] | None = None
         try:
             self._end_strands()
-            if self._cancel_on_close:
-                cancelled = self.cancel(CLOSED)
         finally:
-            self._log_closed(cancelled)
+            self._log_left_running()
 
     def stop(self) -> None:
         """Submit and poll nothing more, and leave what happens to the jobs to `cancel` or `close`.
 
-        From then on, `unfinished` includes what an earlier run left, even if this one has not begun: its
-        ledger is read then, and what that raises is raised.
+        A loop over the batch ends, without the outcomes that it has not taken. From then on, `unfinished`
+        includes what an earlier run left, even if this one has not begun: its ledger is read then, and what
+        that raises is raised.
         """
         self._end_strands()
         if not self._begun:
@@ -130,7 +136,14 @@ class JobBatch(BatchHandle, Iterator[JobOutcome]):
             What came of each attempt. No error of the job client is raised.
         """
         self._closed = True
-        self.stop()
+        try:
+            self.stop()
+            return self._cancel_unfinished(reason)
+        except BaseException:
+            self._log_left_running()
+            raise
+
+    def _cancel_unfinished(self, reason: str) -> list[CancelOutcome]:
         waiting = deque(self._batch.unfinished)
         outcomes: list[CancelOutcome] = []
         running = 0
@@ -162,8 +175,8 @@ class JobBatch(BatchHandle, Iterator[JobOutcome]):
         self.close()
 
     def _resume(self) -> None:
-        self._begun = True
         stored = self._ledger.read()
+        self._begun = True
         if inspect.isawaitable(stored):
             raise InvalidInputError("the ledger is async, but the client is not: use AsyncNoukai")
         self._batch.resume(stored)
@@ -188,7 +201,7 @@ class JobBatch(BatchHandle, Iterator[JobOutcome]):
         wait = min(self._timers[0][0] - time.monotonic(), _LONGEST_WAIT) if self._timers else _LONGEST_WAIT
         if wait > 0:
             with contextlib.suppress(queue.Empty):
-                self._ready.append(self._results.get(timeout=wait))
+                self._note(self._results.get(timeout=wait))
         self._ran_at = time.monotonic()
 
     def _note_stall(self) -> None:
@@ -205,7 +218,11 @@ class JobBatch(BatchHandle, Iterator[JobOutcome]):
             self._ready.append((strand, turn, None))
         with contextlib.suppress(queue.Empty):
             while True:
-                self._ready.append(self._results.get_nowait())
+                self._note(self._results.get_nowait())
+
+    def _note(self, result: tuple[_Strand, int, Any] | None) -> None:
+        if result is not None:
+            self._ready.append(result)
 
     def _start(self, strand: _Strand) -> None:
         self._strands.add(strand)
@@ -217,7 +234,7 @@ class JobBatch(BatchHandle, Iterator[JobOutcome]):
             wake, sleeper = strand.sleeper
             wake.remove(sleeper)
             strand.sleeper = None
-        while True:
+        while strand in self._strands:
             strand.turn += 1
             try:
                 if isinstance(value, _Raised):
@@ -247,6 +264,7 @@ class JobBatch(BatchHandle, Iterator[JobOutcome]):
                     value = self._ask(effect)
                 case Emit():
                     pass
+        strand.effects.close()  # the inputs or the ledger have closed the batch
 
     def _sleep(self, strand: _Strand, effect: Sleep) -> None:
         turn, wake = strand.turn, effect.wake
@@ -307,14 +325,19 @@ class JobBatch(BatchHandle, Iterator[JobOutcome]):
         # Before anything that an interruption could cut short: a request that waits for its turn is not sent.
         for strand in strands:
             strand.turn += 1
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            self._pool = None
-        for strand in strands:
-            strand.effects.close()
         self._strands.clear()
         self._ready.clear()
         self._timers.clear()
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+        self._results.put(None)  # a signal handler or another thread may end the wait of a loop
+        with (
+            contextlib.ExitStack() as closing
+        ):  # an interruption of one does not keep the others from closing
+            for strand in strands:
+                if inspect.getgeneratorstate(strand.effects) != inspect.GEN_RUNNING:
+                    closing.callback(strand.effects.close)
 
 
 class _Raised:

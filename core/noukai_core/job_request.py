@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from noukai_core import _validation
+from noukai_core._text import one_line
 from noukai_core._validation import Version, refused
 from noukai_core.errors import InvalidInputError
 
@@ -49,37 +50,55 @@ class JobRequest:
         return {name: getattr(self, name) for name in self.__slots__ if name not in ("flow", "key")}
 
 
+def body_of(request: JobRequest) -> bytes:
+    """Check what a job is submitted with, and return it as the body of the request.
+
+    Raises:
+        InvalidInputError: It cannot be submitted.
+    """
+    return _validation.job_body(
+        message=request.message,
+        parameters=request.parameters,
+        block_overrides=request.block_overrides,
+        trace=request.trace,
+        callback_url=request.callback_url,
+        callback_events=request.callback_events,
+    )
+
+
 def request_of(value: object, flow: str, name: str, *, version: Version, trace: bool) -> JobRequest:
     """Return what an input of a batch submits.
 
     Args:
         value: A message, a mapping or a `JobRequest`.
-        flow: The flow of the batch, for an input that is no `JobRequest`, like the next two.
+        flow: The flow of the batch. It, `version` and `trace` are for an input that is no `JobRequest`.
         name: What errors call the input, such as `inputs[3]`.
         version: `"production"`, `"draft"` or the number of a published version.
         trace: Whether the run is traced.
 
     Raises:
-        InvalidInputError: It is none of these, or a mapping with other fields than an input has.
+        InvalidInputError: It is none of these, or a mapping with unknown fields.
     """
     if isinstance(value, JobRequest):
         return value
     if isinstance(value, str):
         return JobRequest(flow, value, version=version, trace=trace)
     if not _validation.is_mapping(value):
-        raise refused(f"{name} is a {type(value).__name__}, but must be a message, a mapping or a JobRequest")
+        raise refused(
+            f"{name} is of type {type(value).__name__}, but must be a message, a mapping or a JobRequest"
+        )
     fields = _validation.copied(value, name)
     unknown = sorted(str(field) for field in fields if field not in _INPUT_FIELDS)
     if unknown:
         raise refused(
-            f"{name} has {', '.join(unknown):.200}, but may be a message, or have {', '.join(_INPUT_FIELDS)}"
-            "; inputs of the flow belong in 'parameters'"
+            f"{name} has {one_line(', '.join(unknown), 200)}, but may be a message, or have "
+            f"{', '.join(_INPUT_FIELDS)}; inputs of the flow belong in 'parameters'"
         )
     return JobRequest(flow, **fields, version=version, trace=trace)
 
 
 def check_input(value: object, name: str) -> None:
-    """Check an input of a batch as its submission does, before anything is paid for.
+    """Check an input of a batch, but for its flow, as its submission does, before anything is paid for.
 
     Args:
         value: A message, a mapping or a `JobRequest`.
@@ -91,13 +110,9 @@ def check_input(value: object, name: str) -> None:
     request = request_of(value, "", name, version="production", trace=False)
     try:
         _validation.check_input_key(request.key, "key")
-        _validation.job_body(
-            message=request.message,
-            parameters=request.parameters,
-            block_overrides=request.block_overrides,
-            trace=request.trace,
-            callback_url=request.callback_url,
-            callback_events=request.callback_events,
-        )
+        _validation.version_number(request.version)
+        if request.session_id is not None:
+            _validation.session_id(request.session_id)
+        body_of(request)
     except InvalidInputError as error:
         raise InvalidInputError(f"{name}: {error}") from None

@@ -31,7 +31,7 @@ from noukai_airflow.hooks.noukai import NoukaiHook
 from noukai_airflow.operators.batch import NoukaiRunJobsOperator
 from noukai_airflow.triggers import batch as batch_trigger
 from noukai_airflow.triggers.batch import NoukaiBatchTrigger
-from noukai_core import batch_files
+from noukai_core import JobRequest, batch_files
 from tests.airflow.conftest import FakeTask, MemoryStore
 from tests.airflow.grades import Grade
 from tests.table import Table
@@ -154,9 +154,11 @@ def test_invalid_arguments_fail_when_the_dag_is_parsed(arguments: dict[str, Any]
         ("file:///nowhere/inputs.jsonl", "there is no such file"),
         ("file:///nowhere/inputs.txt", "ends in .jsonl or .csv"),
         ("nosuchscheme://bucket/inputs.jsonl", "cannot be opened"),
-        (["one", 7], "inputs[1] is a int, but must be a message"),
+        (["one", 7], "inputs[1] is of type int, but must be a message"),
         (["one", {"text": "two"}], "inputs[1] has text, but may be a message, or have message, parameters"),
         (["one", {"key": "two"}], "inputs[1]: neither message nor parameters is given"),
+        (["one", JobRequest(FLOW, "two", version="latest")], "inputs[1]: version is 'latest'"),
+        (["one", JobRequest(FLOW, "two", session_id="my session")], "inputs[1]: session_id is"),
     ],
 )
 def test_inputs_that_are_none(context: Any, emulator: Emulator, inputs: Any, message: str) -> None:
@@ -345,14 +347,14 @@ def test_waves_of_results(
     context: Any, emulator: Emulator, output: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The results of very many jobs are fetched while others still run, although no input is left."""
-    monkeypatch.setattr(_batch_run, "_WAVE_JOBS", 2)
+    monkeypatch.setattr(_batch_run, "_MANY_RESULTS", 2)
     emulator.control.script("flow", outcome="never")
     task = operator([str(place) for place in range(5)], deferrable=True, **output)
-    assert deferred(task, context).until == 3
-    for job in emulator.control.jobs()[:2]:
+    assert deferred(task, context).until == 2
+    for job in emulator.control.jobs()[:3]:
         emulator.control.finish(job["id"], result=1)
     assert deferred(task, context, resumed=True).until == 0
-    assert context["ti"].xcoms["batch_status"]["counts"] == {"completed": 2}
+    assert context["ti"].xcoms["batch_status"]["counts"] == {"completed": 3}
     finish_all(emulator, result=1)
     assert (completed(task.execute_complete(context)), submissions(emulator)) == (5, 5)
 
@@ -521,6 +523,29 @@ def test_a_clear(
     assert completed(returned) == 2
     assert submissions(emulator) == 4
     assert emulator.control.counts(first[1]["id"])["cancel"] == 1
+
+
+def test_a_clear_with_inputs_that_are_none(
+    context: Any, emulator: Emulator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A clear cancels what runs, but if its inputs are invalid, the outcomes that were paid for are kept."""
+    emulator.control.script("flow", outcome="never")
+    output: Any = {"output_path": f"file://{tmp_path}/out"}
+    task = operator(["one", "two"], deferrable=True, **output)
+    deferred(task, context)
+    completed, running = (job["id"] for job in emulator.control.jobs())
+    emulator.control.finish(completed, result=1)
+    deferred(task, context, resumed=True)
+    context["ti"].try_number, context["ti"].max_tries = 2, 1
+    with pytest.raises(NoukaiPermanentException, match=r"inputs\[1\] is of type int"):
+        operator(["one", 7], **output).execute(context)
+    (part,) = (tmp_path / "out").glob("part-*.jsonl")
+    assert [row["job_id"] for row in lines(part)] == [completed]
+    assert emulator.control.counts(running)["cancel"] == 1
+    assert "may be left running" not in caplog.text
+    emulator.control.script("flow", after_seconds=0.1)
+    context["ti"].try_number, context["ti"].max_tries = 3, 2
+    assert operator(["one", "two"], **output).execute(context)["counts"] == {"completed": 2}
 
 
 @pytest.mark.parametrize("sequence", [list, UserList])

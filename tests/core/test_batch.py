@@ -97,7 +97,7 @@ def test_one_outcome_for_each_input(driver: str, emulator: Emulator) -> None:
     assert outcomes[0].output["message"] == "good"
     assert "no luck" in str(outcomes[1].error)
     assert "inputs[3] has massage" in str(outcomes[3].error)
-    assert "inputs[4] is a int" in str(outcomes[4].error)
+    assert "inputs[4] is of type int" in str(outcomes[4].error)
     assert len(emulator.control.jobs()) == 4
 
 
@@ -177,8 +177,8 @@ class Unreadable(dict[str, Any]):
             {"message": "x", "parameters": Unreadable(x=1)},
             "parameters cannot be read: it raised RuntimeError",
         ),
-        ({"message": "x", "key": 7}, "the key of inputs[1] is 7 (int), but must be a string"),
-        (JobRequest(FLOW, "x", key="\ud800"), "the key of inputs[1] holds half of a surrogate pair"),
+        ({"message": "x", "key": 7}, "inputs[1]: key is 7 (int), but must be a string"),
+        (JobRequest(FLOW, "x", key="\ud800"), "inputs[1]: key holds half of a surrogate pair"),
     ],
 )
 def test_an_input_that_cannot_be_read(driver: str, emulator: Emulator, bad: Any, reported: str) -> None:
@@ -702,8 +702,8 @@ def test_the_log_names_only_jobs_that_did_not_complete(
     outcomes = run(driver, emulator, inputs)
     (failed,) = [outcome.job_id for outcome in outcomes if outcome.state == "failed"]
     assert sorted(caplog.messages) == [
-        f"Noukai batch of {FLOW}: input 21 rejected (inputs[21] is a int, but must be a message, a mapping "
-        "or a JobRequest)",
+        f"Noukai batch of {FLOW}: input 21 rejected (inputs[21] is of type int, but must be a message, a "
+        "mapping or a JobRequest)",
         f"Noukai job {failed} of {FLOW}: failed (input 0: no luck)",
     ]
 

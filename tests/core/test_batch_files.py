@@ -30,6 +30,14 @@ def test_jsonl(end: str) -> None:
     assert inputs_in(end.join(lines), "in.jsonl") == expected
 
 
+def test_a_field_that_is_not_known() -> None:
+    """The name of a field comes from a file, and is shown without what a terminal would obey."""
+    with pytest.raises(InvalidInputError) as raised:
+        inputs_in(line(**{"a\x1b[31m\nNoukai job 1 \ud800": 1}), "in.jsonl")
+    assert "line 1 has a" in str(raised.value)
+    assert str(raised.value).isprintable()
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_csv(end: str) -> None:
     """Each row is an input; a field in quotes may contain line ends, and a column may have any name."""

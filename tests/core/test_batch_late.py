@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -31,14 +33,18 @@ class Service:
 
     Args:
         on_cancel: Is called when a job is cancelled.
+        on_poll: Is called when a job is polled.
 
     Attributes:
         submitted: The inputs that were submitted.
     """
 
-    def __init__(self, on_cancel: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, on_cancel: Callable[[], None] = lambda: None, on_poll: Callable[[], None] = lambda: None
+    ) -> None:
         self.submitted: list[str] = []
         self._on_cancel = on_cancel
+        self._on_poll = on_poll
 
     @property
     def transport(self) -> httpx.MockTransport:
@@ -51,6 +57,8 @@ class Service:
         elif request.method == "POST":
             self.submitted.append(json.loads(request.content)["message"])
             return httpx.Response(202, json={"executionId": f"job-{self.submitted[-1]}", "status": "started"})
+        else:
+            self._on_poll()
         state = "completed" if request.url.path.endswith("job-0") else "running"
         return httpx.Response(200, json={"status": state, "result": 1})
 
@@ -239,3 +247,208 @@ async def _stop(transport: httpx.MockTransport, cancels: bool) -> None:
     ):
         await anext(batch)
         await batch.stop()
+
+
+ENDS: dict[str, Callable[[Any], Any]] = {
+    "close": lambda batch: batch.close() if hasattr(batch, "close") else batch.aclose(),
+    "stop": lambda batch: batch.stop(),
+    "cancel": lambda batch: batch.cancel("a test"),
+}
+"""What ends a batch, of either driver."""
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+def test_a_signal_ends_a_batch_whose_outcome_is_waited_for(end: Callable[[Any], Any]) -> None:
+    """A loop ends if a signal handler ends its batch while no outcome comes."""
+    polled = threading.Event()
+
+    def interrupt() -> None:
+        if not polled.is_set():
+            polled.set()
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    transport = Service(on_poll=interrupt).transport
+    with Noukai(KEY, transport=transport, poll_interval=0.2) as client:
+        batch = client.flow(FLOW).jobs(["1"])
+        before = signal.signal(signal.SIGUSR1, lambda *_: end(batch))
+        try:
+            assert list(batch) == []
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+async def test_a_task_ends_a_batch_whose_outcome_another_waits_for(end: Callable[[Any], Any]) -> None:
+    """A loop ends if another task ends its batch while no outcome comes."""
+    polled = asyncio.Event()
+    async with AsyncNoukai(KEY, transport=Service(on_poll=polled.set).transport) as client:
+        batch = client.flow(FLOW).jobs(["1"])
+
+        async def outcomes() -> list[Any]:
+            return [outcome async for outcome in batch]
+
+        loop = asyncio.create_task(outcomes())
+        await polled.wait()
+        await end(batch)
+        assert await loop == []
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+@pytest.mark.parametrize("driver", ["sync", "async"])
+def test_inputs_that_end_their_batch(driver: str, end: Callable[[Any], Any]) -> None:
+    """An iterable of inputs may end its batch; nothing more is submitted, and the loop ends."""
+    service = Service()
+    if driver == "async":
+        asyncio.run(_end_from_inputs(service, end))
+        return
+
+    def inputs() -> Iterator[str]:
+        yield "1"
+        end(batch)
+        yield "2"
+
+    with Noukai(KEY, transport=service.transport) as client:
+        batch = client.flow(FLOW).jobs(inputs())
+        assert list(batch) == []
+    assert service.submitted == ["1"]
+
+
+async def _end_from_inputs(service: Service, end: Callable[[Any], Any]) -> None:
+    async def inputs() -> AsyncIterator[str]:
+        yield "1"
+        await end(batch)
+        yield "2"
+
+    async with AsyncNoukai(KEY, transport=service.transport) as client:
+        batch = client.flow(FLOW).jobs(inputs())
+        assert [outcome async for outcome in batch] == []
+    assert service.submitted == ["1"]
+
+
+@pytest.mark.parametrize("driver", ["sync", "async"])
+def test_a_cancel_that_is_interrupted(driver: str, caplog: pytest.LogCaptureFixture) -> None:
+    """When a person does not wait for the cancels of `cancel`, the jobs are named as well, once."""
+    interruption = KeyboardInterrupt if driver == "sync" else asyncio.CancelledError
+
+    def interrupt() -> None:
+        raise interruption
+
+    transport = Service(interrupt).transport
+    with pytest.raises(interruption):
+        if driver == "async":
+            asyncio.run(_cancel(transport))
+        else:
+            with Noukai(KEY, transport=transport) as client, client.flow(FLOW).jobs(["0", "1"]) as batch:
+                next(batch)
+                batch.cancel("a test")
+    assert len([line for line in caplog.messages if "left running (" in line]) == 1
+
+
+async def _cancel(transport: httpx.MockTransport) -> None:
+    async with AsyncNoukai(KEY, transport=transport) as client, client.flow(FLOW).jobs(["0", "1"]) as batch:
+        await anext(batch)
+        await batch.cancel("a test")
+
+
+class UnreadableLedger(MemoryLedger):
+    """A ledger that cannot be read once."""
+
+    fails = True
+
+    def read(self) -> Mapping[int, LedgerEntry]:
+        """Read the entries."""
+        if self.fails:
+            self.fails = False
+            raise OSError("the disk is away")
+        return super().read()
+
+
+@pytest.mark.parametrize("driver", ["sync", "async"])
+def test_a_ledger_that_cannot_be_read_at_first(driver: str) -> None:
+    """A second cancel reads the ledger again, and cancels what an earlier run left."""
+    cancelled: list[None] = []
+    transport, ledger = Service(lambda: cancelled.append(None)).transport, UnreadableLedger()
+    ledger.write(
+        LedgerEntry(index=0, submission_id=BATCH, session_id=BATCH, job_id="job-1", state="submitted")
+    )
+    if driver == "async":
+        asyncio.run(_cancel_twice(transport, ledger))
+    else:
+        with Noukai(KEY, transport=transport) as client:
+            batch = client.flow(FLOW).jobs(["1"], ledger=ledger, batch_id=BATCH)
+            with pytest.raises(OSError, match="the disk is away"):
+                batch.cancel("a test")
+            batch.cancel("a test")
+    assert cancelled == [None]
+
+
+async def _cancel_twice(transport: httpx.MockTransport, ledger: MemoryLedger) -> None:
+    async with AsyncNoukai(KEY, transport=transport) as client:
+        batch = client.flow(FLOW).jobs(["1"], ledger=ledger, batch_id=BATCH)
+        with pytest.raises(OSError, match="the disk is away"):
+            await batch.cancel("a test")
+        await batch.cancel("a test")
+
+
+def test_a_close_that_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A submission that was under way when a close was interrupted keeps no rerun in the process waiting."""
+    inputs, arrived, released = [str(number) for number in range(9)], threading.Event(), threading.Event()
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        if request.method == "POST":
+            message = json.loads(request.content)["message"]
+            if message == inputs[-1] and not released.is_set():
+                arrived.set()
+                assert released.wait(60)
+            return httpx.Response(202, json={"executionId": f"job-{message}", "status": "started"})
+        session = request.url.path.rpartition("/")[2]
+        ended = released.is_set() or (session == "job-0" and arrived.is_set())
+        state = "completed" if ended else "running"
+        return httpx.Response(200, json={"sessionId": session, "executions": [], "status": state})
+
+    interruptions = [KeyboardInterrupt()]
+
+    def measure(name: str, amount: int = 1) -> None:
+        if (name, amount) == ("noukai.jobs.waiting", -1) and interruptions:
+            raise interruptions.pop()
+
+    options: Any = {"ledger": MemoryLedger(), "batch_id": BATCH, "poll_interval": 0.05}
+    with Noukai(KEY, transport=httpx.MockTransport(respond), recovery_timeout=0.1) as client:
+        batch = client.flow(FLOW).jobs(inputs, **options)
+        assert next(batch).state == "completed"
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr("noukai_core._engine.wait.measure", measure)
+            batch.close()
+        released.set()
+        rerun = list(client.flow(FLOW).jobs(inputs, **options))
+    assert len(rerun) == len(inputs)
+
+
+@pytest.mark.parametrize("code", ["JOB_NOT_FOUND", "RUN_NOT_FOUND"])
+async def test_a_cancel_of_a_job_that_only_the_list_shows(code: str) -> None:
+    """A job whose submission was interrupted is cancelled, although a replica does not know it yet."""
+    arrived, cancels = asyncio.Event(), 0
+
+    async def respond(request: httpx.Request) -> httpx.Response:
+        nonlocal cancels
+        if request.url.path.endswith("/cancel"):
+            cancels += 1
+            if cancels == 1:
+                return httpx.Response(404, json={"detail": {"code": code, "message": "unknown"}})
+        elif request.method == "POST":
+            arrived.set()
+            await asyncio.sleep(60)
+        elif "/sessions/" in request.url.path:
+            job = {"executionId": "job-1", "status": "running", "triggerType": "job"}
+            session = request.url.path.rpartition("/")[2]
+            return httpx.Response(200, json={"sessionId": session, "executions": [job]})
+        return httpx.Response(200, json={"status": "running"})
+
+    async with AsyncNoukai(KEY, transport=httpx.MockTransport(respond)) as client:
+        batch = client.flow(FLOW).jobs(["1"])
+        loop = asyncio.ensure_future(anext(batch))
+        await arrived.wait()
+        (outcome,) = await batch.cancel("a test")
+        with suppress(StopAsyncIteration):
+            await loop
+    assert (cancels, outcome.cancelled) == (2, True)

@@ -147,3 +147,37 @@ def sessions_at(now: float) -> HttpResponse:
     state = "completed" if now > 700 else "running"
     body = {"sessionId": SESSION, "executions": [{"executionId": "job-1", "status": state}]}
     return HttpResponse(200, {}, json.dumps(body).encode())
+
+
+def test_a_session_whose_list_always_fails() -> None:
+    """It neither hides the sessions behind it nor is asked without end, although others can be read."""
+    sessions = [f"{SESSION[:-1]}{number}" for number in range(3)]
+    asked: list[str] = []
+
+    def respond(call: Any, now: float) -> HttpResponse:
+        session = call.path.rpartition("/")[2]
+        asked.append(session)
+        if session == sessions[1]:
+            return HttpResponse(503, {}, b"")
+        state = "running" if session == sessions[0] else "completed"
+        content = {"sessionId": session, "executions": [{"executionId": session, "status": state}]}
+        return HttpResponse(200, {}, json.dumps(content).encode())
+
+    clock, rounds = Turned(respond), list[int]()
+    settings = ClientOptions.of(api_key=KEY)
+    waiting = wait_for_sessions(
+        dict.fromkeys(sessions, 1),
+        settings,
+        PollRateLimiter(50),
+        clock,
+        until=0,
+        age=0.0,
+        timeout=None,
+        poll_interval=None,
+        report=rounds.append,
+    )
+    with pytest.raises(TransientError):
+        clock.run(waiting)
+    assert settings.retry_timeout <= clock.now < settings.retry_timeout + 120
+    assert rounds[1:2] == [2]
+    assert asked.count(sessions[1]) < 60

@@ -118,3 +118,16 @@ def test_what_has_just_ended_is_not_forgotten_for_what_is_unknown() -> None:
     again = registry.begin(key)
     assert again is not None
     assert again.job_id == "job-1"
+
+
+def test_an_unknown_submission_is_kept_while_others_are_busy() -> None:
+    """What has just ended with an unknown outcome is not forgotten because of calls that have not ended."""
+    registry = SubmissionRegistry(max_remembered=2)
+    first, *others = (new() for _ in range(4))
+    state = registry.begin(first)
+    assert state is not None
+    for other in others:
+        registry.begin(other)
+    state.possibly_sent_at = datetime.now(UTC)
+    registry.end(first)
+    assert registry.begin(first) is state

@@ -37,7 +37,7 @@ class AirflowBatch(AirflowTask):
         durable: Whether a retry continues with the jobs of the try before.
         execution_timeout: Seconds for a try, as far as the provider itself knows of them.
         fail_on: How many jobs have to fail before the task does.
-        wave: How many jobs end before the deferred task is resumed, if there are twice as many.
+        many: Of twice as many jobs, the results are fetched before all have ended.
         batches: The ids of its batches: each clear begins a new one.
         returned: What successful tries returned, each with the number of its batch.
     """
@@ -56,7 +56,7 @@ class AirflowBatch(AirflowTask):
         limits = (None, 20.0, 100.0) if self.deferrable else (None,)
         self.execution_timeout = choices.pick("execution_timeout", limits, 0.2)
         self.fail_on: Any = choices.pick("fail_on", ("any", "all", 0.5), 0.3)
-        self.wave = 2 if self.inputs % 2 else 1000  # no choice: each seed would become another schedule
+        self.many = 2 if self.inputs % 2 else 1000  # no choice: each seed would become another schedule
         self.batches: list[str] = []
         self.returned: list[tuple[int, Any]] = []
         self._operators: dict[int, NoukaiRunJobsOperator] = {}
@@ -97,7 +97,7 @@ class AirflowBatch(AirflowTask):
             (StateStoreLog, "write_header", self._noting(StateStoreLog.write_header)),
             (FolderLog, "write_header", self._noting(FolderLog.write_header)),
             (noukai_airflow._batch_run, "storage_path", self.storage.path),
-            (noukai_airflow._batch_run, "_WAVE_JOBS", self.wave),
+            (noukai_airflow._batch_run, "_MANY_RESULTS", self.many),
             (noukai_airflow._batch_log, "ThreadPoolExecutor", OneAfterTheOther),
             (noukai_airflow._batch_thread, "threading", threads.threading),
             (noukai_airflow._batch_thread, "asyncio", threads.asyncio),

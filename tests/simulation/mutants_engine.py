@@ -178,7 +178,7 @@ MUTANTS = (
     Mutant(
         "two calls of one submission go at the same time",
         _SENT,
-        "            if state.busy:\n                return None\n",
+        "            if key in self._busy:\n                return None\n",
         "",
     ),
     Mutant(
@@ -224,14 +224,14 @@ MUTANTS = (
     Mutant(
         "a forked child waits for the calls of its parent",
         _SENT,
-        "        for state in self._others.values():\n            state.busy = False\n",
+        "        while self._busy:\n            self._remember(*self._busy.popitem())\n",
         "        pass\n",
     ),
     Mutant(
         "a forked child forgets what its parent has submitted",
         _SENT,
-        "        for state in self._others.values():\n            state.busy = False\n",
-        "        self._others.clear()\n        self._with_job.clear()\n",
+        "        while self._busy:\n            self._remember(*self._busy.popitem())\n",
+        "        self._busy.clear()\n        self._unknown.clear()\n        self._with_job.clear()\n",
     ),
     # Jobs with two ids, and the ids of other jobs.
     Mutant(

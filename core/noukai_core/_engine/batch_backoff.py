@@ -18,7 +18,7 @@ class SubmissionBackoff:
     Args:
         flow: The flow.
         clock: Seconds, from any beginning.
-        log: Where an outage is told.
+        log: Where an outage is reported.
     """
 
     def __init__(self, flow: FlowPath, clock: Clock, log: EachJobLog) -> None:

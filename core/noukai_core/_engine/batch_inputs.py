@@ -24,7 +24,7 @@ def request_of(given: Given, flow: FlowPath, options: BatchOptions) -> JobReques
     request = job_request.request_of(
         given.value, str(flow), name, version=options.version, trace=options.trace
     )
-    _validation.check_input_key(request.key, f"the key of {name}")
+    _validation.check_input_key(request.key, f"{name}: key")
     if options.max_cost_usd is not None and request.trace is not True:
         raise refused(f"{name} is not traced, so its cost stays unknown: max_cost_usd needs trace=True")
     return request

@@ -470,6 +470,7 @@ class BatchJob:
             found = yield from find_interrupted(places, self._context.flow, self._context.clock)
             if not found:
                 return None
+            self._submitted_at = self._context.clock()  # a replica that does not know it lags behind
             job_id, *second_jobs = found
             for second in second_jobs:
                 cancelled = yield from self._cancel(second)

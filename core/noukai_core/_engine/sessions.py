@@ -53,7 +53,10 @@ def wait_for_sessions(
     submitted_at = clock() - age
     deadline = math.inf if timeout is None else clock() + timeout
     left = dict(sizes)
-    failures, failing_since, retry_window_ends = 0, math.inf, math.inf
+    failures, retry_window_ends = 0, math.inf
+    # Not since the last success: the pause before a failure may be longer than the retry window.
+    failing_since: dict[str, float] = {}
+    all_failing_since = math.inf
     while True:
         error: APIError | None = None
         for session_id in [session_id for session_id, count in left.items() if count]:
@@ -62,19 +65,22 @@ def wait_for_sessions(
             listed: tuple[Execution, ...] | APIError = yield Send(endpoints.session(session_id))
             if not isinstance(listed, APIError):
                 left[session_id] = _unfinished(listed, sizes[session_id])
-                failures = 0
+                failing_since.pop(session_id, None)
+                all_failing_since = math.inf
                 limiter.last_success_at = clock()
                 continue
-            # Not since the last success: the pause before this poll may be longer than the retry window.
-            failing_since = failing_since if failures else clock()
-            error, failures = listed, failures + 1
-            if limited := is_limited(error):
+            error = listed
+            all_failing_since = min(all_failing_since, clock())
+            since = min(failing_since.setdefault(session_id, clock()), all_failing_since)
+            if is_limited(error):
                 limiter.slow_down(clock())
-            since = max(failing_since, limiter.last_success_at) if limited else failing_since
+                since = max(since, limiter.last_success_at)
             retry_window_ends = since + settings.retry_timeout
             if not error.retryable or clock() >= retry_window_ends:
                 raise error
-            break  # the others would meet the same
+            left[session_id] = left.pop(session_id)
+            break  # the others may meet the same, and are asked first in the next round
+        failures = 0 if error is None else failures + 1
         now = clock()
         unfinished = sum(left.values())
         if report is not None:

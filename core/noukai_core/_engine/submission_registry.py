@@ -31,13 +31,11 @@ class SubmissionState:
         possibly_sent_at: When it was last possibly sent; `None` when there is surely no job.
         job_id: Its job, once that is known.
         submitted_at: When the job was submitted.
-        busy: Whether a call is submitting it now.
     """
 
     possibly_sent_at: datetime | None = None
     job_id: str | None = None
     submitted_at: datetime | None = None
-    busy: bool = False
 
 
 class SubmissionRegistry:
@@ -50,17 +48,17 @@ class SubmissionRegistry:
     def __init__(self, max_remembered: int = MAX_REMEMBERED) -> None:
         self._max_remembered = max_remembered
         self._with_job: OrderedDict[SubmissionKey, SubmissionState] = OrderedDict()
-        self._others: OrderedDict[SubmissionKey, SubmissionState] = OrderedDict()
+        self._unknown: OrderedDict[SubmissionKey, SubmissionState] = OrderedDict()
+        self._busy: dict[SubmissionKey, SubmissionState] = {}
         self._lock = threading.Lock()
 
     def begin(self, key: SubmissionKey) -> SubmissionState | None:
         """Return what is known of a submission, for one call alone; `None` while another call has it."""
         with self._lock:
-            state = self._with_job.pop(key, None) or self._others.get(key) or SubmissionState()
-            if state.busy:
+            if key in self._busy:
                 return None
-            state.busy = True
-            self._others[key] = state
+            known = self._with_job.pop(key, None) or self._unknown.pop(key, None)
+            state = self._busy[key] = known or SubmissionState()
             return state
 
     def end(self, key: SubmissionKey, *, forget: bool = False) -> None:
@@ -71,21 +69,23 @@ class SubmissionRegistry:
             forget: Whether nobody will pass it again.
         """
         with self._lock:
-            state = self._others.pop(key)
-            state.busy = False
-            if forget or (state.possibly_sent_at is None and state.job_id is None):
-                return
-            remembered = self._others if state.job_id is None else self._with_job
-            remembered[key] = state
-            if len(remembered) > self._max_remembered:
-                oldest = next((other for other, one in remembered.items() if not one.busy), key)
-                del remembered[oldest]
+            state = self._busy.pop(key, None)
+            if state is not None and not forget:
+                self._remember(key, state)
+
+    def _remember(self, key: SubmissionKey, state: SubmissionState) -> None:
+        if state.possibly_sent_at is None and state.job_id is None:
+            return
+        remembered = self._unknown if state.job_id is None else self._with_job
+        remembered[key] = state
+        if len(remembered) > self._max_remembered:
+            remembered.popitem(last=False)
 
     def after_fork(self) -> None:
         """Make it usable in a child process, where the calls of the parent's threads do not exist."""
         self._lock = threading.Lock()
-        for state in self._others.values():
-            state.busy = False
+        while self._busy:
+            self._remember(*self._busy.popitem())
 
 
 def shared_registry(base_url: str, api_key: str, *, batches: bool = False) -> SubmissionRegistry:

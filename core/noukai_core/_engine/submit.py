@@ -39,7 +39,7 @@ from noukai_core.errors import (
     RedirectError,
     SubmissionUnknownError,
 )
-from noukai_core.job_request import JobRequest
+from noukai_core.job_request import JobRequest, body_of
 from noukai_core.models import JobAccepted
 from noukai_core.submission import Submission
 from noukai_core.telemetry import measure
@@ -124,14 +124,7 @@ def submit_request(
     path = settings.flow_path(request.flow)
     if path != flow:
         raise InvalidInputError(f"the request is for the flow {path}, but this is the flow {flow}")
-    body = _validation.job_body(
-        message=request.message,
-        parameters=request.parameters,
-        block_overrides=request.block_overrides,
-        trace=request.trace,
-        callback_url=request.callback_url,
-        callback_events=request.callback_events,
-    )
+    body = body_of(request)
     users = None if request.session_id is None else _validation.session_id(request.session_id)
     session = users or (None if shared is None else shared.id)
     version = _validation.version_number(request.version)
