@@ -285,7 +285,8 @@ class BatchRun:
         if header is not None and header.get("task") != self._task_name():
             raise NoukaiPermanentException(
                 f"output_path {self._options.output_path} has the outcomes of another task "
-                f"({header.get('task')}): give each run its own folder, for example with {{{{ run_id }}}}"
+                f"({header.get('task')}): give each its own folder, for example with {{{{ run_id }}}}, "
+                "and a mapped task with {{{{ ti.map_index }}}}"
             )
         if header is not None and self._header.is_later(header):
             self._may_have_jobs = False  # they belong to the later try

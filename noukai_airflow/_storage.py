@@ -56,7 +56,7 @@ def check_writable(folder: ObjectStoragePath) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / "_noukai.tmp"
+        probe = folder / f"_noukai-{secrets.token_hex(4)}.tmp"  # other tasks may check the same folder
         probe.write_text("")
         probe.unlink()
     except OSError as error:

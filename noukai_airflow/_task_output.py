@@ -11,7 +11,7 @@ from noukai_airflow._xcom_values import REPLACED, UnreturnableError, as_xcom, ch
 from noukai_airflow.exceptions import NoukaiException, NoukaiPermanentException
 from noukai_core import JobOutputInvalidError, JobState
 from noukai_core.batch_files import json_text
-from noukai_core.output_types import json_output, typed_output
+from noukai_core.output_types import check_output_type, json_output, typed_output
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -31,11 +31,13 @@ class TaskOutput:
     multiple_outputs: bool = False
 
     def check(self) -> None:
-        """Check that the output can be written, before it is paid for.
+        """Check that the output can be validated and written, before it is paid for.
 
         Raises:
-            NoukaiPermanentException: It cannot.
+            InvalidInputError: The model cannot be built.
+            NoukaiPermanentException: The output cannot be written.
         """
+        check_output_type(self.output_type)
         if self.output_path is None:
             return
         path = storage_path(self.output_path, self.storage_conn_id, "output_path")

@@ -27,7 +27,6 @@ from noukai_core import (
 from noukai_core.batch_deadline import CancelUnlessReplaced
 from noukai_core.batch_record import BatchRecord
 from noukai_core.checks import check_choice, check_count, check_seconds
-from noukai_core.output_types import check_output_type
 from noukai_prefect import _cancellation
 from noukai_prefect._artifacts import PROGRESS_SECONDS, ProgressArtifact
 from noukai_prefect._batch_inputs import BatchInputs, beginning_of
@@ -37,6 +36,7 @@ from noukai_prefect._batch_table import WRITE_SECONDS, BatchTable, size_text
 from noukai_prefect._cancellation import StoppedInThread
 from noukai_prefect._concurrency import LeasedSlots
 from noukai_prefect._events import emit_job_event, outcome_payload
+from noukai_prefect._output_type import check_output_type
 from noukai_prefect._run_context import RunContext, interrupted_by_a_person
 from noukai_prefect.credentials import NoukaiCredentials
 

@@ -27,7 +27,7 @@ from noukai_core import (
 )
 from noukai_core.checks import check_choice, check_seconds
 from noukai_core.following import FOLLOW, Follow, StepCount, log_steps
-from noukai_core.output_types import check_output_type, typed_output
+from noukai_core.output_types import typed_output
 from noukai_prefect import _job_store
 from noukai_prefect._artifacts import ProgressArtifact
 from noukai_prefect._cancellation import (
@@ -42,6 +42,7 @@ from noukai_prefect._cancellation import (
 from noukai_prefect._events import emit_job_event, outcome_payload
 from noukai_prefect._job_artifact import JobArtifact, JobCost, job_markdown, read_cost, seconds_of
 from noukai_prefect._job_store import JobRecord, JobStore
+from noukai_prefect._output_type import check_output_type
 from noukai_prefect._run_context import RunContext
 from noukai_prefect._termination import termination_noted
 from noukai_prefect.credentials import NoukaiCredentials

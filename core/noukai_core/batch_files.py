@@ -110,6 +110,10 @@ def _check_columns(columns: Sequence[str], name: str) -> None:
             raise _malformed(
                 name, 1, f"the column {column!r:.100} has no name, or one that begins or ends with a space"
             )
+        if ";" in column or "\t" in column:
+            raise _malformed(name, 1, f"the column {column!r:.100}: columns are separated by commas")
+        if column.lower() == "message" and "message" not in columns:
+            raise _malformed(name, 1, f"the column {column!r} must be written 'message'")
 
 
 def _malformed(name: str, number: int, what: str) -> InvalidInputError:

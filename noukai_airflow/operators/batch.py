@@ -120,7 +120,7 @@ class NoukaiRunJobsOperator(BaseOperator):
         self.inputs = inputs
         self.output_path = output_path
         self.storage_conn_id = storage_conn_id
-        self.output_type = check_output_type(output_type)
+        self.output_type = check_output_type(output_type, defined=False)
         self.version = version
         self.trace = check_flag(trace, "trace")
         self.noukai_conn_id = noukai_conn_id

@@ -159,7 +159,7 @@ class NoukaiRunJobOperator(BaseOperator):
         self.deferrable = check_flag(deferrable, "deferrable")
         self.output_path = output_path
         self.storage_conn_id = storage_conn_id
-        self.output_type = check_output_type(output_type)
+        self.output_type = check_output_type(output_type, defined=False)
         self.wait_for_completion = check_flag(wait_for_completion, "wait_for_completion")
         if not wait_for_completion and (output_path is not None or output_type is not None):
             raise InvalidInputError(

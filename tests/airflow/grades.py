@@ -1,8 +1,14 @@
-"""A model of outputs."""
+"""Models of outputs."""
 
 from __future__ import annotations
 
 from pydantic import BaseModel, field_serializer
+
+
+class Undefined(BaseModel):
+    """A model that cannot be built, since a type is not imported when the program runs."""
+
+    on: Missing  # type: ignore[name-defined]  # pyright: ignore  # noqa: F821
 
 
 class Grade(BaseModel):

@@ -33,7 +33,7 @@ from noukai_airflow.triggers import batch as batch_trigger
 from noukai_airflow.triggers.batch import NoukaiBatchTrigger
 from noukai_core import JobRequest, batch_files
 from tests.airflow.conftest import FakeTask, MemoryStore
-from tests.airflow.grades import Grade
+from tests.airflow.grades import Grade, Undefined
 from tests.table import Table
 
 if TYPE_CHECKING:
@@ -416,6 +416,13 @@ def run_to_end(task: NoukaiRunJobsOperator, context: Any) -> Any:
         except TaskDeferred as deferral:
             json.dumps(deferral.trigger.serialize())  # as Airflow stores it
             run = task.execute_complete
+
+
+def test_a_type_that_cannot_be_built(context: Any, emulator: Emulator, deferrable: bool) -> None:
+    """A model without one of its types fails the task before anything is submitted, and no retry helps."""
+    with pytest.raises(NoukaiPermanentException, match=r"output_type Undefined cannot be built: .*Missing"):
+        operator(["one"], deferrable=deferrable, output_type=Undefined).execute(context)
+    assert submissions(emulator) == 0
 
 
 def test_typed_outputs(

@@ -11,6 +11,7 @@ import pytest
 from airflow.sdk import ObjectStoragePath
 
 from noukai_airflow import _task_output
+from noukai_airflow._storage import check_writable
 from noukai_airflow.exceptions import (
     NoukaiException,
     NoukaiJobOutputInvalidException,
@@ -19,7 +20,7 @@ from noukai_airflow.exceptions import (
 from noukai_airflow.operators.noukai import NoukaiRunJobOperator
 from noukai_core import ExecuteResult, JobState, JobStatus, Noukai
 from tests.airflow.conftest import FakeTask, MemoryStore
-from tests.airflow.grades import Grade
+from tests.airflow.grades import Grade, Undefined
 
 if TYPE_CHECKING:
     from noukai_core.emulator import Emulator
@@ -154,6 +155,29 @@ def test_an_output_of_another_type(context: Any, emulator: Emulator) -> None:
     context["ti"].try_number = 2
     assert operator(output_type=Grade).execute(context)["points"] == 3
     assert submissions(emulator) == 2
+
+
+def test_a_type_that_cannot_be_built(context: Any, emulator: Emulator) -> None:
+    """A model without one of its types fails the task before anything is submitted, and no retry helps."""
+    with pytest.raises(NoukaiPermanentException, match=r"output_type Undefined cannot be built: .*Missing"):
+        operator(output_type=Undefined).execute(context)
+    assert submissions(emulator) == 0
+
+
+def test_tasks_that_check_one_folder_at_the_same_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A check that a folder can be written does not fail because another task checks it."""
+    folder, unlink = ObjectStoragePath(f"file://{tmp_path}"), ObjectStoragePath.unlink
+
+    def after_another(path: ObjectStoragePath) -> None:
+        monkeypatch.setattr(ObjectStoragePath, "unlink", unlink)
+        check_writable(folder)
+        path.unlink()
+
+    monkeypatch.setattr(ObjectStoragePath, "unlink", after_another)
+    check_writable(folder)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_output_that_its_type_cannot_write(context: Any, emulator: Emulator) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from datetime import date
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+from uuid import UUID
 
 import pytest
-from pydantic import BaseModel, ConfigDict, field_serializer, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
 
 from noukai_core import InvalidInputError, JobOutcome, JobOutputInvalidError, MemoryLedger, OutcomeState
-from noukai_core.output_types import check_output_type, typed_output
+from noukai_core.output_types import check_output_type, json_output, typed_output
 from tests.core.test_batch import BATCH, run, scripted
 
 if TYPE_CHECKING:
@@ -112,6 +113,70 @@ def test_only_a_model_is_an_output_type(output_type: Any) -> None:
     """Anything else is refused, with what is allowed."""
     with pytest.raises(InvalidInputError, match=r"output_type is .* must be a pydantic model"):
         check_output_type(output_type)
+
+
+class Undefined(BaseModel):
+    """A model whose module imports a type only for type checkers."""
+
+    on: Missing  # type: ignore[name-defined]  # pyright: ignore  # noqa: F821
+
+
+@pytest.mark.parametrize("model", [BaseModel, Undefined, list[Grade]], ids=["BaseModel", "undefined", "list"])
+def test_a_model_that_cannot_be_built(model: Any, emulator: Emulator) -> None:
+    """It is refused before anything is submitted, since every output would be invalid."""
+    with pytest.raises(InvalidInputError, match="output_type"):
+        run("sync", emulator, ["one"], output_type=model)
+    assert emulator.control.counts().get("submit", 0) == 0
+
+
+def test_a_model_that_is_defined_later() -> None:
+    """While a module is read, a model may refer to one that follows."""
+    assert check_output_type(Undefined, defined=False) is Undefined
+
+
+class Cat(BaseModel):
+    """One of two."""
+
+    kind: Literal["cat"]
+
+
+class Dog(BaseModel):
+    """The other."""
+
+    kind: Literal["dog"]
+
+
+class Owner(BaseModel):
+    """A model whose words for what is wrong would quote the output."""
+
+    pet: Annotated[Cat | Dog, Field(discriminator="kind")]
+    id: UUID
+
+
+def test_no_text_of_pydantic_quotes_the_output() -> None:
+    """Neither the tag of a union nor a wrong UUID is shown."""
+    with pytest.raises(JobOutputInvalidError, match="pet: Input tag does not match") as raised:
+        typed_output({"pet": {"kind": "secret"}, "id": "secret"}, Owner, job_id="job-1", flow="a/b/c")
+    assert "secret" not in str(raised.value)
+    assert "`s`" not in str(raised.value)
+
+
+class Renamed(BaseModel):
+    """A model with an alias, and a validator that returns another type."""
+
+    full_name: str = Field(alias="fullName")
+    word: str = ""
+
+    @field_validator("word", mode="after")
+    @classmethod
+    def _word(cls, word: str) -> Any:
+        return [word]
+
+
+def test_an_instance_is_written_by_its_aliases() -> None:
+    """The model can read again what it wrote, and no warning shows a value."""
+    instance = typed_output({"fullName": "Ann", "word": "x"}, Renamed, job_id="job-1", flow="a/b/c")
+    assert json_output(instance, job_id="job-1") == {"fullName": "Ann", "word": ["x"]}
 
 
 class Echo(BaseModel):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
 from prefect.tasks import Task
+from pydantic import BaseModel, RootModel
 
 from noukai_core import (
     FlowNotFoundError,
@@ -37,6 +38,21 @@ if TYPE_CHECKING:
     from noukai_core.emulator import Emulator
 
 FLOW = "acme/spelling/grade-3"
+
+
+class Undefined(BaseModel):
+    """A model that cannot be built, since a type is not imported when the program runs."""
+
+    on: Missing  # type: ignore[name-defined]  # pyright: ignore  # noqa: F821
+
+
+class Words(RootModel[list[str]]):
+    """A model that Prefect cannot take apart."""
+
+    def __iter__(self) -> Iterator[str]:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
+        return iter(self.root)
+
+
 TWINS = {
     "submit": (submit_noukai_job, asubmit_noukai_job),
     "wait": (wait_for_noukai_job, await_for_noukai_job),
@@ -204,6 +220,8 @@ async def test_many(call: Call, credentials: NoukaiCredentials, emulator: Emulat
         (["a"], {"max_cost_usd": 1}, "max_cost_usd needs trace=True"),
         (["a"], {"max_cost_usd": 0, "trace": True}, "max_cost_usd is 0"),
         (["a"], {"output_type": dict}, "output_type"),
+        (["a"], {"output_type": Undefined}, "output_type Undefined cannot be built"),
+        (["a"], {"output_type": Words}, "output_type Words has its own __iter__"),
         (["a"], {"max_concurrency": 0}, "max_concurrency"),
         (["a"], {"raise_on": "never"}, "raise_on"),
         (["a"], {"timeout": -1}, "timeout"),
