@@ -291,6 +291,8 @@ def what_has_completed_has_not_timed_out(history: BatchHistory) -> Iterator[str]
     if batching.timeout is None or not _tells_promptly(history):
         return
     for this in batching.tries:
+        if this.detach and _clocks_differ(history):
+            continue  # the age of what an earlier one left running is that of the wall clock
         for moment, outcome in this.outcomes:
             job = None if outcome.job_id is None else simulation.server.job_of(outcome.job_id)
             if job is None or not isinstance(outcome.error, JobTimeoutError) or job.final != "completed":
