@@ -332,9 +332,8 @@ class JobBatch(BatchHandle, Iterator[JobOutcome]):
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None
         self._results.put(None)  # a signal handler or another thread may end the wait of a loop
-        with (
-            contextlib.ExitStack() as closing
-        ):  # an interruption of one does not keep the others from closing
+        # If one is interrupted, the others are closed nonetheless.
+        with contextlib.ExitStack() as closing:
             for strand in strands:
                 if inspect.getgeneratorstate(strand.effects) != inspect.GEN_RUNNING:
                     closing.callback(strand.effects.close)
