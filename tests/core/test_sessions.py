@@ -106,20 +106,17 @@ def test_a_list_that_fails_for_too_long(make_flow: Any, service: RawService) -> 
     assert service.count("session") > 1
 
 
+def on_clock(sizes: dict[str, int], clock: Turned, **options: Any) -> Any:
+    """Wait on a virtual clock until all jobs of sessions have ended."""
+    given: dict[str, Any] = {"until": 0, "age": 0.0, "timeout": None, "poll_interval": None} | options
+    return wait_for_sessions(sizes, ClientOptions.of(api_key=KEY), PollRateLimiter(50), clock, **given)
+
+
 def test_a_server_that_asks_for_a_day_is_not_waited_for() -> None:
     """A long `Retry-After` does not make the wait longer than its retry window."""
     busy = HttpResponse(429, {"retry-after": "86400"}, b"")
     clock = Turned(lambda call, now: busy)
-    waiting = wait_for_sessions(
-        {SESSION: 1},
-        ClientOptions.of(api_key=KEY),
-        PollRateLimiter(50),
-        clock,
-        until=0,
-        age=0.0,
-        timeout=None,
-        poll_interval=None,
-    )
+    waiting = on_clock({SESSION: 1}, clock)
     with pytest.raises(TransientError):
         clock.run(waiting)
     assert clock.now == pytest.approx(300)
@@ -129,16 +126,7 @@ def test_a_server_that_asks_for_a_day_is_not_waited_for() -> None:
 def test_one_error_after_a_pause_longer_than_the_retry_window() -> None:
     """The retry window begins with the first error, however long ago the last response was."""
     clock = Turned(lambda call, now: HttpResponse(503, {}, b"") if 500 < now < 700 else sessions_at(now))
-    waiting = wait_for_sessions(
-        {SESSION: 1},
-        ClientOptions.of(api_key=KEY),
-        PollRateLimiter(50),
-        clock,
-        until=0,
-        age=0.0,
-        timeout=None,
-        poll_interval=600.0,
-    )
+    waiting = on_clock({SESSION: 1}, clock, poll_interval=600.0)
     assert clock.run(waiting) == 0
 
 
@@ -164,20 +152,10 @@ def test_a_session_whose_list_always_fails() -> None:
         return HttpResponse(200, {}, json.dumps(content).encode())
 
     clock, rounds = Turned(respond), list[int]()
-    settings = ClientOptions.of(api_key=KEY)
-    waiting = wait_for_sessions(
-        dict.fromkeys(sessions, 1),
-        settings,
-        PollRateLimiter(50),
-        clock,
-        until=0,
-        age=0.0,
-        timeout=None,
-        poll_interval=None,
-        report=rounds.append,
-    )
+    window = ClientOptions.of(api_key=KEY).retry_timeout
+    waiting = on_clock(dict.fromkeys(sessions, 1), clock, report=rounds.append)
     with pytest.raises(TransientError):
         clock.run(waiting)
-    assert settings.retry_timeout <= clock.now < settings.retry_timeout + 120
+    assert window <= clock.now < window + 120
     assert rounds[1:2] == [2]
     assert asked.count(sessions[1]) < 60
