@@ -20,7 +20,10 @@ from tests.core.raw_service import RawService
 from tests.core.scripted_server import ScriptedServer
 
 if TYPE_CHECKING:
+    import httpx
+
     from noukai_core.emulator import Emulator
+    from tests.core.scripted_server import HttpResponse
 
 MakeClient = Callable[..., Any]
 
@@ -35,6 +38,38 @@ def server() -> ScriptedServer:
 def driver(request: pytest.FixtureRequest) -> str:
     """Which of the two clients this run of the test uses."""
     return str(request.param)
+
+
+class Clock:
+    """The clock of waits. It stands still until a response comes that moves it."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+
+    def monotonic(self) -> float:
+        """Return the seconds, as `time.monotonic` does."""
+        return self._now
+
+    def after(self, seconds: float, response: HttpResponse) -> HttpResponse:
+        """Return a response that takes so long on this clock, each time."""
+
+        def respond(request: httpx.Request) -> httpx.Response:
+            self._now += seconds
+            return response(request)
+
+        return respond
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of the waits for single jobs: a deadline comes when the script says so, and not sooner.
+
+    The last poll, which comes after it, may take as long as the machine does.
+    """
+    clock = Clock()
+    monkeypatch.setattr("noukai_core._handles.time", clock)
+    monkeypatch.setattr(schedule, "MIN_POLL_TIMEOUT", 60.0)
+    return clock
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from tests.core.scripted_server import FLOW, KEY, HttpResponse, ScriptedServer, 
 
 if TYPE_CHECKING:
     from noukai_core.emulator import Emulator
-    from tests.core.conftest import MakeClient
+    from tests.core.conftest import Clock, MakeClient
 
 REQUEST = {"X-Request-ID": "req-13"}
 
@@ -127,11 +127,16 @@ def test_an_accepted_cancel_needs_no_body(scripted: MakeClient, server: Scripted
 
 
 @pytest.mark.parametrize("code", [200, 409])
-def test_a_web_page_is_no_accepted_cancel(scripted: MakeClient, server: ScriptedServer, code: int) -> None:
+def test_a_web_page_is_no_accepted_cancel(patient: MakeClient, server: ScriptedServer, code: int) -> None:
     """A sign-in page or that of a proxy ended no job, so the cancel is sent again."""
     server.on("cancel", respond(code, **NONSENSE["HTML"]), respond(202))
-    scripted().flow(FLOW).attach("job-1").cancel()
+    patient().flow(FLOW).attach("job-1").cancel()
     assert len(server.made("cancel")) == 2
+
+
+@pytest.mark.parametrize("code", [200, 409])
+def test_a_web_page_that_stays(scripted: MakeClient, server: ScriptedServer, code: int) -> None:
+    """A cancel that only such pages respond to says so."""
     server.on("cancel", respond(code, **NONSENSE["HTML"]))
     with pytest.raises(InvalidResponseError, match="is a web page"):
         scripted().flow(FLOW).attach("job-1").cancel()
@@ -155,11 +160,13 @@ def test_an_unknown_state_is_not_final(scripted: MakeClient, server: ScriptedSer
     assert job.wait(timeout_ms=20_000).output == "x"
 
 
-def test_an_unknown_state_ends_at_the_deadline(scripted: MakeClient, server: ScriptedServer) -> None:
+def test_an_unknown_state_ends_at_the_deadline(
+    scripted: MakeClient, server: ScriptedServer, clock: Clock
+) -> None:
     """A job that stays in an unknown state is waited for until the deadline, and no longer."""
-    server.on("poll", state("paused"))
+    server.on("poll", state("paused"), clock.after(60, state("paused")))
     with pytest.raises(TimeoutError) as caught:
-        scripted().flow(FLOW).attach("job-1").wait(timeout_ms=200)
+        scripted().flow(FLOW).attach("job-1").wait(timeout_ms=60_000)
     assert "paused" in str(caught.value)
 
 

@@ -62,6 +62,9 @@ def say_nothing(connection: socket.socket) -> None:
     connection.close()
 
 
+A_WHILE = 0.3
+"""Seconds that a client waits for a response that does not come."""
+
 BREAKS = [hang_up, reset, stop_in_the_headers, stop_in_the_body, speak_something_else, say_nothing]
 
 
@@ -73,6 +76,7 @@ class Breaking:
         self._socket = socket.create_server(("127.0.0.1", 0))
         self._thread = threading.Thread(target=self._serve)
         self.port = self._socket.getsockname()[1]
+        self.connected = threading.Event()
         self.met = 0
 
     def __enter__(self) -> Breaking:
@@ -91,6 +95,7 @@ class Breaking:
             except OSError:
                 return
             self.met += 1
+            self.connected.set()
             self._way(connection)
 
 
@@ -107,11 +112,14 @@ def test_a_request_that_was_sent_may_have_been_processed(make_client: MakeClient
     """However the connection breaks after the request, a submission is not sent again without asking."""
     with Breaking(way) as server:
         client = make_client(
-            base_url=f"http://127.0.0.1:{server.port}/api/v1", timeout=0.3, recovery_timeout=0
+            base_url=f"http://127.0.0.1:{server.port}/api/v1",
+            timeout=A_WHILE if way is say_nothing else 60,
+            recovery_timeout=0,
         )
         with pytest.raises(SubmissionUnknownError):
             client.flow(FLOW).job("hello")
         client.close()
+        assert server.connected.wait(60)
     assert server.met == 1
 
 

@@ -130,14 +130,17 @@ def test_threads_may_share_a_client(server: ScriptedServer, key: str) -> None:
 
 def test_submissions_of_threads_go_through_the_bound(key: str) -> None:
     """Threads have no more submissions open at a time than the client allows."""
-    lock, now, most = threading.Lock(), 0, 0
+    lock, full, now, most = threading.Lock(), threading.Event(), 0, 0
 
     def slowly(request: httpx.Request) -> httpx.Response:
         nonlocal now, most
         with lock:
             now += 1
             most = max(most, now)
-        time.sleep(0.02)
+            if most == 2:
+                full.set()
+        assert full.wait(60)
+        time.sleep(0.02)  # one submission more would show up now
         with lock:
             now -= 1
         return httpx.Response(202, json={"executionId": "job-1"})

@@ -19,12 +19,16 @@ if TYPE_CHECKING:
 async def test_a_crowd_of_submissions_goes_through_a_bound() -> None:
     """No more submissions of one client are open at a time than it allows."""
     now = most = 0
+    full = asyncio.Event()
 
     async def slowly(request: httpx.Request) -> httpx.Response:
         nonlocal now, most
         now += 1
         most = max(most, now)
-        await asyncio.sleep(0.01)
+        if most == 3:
+            full.set()
+        await full.wait()
+        await asyncio.sleep(0.01)  # one submission more would show up now
         now -= 1
         return httpx.Response(202, json={"executionId": f"job-{request.headers['X-Session-Id']}"})
 

@@ -10,7 +10,7 @@ from noukai_core import JobCancelledError, JobFailedError, JobTimeoutError, Nouk
 from tests.core.scripted_server import FLOW, ScriptedServer, rejection, state
 
 if TYPE_CHECKING:
-    from tests.core.conftest import MakeClient
+    from tests.core.conftest import Clock, MakeClient
 
 
 def test_a_watch_shows_what_is_new(scripted: MakeClient, server: ScriptedServer) -> None:
@@ -51,12 +51,12 @@ def test_a_watch_yields_a_bad_end(
         last.result_or_raise()
 
 
-def test_a_watch_ends_at_its_deadline(scripted: MakeClient, server: ScriptedServer) -> None:
+def test_a_watch_ends_at_its_deadline(scripted: MakeClient, server: ScriptedServer, clock: Clock) -> None:
     """A watch that runs out raises as a wait does, after what it showed."""
-    server.on("poll", state("running"))
+    server.on("poll", state("running"), clock.after(60, state("running")))
     seen: list[Any] = []
     with pytest.raises(JobTimeoutError):
-        seen.extend(scripted().flow(FLOW).attach("job-1").watch(timeout=0.1))
+        seen.extend(scripted().flow(FLOW).attach("job-1").watch(timeout=60))
     assert [status.state for status in seen] == ["running"]
 
 
