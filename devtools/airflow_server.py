@@ -27,8 +27,8 @@ from uuid import uuid4
 import httpx
 
 from devtools.processes import (
+    IDLE_CONNECTIONS,
     LONGEST_WAIT,
-    REUSED_WITHIN,
     Component,
     ServerError,
     descendants,
@@ -91,7 +91,7 @@ class LocalAirflow:
             base_url=self.url,
             timeout=LONGEST_WAIT,
             trust_env=False,
-            limits=httpx.Limits(keepalive_expiry=REUSED_WITHIN),
+            limits=httpx.Limits(max_keepalive_connections=IDLE_CONNECTIONS),
         )
         self._stopped = False
         self.components: dict[str, Component] = {}

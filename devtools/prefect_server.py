@@ -20,8 +20,8 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from devtools.processes import (
+    IDLE_CONNECTIONS,
     LONGEST_WAIT,
-    REUSED_WITHIN,
     Component,
     ServerError,
     descendants,
@@ -106,9 +106,9 @@ class LocalPrefect:
         self._python = str(Path(binaries) / "python")
         self._client = httpx.Client(
             base_url=f"{self.url}/api",
-            timeout=30.0,
+            timeout=LONGEST_WAIT,
             trust_env=False,
-            limits=httpx.Limits(keepalive_expiry=REUSED_WITHIN),
+            limits=httpx.Limits(max_keepalive_connections=IDLE_CONNECTIONS),
         )
         self._stopped = False
         self.components: dict[str, Component] = {}

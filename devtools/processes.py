@@ -24,9 +24,9 @@ _STOP_SECONDS = 15.0
 LONGEST_WAIT = 300.0
 """Seconds to wait for an event. It is no promise: it only ends a run in which the event never comes."""
 
-REUSED_WITHIN = 1.0
-"""Seconds for which an idle connection to a server is used again. uvicorn closes one after five, as long as
-httpx uses it: who reuses it at that moment reads that it was reset.
+IDLE_CONNECTIONS = 0
+"""How many idle connections to a server are kept. uvicorn closes one after five seconds, even if a request
+has come on it meanwhile: a server that a busy machine holds up for so long resets that request.
 """
 
 # Below those that systems give to connections and to whoever asks for any port: a server binds its port
