@@ -9,7 +9,7 @@ SHELL := /bin/sh
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .PHONY: help demo screenshots test test-airflow test-prefect test-floor test-airflow-floor test-prefect-floor test-airflow-next test-pythons coverage \
-	.test-airflow-next test-deployment test-faults \
+	.test-airflow-next test-deployment test-faults test-latency \
 	simulate check check-style check-types check-imports check-words check-api check-workflows docs docs-serve environments format requirements clean
 
 # What another environment, an orchestrator's settings or a developer's own key would change stays outside.
@@ -99,6 +99,9 @@ coverage: .venv/airflow/ready .venv/prefect/ready ## measure which lines and bra
 
 test-faults: .venv/airflow/ready .venv/prefect/ready ## run thousands of jobs while a fifth of all requests meet a fault
 	$(call suites,faults)
+
+test-latency: .venv/airflow/ready .venv/prefect/ready ## run the tests without a live orchestrator in random order and with random pauses; LATENCY_SEED=…
+	$(call suites,latency)
 
 test-deployment: .venv/airflow-deployment/ready ## run hundreds of jobs under faults on Celery, Redis and PostgreSQL, and kill the processes
 	$(call suites,deployment)

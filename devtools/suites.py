@@ -135,6 +135,13 @@ LANES: dict[str, list[Suite]] = {
         *_suites("prefect", "faults/core", "faults/prefect", FAULTS="full"),
         *_suites("airflow", "faults/airflow", FAULTS="full"),
     ],
+    "latency": [
+        replace(suite, processes=6)
+        for suite in (
+            *_suites("airflow", "airflow", PYTEST_ADDOPTS="-p devtools.latency"),
+            *_suites("prefect", "core", "emulator", "prefect", PYTEST_ADDOPTS="-p devtools.latency"),
+        )
+    ],
     "deployment": _suites("airflow-deployment", "deployment"),
     "coverage-airflow": [
         replace(suite, traced=True)

@@ -26,6 +26,14 @@ if TYPE_CHECKING:
 KEY = "nk_test_unitairf_0123456789abcdef0123456789abcdef"
 
 
+@pytest.fixture(autouse=True)
+def nothing_returned() -> None:
+    """A job that one test has returned is a new one to the next, which may name it alike."""
+    from noukai_airflow import _submit
+
+    _submit._returned.clear()
+
+
 class MemoryStore:
     """A task state store in memory, which records what is written."""
 

@@ -293,6 +293,7 @@ async def test_jobs_that_have_ended_are_left_alone(
     flow_run_id = await with_an_ended_job(credentials)
     if not usable:
         await NoukaiCredentials.adelete("ended")
+    log.clear()
     await call(cancel_noukai_jobs, with_an_ended_job, flow_run_id)
     ended, running = control.jobs()
     assert (control.counts(ended["id"])["cancel"], control.counts(running["id"])["cancel"]) == (
