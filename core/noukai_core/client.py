@@ -535,7 +535,7 @@ class Job(JobHandle[Runner]):
     """A job that exists. Made by `Flow.job` and `Flow.attach`."""
 
     def status(self) -> JobStatus:
-        """Poll the job once. A transient error is retried for a few seconds.
+        """Poll the job once, and again for a few seconds after a transient error.
 
         A job that was submitted a moment ago, and that the server does not know yet, is shown as pending.
 
@@ -596,8 +596,7 @@ class Job(JobHandle[Runner]):
         Raises:
             CancelUnsupportedError: This server has no way to cancel a job, which was left running.
             JobNotFoundError: The server does not know the job.
-            TransientError: The server was not reached within a few seconds. A request that took longer, such
-                as one that timed out, is not repeated.
+            TransientError: The server was not reached, nor in the few seconds after the first failure.
         """
         self._runner.run(self._cancelling())
 

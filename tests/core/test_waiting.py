@@ -194,3 +194,4 @@ def test_a_single_call_gives_up_soon(scripted: MakeClient, server: ScriptedServe
     with pytest.raises(TransientError) as caught:
         single_call(scripted(), verb)
     assert caught.value.job_id == (None if verb == "verify_key" else "job-1")
+    assert len(server.made(kind)) >= 2

@@ -168,7 +168,7 @@ def send_with_retries(
     race_ends: float = -math.inf,
     reach_slot: Callable[[], Effects[object]] | None = None,
 ) -> Effects[T]:
-    """Send a call that may be repeated without harm, and retry transient errors for a few seconds.
+    """Send a call that may be repeated without harm, and retry it for a few seconds after a transient error.
 
     Args:
         call: The call.
@@ -177,7 +177,7 @@ def send_with_retries(
         race_ends: Until when, on that clock, a job that is not known is asked for again.
         reach_slot: Waits for a slot of the rate limit, before each request.
     """
-    retry_window_ends = clock() + schedule.SHORT_RETRY_WINDOW
+    retry_window_ends = math.inf
     failures = missing = 0
     while True:
         if reach_slot is not None:
@@ -193,8 +193,10 @@ def send_with_retries(
             # The service responds, so the retry window begins again.
             failures, missing = 0, missing + 1
             pause = max(0.0, min(schedule.backoff(missing), race_ends - now))
-            retry_window_ends = now + pause + schedule.SHORT_RETRY_WINDOW
         else:
+            if failures == 0:
+                # Not when it was sent: a gateway gives up after half a minute, and one more request may do.
+                retry_window_ends = now + schedule.SHORT_RETRY_WINDOW
             failures += 1
             pause = max(schedule.backoff(failures), outcome.retry_after or 0.0)
             if not outcome.retryable or now + pause > retry_window_ends:

@@ -29,7 +29,7 @@ _FIRST_TICK = random.random() * TICK  # noqa: S311
 _ROUNDING = 1e-6
 
 SHORT_RETRY_WINDOW = 5.0
-"""For how long a single poll, a cancel or a key check retries transient errors."""
+"""For how long after the first transient error a single poll, a cancel or a key check is sent again."""
 
 
 def pause_before_poll(age: float, interval: float | None = None, jitter: float | None = None) -> float:

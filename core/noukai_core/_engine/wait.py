@@ -106,7 +106,7 @@ def reach_slot(limiter: PollRateLimiter, clock: Clock, deadline: float = math.in
 
 
 def poll_with_retries(call: Call[T], limiter: PollRateLimiter, clock: Clock) -> Effects[T]:
-    """Send a poll, and retry transient errors for a few seconds. Each request has a slot of the rate limit.
+    """Send a poll, and retry it for a few seconds after a transient error. Each has its slot of the limit.
 
     Args:
         call: The poll of a job, or the list of a session.
