@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter
 from prefect.exceptions import Pause
 from prefect.flow_engine import run_flow
 from prefect.flow_runs import asuspend_flow_run
@@ -41,6 +43,16 @@ def saved(credentials: NoukaiCredentials) -> NoukaiCredentials:
     """The default credentials."""
     credentials.save("default", overwrite=True, _sync=True)  # type: ignore[call-arg]
     return credentials
+
+
+@pytest.fixture(autouse=True)
+async def no_suspended_runs() -> AsyncIterator[None]:
+    """A flow run that one test leaves suspended is not resumed by the next one."""
+    yield
+    suspended = FlowRunFilter.model_validate({"state": {"name": {"any_": ["Suspended"]}}})
+    async with get_client() as client:
+        for run in await client.read_flow_runs(flow_run_filter=suspended):
+            await client.delete_flow_run(run.id)
 
 
 def ended_job(emulator: Emulator) -> Job:
