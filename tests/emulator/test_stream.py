@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import MutableMapping
 from typing import Any
 
 import httpx
 import pytest
 
+from noukai_core import Noukai
 from noukai_core.emulator import Emulator
 from tests.emulator.driver import FLOW, Driver
 
@@ -83,6 +85,31 @@ async def test_events_come_as_they_happen(over_socket: Driver) -> None:
         assert "run_started" in await anext(chunks)
         await over_socket.control("POST", f"jobs/{job_id}/finish", {})
         assert "flow_completed" in "".join([chunk async for chunk in chunks])
+
+
+async def test_a_run_that_ends_while_its_events_are_sent() -> None:
+    """A reader that takes its time gets the events of the end as well."""
+    with (
+        Emulator({"*": {"outcome": "never"}}) as emulator,
+        Noukai("nk_test_x", base_url=emulator.base_url) as client,
+    ):
+        job = client.flow("acme/spelling/grade-3").job("hello")
+        sent: list[bytes] = []
+
+        async def send(message: MutableMapping[str, Any]) -> None:
+            if not any(sent) and message.get("body"):
+                await asyncio.to_thread(emulator.control.finish, job.id)
+            sent.append(message.get("body", b""))
+
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": f"/api/v1/{FLOW}/runs/{job.id}/trace/stream",
+            "query_string": b"",
+            "headers": [(b"authorization", b"Bearer nk_test_x")],
+        }
+        await emulator.app(scope, asyncio.Event().wait, send)
+    assert b"flow_completed" in sent[-2]
 
 
 def test_a_server_that_stops_ends_its_streams(caplog: pytest.LogCaptureFixture) -> None:

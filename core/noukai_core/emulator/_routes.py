@@ -131,10 +131,10 @@ class _Api:
         while not changes.stopped:
             now = self._service.now()
             job.update(now)
-            happened = list(_traces.events(job, now))
+            happened, ended = list(_traces.events(job, now)), job.end is not None
             for event in happened[sent:]:
                 yield event
-            if job.end is not None:
+            if ended:  # not meanwhile: a slow reader takes its time over each event
                 return
             sent = len(happened)
             await changes.wait(_STREAM_INTERVAL)
