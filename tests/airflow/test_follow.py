@@ -10,12 +10,13 @@ import pytest
 from airflow.providers.common.compat.sdk import TaskDeferred
 
 from devtools.processes import LONGEST_WAIT, wait_until
-from noukai_airflow import _client_cache
+from noukai_airflow import _client_cache, _steps
 from noukai_airflow._trigger_event import JobEvent
 from noukai_airflow.hooks.noukai import NoukaiHook
 from noukai_airflow.operators.noukai import NoukaiRunJobOperator
 from noukai_airflow.sensors.noukai import NoukaiJobSensor
 from noukai_airflow.triggers.noukai import NoukaiJobTrigger
+from noukai_core import following
 from tests.airflow.conftest import FakeTask
 
 if TYPE_CHECKING:
@@ -56,6 +57,13 @@ def said(
     return lines
 
 
+@pytest.fixture
+def all_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the last steps of a job take as long as the machine does."""
+    monkeypatch.setattr(following, "LAST_STEPS_SECONDS", LONGEST_WAIT)
+    monkeypatch.setattr(_steps, "_STOP_SECONDS", LONGEST_WAIT)
+
+
 def operator(**arguments: Any) -> NoukaiRunJobOperator:
     return NoukaiRunJobOperator(task_id="task", flow=FLOW, message="Hello", poll_interval=0.05, **arguments)
 
@@ -73,6 +81,7 @@ async def run_trigger(job_id: str, **arguments: Any) -> JobEvent:
     return event
 
 
+@pytest.mark.usefixtures("all_steps")
 def test_steps_on_a_worker(said: Any, emulator: Emulator) -> None:
     """A task that waits on its worker logs each step once, beside the states."""
     emulator.control.script("flow", steps=STEPS, after_seconds=0.5, result=7)
@@ -81,6 +90,7 @@ def test_steps_on_a_worker(said: Any, emulator: Emulator) -> None:
     assert said("running")[-1:] == ["running → completed"]  # the first poll may see a job that is running
 
 
+@pytest.mark.usefixtures("all_steps")
 async def test_steps_in_a_triggerer(said: Any, settings: ConnectionSettings, emulator: Emulator) -> None:
     """A trigger logs each step once, except those that the task has logged, and its event counts them."""
     emulator.control.script("flow", steps=STEPS, after_seconds=0.5)
@@ -169,6 +179,7 @@ def test_other_values_are_refused(follow: Any) -> None:
             make(follow=follow)
 
 
+@pytest.mark.usefixtures("all_steps")
 @pytest.mark.parametrize("follow", ["state", "steps", None])
 def test_a_sensor_follows(
     said: Any,

@@ -8,6 +8,8 @@ import json
 import logging
 import threading
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -21,6 +23,7 @@ from noukai_airflow._trigger_event import JobEvent, Reason
 from noukai_airflow.hooks.noukai import NoukaiHook
 from noukai_airflow.triggers import noukai as triggers
 from noukai_airflow.triggers.noukai import NoukaiJobTrigger, wake_up_delay
+from noukai_core.time_limit import time_limit
 from tests.fuzz.raw_server import RawServer
 
 if TYPE_CHECKING:
@@ -446,11 +449,24 @@ async def test_a_kill_that_takes_too_long(
     connected: ConnectionSettings, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cancel request without a response is abandoned after a while, so that no trigger stays forever."""
-    emulator.control.script("flow", outcome="never", cancel_seconds=20)
-    monkeypatch.setattr(_cancelling_trigger, "_KILL_SECONDS", 0.3)
+    emulator.control.script("flow", outcome="never", cancel_seconds=3600)
+
+    @asynccontextmanager
+    async def until_it_is_sent(seconds: float) -> AsyncIterator[None]:
+        async with time_limit(None) as limit:
+
+            async def end() -> None:
+                await asyncio.to_thread(emulator.control.wait_for, "cancel")
+                limit.reschedule(asyncio.get_running_loop().time())
+
+            ending = asyncio.create_task(end())
+            yield
+            await ending
+
+    monkeypatch.setattr(_cancelling_trigger, "time_limit", until_it_is_sent)
     waiting = trigger(submit(connected), cancel_on_kill=True)
-    await asyncio.wait_for(waiting.on_kill(), 10)
-    await asyncio.wait_for(waiting.cleanup(), 10)
+    await waiting.on_kill()
+    await waiting.cleanup()
     assert emulator.control.counts(waiting.job_id)["cancel"] == 1
 
 
