@@ -48,7 +48,8 @@ def test_steps_are_followed_through_faults(
     local: MakeClient, emulator: Emulator, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each step is shown once over real HTTP, through each fault of a stream."""
-    monkeypatch.setattr(connection, "SILENCE_SECONDS", 0.5)
+    if fault == "stalls":
+        monkeypatch.setattr(connection, "SILENCE_SECONDS", 3.0)
     emulator.control.script(FLOW, steps=STEPS, after_seconds=0.2)
     emulator.control.fault(**FAULTS[fault])
     job = local().flow(FLOW).job("x")

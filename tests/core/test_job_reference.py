@@ -114,7 +114,7 @@ def test_a_wait_that_runs_out_raises_a_timeout_and_leaves_the_job_alone(
     with local() as client:
         job = client.flow(FLOW).job(message="hello")
         with pytest.raises(TimeoutError) as caught:
-            job.wait(timeout_ms=300)
+            job.wait(timeout_ms=3_000)
         assert isinstance(caught.value, noukai_core.JobTimeoutError)
         assert caught.value.job_id == job.id
         assert caught.value.status.state in {"pending", "running"}

@@ -116,7 +116,7 @@ def test_the_end_is_seen_by_a_last_poll_at_the_deadline(local: MakeClient, emula
     """The pause is cut to the deadline, and the job is polled once more there."""
     emulator.control.script("grade-3", after_polls=2, result="x")
     job = local().flow(FLOW).job(message="hello")
-    assert job.wait(timeout_ms=500, poll_interval=600).output == "x"
+    assert job.wait(timeout_ms=3_000, poll_interval=600).output == "x"
     assert emulator.control.counts(job.id)["poll"] == 2
 
 
