@@ -114,6 +114,17 @@ def test_the_last_steps_are_read_after_the_end(scripted: MakeClient, server: Scr
     assert len(server.made("stream")) == 2
 
 
+def test_a_job_that_has_ended_before_its_stream_is_available(
+    scripted: MakeClient, server: ScriptedServer
+) -> None:
+    """The steps of a job that has ended are asked for until the service responds to that."""
+    refusals = (rejection(503), rejection(503), httpx.ConnectError("refused"))
+    server.on("stream", *refusals, stream(STARTED, COMPLETED, THEN))
+    server.on("poll", state("failed"))
+    assert steps(scripted()) == SHOWN
+    assert len(server.made("poll")) == 1
+
+
 def test_events_with_numbers_are_resumed(scripted: MakeClient, server: ScriptedServer) -> None:
     """A server that numbers its events receives the last number, and may resume after it or repeat all."""
     server.on("poll", state("running"))
@@ -278,14 +289,15 @@ def test_its_polls_share_the_rate_limit() -> None:
 
     def respond(call: Call[Any], now: float) -> parsing.HttpResponse | APIError:
         if call.path.endswith("/stream"):
-            return TransientError("reset")
+            return TransientError("reset") if len(times) < 2 else PermanentError("enough")
         times.append(now)
         return busy if len(times) == 1 else ended
 
     clock, limiter = Turned(respond), PollRateLimiter(2)
     for _ in range(10):
         limiter.reserve(clock.now)
-    clock.run(follower(clock, limiter).effects())
+    with pytest.raises(PermanentError, match="enough"):
+        clock.run(follower(clock, limiter).effects())
     assert times == [pytest.approx(5, abs=0.2), pytest.approx(9, abs=0.2)]
     assert limiter.last_success_at == times[1]
     slots = [limiter.reserve(clock.now) for _ in range(10)]

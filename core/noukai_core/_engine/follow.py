@@ -86,9 +86,9 @@ class StepFollower:
         failing_since: float | None = None
         fruitless, ended = 0, False
         while True:
-            shown, error = yield from self._read()
+            responded, shown, error = yield from self._read()
             # A stream that ended before its job lacks the last steps, so it is read once more after that.
-            if self._completed or ended:
+            if self._completed or (ended and (responded or error is None)):
                 return
             fruitless = 0 if shown else fruitless + 1
             pause = schedule.backoff(fruitless + 1)
@@ -99,28 +99,34 @@ class StepFollower:
                 failing_since = now if shown or failing_since is None else failing_since
                 left = self._retried_until(error, now, failing_since) - now
                 pause = schedule.pause_after_error(fruitless + 1, pause, error.retry_after, left=left)
-            outcome = yield from self._poll()
-            if isinstance(outcome, JobStatus):
-                ended = outcome.finished
-            else:
-                asked = min(outcome.retry_after or 0.0, self._settings.retry_timeout)
-                pause = max(pause, asked)
             if not ended:
-                yield Sleep(pause)
+                outcome = yield from self._poll()
+                if isinstance(outcome, APIError):
+                    asked = min(outcome.retry_after or 0.0, self._settings.retry_timeout)
+                    pause = max(pause, asked)
+                elif outcome.finished:
+                    ended = True
+                    continue
+            yield Sleep(pause)
 
     def _read(self) -> _Reading:
-        """Read one connection to its end, and return whether there was something new, and what ended it."""
+        """Read one connection to its end.
+
+        Returns:
+            Whether there was an event, whether there was a new one, and what ended the connection.
+        """
         call = endpoints.stream(self._flow, self._job_id, self._last_event_id)
         self._history.begin_connection()
-        shown = False
+        responded = shown = False
         while True:
             event = yield Receive(call)
             if event is None or isinstance(event, APIError):
-                return shown, event
+                return responded, shown, event
+            responded = True
             self._last_event_id = event_id(event) or self._last_event_id
             if ends_run(event):
                 self._completed = True
-                return shown, None
+                return responded, shown, None
             read = read_step(event, self._settings.api_key)
             step = None if read is None else self._history.add(read, event_id(event))
             if step is not None:
@@ -129,10 +135,11 @@ class StepFollower:
                 if self._skip < 0:
                     yield EmitStep(step)
             if self._history.is_full:
-                return shown, ResponseTooLargeError(
+                too_many = ResponseTooLargeError(
                     f"Following job {self._job_id} of {self._flow}: more than {_MOST_EVENTS} events of steps",
                     job_id=self._job_id,
                 )
+                return responded, shown, too_many
 
     def _retried_until(self, error: APIError, now: float, failing_since: float) -> float:
         """Return until when another connection may help, or raise the error if none can."""
@@ -158,7 +165,7 @@ class StepFollower:
 
 
 _Reading: TypeAlias = Generator[
-    Receive | EmitStep, ServerEvent | APIError | None, tuple[bool, APIError | None]
+    Receive | EmitStep, ServerEvent | APIError | None, tuple[bool, bool, APIError | None]
 ]
 
 
