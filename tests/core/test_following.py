@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from noukai_core import AsyncNoukai
+from devtools.processes import LONGEST_WAIT
+from noukai_core import AsyncNoukai, following
 from noukai_core._http import connection
 from noukai_core.following import StepCount, log_steps
 from tests.core.scripted_server import FLOW
@@ -70,10 +71,17 @@ async def waited(emulator: Emulator, key: str, **options: Any) -> str:
 @pytest.mark.parametrize("fault", [*FAULTS, *REFUSALS])
 @pytest.mark.parametrize("outcome", ["completed", "failed"])
 async def test_the_outcome_is_the_polls(
-    emulator: Emulator, key: str, fault: str, outcome: str, caplog: pytest.LogCaptureFixture
+    emulator: Emulator,
+    key: str,
+    fault: str,
+    outcome: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whatever becomes of the stream, the wait ends as it would without, and no step is logged twice."""
     caplog.set_level(logging.INFO, log.name)
+    if fault in REFUSALS:
+        monkeypatch.setattr(following, "LAST_STEPS_SECONDS", LONGEST_WAIT)
     emulator.control.script(FLOW, steps=STEPS, after_seconds=0.2, outcome=outcome)
     emulator.control.fault(**(FAULTS | REFUSALS)[fault])
     assert await waited(emulator, key, not_found_grace=0) == outcome

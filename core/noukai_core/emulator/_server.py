@@ -181,6 +181,7 @@ class _Server(uvicorn.Server):
 def _connection(**settings: Any) -> asyncio.Protocol:
     """Return a connection that the application can break, because some faults act below HTTP."""
     protocol: Any = AutoHTTPProtocol(**settings)
+    protocol.access_log = False  # Airflow configures uvicorn's logger, and would turn it on again
     app = protocol.app
 
     async def with_transport(scope: Scope, receive: Receive, send: Send) -> None:
