@@ -454,6 +454,7 @@ def finished_while_deferred(context: Any, emulator: Emulator) -> dict[str, Any]:
     """Let a task defer and its job complete, and return the arguments with which Airflow resumes the task."""
     from airflow.providers.common.compat.sdk import TaskDeferred
 
+    emulator.control.script("flow", outcome="never")
     with pytest.raises(TaskDeferred) as deferred:
         operator(deferrable=True, inline_wait=0).execute(context)
     (job,) = emulator.control.jobs()
