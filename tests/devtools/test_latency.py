@@ -29,10 +29,21 @@ def test_that_needs_a_quick_machine():
 
 def run(folder: Path, seed: str) -> tuple[str, list[str]]:
     """Run the tests, and return what is printed, and their order."""
+    (folder / "pytest.ini").write_text("[pytest]\n")  # not the settings of the folders above
     (folder / "test_latency.py").write_text(_TESTS)
     (folder / "order").write_text("")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "devtools.latency", "-p", "no:cacheprovider", "."],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "devtools.latency",
+            "-p",
+            "no:cacheprovider",
+            "test_latency.py",
+        ],
         env=os.environ | {"PYTHONPATH": str(ROOT), "LATENCY_SEED": seed},
         cwd=folder,
         capture_output=True,
