@@ -69,7 +69,7 @@ def kill(
     by_user = decision is _kill_policy.KillDecision.CANCEL
     if by_user and cancel_on_kill:
         seconds = max(act_until - time.monotonic(), 0.5)
-        phrase = cancel_and_log(thread, "a user ended its task", flow, seconds)
+        phrase = cancel_and_log(thread, _kill_policy.USER_ENDED, flow, seconds)
     else:
         if by_user:
             reason = "cancel_on_kill is off"

@@ -21,7 +21,7 @@ from noukai_airflow._batch_output import OutputFolder
 from noukai_airflow._batch_thread import BatchOptions, BatchThread
 from noukai_airflow._compat import CLEAR_DISCARDS_STATE
 from noukai_airflow._job_store import TaskKey
-from noukai_airflow._kill_policy import ANOTHER_TRY
+from noukai_airflow._kill_policy import ANOTHER_TRY, USER_ENDED
 from noukai_airflow._retries import ran_before
 from noukai_airflow._storage import check_writable, storage_path
 from noukai_airflow._xcom_values import as_xcom
@@ -205,6 +205,19 @@ class BatchRun:
         phrase = self._cancel_or_keep(thread)
         thread.stop(_STOP_SECONDS)
         return phrase
+
+    def interrupt(self) -> None:
+        """End the batch because a person has interrupted the task: cancel its jobs, or name them."""
+        thread, options = self._thread, self._options
+        if self._jobs_ended:
+            return
+        if thread is None:
+            self._log_unread("interrupted before the record of its jobs was read")
+        elif options.cancel_on_kill:
+            cancel_and_log(thread, USER_ENDED, options.flow, _CANCEL_SECONDS)
+        else:
+            thread.stop(_STOP_SECONDS)
+            log_left_running(thread, "cancel_on_kill is off", options.flow)
 
     def leave(self, *, retry_left: bool) -> None:
         """Name the jobs that an error leaves running, unless a retry attaches to them.

@@ -6,13 +6,12 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from noukai_airflow._kill_policy import USER_ENDED
 from noukai_core import acancel_job
 
 if TYPE_CHECKING:
     from noukai_core import AsyncFlow, AsyncJob
     from noukai_core.cancellation import Logger
-
-REASON = "a user ended its task"
 
 _CANCEL_CONCURRENCY = 32
 _LISTING_PAUSE = 2.0
@@ -38,7 +37,7 @@ async def cancel_sessions(flow: AsyncFlow, sessions: Mapping[str, int | None], l
         async with semaphore:
             outcome = await acancel_job(job, confirm=False)  # the list shows what came of it
         if outcome.error is not None:
-            outcome.log(REASON, log)
+            outcome.log(USER_ENDED, log)
         return outcome.cancelled
 
     async def cancel_session(session_id: str, jobs: int | None) -> int:
@@ -58,7 +57,7 @@ async def cancel_sessions(flow: AsyncFlow, sessions: Mapping[str, int | None], l
 
 def log_cancelled_sessions(flow: str, cancelled: int, log: Logger) -> None:
     """Log how many jobs of a batch were cancelled."""
-    log.info("Noukai batch of %s: cancelled (%s; %d jobs)", flow, REASON, cancelled)
+    log.info("Noukai batch of %s: cancelled (%s; %d jobs)", flow, USER_ENDED, cancelled)
 
 
 def log_failed_cancel(flow: str, sessions: Iterable[str], reason: str, log: Logger) -> None:

@@ -100,6 +100,7 @@ class BatchThread:
         self._output_bytes = sum(map(_size_of, record.outputs.values()))  # of earlier segments
         self._changed_outputs = False
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._calling = threading.RLock()  # a signal handler may call while its thread does
         self._task: asyncio.Task[None] | None = None
         self._batch: AsyncJobBatch | None = None
         self._end: Future[None] = Future()
@@ -187,15 +188,11 @@ class BatchThread:
 
     def _call(self, coroutine: Coroutine[Any, Any, None], seconds: float) -> None:
         """Run a coroutine on the thread's event loop, for a bounded time."""
-        loop = self._loop
-        if loop is None or self._end.done():
-            coroutine.close()
-            return
-        try:
-            called = asyncio.run_coroutine_threadsafe(coroutine, loop)
-        except RuntimeError:  # the loop has been closed
-            coroutine.close()
-            return
+        with self._calling:
+            if self._loop is None:
+                coroutine.close()
+                return
+            called = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             called.result(max(seconds, 0.0))
         except TimeoutError:
@@ -230,15 +227,19 @@ class BatchThread:
 
     async def _main(self) -> None:
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
-        client = await new_async_client(self._settings)
-        async with client:
-            self._batch = self._jobs(client)
-            try:
-                if self._cancel_for is None and not self._stopped:
-                    await self._iterate(self._batch)
-            finally:
-                if self._cancel_for is not None:  # perhaps since the segment has ended
-                    await self._cancel()
+        try:
+            async with await new_async_client(self._settings) as client:
+                self._batch = self._jobs(client)
+                try:
+                    if self._cancel_for is None and not self._stopped:
+                        await self._iterate(self._batch)
+                finally:
+                    if self._cancel_for is not None:  # perhaps since the segment has ended
+                        await self._cancel()
+        finally:
+            with self._calling:
+                self._loop = None
+            await asyncio.sleep(0)  # what was called before begins, so that it ends with the loop
 
     def _jobs(self, client: AsyncNoukai) -> AsyncJobBatch:
         options = self._options

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import abstractmethod
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import ClassVar
 
 from airflow.triggers.base import BaseTrigger
@@ -72,6 +74,22 @@ class CancellingTrigger(BaseTrigger):
         self._kill = asyncio.create_task(self._end())
         await asyncio.shield(self._kill)
 
+    @asynccontextmanager
+    async def in_the_foreground(self) -> AsyncGenerator[None]:
+        """Wait in this block. A person who interrupts `airflow dags test` there has ended the task.
+
+        That command runs the trigger itself. In a triggerer, an interruption means that the trigger moves.
+        """
+        try:
+            yield
+        except asyncio.CancelledError:
+            if getattr(self, "trigger_id", None) is None:
+                if self.cancel_on_kill:
+                    await self._end(by_user=True)
+                else:
+                    self.log_left_running("cancel_on_kill is off")
+            raise
+
     async def cleanup(self) -> None:
         """Wait for a pending cancel, which takes a bounded time. Nothing else outlives `run`."""
         while self._kill is not None and not self._kill.done():
@@ -83,10 +101,10 @@ class CancellingTrigger(BaseTrigger):
                 if not interruption.args:
                     raise
 
-    async def _end(self) -> None:
+    async def _end(self, *, by_user: bool = False) -> None:
         try:
             async with time_limit(_KILL_SECONDS):
-                reason = await self._reason_to_keep()
+                reason = None if by_user else await self._reason_to_keep()
                 if reason is None:
                     await self.cancel()
                     return

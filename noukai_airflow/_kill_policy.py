@@ -22,6 +22,10 @@ _ENDED = frozenset({"failed", "success", "skipped", "upstream_failed", "removed"
 _ON_ITS_WAY = frozenset({"scheduled", "queued"})
 
 
+USER_ENDED = "a user ended its task"
+"""Why a job is cancelled, as log lines say it."""
+
+
 class KillDecision(Enum):
     """What to do with the job of a task that is killed."""
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import conf, hookimpl
 
 from noukai_airflow._compat import NOTIFIES_TRIGGERS
+from noukai_airflow._kill_policy import USER_ENDED
 
 if TYPE_CHECKING:
     from noukai_airflow._job_store import JobRecord
@@ -51,7 +52,6 @@ _WORKER_SECONDS = 25.0
 _CHECKS = 60
 _CHECK_SECONDS = 1.0
 
-_REASON = "a user ended its task"
 
 # How long the cancels of a batch may take.
 _BATCH_SECONDS = 60.0
@@ -221,7 +221,7 @@ async def _cancel(marked: _Marked) -> None:
         elif job.job_id is None:
             _log_unknown(job)
         else:
-            CancelOutcome(job.job_id, job.flow, error=str(error)).log(_REASON, log)
+            CancelOutcome(job.job_id, job.flow, error=str(error)).log(USER_ENDED, log)
 
 
 def _delay(marked: _Marked) -> float:
@@ -284,7 +284,7 @@ async def _cancel_if_running(client: AsyncNoukai, found: _JobToCancel) -> None:
     with suppress(NoukaiError):
         if (await job.status()).finished:
             return
-    (await acancel_job(job)).log(_REASON, log)
+    (await acancel_job(job)).log(USER_ENDED, log)
 
 
 async def _cancel_batch(client: AsyncNoukai, batch: _BatchToCancel) -> None:
@@ -299,4 +299,4 @@ async def _cancel_batch(client: AsyncNoukai, batch: _BatchToCancel) -> None:
 
 def _log_unknown(job: _JobToCancel) -> None:
     submission_id = job.submission.id if job.submission else None
-    log.warning("Noukai submission %s to %s: may be left running (%s)", submission_id, job.flow, _REASON)
+    log.warning("Noukai submission %s to %s: may be left running (%s)", submission_id, job.flow, USER_ENDED)

@@ -219,9 +219,9 @@ class TaskJob:
     def _submit_without_record(self) -> Job:
         """Submit without a record of earlier tries, whose jobs are found by their submissions."""
         first = max(1, self._task.max_tries - self._retries + 1)
+        tries = range(1, self._task.try_number + self._rescheduled)
+        self._sought = [self._own_id(number) for number in tries]
         if self._can_ask_server():
-            tries = range(1, self._task.try_number + self._rescheduled)
-            self._sought = [self._own_id(number) for number in tries]
             if self._cancel_on_kill:
                 self._stop_job_before(first)
             # The id of a submission is stored before it is sent, so with an empty store there is no job.
@@ -229,7 +229,7 @@ class TaskJob:
                 job = self._job_since(first if self._durable else self._task.try_number)
                 if job is not None:
                     return job
-            self._sought = []
+        self._sought = []
         return self._submit(None)
 
     def _stop_job_before(self, first: int) -> None:

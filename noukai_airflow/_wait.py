@@ -14,7 +14,7 @@ from airflow.providers.common.compat.sdk import AirflowSkipException
 import noukai_core as core
 from noukai_airflow import _xcoms
 from noukai_airflow._history import duration, inline_seconds, last_duration
-from noukai_airflow._kill_policy import ANOTHER_TRY, left_running
+from noukai_airflow._kill_policy import ANOTHER_TRY, USER_ENDED, left_running
 from noukai_airflow._outcome import JobOutcome, StatusUpdates, about_job, status_summary
 from noukai_airflow._trigger_event import JobEvent, Reason
 from noukai_airflow._xcoms import task_instance_of
@@ -56,6 +56,7 @@ class WaitOptions:
         durable: Whether a retry attaches to the job.
         retry_left: Whether the task has a retry left.
         push_xcoms: Whether the task pushes XComs.
+        session_id: The user's own session, in which a job cannot be told from others.
     """
 
     noukai_conn_id: str
@@ -73,6 +74,7 @@ class WaitOptions:
     cancel_on_timeout: bool
     push_xcoms: bool
     follow: Follow
+    session_id: str | None
 
 
 class JobWait:
@@ -225,6 +227,7 @@ class JobWait:
                 "submitted_at": submitted_at,
                 "deadline": deadline,
                 "noukai_conn_id": options.noukai_conn_id,
+                "session_id": options.session_id,
             },
             timeout=None if deadline is None else backstop(deadline),
         )
@@ -262,6 +265,17 @@ class JobWait:
         ended = event is not None and event.reason is Reason.FINISHED
         timeout = None if deadline is None or ended else max(deadline - time.time(), LAST_POLL_SECONDS)
         return next(self._statuses(timeout))
+
+    def interrupt(self) -> None:
+        """Cancel the job because a person has interrupted the task, or name it."""
+        if self.settled:
+            return
+        self.settled = True
+        if self._options.cancel_on_kill:
+            core.cancel_job(self._job).log(USER_ENDED, log)
+            return
+        job = self._job
+        log.warning("Noukai job %s of %s: left running (cancel_on_kill is off)", job.id, job.flow)
 
     def time_out(self, *, deliver: bool = True) -> Any:
         """End the task because its job did not end in time: with the result, if it has just completed.

@@ -186,7 +186,7 @@ def _describe(outcome: _Outcome, options: KillOptions) -> tuple[int, str]:
             return logging.WARNING, _failed_cancel(outcome.cancel.error)
         return (
             logging.INFO,
-            f"cancelled ({'a user ended its task' if by_user else 'no retry attaches to it'})",
+            f"cancelled ({_kill_policy.USER_ENDED if by_user else 'no retry attaches to it'})",
         )
     if by_user:
         return logging.INFO, "left running (cancel_on_kill is off)"

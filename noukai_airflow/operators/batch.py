@@ -201,6 +201,12 @@ class NoukaiRunJobsOperator(BaseOperator):
             if timed_out is not None:
                 timed_out.time_out()
             raise
+        except KeyboardInterrupt:
+            # Airflow's task processes leave SIGINT to the system: a person has stopped `airflow dags test`.
+            interrupted, self._run = self._run, None
+            if interrupted is not None:
+                interrupted.interrupt()
+            raise
         except Exception as error:
             ended, self._run = self._run, None  # on_kill then must do nothing
             self._ended_run = ended or self._ended_run

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, cast
 
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout, conf
 from airflow.sdk import BaseOperator
@@ -40,7 +40,15 @@ if TYPE_CHECKING:
 
 
 # What a task stores when it defers.
-_KEPT = ("job_id", "flow", "submitted_at", "deadline", "noukai_conn_id")
+_KEPT = ("job_id", "flow", "submitted_at", "deadline", "noukai_conn_id", "session_id")
+
+
+class _RecordedJob(NamedTuple):
+    """The job of an earlier part of a task, as that part knew it."""
+
+    job_id: str
+    flow: str
+    noukai_conn_id: str
 
 
 class NoukaiRunJobOperator(BaseOperator):
@@ -184,6 +192,7 @@ class NoukaiRunJobOperator(BaseOperator):
         self._kill_requested = False
         self._task_job: TaskJob | None = None
         self._kept: dict[str, Any] = {}
+        self._requested: JobRequest | None = None
 
     @without_frames
     def execute(self, context: Context) -> Any:
@@ -209,7 +218,9 @@ class NoukaiRunJobOperator(BaseOperator):
         submitted_at = submitted_at or kept.get("submitted_at")
         deadline = kept.get("deadline") if deadline is None else deadline
         job_event = JobEvent.read(event)
-        known_id = job_id or self._recorded_job_id(context) or (job_event.job_id if job_event else None)
+        if job_id is None and (recorded := self._recorded_job(context)) is not None:
+            job_id, flow = recorded.job_id, flow or recorded.flow
+        known_id = job_id or (job_event.job_id if job_event else None)
         if known_id is None:
             raise NoukaiException(
                 f"The task was resumed with an event that names no Noukai job: {event!r:.200}"
@@ -232,7 +243,7 @@ class NoukaiRunJobOperator(BaseOperator):
 
         What the task has stored for itself is not passed on: a subclass may override `execute_complete` with
         the arguments that it has everywhere, the context and the event. Its DAG may name another connection
-        by now, whose server does not have the job.
+        or another flow by now, which do not have the job.
         """
         from noukai_airflow._compat import TaskDeferralError, TaskDeferralTimeout
 
@@ -242,20 +253,23 @@ class NoukaiRunJobOperator(BaseOperator):
         try:
             return super().resume_execution(next_method, others, context)
         except TaskDeferralTimeout:
-            job_id = self._recorded_job_id(context)
-            if job_id is None:
+            job = self._recorded_job(context)
+            if job is None:
                 raise
-            deadline = time.time()
+            self.noukai_conn_id, deadline = job.noukai_conn_id, time.time()
             return self._guarded(
                 context,
-                lambda: self._resumed_wait(context, self.flow, job_id, None).resolve(None, deadline),
+                lambda: self._resumed_wait(context, job.flow, job.job_id, None).resolve(None, deadline),
             )
         except TaskDeferralError:
-            lost_id = self._recorded_job_id(context)
-            if lost_id is not None:
-                wait = self._resumed_wait(context, self.flow, lost_id, None)
+            lost = self._recorded_job(context)
+            if lost is not None:
+                self.noukai_conn_id = lost.noukai_conn_id
+                wait = self._resumed_wait(context, lost.flow, lost.job_id, None)
                 phrase = wait.leave(retry_left=retry_left(self, context))
-                self.log.warning("Noukai job %s of %s: trigger failed: lost; %s", lost_id, self.flow, phrase)
+                self.log.warning(
+                    "Noukai job %s of %s: trigger failed: lost; %s", lost.job_id, lost.flow, phrase
+                )
             raise
 
     def on_kill(self) -> None:
@@ -294,8 +308,17 @@ class NoukaiRunJobOperator(BaseOperator):
         """Return whether a retry finds the job: in the store, or by the session of its submission."""
         from noukai_airflow._submit import can_ask_server
 
-        asks = can_ask_server(self._settings, self.session_id)
+        asks = can_ask_server(self._settings, self._users_session())
         return self.durable and (self._store(context).is_durable or asks)
+
+    def _users_session(self) -> object:
+        """Return the session in which the job is, if it is the user's own.
+
+        The function of a decorated task may return one, and is not called again after a deferral.
+        """
+        if self._requested is not None:
+            return self._requested.session_id
+        return self._kept.get("session_id", self.session_id)
 
     @property
     def job_page(self) -> str | None:
@@ -328,7 +351,8 @@ class NoukaiRunJobOperator(BaseOperator):
 
         def request() -> JobRequest:
             output.check()
-            return self._request(context)
+            self._requested = self._request(context)
+            return self._requested
 
         self._task_job = TaskJob(
             self._settings,
@@ -400,7 +424,7 @@ class NoukaiRunJobOperator(BaseOperator):
     def _wait_for(self, context: Context, job: Job) -> JobWait:
         from noukai_airflow._wait import JobWait, WaitOptions
 
-        limit = self.execution_timeout
+        limit, session = self.execution_timeout, self._users_session()
         options = WaitOptions(
             noukai_conn_id=self.noukai_conn_id,
             timeout=self.timeout,
@@ -417,6 +441,7 @@ class NoukaiRunJobOperator(BaseOperator):
             cancel_on_timeout=self.cancel_on_timeout,
             push_xcoms=self.do_xcom_push,
             follow=self.follow,
+            session_id=None if session is None else str(session),
         )
         self._job = job
         self._wait = JobWait(
@@ -456,6 +481,10 @@ class NoukaiRunJobOperator(BaseOperator):
         except AirflowTaskTimeout:
             self._execution_timed_out(context)
             raise
+        except KeyboardInterrupt:
+            # Airflow's task processes leave SIGINT to the system: a person has stopped `airflow dags test`.
+            self._interrupted(context)
+            raise
         else:
             if self._job is not None:
                 note_returned(self._job.id, task_instance_of(context).try_number)
@@ -472,10 +501,19 @@ class NoukaiRunJobOperator(BaseOperator):
             wait = self._wait or self._wait_for(context, job)
             if not wait.settled:
                 wait.leave(retry_left=retry_left(self, context, error))
-        elif self._task_job is not None and self._task_job.record_read:
+        elif self.durable and retry_left(self, context, error):
             return
-        elif not (self.durable and retry_left(self, context, error)):
+        elif self._task_job is not None and self._task_job.record_read:
+            self._task_job.log_in_flight()
+        else:
             log_unsought(self._store(context), self.flow, ran_before(context, resumed=bool(self._kept)))
+
+    def _interrupted(self, context: Context) -> None:
+        job = self._known_job()
+        if job is not None:
+            (self._wait or self._wait_for(context, job)).interrupt()
+        elif self._task_job is not None:
+            self._task_job.log_in_flight()
 
     def _execution_timed_out(self, context: Context) -> None:
         job = self._known_job()
@@ -510,12 +548,12 @@ class NoukaiRunJobOperator(BaseOperator):
             cancel_with=self.noukai_conn_id if self.cancel_on_kill else None,
         )
 
-    def _recorded_job_id(self, context: Context) -> str | None:
+    def _recorded_job(self, context: Context) -> _RecordedJob | None:
         record = self._store(context).read()
         if record is not None and record.job_id is not None:
-            return record.job_id
+            return _RecordedJob(record.job_id, record.flow, record.cancel_with or self.noukai_conn_id)
         task_instance = task_instance_of(context)
         pulled = task_instance.xcom_pull(
             task_ids=task_instance.task_id, key=JOB_ID, map_indexes=task_instance.map_index
         )
-        return pulled if isinstance(pulled, str) else None
+        return _RecordedJob(pulled, self.flow, self.noukai_conn_id) if isinstance(pulled, str) else None

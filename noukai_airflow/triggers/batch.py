@@ -95,7 +95,8 @@ class NoukaiBatchTrigger(CancellingTrigger):
         publishing = asyncio.create_task(self._publish())
         started, delay = clock(), wake_up_delay(max(0.0, time.time() - self.deferred_at))
         try:
-            reason = f"{await self._wait()} jobs have not ended"
+            async with self.in_the_foreground():
+                reason = f"{await self._wait()} jobs have not ended"
         except Exception as error:
             self.log.warning("%s: trigger failed: %s", self.subject, error)
             reason = TRIGGER_FAILED

@@ -16,6 +16,7 @@ from airflow.triggers.base import TriggerEvent
 
 from noukai_airflow._cancelling_trigger import CancellingTrigger
 from noukai_airflow._compat import RESUMES_SAFELY
+from noukai_airflow._kill_policy import USER_ENDED
 from noukai_airflow._outcome import StatusUpdates, status_summary
 from noukai_airflow._trigger_event import JobEvent, Reason
 from noukai_airflow._xcoms import JOB_ID, JOB_STATUS
@@ -188,7 +189,8 @@ class NoukaiJobTrigger(CancellingTrigger):
         started, delay = clock(), 0.0
         if self.deferred_at is not None:
             delay = wake_up_delay(max(0.0, time.time() - self.deferred_at))
-        event = await self._wait()
+        async with self.in_the_foreground():
+            event = await self._wait()
         await asyncio.sleep(started + delay - clock())
         yield TriggerEvent(event.payload())  # type: ignore[no-untyped-call]
 
@@ -317,7 +319,7 @@ class NoukaiJobTrigger(CancellingTrigger):
         """Log that a cancel was not possible."""
         from noukai_core import CancelOutcome
 
-        CancelOutcome(self.job_id, self.flow, error=reason).log("a user ended its task", self.log)
+        CancelOutcome(self.job_id, self.flow, error=reason).log(USER_ENDED, self.log)
 
     async def cancel(self) -> None:
         """Cancel the job over separate connections: the trigger's cleanup runs at the same time."""
@@ -330,7 +332,7 @@ class NoukaiJobTrigger(CancellingTrigger):
             outcome = await acancel_job(self._job(client), confirm=False)  # the time is limited
         finally:
             await client.aclose()
-        outcome.log("a user ended its task", self.log)
+        outcome.log(USER_ENDED, self.log)
 
     async def _push_status(self, status: JobStatus) -> None:
         if not self.push_status or self.task_instance is None or not self._updates.is_due(status):

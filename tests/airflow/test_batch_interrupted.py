@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
 from contextlib import suppress
 from datetime import timedelta
@@ -721,3 +723,55 @@ def test_a_record_that_a_crash_cut_off(tmp_path: Path) -> None:
     assert (list(log.rows()), log.header()) == ([{"index": 0}], None)
     log.append([{"index": 1}])
     assert list(FolderLog(path).rows()) == [{"index": 0}, {"index": 1}]
+
+
+@pytest.mark.usefixtures("running")
+@pytest.mark.parametrize("cancels", [True, False])
+def test_a_person_who_interrupts_a_batch_in_the_foreground(
+    cancels: bool,
+    context: Any,
+    emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Ctrl-C in `airflow tasks test` cancels the jobs, or names them."""
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    once_all_run(monkeypatch, emulator, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        operator(cancel_on_kill=cancels).execute(context)
+    assert ("cancelled" in states(emulator)) is cancels
+    if cancels:
+        assert f"Noukai batch of {FLOW}: cancelled (a user ended its task; 3 jobs)" in caplog.text
+    else:
+        assert named_as_running(caplog, "cancel_on_kill is off", emulator)
+
+
+def test_a_stop_that_comes_as_the_segment_ends(
+    context: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for what would run on the loop of a segment that has just ended."""
+    cancel_tasks = asyncio.runners._cancel_all_tasks  # type: ignore[attr-defined]
+    threads: list[BatchThread] = []
+    stopping: list[threading.Thread] = []
+
+    class Noted(BatchThread):
+        def start(self) -> None:
+            threads.append(self)
+            super().start()
+
+    def cancel_tasks_late(loop: asyncio.AbstractEventLoop) -> None:
+        cancel_tasks(loop)
+        if threading.current_thread().name == "noukai-batch":
+            stopping.append(threading.Thread(target=threads[0].stop, args=(3600.0,), daemon=True))
+            stopping[0].start()
+            stopping[0].join(0.2)  # until it waits
+
+    monkeypatch.setattr(_batch_run, "BatchThread", Noted)
+    monkeypatch.setattr(asyncio.runners, "_cancel_all_tasks", cancel_tasks_late)
+    emulator.control.script("flow", after_seconds=0.0)
+    operator().execute(context)
+    stopping[0].join(60)
+    assert not stopping[0].is_alive()

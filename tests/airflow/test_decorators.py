@@ -11,9 +11,10 @@ import pytest
 from airflow.sdk import DAG
 from pydantic import BaseModel
 
+from noukai_airflow._trigger_event import JobEvent, Reason
 from noukai_airflow.decorators.batch import noukai_jobs_task
 from noukai_airflow.decorators.noukai import noukai_task
-from noukai_airflow.exceptions import NoukaiPermanentException
+from noukai_airflow.exceptions import NoukaiException, NoukaiPermanentException
 
 if TYPE_CHECKING:
     from noukai_core.emulator import Emulator
@@ -152,3 +153,28 @@ def test_a_function_in_a_retry(context: Any, emulator: Emulator) -> None:
     task.wait_for_completion = True
     assert task.execute(context) == "done"
     assert len(calls) == 1
+
+
+def test_a_session_that_a_function_returns(context: Any, emulator: Emulator) -> None:
+    """Without a state store, no retry finds a job in the user's own session, so a failure may cancel it."""
+    from airflow.providers.common.compat.sdk import TaskDeferred
+
+    emulator.control.script("flow", outcome="never")
+    del context["task_state_store"]
+    context["ti"].max_tries = 1
+
+    def resumed() -> Any:
+        with DAG("dag", schedule=None):
+            made = noukai_task(
+                flow=FLOW, deferrable=True, inline_wait=0, retries=1, on_final_failure="cancel"
+            )
+            return made(returning({"message": "Hello", "session_id": SESSION}))().operator
+
+    with pytest.raises(TaskDeferred) as deferred:
+        resumed().execute(context)
+    (job,) = emulator.control.jobs()
+    event = JobEvent(job["id"], Reason.UNEXPECTED_ERROR, "running").payload()
+    arguments = (deferred.value.kwargs or {}) | {"event": event}
+    with pytest.raises(NoukaiException, match="trigger failed"):
+        resumed().resume_execution("execute_complete", arguments, context)
+    assert emulator.control.job(job["id"])["state"] == "cancelled"

@@ -75,6 +75,24 @@ def test_a_trigger_that_is_lost(context: Any, emulator: Emulator, caplog: pytest
 
 
 @pytest.mark.usefixtures("connected")
+@pytest.mark.parametrize("resumption", [DEFERRAL_TIMEOUT, TRIGGER_LOST], ids=["timeout", "lost"])
+def test_a_flow_that_was_changed_during_the_deferral(
+    resumption: Any, context: Any, emulator: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When Airflow itself ends a deferral, the job is asked for and cancelled where it was submitted."""
+    emulator.control.script("flow", outcome="never")
+    deferral(operator(deferrable=True, inline_wait=0), context)
+    changed = NoukaiRunJobOperator(
+        task_id="task", flow="acme/demo/other", message="Hello", deferrable=True, on_final_failure="cancel"
+    )
+    with pytest.raises((NoukaiJobTimeoutException, TaskDeferralError)):
+        changed.resume_execution(*resumption, context)
+    (job,) = emulator.control.jobs()
+    assert job["state"] == "cancelled"
+    assert f"Noukai job {job['id']} of {FLOW}: cancelled" in caplog.text
+
+
+@pytest.mark.usefixtures("connected")
 @pytest.mark.parametrize(
     ("resumption", "error"), [(DEFERRAL_TIMEOUT, TaskDeferralTimeout), (TRIGGER_LOST, TaskDeferralError)]
 )
@@ -192,6 +210,24 @@ def test_a_poll_that_lags_behind_the_triggers(service: RawService, context: Any)
         task.resume_execution("execute_complete", deferred.kwargs | {"event": event}, context)
     service.on("poll", COMPLETED)
     assert task.resume_execution("execute_complete", deferred.kwargs | {"event": event}, context) == "done"
+
+
+@pytest.mark.usefixtures("connected")
+def test_an_input_that_fails_before_an_earlier_job_is_looked_for(
+    context: Any, emulator: Emulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a state store, a last try that cannot make its request names what an earlier try has sent."""
+    emulator.control.script("flow", outcome="never")
+    del context["task_state_store"]
+    context["ti"].max_tries = 1
+    operator(wait_for_completion=False, retries=1).execute(context)
+    (job,) = emulator.control.jobs()
+    context["ti"].try_number = 2
+    context["ti"].xcoms.clear()  # as Airflow does when a try begins
+    with pytest.raises(NoukaiException, match="output_path"):
+        operator(output_path="file:///proc/nowhere/output.json", retries=1).execute(context)
+    line = f"Noukai submission {job['session_id']} to {FLOW}: may be left running (interrupted before"
+    assert line in caplog.text
 
 
 def test_an_xcom_that_cannot_be_pushed(

@@ -161,6 +161,24 @@ def test_a_kill_while_an_old_job_is_replaced(
     assert "job-1 of acme/demo/flow: left running (interrupted while it was replaced)" in named[0]
 
 
+@pytest.mark.parametrize("cancels", [True, False])
+def test_a_person_who_interrupts_a_task_in_the_foreground(
+    cancels: bool, service: RawService, last_try: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ctrl-C in `airflow tasks test` cancels the job, or names it."""
+    service.on("submit", ACCEPTED).on("poll", interrupting(RUNNING), RUNNING)
+    service.on("cancel", http(202, {"executionId": "job-1"}))
+
+    def interrupt() -> NoReturn:
+        raise KeyboardInterrupt
+
+    with signalled(interrupt), pytest.raises(KeyboardInterrupt):
+        operator(cancel_on_kill=cancels).execute(last_try)
+    assert service.count("cancel") == cancels
+    said = "cancelled (a user ended its task)" if cancels else "left running (cancel_on_kill is off)"
+    assert f"Noukai job job-1 of acme/demo/flow: {said}" in caplog.text
+
+
 def test_a_kill_before_a_job_is_recorded(
     service: RawService, last_try: Any, store: MemoryStore, caplog: pytest.LogCaptureFixture
 ) -> None:

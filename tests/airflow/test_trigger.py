@@ -345,6 +345,33 @@ async def test_an_unexpected_error(connected: ConnectionSettings, monkeypatch: p
     assert (await event_of(trigger(submit(connected)))).reason is Reason.UNEXPECTED_ERROR
 
 
+@pytest.mark.parametrize("cancels", [True, False])
+async def test_a_person_who_interrupts_a_trigger_in_the_foreground(
+    cancels: bool, connected: ConnectionSettings, emulator: Emulator
+) -> None:
+    """Ctrl-C in `airflow dags test`, which runs the trigger itself, cancels the job, unless it may not."""
+    emulator.control.script("flow", outcome="never")
+    job_id = submit(connected)
+    waiting = asyncio.create_task(event_of(trigger(job_id, cancel_on_kill=cancels)))
+    await asyncio.to_thread(emulator.control.wait_for, "poll", 1, job_id=job_id)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert emulator.control.counts(job_id)["cancel"] == cancels
+
+
+async def test_a_trigger_that_moves(connected: ConnectionSettings, emulator: Emulator) -> None:
+    """A triggerer that stops interrupts its triggers, which says nothing about their jobs."""
+    emulator.control.script("flow", outcome="never")
+    job_id = submit(connected)
+    waiting = asyncio.create_task(event_of(in_triggerer(trigger(job_id, cancel_on_kill=True))))
+    await asyncio.to_thread(emulator.control.wait_for, "poll", 1, job_id=job_id)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert emulator.control.counts(job_id)["cancel"] == 0
+
+
 async def test_triggers_share_a_client(connected: ConnectionSettings, emulator: Emulator) -> None:
     """All triggers of one loop and connection use one client, which the last of them closes."""
     emulator.control.script("flow", outcome="never")
