@@ -24,6 +24,7 @@ from noukai_airflow._job_store import TaskKey
 from noukai_airflow._kill_policy import ANOTHER_TRY, USER_ENDED
 from noukai_airflow._retries import ran_before
 from noukai_airflow._storage import check_writable, storage_path
+from noukai_airflow._wait import execution_deadline
 from noukai_airflow._xcom_values import as_xcom
 from noukai_airflow._xcoms import task_instance_of
 from noukai_airflow.exceptions import NoukaiException, NoukaiJobTimeoutException, NoukaiPermanentException
@@ -33,6 +34,8 @@ from noukai_core.batch_deadline import CancelUnlessReplaced
 from noukai_core.batch_record import BatchRecord, Row
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     from airflow.sdk import Context
     from pydantic import BaseModel
 
@@ -55,7 +58,7 @@ class BatchTaskOptions:
 
     Attributes:
         timeout: In seconds.
-        execution_timeout: Airflow's own limit for the task, in seconds.
+        execution_timeout: Airflow's own limit for the task.
         poll_interval: In seconds.
         retry_left: Whether the task has a retry left.
         push_xcoms: Whether the task pushes XComs.
@@ -73,7 +76,7 @@ class BatchTaskOptions:
     fail_on: FailOn
     deferrable: bool
     timeout: float | None
-    execution_timeout: float | None
+    execution_timeout: timedelta | None
     poll_interval: float | None
     on_cancelled: OnCancelled
     cancel_on_kill: bool
@@ -382,8 +385,8 @@ class BatchRun:
         return self._header.write(header)
 
     def _until(self, started: float) -> dict[str, Any]:
-        limit = self._options.execution_timeout
-        return {"until": started + limit if limit is not None and self._options.deferrable else None}
+        limit = execution_deadline(started, self._options.execution_timeout)
+        return {"until": limit if self._options.deferrable else None}
 
     def _task_name(self) -> str:
         key = TaskKey.of(self._context)

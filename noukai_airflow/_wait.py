@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias
 
 from airflow.providers.common.compat.sdk import AirflowSkipException
@@ -44,13 +45,23 @@ OnFinalFailure: TypeAlias = Literal["keep", "cancel"]
 _REPLACED = f"left running ({ANOTHER_TRY})"
 
 
+def execution_deadline(started: float, execution_timeout: timedelta | None) -> float | None:
+    """Return when a task ends by its `execution_timeout`, which Airflow ignores while the task is deferred.
+
+    Args:
+        started: When this try started, in seconds since the epoch, like the result.
+        execution_timeout: Airflow's own limit for the task.
+    """
+    return None if execution_timeout is None else started + execution_timeout.total_seconds()
+
+
 @dataclass(frozen=True)
 class WaitOptions:
     """How a task waits for its job. For the options that are not described here see `NoukaiRunJobOperator`.
 
     Attributes:
         timeout: In seconds.
-        execution_timeout: Airflow's own limit for the task, in seconds.
+        execution_timeout: Airflow's own limit for the task.
         poll_interval: In seconds.
         inline_wait: In seconds; `None` for one that depends on the task's previous job.
         durable: Whether a retry attaches to the job.
@@ -61,7 +72,7 @@ class WaitOptions:
 
     noukai_conn_id: str
     timeout: float | None
-    execution_timeout: float | None
+    execution_timeout: timedelta | None
     poll_interval: float | None
     inline_wait: float | None
     deferrable: bool
@@ -144,8 +155,9 @@ class JobWait:
             ends.append(
                 (started if restarted or submitted is None else submitted.timestamp()) + options.timeout
             )
-        if options.deferrable and options.execution_timeout is not None:
-            ends.append(started + options.execution_timeout)
+        limit = execution_deadline(started, options.execution_timeout)
+        if options.deferrable and limit is not None:
+            ends.append(limit)
         return min(ends, default=None)
 
     def wait(self, deadline: float | None) -> Any:

@@ -5,6 +5,7 @@ NoukaiException                         retries apply, unless stated otherwise
 │   └── NoukaiSensorJobFailedException  the job of a sensor failed; never retried
 ├── NoukaiJobOutputInvalidException     the output is not of the `output_type`; a retry submits a new job
 ├── NoukaiJobCancelledException         the job was cancelled on the Noukai side; never retried
+├── NoukaiJobCompletedException         the job of a sensor completed, which is not allowed; never retried
 ├── NoukaiBatchFailedException          too many jobs did not complete; a retry submits those not cancelled
 ├── NoukaiJobTimeoutException           the job did not end in time
 ├── NoukaiJobNotFoundException          the server does not know the job
@@ -116,6 +117,10 @@ class NoukaiSubmissionUnknownException(NoukaiException):
 
 class NoukaiJobCancelledException(NoukaiException, AirflowFailException):
     """The job was cancelled on the Noukai side, which is intended, so the task is not retried."""
+
+
+class NoukaiJobCompletedException(NoukaiException, AirflowFailException):
+    """The job of a sensor completed, which is none of its `allowed_states`. The state is final: no retry."""
 
 
 class NoukaiPermanentException(NoukaiException, AirflowFailException):

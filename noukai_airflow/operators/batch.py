@@ -237,7 +237,6 @@ class NoukaiRunJobsOperator(BaseOperator):
     def _prepare(self, context: Context, *, resumed: bool, can_defer: bool) -> BatchRun:
         from noukai_airflow._batch_run import BatchRun, BatchTaskOptions
 
-        limit = self.execution_timeout
         options = BatchTaskOptions(
             flow=self.flow,
             version=self.version,
@@ -251,7 +250,7 @@ class NoukaiRunJobsOperator(BaseOperator):
             fail_on=self.fail_on,
             deferrable=self.deferrable,
             timeout=self.timeout,
-            execution_timeout=None if limit is None else limit.total_seconds(),
+            execution_timeout=self.execution_timeout,
             poll_interval=self.poll_interval,
             on_cancelled=self.on_cancelled,
             cancel_on_kill=self.cancel_on_kill,

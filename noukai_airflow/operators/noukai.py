@@ -424,11 +424,11 @@ class NoukaiRunJobOperator(BaseOperator):
     def _wait_for(self, context: Context, job: Job) -> JobWait:
         from noukai_airflow._wait import JobWait, WaitOptions
 
-        limit, session = self.execution_timeout, self._users_session()
+        session = self._users_session()
         options = WaitOptions(
             noukai_conn_id=self.noukai_conn_id,
             timeout=self.timeout,
-            execution_timeout=None if limit is None else limit.total_seconds(),
+            execution_timeout=self.execution_timeout,
             poll_interval=self.poll_interval,
             inline_wait=self.inline_wait,
             deferrable=self.deferrable,

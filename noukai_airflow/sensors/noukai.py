@@ -19,7 +19,9 @@ from noukai_airflow._xcoms import JOB_STATUS, task_instance_of
 from noukai_airflow.exceptions import (
     NoukaiException,
     NoukaiJobCancelledException,
+    NoukaiJobCompletedException,
     NoukaiJobFailedException,
+    NoukaiJobTimeoutException,
     NoukaiSensorJobFailedException,
     airflow_errors,
     permanent_if_invalid,
@@ -58,7 +60,8 @@ class NoukaiJobSensor(BaseSensorOperator):
     It never cancels the job, since it did not submit it.
 
     After a transient error the sensor keeps polling until its `timeout`. A job that failed or was cancelled
-    fails the sensor at once and without a retry, since its state is final.
+    fails the sensor at once and without a retry, since its state is final; so does one that completed, if
+    `allowed_states` does not name it.
 
     Args:
         job_id: The job. Templated, like the flow and the connection.
@@ -67,8 +70,8 @@ class NoukaiJobSensor(BaseSensorOperator):
         noukai_conn_id: The Airflow connection.
         allowed_states: The final states that let the sensor succeed: some of `completed`, `failed` and
             `cancelled`.
-        deferrable: Whether to wait in the triggerer. Defaults to the setting `[operators]
-            default_deferrable`.
+        deferrable: Whether to wait in the triggerer, for no longer than `execution_timeout`. Defaults to the
+            setting `[operators] default_deferrable`.
         poke_interval: The pause between polls. Defaults to 60 seconds; in the triggerer, to a tenth of the
             time waited, between 1 and 60 seconds.
         follow: What of the job is logged while it runs: `"state"`; `"steps"`, its steps as well, live, which
@@ -122,6 +125,7 @@ class NoukaiJobSensor(BaseSensorOperator):
         self._started: datetime | None = None
         self._deadline = math.inf
         self._kept_deadline: float | None = None
+        self._execution_deadline: float | None = None
         self._state: str | None = None
         self._page: str | None = None
         self._steps = StepCount()
@@ -130,15 +134,17 @@ class NoukaiJobSensor(BaseSensorOperator):
     @without_frames
     def execute(self, context: Context) -> Any:
         """Wait on the worker, or poll once and wait in the triggerer."""
+        started = time.time()
         self._started = self._first_start(context)
         self._deadline = self._started.timestamp() + self.timeout
         if not self.deferrable:
-            with self._following():
+            with self._failing_softly(), self._following():
                 return super().execute(context)
+        self._limit_execution(started)
         done = self.poke(context)
         if done:
             return done.xcom_value
-        return self._defer(time.time() + self.timeout)
+        return self._defer()
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Poll the job once."""
@@ -161,7 +167,7 @@ class NoukaiJobSensor(BaseSensorOperator):
                 raise
             self.log.warning(
                 "Noukai job %s of %s: poll failed (retrying for up to %.0f s): %s",
-                *(self.job_id, self.flow, max(0.0, self._deadline - time.time()), error),
+                *(self.job_id, self.flow, max(0.0, self._ends - time.time()), error),
             )
             return None
         if status.state != self._state:
@@ -181,10 +187,20 @@ class NoukaiJobSensor(BaseSensorOperator):
         """
         others = dict(next_kwargs or {})
         self._kept_deadline = others.pop("deadline", None)
+        self._execution_deadline = others.pop("execution_deadline", None)
         self.noukai_conn_id = others.pop("noukai_conn_id", self.noukai_conn_id)
         if next_method == DEFERRAL_FAILED and (polled := self._last_poll(context)):
             return polled.xcom_value
-        return super().resume_execution(next_method, others, context)
+        try:
+            return super().resume_execution(next_method, others, context)
+        except AirflowSensorTimeout as error:
+            if next_method != DEFERRAL_FAILED:
+                raise
+            # Airflow keeps nothing that the sensor has stored. Its arguments tell which limit came first.
+            started = time.time()
+            self._deadline = started + self.timeout
+            self._limit_execution(started)
+            raise self._timed_out() from error
 
     def _last_poll(self, context: Context) -> PokeReturnValue | None:
         """Poll a job whose time is over. If that fails, the sensor fails for the reason that it had."""
@@ -192,7 +208,12 @@ class NoukaiJobSensor(BaseSensorOperator):
         try:
             with self._failing_softly():
                 return self._poll(context)
-        except (AirflowSkipException, NoukaiJobFailedException, NoukaiJobCancelledException):
+        except (
+            AirflowSkipException,
+            NoukaiJobFailedException,
+            NoukaiJobCancelledException,
+            NoukaiJobCompletedException,
+        ):
             raise
         except Exception as error:
             self.log.warning("Noukai job %s of %s: not polled (%s)", self.job_id, self.flow, error)
@@ -214,22 +235,46 @@ class NoukaiJobSensor(BaseSensorOperator):
                 return polled.xcom_value
             reason = job_event.reason if job_event else "unknown event"
             # The clock of the triggerer may be ahead of this one.
-            if reason is Reason.TIMED_OUT or (deadline is not None and time.time() >= deadline):
-                raise AirflowSensorTimeout(
-                    f"Noukai job {self.job_id} of {self.flow}: timed out after {self.timeout:g} s"
-                )
+            if reason is Reason.TIMED_OUT or time.time() >= self._ends:
+                raise self._timed_out()
             # This poll may have reached a replica that lags behind the one that the trigger polled last.
             if polled is None or reason in (Reason.TRANSIENT_ERROR, Reason.FINISHED):
-                return self._defer(self._deadline)
+                return self._defer()
             if reason is Reason.RESPONSE_TOO_LARGE:
-                self.timeout = max(self._deadline - time.time(), 0.0)
-                with self._following():
-                    return super().execute(context)
+                return self._wait_on_worker(context)
             raise NoukaiException(
                 f"Noukai job {self.job_id} of {self.flow}: trigger failed: {reason}, but the job "
                 "has not ended",
                 job_id=self.job_id,
             )
+
+    def _wait_on_worker(self, context: Context) -> Any:
+        """Wait on the worker to the end: the responses are too large for a triggerer."""
+        timeout, self.timeout = self.timeout, max(self._ends - time.time(), 0.0)
+        try:
+            with self._following():
+                return super().execute(context)
+        except AirflowSensorTimeout:
+            self.timeout = timeout
+            raise self._timed_out() from None
+
+    def _limit_execution(self, started: float) -> None:
+        from noukai_airflow._wait import execution_deadline
+
+        self._execution_deadline = execution_deadline(started, self.execution_timeout)
+
+    @property
+    def _ends(self) -> float:
+        """When the wait is over, by the `timeout` of the sensor or the `execution_timeout` of its try."""
+        limit = self._execution_deadline
+        return self._deadline if limit is None else min(self._deadline, limit)
+
+    def _timed_out(self) -> AirflowSensorTimeout | NoukaiJobTimeoutException:
+        """Return the exception for the limit that is over. Only after that of the try does a retry follow."""
+        about = f"Noukai job {self.job_id} of {self.flow}: timed out"
+        if self._ends < self._deadline:
+            return NoukaiJobTimeoutException(f"{about} (execution_timeout)", job_id=self.job_id)
+        return AirflowSensorTimeout(f"{about} after {self.timeout:g} s")
 
     @property
     def job_page(self) -> str | None:
@@ -249,7 +294,7 @@ class NoukaiJobSensor(BaseSensorOperator):
         return job_lineage(self.flow, self.job_id, self._outcome)
 
     def _result(self, context: Context, status: JobStatus) -> Any:
-        from noukai_airflow._outcome import JobOutcome
+        from noukai_airflow._outcome import JobOutcome, about_job
         from noukai_airflow._task_output import returned
 
         job = self._job()
@@ -259,10 +304,13 @@ class NoukaiJobSensor(BaseSensorOperator):
             task_instance_of(context).xcom_push(JOB_STATUS, outcome.summary())
         outcome.describe_assets(context)
         self._outcome = outcome
-        error = outcome.exception()
-        if error is None or status.state in self.allowed_states:
+        if status.state in self.allowed_states:
             output = status.result.output if status.result else None
             return returned(job, output, multiple_outputs=self.multiple_outputs)
+        error = outcome.exception()
+        if error is None:
+            phrase = f"{status.state}, but allowed_states is {self.allowed_states!r}"
+            raise NoukaiJobCompletedException(about_job(phrase, job, url), job_id=job.id)
         if isinstance(error, NoukaiJobFailedException):
             raise NoukaiSensorJobFailedException(str(error), job_id=error.job_id, step=error.step)
         raise error
@@ -274,21 +322,26 @@ class NoukaiJobSensor(BaseSensorOperator):
 
         return steps_beside(self._hook.settings, self._job(), self._steps)
 
-    def _defer(self, deadline: float) -> None:
+    def _defer(self) -> None:
         from noukai_airflow.triggers.noukai import NoukaiJobTrigger, backstop
 
+        ends = self._ends
         self.defer(
             trigger=NoukaiJobTrigger.for_job(
                 self._job(),
                 noukai_conn_id=self.noukai_conn_id,
-                deadline=deadline,
+                deadline=ends,
                 poll_interval=self._interval,
                 follow=self.follow,
                 logged_steps=self._steps.logged,
             ),
             method_name="execute_complete",
-            kwargs={"deadline": deadline, "noukai_conn_id": self.noukai_conn_id},
-            timeout=backstop(deadline),
+            kwargs={
+                "deadline": self._deadline,
+                "execution_deadline": self._execution_deadline,
+                "noukai_conn_id": self.noukai_conn_id,
+            },
+            timeout=backstop(ends),
         )
 
     @cached_property

@@ -6,10 +6,12 @@ import asyncio
 import threading
 import time
 from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
     AirflowSensorTimeout,
     AirflowSkipException,
     TaskDeferred,
@@ -21,7 +23,9 @@ from noukai_airflow._trigger_event import JobEvent, Reason
 from noukai_airflow.exceptions import (
     NoukaiException,
     NoukaiJobCancelledException,
+    NoukaiJobCompletedException,
     NoukaiJobNotFoundException,
+    NoukaiJobTimeoutException,
     NoukaiPermanentException,
     NoukaiSensorJobFailedException,
 )
@@ -126,6 +130,41 @@ def test_a_job_without_a_result(
     assert sensor(job.id, deferrable=deferrable, allowed_states=(outcome,)).execute(context()) is None
 
 
+@pytest.mark.parametrize("state", ["failed", "cancelled"])
+@pytest.mark.parametrize("mode", [{}, {"mode": "reschedule"}, {"deferrable": True}])
+def test_a_completed_job_that_is_not_allowed(
+    mode: dict[str, Any], state: str, job: Job, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that completed although only other ends are allowed fails the sensor permanently, or softly."""
+    monkeypatch.setattr(FakeTask, "get_first_reschedule_date", lambda *_: None, raising=False)
+    emulator.control.finish(job.id, result=[1, 2])
+    waiting = sensor(job.id, allowed_states=(state,), **mode)
+    message = rf"completed, but allowed_states is \('{state}',\) .*{job.id}"
+    finished = JobEvent(job.id, Reason.FINISHED, "completed").payload()
+    for end in (
+        lambda: waiting.execute(context()),
+        lambda: waiting.resume_execution("execute_complete", {"event": finished}, context()),
+        lambda: waiting.resume_execution("__fail__", {"error": "Trigger timeout"}, context()),
+    ):
+        with pytest.raises(NoukaiJobCompletedException, match=message) as caught:
+            end()
+        assert isinstance(caught.value, AirflowFailException)
+        assert caught.value.job_id == job.id
+    with pytest.raises(AirflowSkipException, match=message):
+        sensor(job.id, allowed_states=(state,), soft_fail=True, **mode).execute(context())
+
+
+@pytest.mark.parametrize("wrong", [{"job_id": "a/b"}, {"flow": "NotAFlow"}])
+@pytest.mark.parametrize("follow", ["state", "steps"])
+def test_an_argument_that_is_wrong_at_run_time(follow: str, wrong: dict[str, Any], job: Job) -> None:
+    """Whatever a sensor follows, a rendered argument that is wrong is permanent, and `soft_fail` applies."""
+    arguments: dict[str, Any] = {"task_id": "task", "flow": FLOW, "job_id": job.id, "follow": follow, **wrong}
+    with pytest.raises(NoukaiPermanentException):
+        NoukaiJobSensor(**arguments).execute(context())
+    with pytest.raises(AirflowSkipException):
+        NoukaiJobSensor(**arguments, soft_fail=True).execute(context())
+
+
 def test_no_pause(
     job: Job, settings: ConnectionSettings, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,6 +263,53 @@ def test_the_timeout_in_the_triggerer(job: Job) -> None:
     with pytest.raises(AirflowSensorTimeout, match=job.id):
         sensor(job.id, timeout=5).execute_complete(context(), event, time.time() - 1)
     assert not job.status().finished
+
+
+def deferral(task: NoukaiJobSensor) -> TaskDeferred:
+    with pytest.raises(TaskDeferred) as deferred:
+        task.execute(context())
+    return deferred.value
+
+
+@pytest.mark.parametrize(("timeout", "execution_timeout"), [(7200, 3600), (3600, 7200), (3600, None)])
+def test_the_limits_of_a_deferral(timeout: int, execution_timeout: int | None, job: Job) -> None:
+    """A deferral ends by the `timeout` of the sensor or its `execution_timeout`, whichever is first."""
+    limit = None if execution_timeout is None else timedelta(seconds=execution_timeout)
+    began = time.time()
+    task = sensor(job.id, deferrable=True, timeout=timeout, execution_timeout=limit)
+    first = deferral(task)
+    assert began + 3600 <= first.trigger.deadline <= time.time() + 3600
+    lags = JobEvent(job.id, Reason.FINISHED).payload()
+    with pytest.raises(TaskDeferred) as again:
+        task.resume_execution("execute_complete", {**(first.kwargs or {}), "event": lags}, context())
+    assert again.value.trigger.deadline == first.trigger.deadline
+
+
+@pytest.mark.parametrize("reason", [Reason.TIMED_OUT, Reason.RESPONSE_TOO_LARGE, None])
+@pytest.mark.parametrize(
+    ("timeout", "expected"), [(7200, NoukaiJobTimeoutException), (60, AirflowSensorTimeout)]
+)
+def test_the_limit_that_ended_a_deferral(
+    timeout: int, expected: type[Exception], reason: Reason | None, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An `execution_timeout` that is over leaves the sensor its retries, and its own `timeout` does not."""
+
+    def task(**arguments: Any) -> NoukaiJobSensor:
+        limit = timedelta(hours=1)
+        return sensor(job.id, deferrable=True, timeout=timeout, execution_timeout=limit, **arguments)
+
+    stored = deferral(task()).kwargs or {}
+    if reason is None:
+        resumption: Any = ("__fail__", {"error": "Trigger timeout"})
+    else:
+        over = {name: stored[name] - 7200 for name in ("deadline", "execution_deadline")}
+        event = JobEvent(job.id, reason).payload()
+        resumption = ("execute_complete", {**stored, **over, "event": event})
+    with pytest.raises(expected, match=job.id) as caught:
+        task().resume_execution(*resumption, context())
+    assert not isinstance(caught.value, AirflowFailException)
+    with pytest.raises(AirflowSkipException):
+        task(soft_fail=True).resume_execution(*resumption, context())
 
 
 def test_a_job_that_has_not_ended(job: Job) -> None:
