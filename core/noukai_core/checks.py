@@ -1,4 +1,4 @@
-"""Checks of durations, counts, choices and flags.
+"""Checks of durations, counts, choices, flags and the ids of flows.
 
 Each check returns the value in its plain form, and raises `InvalidInputError`, which names the argument, the
 value and what is allowed.
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TypeAlias, TypeGuard, TypeVar
 
-from noukai_core._validation import flag, refused, shown
+from noukai_core._validation import flag, flow_id, refused, shown
 
 T = TypeVar("T")
 
@@ -108,6 +108,18 @@ def check_flag(value: object, argument: str) -> bool:
         InvalidInputError: It is neither.
     """
     return flag(value, argument)
+
+
+def check_flow_id(value: object) -> str:
+    """Check the id that the server gave a flow (`flowId` in its responses), which is not the flow's path.
+
+    Args:
+        value: The id.
+
+    Raises:
+        InvalidInputError: It is not a string, is empty, or has a slash or another character of no id.
+    """
+    return flow_id(value)
 
 
 def has_keys(value: object) -> bool:

@@ -35,6 +35,9 @@ class NoukaiRunTrigger(BaseEventTrigger):
         states: Which ends fire an event: some of `completed`, `failed` and `cancelled`.
         poll_interval: The pause between two reads, in seconds or as a timedelta. The server lists the newest
             hundred runs of each state: choose a pause in which fewer begin.
+
+    Raises:
+        ValueError: An argument is wrong, such as the flow's path in place of its id.
     """
 
     def __init__(
@@ -44,12 +47,12 @@ class NoukaiRunTrigger(BaseEventTrigger):
         states: Collection[str] = _STATES,
         poll_interval: Duration = 30.0,
     ) -> None:
-        from noukai_core.checks import check_duration
+        from noukai_core.checks import check_duration, check_flow_id
 
         super().__init__()  # type: ignore[no-untyped-call]  # pyright: ignore[reportUnknownMemberType]
         if not states or isinstance(states, str) or not set(states) <= set(_STATES):
             raise ValueError(f"states is {states!r}, but must be some of {', '.join(_STATES)}")
-        self.flow_id = flow_id
+        self.flow_id = check_flow_id(flow_id)
         self.noukai_conn_id = noukai_conn_id
         self.states = sorted(set(states))
         self.poll_interval = check_duration(poll_interval, "poll_interval")
@@ -111,6 +114,12 @@ class NoukaiRunTrigger(BaseEventTrigger):
 
     @property
     def _key(self) -> str:
+        """The key of the cursor, which the watchers of one asset do not share."""
+        return f"{self._shared_key}/{self.noukai_conn_id}/{','.join(self.states)}"
+
+    @property
+    def _shared_key(self) -> str:
+        """The key under which the watchers of one asset and flow once shared a cursor."""
         return f"noukai-runs-{self.flow_id}"
 
     async def _stored_cursor(self) -> RunsCursor | None:
@@ -124,7 +133,13 @@ class NoukaiRunTrigger(BaseEventTrigger):
             return None
         while True:
             try:
-                return RunsCursor.from_json(await store.aget(self._key))
+                cursor = RunsCursor.from_json(await store.aget(self._key))
+                if cursor is None:
+                    # It is left there for the other watchers, each of which reads it once.
+                    cursor = RunsCursor.from_json(await store.aget(self._shared_key))
+                    if cursor is not None:
+                        await store.aset(self._key, cursor.to_json())
+                return cursor
             except ValueError as error:  # more than one asset
                 self.log.warning("Noukai runs of flow %s: cursor not stored (%s)", self.flow_id, error)
                 return None

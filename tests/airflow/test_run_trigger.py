@@ -119,6 +119,65 @@ async def test_an_event_is_not_lost_in_a_crash(emulator: Emulator, slug: str) ->
     await events.aclose()
 
 
+async def test_watchers_of_one_asset(emulator: Emulator, slug: str) -> None:
+    """A run that one watcher of an asset has read after a restart of the others still fires their events."""
+    job_id, flow_id = submit(emulator, slug)
+    store = Store()
+    for states in (["failed"], ["completed"]):
+        store.stored.clear()
+        events = watching(flow_id, store, states=states).run()
+        waiting = asyncio.create_task(next_payload(events))
+        await store.stored.wait()
+        if states == ["completed"]:
+            store.stored.clear()
+            emulator.control.finish(job_id, "failed")
+            await store.stored.wait()  # with the run that it does not fire for
+        waiting.cancel()
+        await asyncio.wait({waiting})
+    events = watching(flow_id, store, states=["failed"]).run()
+    assert (await next_payload(events))["run_id"] == job_id
+    await events.aclose()
+
+
+async def test_the_cursor_that_watchers_shared(emulator: Emulator, slug: str) -> None:
+    """Each watcher goes on from the cursor that those of its asset shared in an earlier version, once."""
+    job_id, flow_id = submit(emulator, slug)
+    store = Store()
+    waiting = asyncio.create_task(next_payload(watching(flow_id, store).run()))
+    await store.stored.wait()
+    waiting.cancel()
+    await asyncio.wait({waiting})
+    (shared,) = store.values.values()
+    store.values = {f"noukai-runs-{flow_id}": shared}
+    emulator.control.finish(job_id, "failed")
+    for states in (["failed"], ["completed", "failed"]):
+        events = watching(flow_id, store, states=states).run()
+        assert (await next_payload(events))["run_id"] == job_id
+        store.stored.clear()
+        waiting = asyncio.create_task(next_payload(events))
+        await store.stored.wait()
+        waiting.cancel()
+        await asyncio.wait({waiting})
+    assert store.values[f"noukai-runs-{flow_id}"] == shared
+    second, _ = submit(emulator, slug)
+    emulator.control.finish(second, "failed")
+    events = watching(flow_id, store, states=["failed"]).run()
+    assert (await next_payload(events))["run_id"] == second
+    await events.aclose()
+
+
+def test_what_tells_watchers_apart() -> None:
+    """The key of a cursor depends on the flow, the connection and the states, in whatever order they come."""
+    key = NoukaiRunTrigger("fl-1", states=["failed", "completed"])._key
+    assert NoukaiRunTrigger("fl-1", states={"completed", "failed"}, poll_interval=5)._key == key
+    others = [
+        NoukaiRunTrigger("fl-2", states=["failed", "completed"]),
+        NoukaiRunTrigger("fl-1", states=["failed"]),
+        NoukaiRunTrigger("fl-1", "another", states=["failed", "completed"]),
+    ]
+    assert len({key, *(other._key for other in others)}) == 4
+
+
 async def test_only_some_ends(emulator: Emulator, slug: str) -> None:
     """A trigger fires only for the states that it was made for."""
     store = Store()
@@ -173,6 +232,13 @@ def test_it_is_stored_and_recreated() -> None:
     assert path == f"{NoukaiRunTrigger.__module__}.{NoukaiRunTrigger.__qualname__}"
     assert json.loads(json.dumps(arguments)) == arguments
     assert NoukaiRunTrigger(**arguments).serialize() == (path, arguments)
+
+
+@pytest.mark.parametrize("flow_id", ["acme/tests/flow", "", None])
+def test_what_is_no_id_of_a_flow(flow_id: Any) -> None:
+    """A path or nothing in place of the flow's id is refused when the DAG is parsed."""
+    with pytest.raises(ValueError, match="flow_id is"):
+        NoukaiRunTrigger(flow_id)
 
 
 @pytest.mark.parametrize("states", [[], "failed", ["running"]])

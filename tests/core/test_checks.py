@@ -15,6 +15,7 @@ from noukai_core.checks import (
     check_count,
     check_duration,
     check_flag,
+    check_flow_id,
     check_number,
     check_seconds,
 )
@@ -62,6 +63,14 @@ def test_a_flag_is_true_or_false(value: Any) -> None:
     assert (check_flag(True, "trace"), check_flag(False, "trace")) == (True, False)
     with pytest.raises(InvalidInputError, match=r"trace is .*, but must be True or False"):
         check_flag(value, "trace")
+
+
+@pytest.mark.parametrize("value", [None, "", 5, "acme/spelling/grade-3"])
+def test_the_id_of_a_flow_is_not_its_path(value: Any) -> None:
+    """What the server cannot have given a flow as its id is refused by name."""
+    assert check_flow_id("fl_1") == "fl_1"
+    with pytest.raises(InvalidInputError, match=r"flow_id is .*, but must be the id .*, not its path"):
+        check_flow_id(value)
 
 
 def test_a_choice_is_one_of_a_few() -> None:
