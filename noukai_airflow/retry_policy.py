@@ -24,6 +24,8 @@ from noukai_airflow.exceptions import (
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from noukai_core.checks import Duration
+
 
 class NoukaiRetryPolicy(RetryPolicy):
     """Waits as long as the server asks, and does not retry what cannot succeed.
@@ -32,18 +34,23 @@ class NoukaiRetryPolicy(RetryPolicy):
     errors, which Airflow alone would retry even after a permanent error.
 
     Args:
-        longest_delay: The upper limit for the wait that the server may ask for.
-        reschedule_timeout: How long rate limits cost no retry. Since Airflow 3.4, the task is rescheduled in
-            the meantime; before that, each wait is a retry.
+        longest_delay: The upper limit for the wait that the server may ask for, in seconds or as a timedelta.
+        reschedule_timeout: How long rate limits cost no retry, in seconds or as a timedelta. Since Airflow
+            3.4, the task is rescheduled in the meantime; before that, each wait is a retry.
+
+    Raises:
+        ValueError: An argument is no duration.
     """
 
     def __init__(
         self,
-        longest_delay: timedelta = timedelta(hours=1),
-        reschedule_timeout: timedelta = timedelta(hours=24),
+        longest_delay: Duration = timedelta(hours=1),
+        reschedule_timeout: Duration = timedelta(hours=24),
     ) -> None:
-        self.longest_delay = longest_delay
-        self.reschedule_timeout = reschedule_timeout
+        from noukai_core.checks import check_duration
+
+        self.longest_delay = timedelta(seconds=check_duration(longest_delay, "longest_delay", zero=True))
+        self.reschedule_timeout = timedelta(seconds=check_duration(reschedule_timeout, "reschedule_timeout"))
 
     def evaluate(
         self, exception: BaseException, try_number: int, max_tries: int, context: Context | None = None
@@ -56,7 +63,7 @@ class NoukaiRetryPolicy(RetryPolicy):
             return RetryDecision.default()
         asked, delay = error.retry_after, None
         if asked:
-            delay = min(timedelta(seconds=asked), self.longest_delay)
+            delay = timedelta(seconds=min(asked, self.longest_delay.total_seconds()))
         if isinstance(error, NoukaiRateLimitException) and hasattr(RetryDecision, "reschedule"):
             decision: Any = RetryDecision
             return cast(
@@ -77,7 +84,7 @@ class NoukaiRetryPolicy(RetryPolicy):
     @classmethod
     def deserialize(cls, data: dict[str, Any]) -> NoukaiRetryPolicy:
         """Make the policy from what `serialize` returned."""
-        return cls(**{name: timedelta(seconds=seconds) for name, seconds in data.items()})
+        return cls(**data)
 
 
 def _as_airflow_exception(exception: BaseException) -> BaseException:

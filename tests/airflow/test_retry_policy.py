@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -19,7 +21,7 @@ policies = pytest.importorskip("noukai_airflow.retry_policy", exc_type=ImportErr
 RESCHEDULES = hasattr(policies.RetryDecision, "reschedule")
 
 
-def decide(error: BaseException, **arguments: timedelta) -> tuple[str, timedelta | None]:
+def decide(error: BaseException, **arguments: float | timedelta) -> tuple[str, timedelta | None]:
     decision = policies.NoukaiRetryPolicy(**arguments).evaluate(error, try_number=1, max_tries=3)
     return decision.action.value, decision.retry_delay
 
@@ -84,3 +86,28 @@ def test_it_can_be_serialized() -> None:
     """A stored policy equals the original."""
     policy = policies.NoukaiRetryPolicy(longest_delay=timedelta(seconds=90))
     assert policies.NoukaiRetryPolicy.deserialize(policy.serialize()).longest_delay == timedelta(seconds=90)
+
+
+def test_durations_in_seconds() -> None:
+    """A duration may be a number of seconds, and the stored policy is that of the same timedelta."""
+    policy = policies.NoukaiRetryPolicy(longest_delay=60, reschedule_timeout=7200)
+    same = policies.NoukaiRetryPolicy(timedelta(minutes=1), timedelta(hours=2))
+    assert policy.serialize() == same.serialize()
+    assert json.loads(json.dumps(policy.serialize())) == policy.serialize()
+    error = NoukaiTransientException("unavailable", retry_after=3600)
+    assert decide(error, longest_delay=60) == ("retry", timedelta(seconds=60))
+
+
+@pytest.mark.parametrize("argument", ["longest_delay", "reschedule_timeout"])
+@pytest.mark.parametrize("value", [None, "60", -1, timedelta(seconds=-1), True])
+def test_what_is_no_duration(argument: str, value: Any) -> None:
+    """A duration that is none is refused when the DAG is parsed."""
+    with pytest.raises(ValueError, match=f"{argument} is"):
+        policies.NoukaiRetryPolicy(**{argument: value})
+
+
+@pytest.mark.parametrize("asked", [1e18, float("inf")])
+def test_a_delay_beyond_all_bounds(asked: float) -> None:
+    """However long the server asks to wait, the delay is the upper limit."""
+    error = NoukaiTransientException("unavailable", retry_after=asked)
+    assert decide(error) == ("retry", timedelta(hours=1))
