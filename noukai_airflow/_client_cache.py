@@ -34,15 +34,20 @@ os.register_at_fork(after_in_child=_clients.clear)
 
 def shared_client(settings: ConnectionSettings) -> Noukai:
     """Return this process's client for a connection. It stays open until the process ends."""
-    from noukai_core import Noukai
-
     report_to_airflow()
     with _lock:
         client = _clients.get(settings)
         if client is None or client.is_closed:  # a `with` block of somebody else's has closed it
-            with _naming_connection(settings):
-                client = _clients[settings] = Noukai(**settings.client_arguments())
+            client = _clients[settings] = new_client(settings)
         return client
+
+
+def new_client(settings: ConnectionSettings) -> Noukai:
+    """Make a client that its caller closes."""
+    from noukai_core import Noukai
+
+    with _naming_connection(settings):
+        return Noukai(**settings.client_arguments())
 
 
 @asynccontextmanager
@@ -74,6 +79,7 @@ async def new_async_client(settings: ConnectionSettings) -> AsyncNoukai:
 @contextmanager
 def _naming_connection(settings: ConnectionSettings) -> Generator[None, None, None]:
     """Say which connection it is that a client cannot be made for."""
+    from noukai_airflow._connection import in_connection_terms
     from noukai_airflow.exceptions import NoukaiPermanentException
     from noukai_core import InvalidInputError
 
@@ -81,7 +87,7 @@ def _naming_connection(settings: ConnectionSettings) -> Generator[None, None, No
         yield
     except InvalidInputError as error:
         raise NoukaiPermanentException(
-            f"The Airflow connection {settings.conn_id!r} is malformed: {error}"
+            f"The Airflow connection {settings.conn_id!r} is malformed: {in_connection_terms(str(error))}"
         ) from error
 
 

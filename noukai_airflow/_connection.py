@@ -26,6 +26,8 @@ _OPTIONS = {
     "max_followed_jobs": "max_followed_jobs",
     "max_response_bytes": "max_response_bytes",
 }
+# What a connection calls the arguments of the client.
+_NAMES = {argument: name for name, argument in _OPTIONS.items()} | {"api_key": "password", "base_url": "host"}
 _WHOLE_NUMBERS = ("max_followed_jobs", "max_response_bytes")
 EXTRA_FIELDS = ("org", "project", "run_url_template", "max_poll_bytes", "allow_insecure_http", *_OPTIONS)
 
@@ -240,6 +242,12 @@ def _malformed(conn_id: str, name: str, allowed: str) -> NoukaiPermanentExceptio
     )
 
 
+def in_connection_terms(message: str) -> str:
+    """Return a message of the client about one of its arguments with the connection's name for it."""
+    argument, _, rest = message.partition(" ")
+    return f"{_NAMES.get(argument, argument)} {rest}"
+
+
 @contextmanager
 def explained(conn_id: str) -> Generator[None, None, None]:
     """Say so when a connection cannot be read because its environment variable is malformed.
@@ -249,7 +257,7 @@ def explained(conn_id: str) -> Generator[None, None, None]:
     try:
         yield
     except Exception:
-        variable = f"AIRFLOW_CONN_{conn_id.upper()}"
+        variable = f"AIRFLOW_CONN_{conn_id}".upper()  # an id may be None, of which Airflow's error tells
         position = _invalid_json_at(variable)
         if position is None:
             raise

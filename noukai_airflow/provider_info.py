@@ -26,7 +26,8 @@ def _text(label: str, description: str) -> dict[str, Any]:
     return {"label": label, "description": description, "schema": {"type": ["string", "null"], "default": ""}}
 
 
-# A text would be masked as a secret in every log; so numbers and flags are saved as what they are.
+# A text would be masked as a secret in every log; so numbers and flags are saved as what they are. Of the
+# limits of a number, the form knows only `minimum` and `maximum`, both inclusive.
 def _number(label: str, description: str, *, kind: str = "number", minimum: int = 0) -> dict[str, Any]:
     schema = {"type": [kind, "null"], "minimum": minimum}
     return {"label": label, "description": description, "schema": schema}
@@ -93,7 +94,9 @@ def connection_type() -> dict[str, Any]:
                 "Optional. The address of a job's page; {org}, {project}, {flow} and {job_id} are filled in. "
                 "Without it, tasks show no link.",
             ),
-            "request_timeout": _number("Request timeout", "Optional. Seconds for one request. Default: 30."),
+            "request_timeout": _number(
+                "Request timeout", "Optional. Seconds for one request. Default: 30.", minimum=1
+            ),
             "retry_timeout": _number(
                 "Retry timeout",
                 "Optional. Seconds for which transient errors are retried. Default: 300.",
@@ -110,11 +113,13 @@ def connection_type() -> dict[str, Any]:
             "max_polls_per_second": _number(
                 "Polls per second",
                 "Optional. The rate limit of all jobs in one process. Default: 50.",
+                minimum=1,
             ),
             "max_followed_jobs": _number(
                 "Followed jobs",
                 "Optional. The most jobs whose steps one process follows. Default: 50.",
                 kind="integer",
+                minimum=1,
             ),
             "max_response_bytes": _number(
                 "Response size limit",

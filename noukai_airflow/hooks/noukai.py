@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import BaseHook
 
-from noukai_airflow._client_cache import shared_async_client, shared_client
+from noukai_airflow._client_cache import new_client, shared_async_client, shared_client
 from noukai_airflow._connection import ConnectionSettings, explained, parse_extra
 from noukai_airflow.exceptions import NoukaiException, NoukaiTransientException, airflow_errors
 from noukai_airflow.provider_info import connection_type
@@ -195,8 +195,9 @@ class NoukaiHook(BaseHook):
     def test_connection(self) -> tuple[bool, str]:
         """Verify the key with the server, for the button in Airflow's list of connections. This is free."""
         try:
-            with airflow_errors():
-                return True, _describe(self.get_conn().verify_key())
+            # A client of its own: Airflow tests under a random connection id, which none is shared for.
+            with airflow_errors(), new_client(self.settings) as client:
+                return True, _describe(client.verify_key())
         except NoukaiException as error:
             return False, str(error)
 

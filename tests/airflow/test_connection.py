@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from noukai_airflow._client_cache import new_client
 from noukai_airflow._connection import ConnectionSettings
 from noukai_airflow.exceptions import NoukaiPermanentException
 from noukai_core import Noukai
@@ -114,6 +115,21 @@ def test_a_malformed_field(extra: dict[str, Any], name: str) -> None:
     """The error names the connection and the malformed field."""
     with pytest.raises(NoukaiPermanentException, match=rf"'my_conn' has a malformed '{name}'"):
         settings(extra)
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"extra": {"request_timeout": 0}}, "request_timeout"),
+        ({"extra": {"max_followed_jobs": 0}}, "max_followed_jobs"),
+        ({"password": "sk-of-another-service"}, "password"),
+        ({"host": "https://noukai.test/api/v1?a=b"}, "host"),
+    ],
+)
+def test_a_field_that_no_client_takes(fields: dict[str, Any], name: str) -> None:
+    """The error names the field as the connection does, and not the argument of the client."""
+    with pytest.raises(NoukaiPermanentException, match=f"'my_conn' is malformed: {name} "):
+        new_client(settings(**fields))
 
 
 @pytest.mark.parametrize("name", ["looks_per_second", "fault_patience", "max_answer_bytes", "retry_timout"])

@@ -7,14 +7,17 @@ import gc
 import json
 import traceback
 import weakref
+from dataclasses import replace
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pytest
 
+from noukai_airflow import _client_cache
 from noukai_airflow.exceptions import NoukaiPermanentException
 from noukai_airflow.hooks.noukai import NoukaiHook
+from noukai_core import Noukai
 from tests.airflow.conftest import KEY
 
 if TYPE_CHECKING:
@@ -73,6 +76,17 @@ async def test_a_connection_that_is_missing() -> None:
         _ = NoukaiHook("not_there").settings
     with pytest.raises(AirflowNotFoundException, match="not_there"):
         await NoukaiHook("not_there").aget_settings()
+
+
+async def test_a_connection_without_an_id() -> None:
+    """An id that a template has rendered to nothing leads to Airflow's own error."""
+    from airflow.exceptions import AirflowNotFoundException
+
+    nothing: Any = None
+    with pytest.raises(AirflowNotFoundException, match="None"):
+        _ = NoukaiHook(nothing).settings
+    with pytest.raises(AirflowNotFoundException, match="None"):
+        await NoukaiHook(nothing).aget_settings()
 
 
 async def test_a_variable_that_is_no_json(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,6 +185,27 @@ def test_the_button_of_the_form(
     assert "401" in message
     assert KEY not in message
     assert emulator.control.jobs() == []
+
+
+@pytest.mark.parametrize("status", [None, 401])
+def test_the_button_keeps_no_client(
+    settings: ConnectionSettings, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, status: int | None
+) -> None:
+    """A test of a connection, for which Airflow makes up an id, leaves no client behind, nor an open one."""
+    made: list[Noukai] = []
+    make = Noukai.__init__
+
+    def record(client: Noukai, *arguments: Any, **options: Any) -> None:
+        make(client, *arguments, **options)
+        made.append(client)
+
+    monkeypatch.setattr(Noukai, "__init__", record)
+    monkeypatch.setattr(NoukaiHook, "settings", replace(settings, conn_id="made_up"))
+    if status is not None:
+        emulator.control.fault("status", on="verify", status=status)
+    assert NoukaiHook("made_up").test_connection()[0] is (status is None)
+    assert [client.is_closed for client in made] == [True]
+    assert all(kept.conn_id != "made_up" for kept in _client_cache._clients)
 
 
 def test_a_shared_client_that_is_closed(

@@ -14,6 +14,7 @@ from pathlib import Path
 import jsonschema
 
 from noukai_airflow import exceptions
+from noukai_airflow._client_cache import new_client
 from noukai_airflow._connection import EXTRA_FIELDS, ConnectionSettings
 from noukai_airflow.provider_info import get_provider_info
 from tests.airflow.conftest import KEY
@@ -80,6 +81,16 @@ def test_numbers_and_flags_are_no_text() -> None:
     settings = ConnectionSettings.of("of_the_form", password=KEY, host=None, extra=saved)
     assert (settings.allow_insecure_http, settings.max_poll_bytes) == (True, 7)
     assert set(dict(settings.options).values()) == {2.5, 7}
+
+
+def test_the_least_number_that_the_form_takes() -> None:
+    """The form takes no number that the connection refuses."""
+    fields = get_provider_info()["connection-types"][0]["conn-fields"]
+    least = {name: field["schema"].get("minimum") for name, field in fields.items()}
+    for name, number in least.items():
+        saved = ConnectionSettings.of("of_the_form", password=KEY, host=None, extra={name: number})
+        new_client(saved).close()
+    assert least["recovery_timeout"] == 0  # turns the recovery off
 
 
 def test_airflow_finds_a_module_for_the_distribution() -> None:
