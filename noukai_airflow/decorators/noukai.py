@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from airflow.providers.common.compat.sdk import (
@@ -78,8 +79,7 @@ class NoukaiDecoratedOperator(DecoratedOperator, NoukaiRunJobOperator):
     def _set_inputs(self, returned: object) -> None:
         """Set the inputs of the job to what the function returned."""
         if isinstance(returned, str):
-            self.message = returned
-            return
+            returned = {"message": returned}
         if not isinstance(returned, Mapping):
             raise NoukaiPermanentException(
                 f"The function of task {self.task_id!r} returned {type(returned).__name__}, but must return "
@@ -91,8 +91,14 @@ class NoukaiDecoratedOperator(DecoratedOperator, NoukaiRunJobOperator):
                 f"The function of task {self.task_id!r} returned {', '.join(unknown)}, but a job's inputs "
                 f"are {', '.join(_INPUTS)}; inputs of the flow belong in 'parameters'"
             )
-        for name, value in inputs.items():
+        # They stay, since Airflow shows them as the task's rendered fields, but no later call submits them.
+        for name, value in {**self._declared, **inputs}.items():
             setattr(self, name, value)
+
+    @cached_property
+    def _declared(self) -> dict[str, Any]:
+        """The inputs that the decorator has."""
+        return {name: getattr(self, name) for name in _INPUTS}
 
 
 def noukai_task(

@@ -89,6 +89,25 @@ def test_a_function_that_returns_inputs(context: Any, emulator: Emulator) -> Non
     assert (job["version"], job["session_id"]) == ("draft", SESSION)
 
 
+def test_a_task_that_calls_its_function_again(context: Any, emulator: Emulator) -> None:
+    """What one call of the function returned is no part of the job of the next one."""
+    calls = iter([{"message": "first", "version": "draft"}, {"parameters": {"level": 3}}, "third"])
+
+    def inputs() -> Any:
+        return next(calls)
+
+    with DAG("dag", schedule=None):
+        task = noukai_task(flow=FLOW, poll_interval=0.05, deferrable=False)(inputs)().operator
+    for _ in range(3):
+        task.execute(context)
+    submitted = [(job["message"], job["parameters"], job["version"]) for job in emulator.control.jobs()]
+    assert submitted == [
+        ("first", None, "draft"),
+        (None, {"level": 3}, "production"),
+        ("third", None, "production"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
