@@ -39,6 +39,8 @@ class BatchInputs:
     """
 
     def __init__(self, inputs: object, conn_id: str | None) -> None:
+        from airflow.sdk import ObjectStoragePath
+
         self.exhausted = False
         self.total: int | None = None
         self._path: ObjectStoragePath | None = None
@@ -47,7 +49,7 @@ class BatchInputs:
             raise NoukaiPermanentException(
                 f"inputs is a {_type_name(inputs)}, whose order differs in each process: sort it first"
             )
-        if isinstance(inputs, str):
+        if isinstance(inputs, str | ObjectStoragePath):
             self._path = self._file(inputs, conn_id)
         elif has_keys(inputs) or not isinstance(inputs, Iterable):
             raise NoukaiPermanentException(f"inputs is a {_type_name(inputs)}, but must be {_FORMS}")
@@ -61,10 +63,11 @@ class BatchInputs:
             self._items = cast("Iterable[object]", inputs)
 
     @staticmethod
-    def _file(uri: str, conn_id: str | None) -> ObjectStoragePath:
+    def _file(location: str | ObjectStoragePath, conn_id: str | None) -> ObjectStoragePath:
+        uri = str(location)
         if "://" not in uri:
             raise NoukaiPermanentException(f"inputs is the text {uri!r:.200}, but must be {_FORMS}")
-        path, shown = storage_path(uri, conn_id, "inputs"), shown_path(uri)
+        path, shown = storage_path(location, conn_id, "inputs"), shown_path(uri)
         if path.suffix not in INPUT_SUFFIXES:
             raise NoukaiPermanentException(f"inputs is {shown!r:.200}, but must be {_FORMS}")
         if not path.is_file():

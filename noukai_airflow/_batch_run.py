@@ -36,7 +36,7 @@ from noukai_core.batch_record import BatchRecord, Row
 if TYPE_CHECKING:
     from datetime import timedelta
 
-    from airflow.sdk import Context
+    from airflow.sdk import Context, ObjectStoragePath
     from pydantic import BaseModel
 
     from noukai_airflow._connection import ConnectionSettings
@@ -68,7 +68,7 @@ class BatchTaskOptions:
     version: str | int
     trace: bool
     noukai_conn_id: str
-    output_path: str | None
+    output_path: str | ObjectStoragePath | None
     storage_conn_id: str | None
     output_type: type[BaseModel] | None
     max_concurrency: int

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
 from airflow.providers.common.compat.openlineage.facet import Dataset, ExternalQueryRunFacet, RunFacet
 from airflow.providers.openlineage.extractors import OperatorLineage
+from airflow.sdk import ObjectStoragePath
 
 if TYPE_CHECKING:
     from noukai_airflow._outcome import JobOutcome
 
     Lineage = OperatorLineage[Any, Any]
+
+_AZURE = ("abfs", "abfss", "wasb", "wasbs")
+_QUERY = re.compile("[?#].*", re.DOTALL)  # may be a signature
 
 
 @attrs.define
@@ -70,8 +75,8 @@ def batch_lineage(
     batch_id: str | None,
     summary: Mapping[str, Any] | None,
     *,
-    inputs: str | None,
-    outputs: str | None,
+    inputs: object,
+    outputs: object,
 ) -> Lineage:
     """Return the facets of a task that runs a batch, and its files as datasets.
 
@@ -79,8 +84,8 @@ def batch_lineage(
         flow: The flow.
         batch_id: The batch, once there is one.
         summary: What came of it, once it has ended or the task has.
-        inputs: The URI of the file with the inputs, if they are in one.
-        outputs: The URI of the folder with the outcomes, if there is one.
+        inputs: The argument of the task. A dataset if it is the location of a file.
+        outputs: The location of the folder with the outcomes, if there is one.
     """
     known: Mapping[str, Any] = {} if summary is None else summary
     facet = NoukaiBatchRunFacet(
@@ -100,13 +105,19 @@ def batch_lineage(
     )
 
 
-def _datasets(uri: str | None) -> list[Dataset]:
-    if uri is None or "://" not in uri:
+def _datasets(location: object) -> list[Dataset]:
+    uri = str(location) if isinstance(location, str | ObjectStoragePath) else ""
+    if "://" not in uri:
         return []
     scheme, _, path = uri.partition("://")
     if scheme == "file":
-        return [Dataset(namespace="file", name=path)]
-    bucket, _, name = path.partition("/")
+        _, slash, name = path.partition("/")
+        return [Dataset(namespace="file", name=slash + name)]
+    authority, _, name = _QUERY.sub("", path).partition("/")
+    user, _, bucket = authority.rpartition("@")
+    # Airflow reads a connection there; Azure, whose accounts have the name of a host, a container.
+    if scheme in _AZURE and "." in bucket and ":" not in user:
+        bucket = authority
     return [Dataset(namespace=f"{scheme}://{bucket}", name=name)]
 
 

@@ -14,6 +14,7 @@ from noukai_core.batch_files import json_text
 from noukai_core.output_types import check_output_type, json_output, typed_output
 
 if TYPE_CHECKING:
+    from airflow.sdk import ObjectStoragePath
     from pydantic import BaseModel
 
     from noukai_core import Job, JobStatus
@@ -26,7 +27,7 @@ class TaskOutput:
     """How a task delivers an output. For the attributes see `NoukaiRunJobOperator`."""
 
     output_type: type[BaseModel] | None = None
-    output_path: str | None = None
+    output_path: str | ObjectStoragePath | None = None
     storage_conn_id: str | None = None
     multiple_outputs: bool = False
 
@@ -45,7 +46,7 @@ class TaskOutput:
             raise NoukaiPermanentException(
                 f"output_path is {self.output_path!r:.200}, a folder: name a file in it"
             )
-        check_writable(path.parent)
+        check_writable(path.parent, path.name)
 
     def accepts(self, job: Job, status: JobStatus) -> bool:
         """Return whether the task can deliver the output of a job, if it has one already."""
@@ -71,7 +72,7 @@ class TaskOutput:
         as_text = isinstance(output, str) and path.suffix != ".json"
         with accessing(path, "written"):
             size = write_text(path, output if as_text else json_text(output))
-        return {"uri": self.output_path, "bytes": size, "job_id": job.id}
+        return {"uri": str(self.output_path), "bytes": size, "job_id": job.id}
 
     def _checked(self, job: Job, output: Any) -> Any:
         if self.output_type is None:

@@ -16,7 +16,7 @@ from noukai_airflow._retries import ran_before, retry_left
 from noukai_airflow.exceptions import NoukaiException, airflow_errors, permanent_if_invalid, without_frames
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context
+    from airflow.sdk import Context, ObjectStoragePath
     from pydantic import BaseModel
 
     from noukai_airflow._batch_inputs import BatchInputs
@@ -41,14 +41,16 @@ class NoukaiRunJobsOperator(BaseOperator):
         flow: The flow as `org/project/slug`, or only its slug if the connection has an organisation and a
             project. Templated, like the next two arguments, `version` and the connection.
         inputs: A list of messages, or of dicts with `message`, `parameters`, `block_overrides` and `key`
-            (your own name of the input, which comes back with its outcome). Or the URI of a file, which is
-            read line by line: a `.jsonl` file with one of them on each line, or a `.csv` file with a header,
-            whose columns other than `message` and `key` are parameters.
-        output_path: The URI of a folder for the outcomes: `part-00001-….jsonl` and so on, with a completed
-            job per line, and `failed.jsonl` with the others. The manifest names the parts. Each run of the
-            task needs its own folder, so it should contain `{{ run_id }}`. Without it, the return value is a
-            list of the outputs, with `None` for each input that did not complete, up to 1 MiB.
-        storage_conn_id: The Airflow connection of the storage of both files.
+            (your own name of the input, which comes back with its outcome). Or the URI or `ObjectStoragePath`
+            of a file, which is read line by line: a `.jsonl` file with one of them on each line, or a `.csv`
+            file with a header, whose columns other than `message` and `key` are parameters.
+        output_path: The URI or `ObjectStoragePath` of a folder for the outcomes: `part-00001-….jsonl` and so
+            on, with a completed job per line, and `failed.jsonl` with the others. The manifest names the
+            parts. Each run of the task needs its own folder, so it should contain `{{ run_id }}`. Without it,
+            the return value is a list of the outputs, with `None` for each input that did not complete, up to
+            1 MiB.
+        storage_conn_id: The Airflow connection of the storage of both files. An `ObjectStoragePath` with a
+            connection of its own uses that.
         output_type: A pydantic model. Outputs are returned or written with its defaults, as JSON values. An
             input whose output is no instance of it ends as `invalid_output`, and a retry submits a new job
             for it.
@@ -89,8 +91,8 @@ class NoukaiRunJobsOperator(BaseOperator):
         self,
         *,
         flow: str,
-        inputs: Iterable[Any] | str,
-        output_path: str | None = None,
+        inputs: Iterable[Any] | str | ObjectStoragePath,
+        output_path: str | ObjectStoragePath | None = None,
         storage_conn_id: str | None = None,
         output_type: type[BaseModel] | None = None,
         version: str | int = "production",
@@ -231,8 +233,7 @@ class NoukaiRunJobsOperator(BaseOperator):
     def _lineage(self, batch_id: str | None, summary: dict[str, Any] | None) -> Lineage:
         from noukai_airflow._lineage import batch_lineage
 
-        inputs = self.inputs if isinstance(self.inputs, str) else None
-        return batch_lineage(self.flow, batch_id, summary, inputs=inputs, outputs=self.output_path)
+        return batch_lineage(self.flow, batch_id, summary, inputs=self.inputs, outputs=self.output_path)
 
     def _prepare(self, context: Context, *, resumed: bool, can_defer: bool) -> BatchRun:
         from noukai_airflow._batch_run import BatchRun, BatchTaskOptions

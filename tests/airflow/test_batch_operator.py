@@ -87,6 +87,15 @@ def test_a_file_to_a_folder(context: Any, emulator: Emulator, tmp_path: Path) ->
     assert not (folder / "failed.jsonl").exists()
 
 
+def test_paths_of_airflow(context: Any, emulator: Emulator, tmp_path: Path) -> None:
+    """The file of the inputs and the folder of the outcomes may each be an `ObjectStoragePath`."""
+    (tmp_path / "inputs.jsonl").write_text('"one"\n')
+    folder = ObjectStoragePath(f"file://{tmp_path}")
+    returned = operator(folder / "inputs.jsonl", output_path=folder / "out").execute(context)
+    assert (returned["counts"], returned["output_path"]) == ({"completed": 1}, f"file://{tmp_path}/out")
+    assert (tmp_path / "out" / returned["parts"][0]).exists()
+
+
 @pytest.mark.parametrize("kept_by", [StateStoreLog, FolderLog])
 def test_a_store_that_fails_when_all_jobs_have_ended(
     context: Any,
@@ -205,9 +214,21 @@ def test_a_malformed_line(
     assert submissions(emulator) == 0
 
 
-@pytest.mark.parametrize("path", ["out", "/out", "nosuchscheme://bucket/out", "file:///proc/out"])
-def test_an_output_path_that_cannot_be_written(context: Any, emulator: Emulator, path: str) -> None:
-    """A path without a scheme or without permission is rejected before anything is sent."""
+@pytest.mark.parametrize(
+    "path",
+    [
+        "out",
+        "/out",
+        "nosuchscheme://bucket/out",
+        "file:///proc/out",
+        "file://school/out",
+        "file:///tmp/o\0ut",
+        7,
+        Path("/tmp/out"),
+    ],
+)
+def test_an_output_path_that_cannot_be_written(context: Any, emulator: Emulator, path: Any) -> None:
+    """A path without a scheme or without permission, and what is no path, fail before anything is sent."""
     with pytest.raises(NoukaiPermanentException, match="output_path"):
         operator(["one"], output_path=path).execute(context)
     assert submissions(emulator) == 0

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from airflow.sdk import Asset, AssetAlias
+from airflow.sdk import Asset, AssetAlias, ObjectStoragePath
 from airflow.sdk.execution_time.context import OutletEventAccessors
 
 from noukai_airflow.exceptions import (
@@ -191,13 +191,25 @@ def test_without_the_extra() -> None:
     ("inputs", "dataset"),
     [
         ("s3://bucket/folder/in.jsonl", ("s3://bucket", "folder/in.jsonl")),
+        ("s3://aws_default@bucket/in.jsonl", ("s3://bucket", "in.jsonl")),
+        ("s3://key:secret@bucket/in.jsonl", ("s3://bucket", "in.jsonl")),
+        ("https://host/in.jsonl?sig=secret#top", ("https://host", "in.jsonl")),
+        ("https://host?sig=sec/ret", ("https://host", "")),
+        (
+            "abfs://essays@school.dfs.core.windows.net/in.jsonl?sig=secret",
+            ("abfs://essays@school.dfs.core.windows.net", "in.jsonl"),
+        ),
+        ("abfs://wasb_default@essays/in.jsonl", ("abfs://essays", "in.jsonl")),
+        ("file://of_the_path@/data/in.jsonl", ("file", "/data/in.jsonl")),
+        ("file:///data/what?#1.jsonl", ("file", "/data/what?#1.jsonl")),
+        (ObjectStoragePath("s3://bucket/in.jsonl", conn_id="aws_default"), ("s3://bucket", "in.jsonl")),
         ("/data/in.jsonl", None),
         (["one"], None),
+        (["s3://bucket/one"], None),
     ],
-    ids=["bucket", "path", "list"],
 )
 def test_the_datasets_of_a_batch(inputs: Any, dataset: tuple[str, str] | None) -> None:
-    """Files of a bucket are named as OpenLineage names them; inputs that are no URI are no dataset."""
+    """Files are named as by OpenLineage, without connection and signature; other inputs are no dataset."""
     task = NoukaiRunJobsOperator(task_id="task", flow=FLOW, inputs=inputs)
     found = [(one.namespace, one.name) for one in lineage(task, "running").inputs]
     assert found == ([] if dataset is None else [dataset])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import Mock
@@ -11,7 +12,7 @@ import pytest
 from airflow.sdk import ObjectStoragePath
 
 from noukai_airflow import _task_output
-from noukai_airflow._storage import check_writable
+from noukai_airflow._storage import check_writable, storage_path
 from noukai_airflow.exceptions import (
     NoukaiException,
     NoukaiJobOutputInvalidException,
@@ -81,13 +82,72 @@ def test_a_file_is_json(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/tmp/out.json", "nothing://bucket/out.json", "file:///proc/no/out.json", "file:///tmp", "file:///tmp/"],
+    [
+        "/tmp/out.json",
+        "nothing://bucket/out.json",
+        "file:///proc/no/out.json",
+        "file:///tmp",
+        "file:///tmp/",
+        f"file:///tmp/{'n' * 256}",
+        "file:///tmp/o\0ut.json",
+        "file:///tmp/\ud800.json",
+        7,
+        Path("/tmp/out.json"),
+        ObjectStoragePath("/tmp/out.json"),
+    ],
 )
-def test_a_file_that_cannot_be_written(context: Any, emulator: Emulator, path: str) -> None:
+def test_a_file_that_cannot_be_written(context: Any, emulator: Emulator, path: Any) -> None:
     """A path that cannot be written is reported before anything is paid for."""
     with pytest.raises(NoukaiPermanentException, match="output_path"):
         operator(output_path=path).execute(context)
     assert submissions(emulator) == 0
+
+
+def test_a_file_with_the_longest_name(context: Any, emulator: Emulator, tmp_path: Path) -> None:
+    """A name that the file system allows is one that an output can have."""
+    name = "n" * (os.pathconf(tmp_path, "PC_NAME_MAX") - len(".json")) + ".json"
+    operator(output_path=f"file://{tmp_path}/{name}").execute(context)
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(
+    "uri", ["file://school/out.json", "file://localhost/tmp/out.json", "file://out.json"]
+)
+def test_a_file_below_the_working_directory(
+    context: Any, emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str
+) -> None:
+    """A URI with two slashes, which Airflow takes for a relative path, is refused, and makes no folder."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NoukaiPermanentException, match=r"names '.+' as a host: .* file:///"):
+        operator(output_path=uri).execute(context)
+    assert (list(tmp_path.iterdir()), submissions(emulator)) == ([], 0)
+
+
+@pytest.mark.parametrize("conn_id", [None, "of_the_path"])
+def test_a_path_of_airflow(context: Any, emulator: Emulator, tmp_path: Path, conn_id: str | None) -> None:
+    """An `ObjectStoragePath` is as good as its URI, and its templates are rendered."""
+    path = ObjectStoragePath(f"file://{tmp_path}", conn_id=conn_id) / "{{ run_id }}.json"
+    task = operator(output_path=path)
+    task.render_template_fields({"run_id": "monday"})  # type: ignore[typeddict-item]
+    user = "" if conn_id is None else f"{conn_id}@"
+    assert task.execute(context)["uri"] == f"file://{user}{tmp_path}/monday.json"
+    assert (tmp_path / "monday.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("location", "conn_id", "used"),
+    [
+        (ObjectStoragePath("file:///tmp/x", conn_id="of_the_path"), None, "of_the_path"),
+        (ObjectStoragePath("file:///tmp/x", conn_id="of_the_path"), "of_the_task", "of_the_path"),
+        (ObjectStoragePath("file:///tmp/x"), "of_the_task", "of_the_task"),
+        ("file://of_the_uri@/tmp/x", None, "of_the_uri"),
+        ("file:///tmp/x", None, None),
+    ],
+)
+def test_the_connection_of_a_storage(location: Any, conn_id: str | None, used: str | None) -> None:
+    """An `ObjectStoragePath` and a URI keep the connection that they name; the task's is for others."""
+    path = storage_path(location, conn_id, "output_path")
+    assert (path.serialize()["conn_id"], path.path) == (used, "/tmp/x")
 
 
 def test_a_storage_that_fails_at_the_end(
