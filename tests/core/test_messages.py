@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import sys
 import zlib
 
 import pytest
@@ -33,6 +34,14 @@ def test_a_request_does_not_show_what_is_submitted() -> None:
 
 def packed(most: int) -> ResponseReader:
     return ResponseReader(200, [(b"Content-Encoding", b"gzip")], most)
+
+
+@pytest.mark.parametrize("most", [sys.maxsize, 10**30])
+def test_gzip_without_a_limit_in_practice(most: int) -> None:
+    """A limit beyond every size that this machine knows is a limit like any other."""
+    reader = packed(most)
+    assert reader.take(gzip.compress(b"{}"))
+    assert reader.response().body == b"{}"
 
 
 def test_gzip_of_many_members() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -140,7 +141,7 @@ class _GzipReader:
             self._member = zlib.decompressobj(_GZIP)
             self._members += 1
         self._begun = True
-        body += self._member.decompress(packed, most - len(body))
+        body += self._member.decompress(packed, min(most - len(body), sys.maxsize))
         return self._member.unused_data
 
 
