@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from noukai_core import _validation
 from noukai_core._validation import ApiKey, FlowPath
 from noukai_core.addresses import DEVELOPMENT_URL, PRODUCTION_URL, is_loopback
-from noukai_core.checks import check_choice, check_count, check_number, check_seconds
+from noukai_core.checks import check_count, check_flag, check_number, check_seconds
 from noukai_core.errors import InvalidInputError
 
 PRODUCTION_KEY = "nk_live_"
@@ -66,10 +66,6 @@ def _window(value: object, argument: str) -> float:
     return check_seconds(value, argument, zero=True)
 
 
-def _flag(value: object, argument: str) -> bool:
-    return check_choice(value, (True, False), argument) is True
-
-
 def _interval(value: object, argument: str) -> float | None:
     return None if value is None else check_seconds(value, argument)
 
@@ -91,7 +87,7 @@ class ClientOptions:
     max_concurrent_submissions: int = _checked(16, check_count)
     max_response_bytes: int = _checked(64 * 1024 * 1024, check_count)
     max_followed_jobs: int = _checked(50, check_count)
-    allow_insecure_http: bool = _checked(default=False, check=_flag)
+    allow_insecure_http: bool = _checked(default=False, check=check_flag)
 
     def __post_init__(self) -> None:
         for option in fields(self):
@@ -103,7 +99,7 @@ class ClientOptions:
         """Check the arguments of a client, and fill in what the environment has."""
         org, project = _validation.org_and_project(arguments.get("org"), arguments.get("project"))
         key = ApiKey(_validation.api_key(os.environ.get("NOUKAI_API_KEY") if api_key is None else api_key))
-        insecure = arguments.get("allow_insecure_http") is True
+        insecure = check_flag(arguments.get("allow_insecure_http", False), "allow_insecure_http")
         checked: dict[str, Any] = {
             **arguments,
             "api_key": key,

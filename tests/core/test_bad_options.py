@@ -115,6 +115,13 @@ def test_a_bound_of_the_client(
     rejected(server, lambda: scripted(**{argument: value}), argument)
 
 
+@pytest.mark.parametrize("url", ["https://noukai.test", "http://noukai.test"])
+@pytest.mark.parametrize("value", [1, 0, "yes", None], ids=repr)
+def test_whether_http_is_allowed(scripted: MakeClient, server: ScriptedServer, url: str, value: Any) -> None:
+    """What only counts as True or False is refused by its name, and not taken for either."""
+    rejected(server, lambda: scripted(base_url=url, allow_insecure_http=value), "allow_insecure_http is")
+
+
 @pytest.mark.parametrize(
     "url",
     ["", "noukai.test", "ftp://noukai.test", "http://", "http://noukai.test/?a=b", "http://[", 7],

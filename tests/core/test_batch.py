@@ -221,6 +221,9 @@ def test_inputs_that_raise_a_cancellation(emulator: Emulator) -> None:
         ({"version": "latest"}, "version is 'latest'"),
         ({"batch_id": "mine"}, "batch_id is 'mine'"),
         ({"in_order": "yes"}, "in_order is 'yes'"),
+        ({"trace": 1}, "trace is 1"),
+        ({"detach": 0}, "detach is 0"),
+        ({"cancel_on_timeout": 1}, "cancel_on_timeout is 1"),
         ({"in_order": True, "detach": True}, "in_order and detach exclude each other"),
     ],
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 from noukai_core import _validation
 from noukai_core._validation import Version, refused, shown
-from noukai_core.checks import check_choice, check_count, check_seconds
+from noukai_core.checks import check_count, check_flag, check_seconds
 from noukai_core.output_types import check_output_type
 
 
@@ -39,9 +39,9 @@ class BatchOptions:
             if getattr(self, name) is not None:
                 check_seconds(getattr(self, name), name)
         for name in ("trace", "in_order", "detach"):
-            check_choice(getattr(self, name), (True, False), name)
+            check_flag(getattr(self, name), name)
         if not callable(self.cancel_on_timeout):
-            check_choice(self.cancel_on_timeout, (True, False), "cancel_on_timeout")
+            check_flag(self.cancel_on_timeout, "cancel_on_timeout")
         _validation.version_number(self.version)
         if self.stop_after_failures is not None:
             _check_failures(self.stop_after_failures)
