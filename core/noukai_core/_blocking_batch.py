@@ -7,11 +7,12 @@ import heapq
 import inspect
 import math
 import queue
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 from noukai_core._batch_handle import CANCEL_CONCURRENCY, CLOSED, BatchHandle
 from noukai_core._engine.batch import Batch
@@ -43,16 +44,23 @@ class _Strand:
         self.sleeper: tuple[Wake, object] | None = None
 
 
+_Results: TypeAlias = queue.SimpleQueue[tuple[_Strand, int, Any] | None]
+
+
 class JobBatch(BatchHandle, Iterator[JobOutcome]):
     """The outcomes of many jobs, as they end. Made by `Flow.jobs`.
 
     Jobs are submitted and polled while an outcome is asked for, and not while the body of a loop runs. Close
     it with `close`, or use it as a context manager, unless it is iterated to its end.
+
+    One thread at a time asks for an outcome, in the process in which the batch began; another one gets an
+    `InvalidInputError`. Any thread, and a signal handler, may close, stop or cancel the batch meanwhile.
     """
 
     def __init__(
         self,
         send: Callable[[Send, Callable[[], bool]], Any],
+        check_process: Callable[[], None],
         batch: Batch,
         inputs: Iterable[Any],
         ledger: BatchLedger,
@@ -61,13 +69,15 @@ class JobBatch(BatchHandle, Iterator[JobOutcome]):
     ) -> None:
         super().__init__(batch)
         self._send = send
+        self._check_process = check_process
+        self._iterating = threading.Lock()
         self._inputs = iter(inputs)
         self._ledger = ledger
         self._cancel_on_close = cancel_on_close
         self._pool: ThreadPoolExecutor | None = None
         self._ready: deque[tuple[_Strand, int, Any]] = deque()
         self._timers: list[tuple[float, int, _Strand, int]] = []
-        self._results: queue.SimpleQueue[tuple[_Strand, int, Any] | None] = queue.SimpleQueue()
+        self._results: _Results = queue.SimpleQueue()
         self._strands: set[_Strand] = set()
         self._timer_count = 0
         self._ran_at = math.inf
@@ -77,6 +87,18 @@ class JobBatch(BatchHandle, Iterator[JobOutcome]):
     def __next__(self) -> JobOutcome:
         if self._stopped:
             raise StopIteration
+        self._check_process()
+        if not self._iterating.acquire(blocking=False):
+            raise InvalidInputError(
+                f"an outcome of the batch of {self.flow} is being waited for already: one thread at a time "
+                "may iterate over a batch"
+            )
+        try:
+            return self._next()
+        finally:
+            self._iterating.release()
+
+    def _next(self) -> JobOutcome:
         batch = self._batch
         try:
             if not self._begun:
@@ -182,10 +204,15 @@ class JobBatch(BatchHandle, Iterator[JobOutcome]):
         self._batch.resume(stored)
 
     def _run_until(self, done: Callable[[], bool]) -> None:
-        while not done():
+        while True:
+            results = self._results  # read before the question, since what ends this loop replaces it after
+            if done():
+                return
             if not self._ready:
-                self._wait()
-                self._collect()
+                self._wait(results)
+                if done():
+                    return
+                self._collect(results)
             if self._ready:
                 self._step_next()
 
@@ -195,13 +222,13 @@ class JobBatch(BatchHandle, Iterator[JobOutcome]):
         if turn == strand.turn and strand in self._strands:
             self._step(strand, value)
 
-    def _wait(self) -> None:
+    def _wait(self, results: _Results) -> None:
         """Wait for a response, or until the next sleep ends."""
         self._note_stall()
         wait = min(self._timers[0][0] - time.monotonic(), _LONGEST_WAIT) if self._timers else _LONGEST_WAIT
         if wait > 0:
             with contextlib.suppress(queue.Empty):
-                self._note(self._results.get(timeout=wait))
+                self._note(results.get(timeout=wait))
         self._ran_at = time.monotonic()
 
     def _note_stall(self) -> None:
@@ -210,7 +237,7 @@ class JobBatch(BatchHandle, Iterator[JobOutcome]):
         self._batch.stalls.note(self._ran_at, now)
         self._ran_at = now
 
-    def _collect(self) -> None:
+    def _collect(self, results: _Results) -> None:
         """Note whose sleep has ended, and which responses have come."""
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
@@ -218,7 +245,7 @@ class JobBatch(BatchHandle, Iterator[JobOutcome]):
             self._ready.append((strand, turn, None))
         with contextlib.suppress(queue.Empty):
             while True:
-                self._note(self._results.get_nowait())
+                self._note(results.get_nowait())
 
     def _note(self, result: tuple[_Strand, int, Any] | None) -> None:
         if result is not None:
@@ -331,7 +358,9 @@ class JobBatch(BatchHandle, Iterator[JobOutcome]):
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None
-        self._results.put(None)  # a signal handler or another thread may end the wait of a loop
+        # A signal handler or another thread may end the wait of a loop, which must not take its responses.
+        self._results.put(None)
+        self._results = queue.SimpleQueue()
         # If one is interrupted, the others are closed nonetheless.
         with contextlib.ExitStack() as closing:
             for strand in strands:

@@ -104,7 +104,14 @@ class Runner:
         self, batch: Batch, inputs: Iterable[JobInput], ledger: BatchLedger, *, cancel_on_close: bool
     ) -> JobBatch:
         """Return the outcomes of a batch."""
-        return JobBatch(self._send, batch, inputs, ledger, cancel_on_close=cancel_on_close)
+        return JobBatch(
+            self._send,
+            self._connection.check_process,
+            batch,
+            inputs,
+            ledger,
+            cancel_on_close=cancel_on_close,
+        )
 
     @property
     def is_closed(self) -> bool:

@@ -8,13 +8,14 @@ import os
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
 import httpx
 import pytest
 
-from noukai_core import AsyncNoukai, JobTimeoutError, LedgerEntry, MemoryLedger, Noukai
+from noukai_core import AsyncNoukai, InvalidInputError, JobTimeoutError, LedgerEntry, MemoryLedger, Noukai
 from noukai_core._engine.effects import Send, Sleep
 from noukai_core._engine.rate_limit import PollRateLimiter
 from noukai_core._engine.wait import Poller
@@ -285,6 +286,41 @@ def test_a_signal_ends_a_batch_whose_outcome_is_waited_for(end: Callable[[Any], 
             assert list(batch) == []
         finally:
             signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+def test_a_second_thread_does_not_wait_for_an_outcome_of_a_batch(end: Callable[[Any], Any], key: str) -> None:
+    """One thread at a time iterates over a batch: another gets an error at once, but may end the batch."""
+    polled = threading.Event()
+    transport = Service(on_poll=polled.set).transport
+    with Noukai(key, transport=transport, poll_interval=0.05) as client, ThreadPoolExecutor(1) as pool:
+        batch = client.flow(FLOW).jobs(["1"])
+        loop = pool.submit(list[Any], batch)
+        try:
+            assert polled.wait(60)
+            with pytest.raises(InvalidInputError, match="one thread at a time"):
+                next(batch)
+            assert batch.counts == {"running": 1}
+        finally:
+            end(batch)
+        assert loop.result(60) == []
+
+
+def test_threads_that_take_turns_at_a_batch(key: str) -> None:
+    """A batch goes on in another thread, also after an input that asked for an outcome itself."""
+
+    def inputs() -> Iterator[Any]:
+        yield 42
+        with pytest.raises(InvalidInputError, match="one thread at a time"):
+            next(batch)
+        yield "0"
+
+    with Noukai(key, transport=Service().transport, poll_interval=0.05) as client:
+        batch = client.flow(FLOW).jobs(inputs())
+        with ThreadPoolExecutor(1) as pool:
+            outcomes = [pool.submit(next, batch).result(60), next(batch)]
+        assert [outcome.state for outcome in outcomes] == ["rejected", "completed"]
+        assert list(batch) == []
 
 
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)

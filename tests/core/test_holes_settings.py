@@ -267,6 +267,31 @@ sys.exit(code)
     assert service.count("poll") == 3
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_batch_that_was_begun_before_a_fork_is_refused_in_the_child(service: RawService) -> None:
+    """A child does not wait for the responses of its parent's batch, and the parent gets them."""
+    program = f"""
+import os, signal, sys, warnings
+warnings.simplefilter("ignore")
+from noukai_core import InvalidInputError, Noukai
+batch = Noukai({KEY!r}, base_url={service.base_url!r}).flow({FLOW!r}).jobs([42, "hello"])
+assert next(batch).state == "rejected"
+child = os.fork()
+if child == 0:
+    signal.alarm(60)  # or a child that waits would outlive the test
+    try:
+        next(batch)
+    except InvalidInputError as error:
+        os._exit(0 if "one client for each process" in str(error) else 1)
+    os._exit(1)
+code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+assert next(batch).state == "completed"
+sys.exit(code)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+    assert service.count("submit") == 1
+
+
 async def test_a_closed_async_iteration_lets_go_of_its_slot(key: str, service: RawService) -> None:
     """`aclose()` of a watch that waits for a slot gives the slot to the next."""
     service.on("poll", RUNNING)

@@ -175,7 +175,7 @@ class Connection(BaseConnection):
     def send(self, call: Call[Any], timeout: float | None = None) -> HttpResponse | APIError:
         """Send a call once. Every error is returned as a value, without its cause."""
         allowed = min(self._settings.timeout if timeout is None else timeout, _MAX_TIMEOUT)
-        self._check_process()
+        self.check_process()
         if self._closed:
             return self._client_closed(call)
         request = self._request(call, allowed)
@@ -188,7 +188,7 @@ class Connection(BaseConnection):
 
     def open(self, call: Call[Any]) -> EventStream | HttpResponse | APIError:
         """Open the stream of a call, or return the response that is none."""
-        self._check_process()
+        self.check_process()
         if self._closed:
             return self._client_closed(call)
         request = self._request(call, SILENCE_SECONDS)
@@ -210,8 +210,12 @@ class Connection(BaseConnection):
         except _FAULTS as fault:
             return self._no_response(call, fault, SILENCE_SECONDS)
 
-    def _check_process(self) -> None:
-        """Check that the client was not used before a fork: both processes would read the same responses."""
+    def check_process(self) -> None:
+        """Check that the client was not used before a fork: both processes would read the same responses.
+
+        Raises:
+            InvalidInputError: It was.
+        """
         process = os.getpid()
         if self._process is None:
             self._process = process
