@@ -26,11 +26,15 @@ def is_retryable(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> 
     """Return whether a retry may succeed, for `retry_condition_fn`. Every task of this package has it set.
 
     A permanent error and invalid input stay what they are, and a cancelled job was stopped on purpose, as was
-    a batch that has reached its `max_cost_usd`. For a batch, one retryable job is enough.
+    a batch that has reached its `max_cost_usd`. Of a group of errors, such as a batch raises, or a task group
+    around batches, one retryable error is enough.
     """
-    error: Any = getattr(state.data, "result", state.data)
-    errors: Sequence[Any] = getattr(error, "exceptions", (error,))
-    return not all(isinstance(one, _NOT_RETRYABLE) for one in errors)
+    return _may_pass(getattr(state.data, "result", state.data))
+
+
+def _may_pass(error: object) -> bool:
+    group: Sequence[object] = getattr(error, "exceptions", ())
+    return any(map(_may_pass, group)) if group else not isinstance(error, _NOT_RETRYABLE)
 
 
 def noukai_task(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:

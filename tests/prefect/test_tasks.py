@@ -272,6 +272,10 @@ class _Anything:
     task_run = type("Run", (), {"id": uuid4(), "flow_run_id": uuid4()})
 
 
+def _batch_error(error: Exception) -> ExceptionGroup[Exception]:
+    return ExceptionGroup("1 of 3", [error])
+
+
 @pytest.mark.parametrize(
     ("error", "worth"),
     [
@@ -290,6 +294,14 @@ class _Anything:
                 "2 of 3", [JobCancelledError("c", job_id="j", status=None), InvalidInputError("w")]
             ),
             False,
+        ),
+        (ExceptionGroup("tasks", [_batch_error(JobCancelledError("c", job_id="j", status=None))]), False),
+        (
+            ExceptionGroup(
+                "tasks",
+                [_batch_error(InvalidInputError("w")), _batch_error(NoukaiError("something"))],
+            ),
+            True,
         ),
     ],
 )
