@@ -12,7 +12,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from noukai_core import AsyncNoukai, InvalidInputError, Noukai, RunUrlTemplate
 from noukai_core.addresses import PRODUCTION_URL
-from noukai_core.checks import check_count, check_number, check_seconds
+from noukai_core.checks import check_choice, check_count, check_number, check_seconds
 from noukai_prefect._block_fields import refuse_unknown_fields
 
 DOCUMENTATION_URL = HttpUrl("https://docs.noukai.xyz")
@@ -170,32 +170,33 @@ class NoukaiCredentials(CredentialsBlock):
 
         Args:
             client_type: `"sync"` for a `noukai_core.Noukai`, `"async"` for a `noukai_core.AsyncNoukai`.
-            **options: Further arguments of the client, such as `timeout` or `max_polls_per_second`. They take
-                precedence over the fields of the block.
+            **options: Further arguments of the client, such as `timeout` or `base_url`, but not `api_key`.
+                They take precedence over the fields of the block.
 
         Returns:
             The client. An async one belongs to the event loop that first uses it.
 
         Raises:
-            InvalidInputError: A field of the block is invalid, or its key is masked.
+            InvalidInputError: A field of the block or an argument is invalid, or the block's key is masked.
         """
+        check_choice(client_type, ("sync", "async"), "client_type")
+        if "api_key" in options:
+            options.clear()  # some tracebacks show local variables
+            raise InvalidInputError("api_key is the block's own: for another key, create another block")
         if self._is_masked:
             raise InvalidInputError(
                 "api_key is masked, because the credentials were written as JSON, which hides secrets: save "
                 "the block, so that it is written as its name, or use Prefect's `pickle` serializer"
             )
+        options.setdefault("base_url", (self.base_url or "").strip() or PRODUCTION_URL)
+        options.setdefault("org", self.org or None)
+        options.setdefault("project", self.project or None)
         options.setdefault("allow_insecure_http", self.allow_insecure_http)
         for name, argument in _CLIENT_OPTIONS.items():
             if (value := getattr(self, name)) is not None:
                 options.setdefault(argument, value)
         client_class = Noukai if client_type == "sync" else AsyncNoukai
-        return client_class(
-            self.api_key.get_secret_value(),
-            base_url=(self.base_url or "").strip() or PRODUCTION_URL,
-            org=self.org or None,
-            project=self.project or None,
-            **options,
-        )
+        return client_class(self.api_key.get_secret_value(), **options)
 
     def get_async_client(self, **options: Any) -> AsyncNoukai:
         """Create an async client; see `get_client`."""

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from prefect import flow
 from pydantic.json_schema import SkipJsonSchema
 
+from noukai_prefect._block_fields import VersionText
 from noukai_prefect._run_context import RunContext
 from noukai_prefect._watching import emit_ended_runs
 from noukai_prefect.batch_tasks import arun_noukai_jobs
@@ -30,7 +31,7 @@ async def noukai_job(
     message: OptionalText = None,
     parameters: OptionalObject = None,
     credentials: NoukaiCredentials | SkipJsonSchema[None] = None,
-    version: str = "production",
+    version: VersionText = "production",
     trace: bool = False,
     timeout: OptionalNumber = None,
     on_cancelled: Literal["fail", "cancel"] = "fail",
@@ -67,7 +68,7 @@ async def noukai_jobs(
     noukai_flow: str,
     messages: list[str],
     credentials: NoukaiCredentials | SkipJsonSchema[None] = None,
-    version: str = "production",
+    version: VersionText = "production",
     trace: bool = False,
     timeout: OptionalNumber = None,
     max_concurrency: int = 1000,

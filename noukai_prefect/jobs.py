@@ -10,9 +10,10 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from noukai_core import JobRequest, JobStatus
+from noukai_core.following import Follow
 from noukai_prefect import _cancellation
-from noukai_prefect._block_fields import refuse_unknown_fields
-from noukai_prefect._run import WaitOptions, submit, wait
+from noukai_prefect._block_fields import VersionText, refuse_unknown_fields
+from noukai_prefect._run import OnCancelled, WaitOptions, submit, wait
 from noukai_prefect._run_context import RunContext
 from noukai_prefect._sync import run_blocking
 from noukai_prefect.credentials import (
@@ -56,16 +57,40 @@ class NoukaiJobRun(JobRun[Any]):
         self._request = request
 
     @classmethod
-    def from_id(cls, credentials: NoukaiCredentials, flow: str, job_id: str, **options: Any) -> NoukaiJobRun:
+    def from_id(
+        cls,
+        credentials: NoukaiCredentials,
+        flow: str,
+        job_id: str,
+        *,
+        submitted_at: datetime | None = None,
+        timeout: float | None = None,
+        poll_interval: float | None = None,
+        on_cancelled: OnCancelled = "fail",
+        cancel_on_timeout: bool = True,
+        follow: Follow = "state",
+    ) -> NoukaiJobRun:
         """Return the run of an existing job. No request is made.
 
         Args:
             credentials: The project's credentials.
             flow: The Noukai flow, as `org/project/slug`; a slug is enough if the credentials have the rest.
             job_id: The job.
-            **options: Further arguments of the class, `submitted_at` and `wait_options`.
+            submitted_at: When it was submitted, with a time zone. Just after a submission Noukai may not know
+                the job yet; with this time given, that is waited out.
+            timeout: The longest wait in seconds; no limit by default.
+            poll_interval: Seconds between two polls. By default the pause grows with the age of the job.
+            on_cancelled: If the job is cancelled on the Noukai side: `"fail"` raises an error, `"cancel"`
+                returns a `Cancelled` state.
+            cancel_on_timeout: Whether the job is cancelled when the wait, the task or the flow times out.
+            follow: What of the job is logged while it runs: its `"state"`, its `"steps"` as well, or, with
+                `None`, nothing.
+
+        Raises:
+            InvalidInputError: The credentials are no block, or an argument about the wait is wrong.
         """
-        return cls(credentials, flow, job_id, **options)
+        wait_options = WaitOptions(timeout, poll_interval, on_cancelled, cancel_on_timeout, follow)
+        return cls(credentials, flow, job_id, wait_options=wait_options, submitted_at=submitted_at)
 
     def __repr__(self) -> str:
         return f"NoukaiJobRun({self.job_id!r}, flow={self.flow!r})"
@@ -154,7 +179,7 @@ class NoukaiJob(_JobBlock):
     block_overrides: dict[str, dict[str, Any]] | SkipJsonSchema[None] = Field(
         default=None, title="Block Overrides", description="Settings of single steps, by step id."
     )
-    version: str = Field(
+    version: VersionText = Field(
         default="production", description="production, draft or the number of a published version."
     )
     trace: bool = Field(default=False, description="Whether the run is traced.")

@@ -169,6 +169,46 @@ def test_arguments_of_a_call_precede_the_fields(credentials: NoukaiCredentials) 
     assert (given["max_polls_per_second"], given["timeout"]) == (20, 20)
 
 
+def test_an_address_of_a_call_precedes_the_fields(credentials: NoukaiCredentials) -> None:
+    """So do the address of the API, the organisation and the project, each for itself."""
+    credentials.org, credentials.project = "acme", "spelling"
+    given = options_of(credentials, base_url="https://noukai.test/api/v1", project="grammar")
+    assert (given["base_url"], given["org"], given["project"]) == (
+        "https://noukai.test/api/v1",
+        "acme",
+        "grammar",
+    )
+
+
+def test_a_client_has_no_other_key_than_the_block(credentials: NoukaiCredentials) -> None:
+    """A key beside that of the block is refused, and shown neither in the error nor in its traceback."""
+    other = "nk_test_other_0123456789abcdef"
+    with pytest.raises(InvalidInputError, match="api_key") as refused:
+        credentials.get_client(api_key=other)
+    assert other not in str(refused.value)
+    assert other not in str([frame.locals for frame in refused.traceback[1:]])
+
+
+@pytest.mark.parametrize("client_type", ["blocking", "Sync", None])
+def test_a_type_of_client_that_is_none(credentials: NoukaiCredentials, client_type: Any) -> None:
+    """A wrong type is an error that names the right ones, and not the other client."""
+    with pytest.raises(InvalidInputError, match=r"client_type is .* 'sync' or 'async'"):
+        credentials.get_client(client_type)
+
+
+def test_a_refused_assignment_leaves_the_block_as_it_was(credentials: NoukaiCredentials) -> None:
+    """After an assignment to a name that is no field, the block is unchanged and takes valid ones."""
+    before = credentials.model_copy()
+    unknown: Any = credentials
+    with pytest.raises(ValidationError, match="did you mean base_url"):
+        unknown.baseurl = "x"
+    assert credentials == before
+    assert credentials.model_fields_set == before.model_fields_set
+    assert not hasattr(credentials, "baseurl")
+    credentials.org = "acme"
+    assert credentials.org == "acme"
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

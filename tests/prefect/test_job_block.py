@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from pydantic import ValidationError
 
 from noukai_core import InvalidInputError, JobFailedError, JobState, JobTimeoutError
 from noukai_prefect import NoukaiCredentials, NoukaiJob, NoukaiJobRun, run_noukai_job
@@ -68,6 +69,49 @@ def test_from_id(job: NoukaiJob, credentials: NoukaiCredentials, emulator: Emula
     assert emulator.control.counts()["submit"] == 1
 
 
+def test_a_run_from_id_waits_as_it_is_told(credentials: NoukaiCredentials, emulator: Emulator) -> None:
+    """How to wait for an existing job is said with the arguments that the block and the tasks have."""
+    emulator.control.script("grade-3", outcome="never")
+    job_id = NoukaiJob(credentials=credentials, flow=FLOW, message="hello").trigger().job_id
+    run = NoukaiJobRun.from_id(
+        credentials,
+        FLOW,
+        job_id,
+        timeout=0.2,
+        poll_interval=0.1,
+        on_cancelled="cancel",
+        cancel_on_timeout=False,
+        follow=None,
+    )
+    with pytest.raises(JobTimeoutError):
+        run.wait_for_completion()
+    assert emulator.control.counts()["cancel"] == 0
+    run.cancel()
+    assert run.fetch_result().name == "Cancelled"
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("timeout", -1), ("poll_interval", 0), ("on_cancelled", "ignore"), ("follow", "all")],
+)
+def test_a_run_from_id_checks_its_arguments(
+    credentials: NoukaiCredentials, argument: str, value: object
+) -> None:
+    """A wrong argument is an error when the run is created, and not when it is waited for."""
+    options: dict[str, Any] = {argument: value}
+    with pytest.raises(InvalidInputError, match=argument):
+        NoukaiJobRun.from_id(credentials, FLOW, "job_1", **options)
+
+
+def test_a_run_from_id_has_the_arguments_of_the_block() -> None:
+    """The fields of the block that say how to wait are arguments of `from_id`, with the same defaults."""
+    parameters = inspect.signature(NoukaiJobRun.from_id).parameters
+    fields = NoukaiJob.model_fields
+    waiting = {"timeout", "poll_interval", "on_cancelled", "cancel_on_timeout", "follow"}
+    assert waiting == set(parameters) - {"credentials", "flow", "job_id", "submitted_at"}
+    assert all(parameters[name].default == fields[name].get_default() for name in waiting)
+
+
 def test_failure_is_raised_by_the_wait(job: NoukaiJob, emulator: Emulator) -> None:
     """A failed job raises in the wait, not only when its result is fetched."""
     emulator.control.script("grade-3", outcome="failed", error="no luck")
@@ -85,11 +129,24 @@ def test_cancel(job: NoukaiJob, emulator: Emulator) -> None:
     assert job.trigger().cancel() is False
 
 
-@pytest.mark.parametrize(("version", "sent"), [("production", "production"), ("draft", "draft"), ("7", 7)])
-def test_version(credentials: NoukaiCredentials, emulator: Emulator, version: str, sent: str | int) -> None:
-    """A version from the form may be a word or a number."""
-    NoukaiJob(credentials=credentials, flow=FLOW, message="hello", version=version).trigger()
+@pytest.mark.parametrize(
+    ("version", "sent"), [("production", "production"), ("draft", "draft"), ("7", 7), (7, 7)]
+)
+def test_version(
+    credentials: NoukaiCredentials, emulator: Emulator, version: str | int, sent: str | int
+) -> None:
+    """A version may be a word, or a number as text from the form or as itself from code."""
+    block = NoukaiJob(credentials=credentials, flow=FLOW, message="hello", version=version)
+    block.trigger()
     assert emulator.control.jobs()[0]["version"] == sent
+    assert block.version == str(version), "which the text field of the form can show"
+
+
+@pytest.mark.parametrize("version", [True, 1.0, None])
+def test_a_version_of_another_type(credentials: NoukaiCredentials, version: Any) -> None:
+    """What is neither text nor a whole number is refused by the block itself."""
+    with pytest.raises(ValidationError, match="version"):
+        NoukaiJob(credentials=credentials, flow=FLOW, message="hello", version=version)
 
 
 def test_bad_fields_send_nothing(credentials: NoukaiCredentials, emulator: Emulator) -> None:
