@@ -24,7 +24,7 @@ from noukai_airflow.exceptions import (
 from noukai_airflow.links.noukai import NoukaiJobLink
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context
+    from airflow.sdk import Context, ObjectStoragePath
     from pydantic import BaseModel
 
     from noukai_airflow._connection import ConnectionSettings
@@ -73,9 +73,9 @@ class NoukaiRunJobOperator(BaseOperator):
         noukai_conn_id: The Airflow connection.
         deferrable: Whether to wait in the triggerer instead of on a worker. Defaults to the setting
             `[operators] default_deferrable`.
-        output_path: The URI of a file for the output, for example on S3. The task then returns
-            `{"uri": …, "bytes": …, "job_id": …}`. A text is written as it is unless the name ends in `.json`,
-            and everything else as JSON. Templated, like the next argument.
+        output_path: The URI or `ObjectStoragePath` of a file for the output, for example on S3. The task then
+            returns `{"uri": …, "bytes": …, "job_id": …}`. A text is written as it is unless the name ends in
+            `.json`, and everything else as JSON. Templated, like the next argument.
         storage_conn_id: The Airflow connection of the storage.
         output_type: A pydantic model. The task returns the output with its defaults, as JSON values. If the
             output is no instance of it, the task fails, and a retry submits a new job.
@@ -133,7 +133,7 @@ class NoukaiRunJobOperator(BaseOperator):
         trace: bool = False,
         noukai_conn_id: str = "noukai_default",
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
-        output_path: str | None = None,
+        output_path: str | ObjectStoragePath | None = None,
         storage_conn_id: str | None = None,
         output_type: type[BaseModel] | None = None,
         wait_for_completion: bool = True,
