@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from noukai_core import JobRequest, JobStatus
+from noukai_core.checks import check_job_id
 from noukai_core.following import Follow
 from noukai_prefect import _cancellation
 from noukai_prefect._block_fields import VersionText, refuse_unknown_fields
@@ -87,10 +88,13 @@ class NoukaiJobRun(JobRun[Any]):
                 `None`, nothing.
 
         Raises:
-            InvalidInputError: The credentials are no block, or an argument about the wait is wrong.
+            InvalidInputError: The credentials are no block, `job_id` is no id of a job, or an argument about
+                the wait is wrong.
         """
         wait_options = WaitOptions(timeout, poll_interval, on_cancelled, cancel_on_timeout, follow)
-        return cls(credentials, flow, job_id, wait_options=wait_options, submitted_at=submitted_at)
+        return cls(
+            credentials, flow, check_job_id(job_id), wait_options=wait_options, submitted_at=submitted_at
+        )
 
     def __repr__(self) -> str:
         return f"NoukaiJobRun({self.job_id!r}, flow={self.flow!r})"

@@ -13,6 +13,7 @@ from prefect.client.schemas.responses import SetStateStatus
 from prefect.flow_runs import asuspend_flow_run, suspend_flow_run
 
 from noukai_core import JobNotFoundError, NoukaiError
+from noukai_core.checks import check_job_id
 from noukai_prefect._artifacts import with_subflows
 from noukai_prefect._job_store import JobRecord, read_records
 from noukai_prefect._run_context import RunContext
@@ -25,7 +26,7 @@ _PAGE_SIZE = 200
 
 async def asuspend_until_noukai_job(job_id: str, *, timeout: int | None = None) -> None:
     """Suspend the flow run, for async flows; see `suspend_until_noukai_job`."""
-    await asuspend_flow_run(key=f"{_KEY}{job_id}", timeout=timeout)
+    await asuspend_flow_run(key=_key(job_id), timeout=timeout)
 
 
 def suspend_until_noukai_job(job_id: str, *, timeout: int | None = None) -> None:
@@ -39,9 +40,17 @@ def suspend_until_noukai_job(job_id: str, *, timeout: int | None = None) -> None
     Args:
         job_id: A job that this flow run has submitted.
         timeout: After how many seconds the suspended run fails; no limit by default. Its job is left running.
+
+    Raises:
+        InvalidInputError: `job_id` is no id of a job; the flow run is not suspended.
     """
     suspend: Any = suspend_flow_run
-    suspend(key=f"{_KEY}{job_id}", timeout=timeout)
+    # In an async flow, Prefect would otherwise return a coroutine, which nothing awaits.
+    suspend(key=_key(job_id), timeout=timeout, _sync=True)
+
+
+def _key(job_id: str) -> str:
+    return f"{_KEY}{check_job_id(job_id)}"
 
 
 async def resume_ended(run: RunContext, default: str) -> list[UUID]:

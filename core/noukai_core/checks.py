@@ -1,4 +1,4 @@
-"""Checks of durations, counts, choices, flags and the ids of flows.
+"""Checks of durations, counts, choices, flags, ids and addresses.
 
 Each check returns the value in its plain form, and raises `InvalidInputError`, which names the argument, the
 value and what is allowed.
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TypeAlias, TypeGuard, TypeVar
 
-from noukai_core._validation import flag, flow_id, refused, shown
+from noukai_core._validation import base_url, flag, flow_id, job_id, refused, shown
 
 T = TypeVar("T")
 
@@ -120,6 +120,30 @@ def check_flow_id(value: object) -> str:
         InvalidInputError: It is not a string, is empty, or has a slash or another character of no id.
     """
     return flow_id(value)
+
+
+def check_job_id(value: object) -> str:
+    """Check the id of a job.
+
+    Args:
+        value: The id, as the submission returned it.
+
+    Raises:
+        InvalidInputError: It is no text of printable ASCII without spaces or slashes.
+    """
+    return job_id(value)
+
+
+def check_base_url(value: object) -> str:
+    """Check the address of the API, and return it as a client uses it: without spaces or slashes around it.
+
+    Args:
+        value: The address, such as `https://api.noukai.dev/api/v1`.
+
+    Raises:
+        InvalidInputError: It is no http address, or has a password, a query or a fragment.
+    """
+    return base_url(value)
 
 
 def has_keys(value: object) -> bool:

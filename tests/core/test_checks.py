@@ -11,11 +11,13 @@ import pytest
 
 from noukai_core import InvalidInputError
 from noukai_core.checks import (
+    check_base_url,
     check_choice,
     check_count,
     check_duration,
     check_flag,
     check_flow_id,
+    check_job_id,
     check_number,
     check_seconds,
 )
@@ -81,3 +83,26 @@ def test_a_choice_is_one_of_a_few() -> None:
     with pytest.raises(InvalidInputError) as caught:
         check_choice("nk_live_secret", ("fail", "skip"), "on_cancelled")
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [None, 7, "", "two words", "a/b", ".."], ids=repr)
+def test_the_id_of_a_job_has_no_spaces_or_slashes(value: Any) -> None:
+    """An id comes back as it is, and anything that no submission returns is refused by name."""
+    assert check_job_id("job_1") == "job_1"
+    with pytest.raises(InvalidInputError, match="job_id is "):
+        check_job_id(value)
+
+
+@pytest.mark.parametrize(
+    "value", ["https://noukai.test/api", "https://noukai.test/api//", " https://noukai.test/api/ "]
+)
+def test_an_address_comes_back_as_a_client_uses_it(value: str) -> None:
+    """Spaces around an address and slashes at its end make no other address."""
+    assert check_base_url(value) == "https://noukai.test/api"
+
+
+@pytest.mark.parametrize("value", [None, "", "noukai.test", "https://noukai.test?a=b"], ids=repr)
+def test_what_is_no_address_is_refused(value: Any) -> None:
+    """The message names the argument."""
+    with pytest.raises(InvalidInputError, match="base_url "):
+        check_base_url(value)

@@ -16,12 +16,14 @@ from prefect.flow_engine import run_flow
 from prefect.flow_runs import asuspend_flow_run
 from pydantic import SecretStr
 
-from noukai_core import Noukai
+from noukai_core import InvalidInputError, Noukai
 from noukai_prefect import (
     NoukaiCredentials,
+    NoukaiJobRun,
     asubmit_noukai_job,
     asuspend_until_noukai_job,
     await_for_noukai_job,
+    suspend_until_noukai_job,
 )
 from noukai_prefect import (
     suspending as noukai_suspending,
@@ -139,6 +141,39 @@ async def suspend(of: Any) -> Any:
     with pytest.raises(Pause):
         await run_flow(of, flow_run=started)  # type: ignore[misc]
     return started
+
+
+@flow
+async def suspending_without_await() -> None:
+    suspend_until_noukai_job("job_1", timeout=3600)
+
+
+async def test_the_blocking_function_in_an_async_flow() -> None:
+    """`suspend_until_noukai_job` suspends an async flow as well, in which nothing would await it."""
+    run = await suspend(suspending_without_await)
+    assert (await run_of(run.id)).state.name == "Suspended"
+
+
+@flow
+async def suspending_for(job_id: Any) -> None:
+    with pytest.raises(InvalidInputError, match="job_id is "):
+        await asuspend_until_noukai_job(job_id)
+    with pytest.raises(InvalidInputError, match="job_id is "):
+        suspend_until_noukai_job(job_id)
+
+
+@pytest.mark.parametrize("job_id", [None, 1, "", "no id", "a/b"], ids=repr)
+async def test_what_is_no_job_suspends_nothing(job_id: Any) -> None:
+    """A run is not suspended for what cannot be the id of a job, since nothing would resume it."""
+    started = await start("suspending-for", suspending_for)
+    await run_flow(suspending_for, flow_run=started, parameters={"job_id": job_id})  # type: ignore[misc]
+    assert (await run_of(started.id)).state.name == "Completed"
+
+
+def test_the_run_of_what_is_no_job(credentials: NoukaiCredentials) -> None:
+    """A job block's run is not made for what cannot be the id of a job."""
+    with pytest.raises(InvalidInputError, match="job_id is "):
+        NoukaiJobRun.from_id(credentials, FLOW, "no id")
 
 
 async def test_each_run_waits_for_its_own_job(
