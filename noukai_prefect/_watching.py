@@ -30,7 +30,7 @@ async def emit_ended_runs(
     The cursor is stored after Prefect has accepted the events. The id of an event follows from its run, so an
     event that is emitted again after a crash can be recognised.
     """
-    store = _CursorStore(credentials, flow_id, run)
+    store = _CursorStore(credentials, flow_id, states, run)
     cursor = await store.read()
     async with credentials.get_client("async") as client:
         seen = await client.ended_runs(flow_id, cursor)
@@ -65,11 +65,13 @@ def _event(ended: FlowRun) -> Event:
 
 
 class _CursorStore:
-    """Keeps the cursor of a flow as an artifact, of a type that Prefect's web page does not show."""
+    """Keeps the cursor of a flow and some states as an artifact, which Prefect's web page does not show."""
 
-    def __init__(self, credentials: NoukaiCredentials, flow_id: str, run: RunContext) -> None:
-        digest = hashlib.sha256(f"{credentials.base_url}\n{flow_id}".encode()).hexdigest()
-        self._key = f"noukai-runs-{digest[:16]}"
+    def __init__(
+        self, credentials: NoukaiCredentials, flow_id: str, states: Collection[str], run: RunContext
+    ) -> None:
+        watched = json.dumps([credentials.api_url, flow_id, sorted(set(states))])
+        self._key = f"noukai-runs-{hashlib.sha256(watched.encode()).hexdigest()[:16]}"
         self._flow_id = flow_id
         self._run = run
         self._artifact: uuid.UUID | None = None

@@ -129,7 +129,7 @@ def _slot(run: RunContext, flow: str, credentials: NoukaiCredentials, inputs: Ba
     if store is None:
         return str(uuid4())
     content = {
-        "server": credentials.base_url,
+        "server": credentials.api_url,
         "credentials": credentials.saved_as,
         "batch": inputs.content,
     }

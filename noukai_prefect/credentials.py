@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
-from typing import Any, Literal, Self, SupportsIndex, TypeAlias, overload
+import json
+from typing import TYPE_CHECKING, Any, Literal, Self, SupportsIndex, TypeAlias, overload
 
 from prefect.blocks.abstract import CredentialsBlock
-from prefect.blocks.core import BlockNotSavedError
-from pydantic import ConfigDict, Field, HttpUrl, SecretStr, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    HttpUrl,
+    PrivateAttr,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.json_schema import SkipJsonSchema
 
 from noukai_core import AsyncNoukai, InvalidInputError, Noukai, RunUrlTemplate
 from noukai_core.addresses import PRODUCTION_URL
-from noukai_core.checks import check_choice, check_count, check_number, check_seconds
+from noukai_core.checks import check_base_url, check_choice, check_count, check_number, check_seconds
 from noukai_prefect._block_fields import refuse_unknown_fields
 
 DOCUMENTATION_URL = HttpUrl("https://docs.noukai.xyz")
@@ -146,7 +156,25 @@ class NoukaiCredentials(CredentialsBlock):
     def _check_count(cls, count: int | None, info: ValidationInfo) -> int | None:
         return None if count is None else check_count(count, str(info.field_name))
 
+    # A digest, since the private attributes of a block are pickled with it.
+    _stored_digest: str | None = PrivateAttr(default=None)
+
     _refuse_unknown_fields = model_validator(mode="after")(refuse_unknown_fields)
+
+    if not TYPE_CHECKING:  # type checkers would allow the assignment of any name
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, value)
+            # Prefect names a block when it has loaded or saved it, on its own or inside another block.
+            if name == "_block_document_name":
+                self._stored_digest = self._digest()
+
+    def _digest(self) -> str:
+        """Return a digest of the fields, with their secrets."""
+        fields = self.model_dump(
+            mode="json", include=set(type(self).model_fields), context={"include_secrets": True}
+        )
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
     @model_validator(mode="after")
     def _load_masked(self) -> Self:
@@ -188,7 +216,7 @@ class NoukaiCredentials(CredentialsBlock):
                 "api_key is masked, because the credentials were written as JSON, which hides secrets: save "
                 "the block, so that it is written as its name, or use Prefect's `pickle` serializer"
             )
-        options.setdefault("base_url", (self.base_url or "").strip() or PRODUCTION_URL)
+        options.setdefault("base_url", self.api_url)
         options.setdefault("org", self.org or None)
         options.setdefault("project", self.project or None)
         options.setdefault("allow_insecure_http", self.allow_insecure_http)
@@ -207,18 +235,27 @@ class NoukaiCredentials(CredentialsBlock):
         return set(self.api_key.get_secret_value()) == {"*"}
 
     @property
+    def api_url(self) -> str:
+        """The address of the API, as clients use it: without a slash at its end, and never empty.
+
+        Raises:
+            InvalidInputError: `base_url` is no http address.
+        """
+        return check_base_url((self.base_url or "").strip() or PRODUCTION_URL)
+
+    @property
     def saved_as(self) -> str | None:
-        """The name under which this block is stored; `None` if it is not stored."""
-        try:
-            return self.get_block_placeholder().rpartition(".")[2]
-        except BlockNotSavedError:
-            return None
+        """The name under which this block is stored; `None` if it is not, or was changed since."""
+        name = self._block_document_name
+        return name if name and self._stored_digest == self._digest() else None
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
-        """Pickle a stored block as its name, since Prefect stores results and task inputs as pickles."""
-        if self.saved_as is None:
-            return super().__reduce_ex__(protocol)
-        return _load, (type(self), self.saved_as)
+        """Pickle a stored block as its name, since Prefect stores results and task inputs as pickles.
+
+        One that was changed since is pickled whole, or the change would be lost.
+        """
+        name = self.saved_as
+        return super().__reduce_ex__(protocol) if name is None else (_load, (type(self), name))
 
     def page_of(self, flow: str, job_id: str) -> str | None:
         """Return the address of a job's page; `None` without a template.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import cloudpickle
@@ -10,7 +11,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import BlockDocumentUpdate
 from prefect.serializers import JSONSerializer
 from prefect.utilities.templating import resolve_block_document_references
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from noukai_prefect import NoukaiCredentials, NoukaiJob
 from noukai_prefect.flows import noukai_job
@@ -86,6 +87,57 @@ async def test_what_prefect_adds_to_a_block_is_accepted() -> None:
     resolved = await resolve_block_document_references({"credentials": reference})
     parameters = noukai_job.validate_parameters({"noukai_flow": "acme/spelling/grade-3", **resolved})
     assert parameters["credentials"].api_key.get_secret_value() == KEY
+
+
+def with_another_key(block: NoukaiCredentials) -> NoukaiCredentials:
+    block.api_key = SecretStr("nk_test_87654321_another")
+    return block
+
+
+def with_another_address(block: NoukaiCredentials) -> NoukaiCredentials:
+    block.base_url = "http://127.0.0.1:2/api/v1"
+    return block
+
+
+def copied(block: NoukaiCredentials) -> NoukaiCredentials:
+    return block.model_copy(update={"org": "acme", "project": "spelling"})
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize("change", [with_another_key, with_another_address, copied])
+async def test_a_stored_block_that_code_changes(
+    change: Callable[[NoukaiCredentials], NoukaiCredentials],
+) -> None:
+    """A change is neither lost in a pickle nor taken for the stored block; once saved, it is that block."""
+    credentials = NoukaiCredentials(api_key=KEY, base_url="http://127.0.0.1:1/api/v1")
+    await credentials.asave("changed", overwrite=True)
+    await NoukaiJob(credentials=credentials, flow="acme/spelling/grade-3").asave("changed", overwrite=True)
+    nested = (await NoukaiJob.aload("changed")).credentials
+    for block in (credentials, await NoukaiCredentials.aload("changed"), nested):
+        assert block.saved_as == "changed"
+        changed = change(block)
+        assert changed.saved_as is None
+        pickled = cloudpickle.dumps(changed)
+        read = cloudpickle.loads(pickled)
+        assert read == changed
+        assert read.api_key.get_secret_value() == changed.api_key.get_secret_value()
+        assert read.saved_as is None
+        assert changed.api_key == credentials.api_key or KEY.encode() not in pickled
+    await changed.asave("changed", overwrite=True)
+    assert changed.saved_as == "changed"
+    assert (await NoukaiCredentials.aload("changed")).api_key == changed.api_key
+
+
+@pytest.mark.usefixtures("prefect_server")
+async def test_how_a_change_is_noticed_is_not_shown() -> None:
+    """Neither the text, the fields nor the schema of a stored block have a digest of its key."""
+    credentials = NoukaiCredentials(api_key=KEY)
+    await credentials.asave("not-shown", overwrite=True)
+    assert credentials._stored_digest is not None
+    for text in (repr(credentials), credentials.model_dump_json(), str(credentials.model_dump())):
+        assert credentials._stored_digest not in text
+        assert "digest" not in text
+    assert "digest" not in str(NoukaiCredentials.model_json_schema())
 
 
 @pytest.mark.usefixtures("prefect_server")

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import cloudpickle
 import pytest
+from prefect import flow, runtime
 from prefect.blocks.core import Block
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import BlockDocumentUpdate
@@ -17,7 +18,8 @@ from pydantic import SecretStr, ValidationError
 
 from noukai_core import AsyncNoukai, InvalidInputError, Noukai, ResponseTooLargeError
 from noukai_core._options import ClientArguments
-from noukai_prefect import NoukaiCredentials, NoukaiJob, NoukaiJobRun, run_noukai_job
+from noukai_core.addresses import PRODUCTION_URL
+from noukai_prefect import NoukaiCredentials, NoukaiJob, NoukaiJobRun, run_noukai_job, run_noukai_jobs
 from tests.prefect.conftest import KEY
 
 if TYPE_CHECKING:
@@ -49,6 +51,36 @@ def test_empty_fields_of_a_form_mean_none(emulator: Emulator) -> None:
     block = NoukaiCredentials(api_key=SecretStr(KEY), base_url=emulator.base_url, org="", project="")
     with block.get_client() as client:
         assert client.flow("acme/spelling/grade-3").path == "acme/spelling/grade-3"
+
+
+@pytest.mark.parametrize("address", [None, "", " ", f" {PRODUCTION_URL}", f"{PRODUCTION_URL}/"], ids=repr)
+def test_an_address_that_is_written_differently(address: str | None) -> None:
+    """What means the same server is one address, which clients use."""
+    block = NoukaiCredentials(api_key=SecretStr(KEY), base_url=address)
+    assert block.api_url == PRODUCTION_URL
+    with block.get_client() as client:
+        assert client._settings.base_url == PRODUCTION_URL
+
+
+@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.parametrize("batch", [False, True])
+def test_a_rerun_after_an_address_was_edited(emulator: Emulator, batch: bool) -> None:
+    """A rerun whose block names the same server differently attaches to the jobs that exist."""
+
+    @flow(retries=1)
+    def edited_between() -> None:
+        attempt = runtime.flow_run.run_count  # type: ignore[attr-defined]
+        address = emulator.base_url + "/" * (attempt - 1)
+        block = NoukaiCredentials(api_key=SecretStr(KEY), base_url=address)
+        if batch:
+            run_noukai_jobs(block, "acme/spelling/grade-3", ["hello"])
+        else:
+            run_noukai_job(block, "acme/spelling/grade-3", "hello")
+        if attempt == 1:
+            raise RuntimeError("again")
+
+    edited_between()
+    assert len(emulator.control.jobs()) == 1
 
 
 def test_org_and_project(emulator: Emulator) -> None:

@@ -60,7 +60,7 @@ class Rerun:
         """Let the earlier attempt have submitted a job, and have recorded its id if that is known."""
         credentials, run = self._credentials, self.run
         inputs = {
-            "server": credentials.base_url,
+            "server": credentials.api_url,
             "credentials": credentials.saved_as,
             **REQUEST.arguments(),
         }

@@ -57,9 +57,9 @@ async def no_suspended_runs() -> AsyncIterator[None]:
             await client.delete_flow_run(run.id)
 
 
-def ended_job(emulator: Emulator) -> Job:
+def ended_job(emulator: Emulator, of: str = FLOW) -> Job:
     with Noukai("nk_test_any", base_url=emulator.base_url) as client:
-        job = client.flow(FLOW).job("hello")
+        job = client.flow(of).job("hello")
         job.wait()
         return job
 
@@ -80,6 +80,35 @@ async def test_each_run_is_one_event(saved: NoukaiCredentials, emulator: Emulato
     first, again = _event(listed[0]), _event(listed[0])
     assert (first.id, first.event) == (again.id, "noukai.run.completed")
     assert first.id != _event(listed[1]).id
+
+
+def flow_id_of(path: str, emulator: Emulator) -> str:
+    """Return the id of a flow, of which a job has ended."""
+    job = ended_job(emulator, path)
+    assert job.accepted is not None
+    assert job.accepted.flow_id is not None
+    return job.accepted.flow_id
+
+
+async def test_watchers_of_different_states(saved: NoukaiCredentials, emulator: Emulator) -> None:
+    """A run that one watcher of a flow passes over is emitted by another one that watches its state."""
+    path = "acme/books/watched-by-two"
+    flow_id = flow_id_of(path, emulator)
+    for state in ("failed", "completed"):
+        assert await watch_noukai_runs(flow_id, states=[state]) == 0
+    ended_job(emulator, path)
+    assert await watch_noukai_runs(flow_id, states=["failed"]) == 0
+    assert await watch_noukai_runs(flow_id, states=["completed", "completed"]) == 1
+
+
+async def test_a_watcher_whose_address_gets_a_slash(saved: NoukaiCredentials, emulator: Emulator) -> None:
+    """An address that is written differently and means the same loses no run."""
+    path = "acme/books/watched-at-another-address"
+    flow_id = flow_id_of(path, emulator)
+    assert await watch_noukai_runs(flow_id) == 0
+    ended_job(emulator, path)
+    edited = NoukaiCredentials(api_key=saved.api_key, base_url=f" {emulator.base_url}/ ")
+    assert await watch_noukai_runs(flow_id, edited) == 1
 
 
 @flow
