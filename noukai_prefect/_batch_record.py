@@ -28,7 +28,7 @@ from noukai_prefect._job_store import now
 from noukai_prefect._prefect_client import prefect_client
 from noukai_prefect._run_context import RunContext
 from noukai_prefect._signing import RecordSigner
-from noukai_prefect.credentials import NoukaiCredentials
+from noukai_prefect.credentials import NoukaiCredentials, stored_reference
 
 _CHUNK_CHARACTERS = 64_000
 _CHUNK = "chunk"
@@ -170,8 +170,8 @@ class BatchRecordLog:
 
     def _metadata(self) -> dict[str, str]:
         content = {"slot": self._slot, "flow": self._flow, "chunk": str(self._chunk), "size": self._size}
-        if self._credentials.saved_as is not None:
-            content["credentials"] = self._credentials.saved_as
+        if (credentials := stored_reference(self._credentials)) is not None:
+            content["credentials"] = credentials
         if self.table is not None:
             content["table"] = str(self.table)
         return {**content, "signature": self._signer.sign(content)}
@@ -271,7 +271,7 @@ class StoredBatch:
         slot: The slot of the batch.
         flow: The Noukai flow.
         size: The number of jobs.
-        credentials: The name of the stored block whose key submitted the jobs, if it is a stored one.
+        credentials: Which stored block's key submitted the jobs, if it is a stored one.
         chunks: The artifacts of the log, in their order.
     """
 

@@ -46,7 +46,7 @@ class JobRecord(SubmissionRecord):
         slot: Which of the run's submissions it is. A retry after a failed job has the same slot.
         resubmission: How many jobs preceded it in its slot.
         ended: Whether this flow run saw it fail, or cancelled it. The next attempt then submits a new job.
-        credentials: The name of the stored block whose key submitted the job, if it is a stored one.
+        credentials: Which stored block's key submitted the job, if it is a stored one.
         claim: The attempt of the run and the detached task that use the slot. It is not signed, as it cannot
             lead to another run's job.
         artifact_id: The artifact that keeps the record.

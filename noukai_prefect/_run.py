@@ -45,7 +45,7 @@ from noukai_prefect._job_store import JobRecord, JobStore
 from noukai_prefect._output_type import check_output_type
 from noukai_prefect._run_context import RunContext
 from noukai_prefect._termination import termination_noted
-from noukai_prefect.credentials import NoukaiCredentials
+from noukai_prefect.credentials import NoukaiCredentials, stored_reference
 
 T = TypeVar("T")
 
@@ -191,7 +191,7 @@ async def _submit_or_attach(
     stored = await run_until_stopped(
         submission_state.read_earlier(), run, f"the record of a job of {flow.path} was read"
     )
-    record = replace(stored, credentials=credentials.saved_as)
+    record = replace(stored, credentials=stored_reference(credentials))
     job = await _attach(flow, record, run, submission_state, listed=request.session_id is None)
     return job or await _submit(credentials, flow, request, run, store, record, submission_state)
 

@@ -8,6 +8,7 @@ import json
 from typing import TYPE_CHECKING, Any, Literal, Self, SupportsIndex, TypeAlias, overload
 
 from prefect.blocks.abstract import CredentialsBlock
+from prefect.blocks.core import Block
 from pydantic import (
     ConfigDict,
     Field,
@@ -284,6 +285,31 @@ def check_credentials(credentials: object) -> NoukaiCredentials:
         "tuple": "write `unmapped(credentials)` in `.map(...)`, which would take a block apart",
     }.get(kind, "load one with `NoukaiCredentials.load(...)`")
     raise InvalidInputError(f"credentials is a {kind}, but must be a NoukaiCredentials block: {what_to_do}")
+
+
+def stored_reference(credentials: NoukaiCredentials) -> str | None:
+    """Return how a record names a stored block; `None` if it is not stored, or was changed since.
+
+    It is the block's name or, if its class is a subclass with a block type of its own, `slug/name`.
+    """
+    name, slug = credentials.saved_as, type(credentials).get_block_type_slug()
+    if name is None or slug == NoukaiCredentials.get_block_type_slug():
+        return name
+    return f"{slug}/{name}"
+
+
+async def load_stored(reference: str) -> NoukaiCredentials:
+    """Load the block that a record names; see `stored_reference`.
+
+    Raises:
+        InvalidInputError: The type of the block is not one of credentials.
+    """
+    slug, _, name = reference.rpartition("/")
+    block_class: type[Block] = Block.get_block_class_from_key(slug) if slug else NoukaiCredentials
+    # Others may be able to write records, and must not choose which blocks are loaded.
+    if not issubclass(block_class, NoukaiCredentials):
+        raise InvalidInputError(f"{slug} is not a type of Noukai credentials")
+    return await block_class.aload(name)
 
 
 def _load(block_class: type[NoukaiCredentials], name: str) -> NoukaiCredentials:

@@ -25,7 +25,7 @@ from noukai_prefect._job_artifact import job_markdown
 from noukai_prefect._job_store import JobRecord, mark_ended, read_records
 from noukai_prefect._signing import RecordSigner
 from noukai_prefect._sync import run_blocking
-from noukai_prefect.credentials import NoukaiCredentials
+from noukai_prefect.credentials import NoukaiCredentials, load_stored
 
 if TYPE_CHECKING:
     from noukai_prefect._run_context import LoggerOrAdapter
@@ -153,7 +153,7 @@ async def _stored_by_block(flow_run: FlowRun, default: str) -> dict[str, _Stored
 async def _log_all(flow_run: FlowRun, default: str, logger: LoggerOrAdapter) -> None:
     for name, stored in (await _stored_by_block(flow_run, default)).items():
         try:
-            block: NoukaiCredentials = await NoukaiCredentials.aload(name)
+            block = await load_stored(name)
             verified, _ = stored.verify(block)
         except Exception as error:
             logger.warning("Noukai credentials block %s: not usable: %s", one_line(name), error)
@@ -169,7 +169,7 @@ async def _cancel_all(flow_run: FlowRun, default: str, logger: LoggerOrAdapter) 
     for name, stored in (await _stored_by_block(flow_run, default)).items():
         # A broken block, or a fault of Prefect, must not keep the jobs of other blocks from being cancelled.
         try:
-            block: NoukaiCredentials = await NoukaiCredentials.aload(name)
+            block = await load_stored(name)
             verified, rejected = stored.verify(block)
             rejected.log_not_cancelled(logger, f"record not verified with credentials block {one_line(name)}")
             await _cancel_verified(block, verified, logger)

@@ -18,7 +18,7 @@ from noukai_prefect._artifacts import with_subflows
 from noukai_prefect._job_store import JobRecord, read_records
 from noukai_prefect._run_context import RunContext
 from noukai_prefect._signing import RecordSigner
-from noukai_prefect.credentials import NoukaiCredentials
+from noukai_prefect.credentials import NoukaiCredentials, load_stored
 
 _KEY = "noukai-job-"
 _PAGE_SIZE = 200
@@ -121,7 +121,7 @@ async def _record(
             continue
         name = record.credentials or default
         if name not in blocks:
-            blocks[name] = await NoukaiCredentials.aload(name)
+            blocks[name] = await load_stored(name)
         if record.verified_by(RecordSigner(blocks[name].api_key, scope)):
             return record, blocks[name]
     raise _RecordError(f"it has no verified record of Noukai job {job_id}")

@@ -15,7 +15,7 @@ from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from pydantic import SecretStr
 
-from noukai_core import AsyncFlow, AsyncJob, JobTimeoutError, Submission
+from noukai_core import AsyncFlow, AsyncJob, InvalidInputError, JobTimeoutError, Submission
 from noukai_prefect import (
     NoukaiCredentials,
     arun_noukai_job,
@@ -28,6 +28,7 @@ from noukai_prefect import (
 )
 from noukai_prefect._artifacts import JOB_RECORDS, artifacts_of
 from noukai_prefect._job_store import read_records
+from noukai_prefect.credentials import load_stored
 
 if TYPE_CHECKING:
     from noukai_core.emulator import Emulator, EmulatorControl
@@ -85,6 +86,31 @@ async def test_young_job(
     flow_run_id = await of(credentials)
     await call(cancel_noukai_jobs, of, flow_run_id)
     assert [job["state"] for job in control.jobs()] == ["cancelled"]
+
+
+class TeamCredentials(NoukaiCredentials):
+    """Credentials with a block type of their own."""
+
+    _block_type_name = "Team Credentials"
+    _block_type_slug = "team-credentials"
+
+
+@pytest.mark.parametrize("of", [single, batch], ids=["single", "batch"])
+async def test_a_block_of_another_type(
+    credentials: NoukaiCredentials, control: EmulatorControl, of: Flow[..., Awaitable[UUID]]
+) -> None:
+    """A job is cancelled with the block that submitted it, even if the block's type is a subclass's own."""
+    team = TeamCredentials(api_key=credentials.api_key, base_url=credentials.base_url)
+    await team.asave("of-a-team", overwrite=True)
+    flow_run_id = await of(team)
+    await call(cancel_noukai_jobs, of, flow_run_id)
+    assert [job["state"] for job in control.jobs()] == ["cancelled"]
+
+
+async def test_a_record_that_names_a_block_of_something_else() -> None:
+    """A record does not make a hook load a block that is no credentials."""
+    with pytest.raises(InvalidInputError, match="secret is not a type of Noukai credentials"):
+        await load_stored("secret/of-somebody")
 
 
 async def test_record_gone(
