@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from devtools.processes import LONGEST_WAIT
+from devtools.processes import LONGEST_WAIT, wait_until
 from tests.documents import examples
 from tests.e2e_airflow.conftest import KEY
 
@@ -59,6 +60,30 @@ def test_a_deferrable_task(
     assert f"state={end}" in output, output
     (job,) = [job for job in emulator_server.control.jobs() if job["flow"].endswith(flow)]
     assert (job["state"], emulator_server.control.counts(job["id"]).get("cancel", 0)) == (outcome, 0)
+
+
+@pytest.mark.parametrize("dag", ["waiting", "deferred"])
+def test_ctrl_c(dag: str, environment: dict[str, str], emulator_server: Emulator) -> None:
+    """A person who interrupts the command ends the task, so its job is cancelled, wherever it waits."""
+    flow, control = f"ctrl-c-{dag}", emulator_server.control
+    control.script(flow, outcome="never")
+    arguments = ["test", dag, "-f", str(DAGS / "scenarios.py"), "-c", json.dumps({"flow": flow})]
+    command = [str(Path(sys.executable).parent / "airflow"), "dags", *arguments]
+
+    def polled() -> list[str]:
+        jobs = [job["id"] for job in control.jobs() if job["flow"].endswith(flow)]
+        return [job_id for job_id in jobs if control.counts(job_id)["poll"]]
+
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(command, env=environment, **streams) as process:
+        try:
+            (job_id,) = wait_until(polled, "a poll")
+            process.send_signal(signal.SIGINT)
+            output, _ = process.communicate(timeout=LONGEST_WAIT)
+        finally:
+            process.kill()
+    assert control.job(job_id)["state"] == "cancelled", output.decode()
+    assert "cancelled (a user ended its task)" in output.decode()
 
 
 EVERY_DAG = """
