@@ -217,7 +217,7 @@ async def _record(
 
 
 def _recorded_inputs(credentials: NoukaiCredentials, request: JobRequest) -> dict[str, Any]:
-    return {"server": credentials.api_url, "credentials": credentials.saved_as, **request.arguments()}
+    return {"server": credentials.api_url, "credentials": credentials.stored_name, **request.arguments()}
 
 
 async def _attach(

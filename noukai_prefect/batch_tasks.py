@@ -130,7 +130,7 @@ def _slot(run: RunContext, flow: str, credentials: NoukaiCredentials, inputs: Ba
         return str(uuid4())
     content = {
         "server": credentials.api_url,
-        "credentials": credentials.saved_as,
+        "credentials": credentials.stored_name,
         "batch": inputs.content,
     }
     return store.slot(run, flow, content)

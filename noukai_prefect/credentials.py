@@ -247,8 +247,12 @@ class NoukaiCredentials(CredentialsBlock):
     @property
     def saved_as(self) -> str | None:
         """The name under which this block is stored; `None` if it is not, or was changed since."""
-        name = self._block_document_name
-        return name if name and self._stored_digest == self._digest() else None
+        return self.stored_name if self._stored_digest == self._digest() else None
+
+    @property
+    def stored_name(self) -> str | None:
+        """The name under which this block was loaded or saved, even if it was changed since."""
+        return self._block_document_name or None
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
         """Pickle a stored block as its name, since Prefect stores results and task inputs as pickles.
@@ -292,10 +296,11 @@ def stored_reference(credentials: NoukaiCredentials) -> str | None:
 
     It is the block's name or, if its class is a subclass with a block type of its own, `slug/name`.
     """
-    name, slug = credentials.saved_as, type(credentials).get_block_type_slug()
-    if name is None or slug == NoukaiCredentials.get_block_type_slug():
-        return name
-    return f"{slug}/{name}"
+    name = credentials.saved_as
+    if name is None:
+        return None
+    slug = type(credentials).get_block_type_slug()
+    return name if slug == NoukaiCredentials.get_block_type_slug() else f"{slug}/{name}"
 
 
 async def load_stored(reference: str) -> NoukaiCredentials:

@@ -61,7 +61,7 @@ class Rerun:
         credentials, run = self._credentials, self.run
         inputs = {
             "server": credentials.api_url,
-            "credentials": credentials.saved_as,
+            "credentials": credentials.stored_name,
             **REQUEST.arguments(),
         }
         assert run.scope is not None
