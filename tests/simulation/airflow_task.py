@@ -533,7 +533,9 @@ class AirflowTask:
         deferred = deferral.deferred
         trigger: Any = deferred.trigger
         _, arguments = trigger.serialize()
-        payload = self._trigger(triggerer, type(trigger)(**arguments))
+        running = type(trigger)(**arguments)
+        running.trigger_id = triggerer.number  # as a triggerer does, unlike `airflow dags test`
+        payload = self._trigger(triggerer, running)
         clock, current = self.simulation.clock, deferral.triggerer
         if deferral.over:
             self.tell("triggerer {0} ends, and nothing waits for its event", triggerer.number)
