@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,7 +24,8 @@ class Threads:
 
     def __init__(self, process: Callable[[], Blocking]) -> None:
         self._process = process
-        self.threading = SimpleNamespace(Thread=self._thread)
+        # Nothing waits while it holds a lock, so no other thread finds it held.
+        self.threading = SimpleNamespace(Thread=self._thread, RLock=nullcontext)
         self.future = lambda: _Future(process())
         self.asyncio = SimpleNamespace(
             **{
